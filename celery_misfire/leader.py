@@ -1,0 +1,687 @@
+"""The beat that leads: carries out, durably and in the right order, what the planner decides.
+
+For each entry that is due: plan, *claim* (one commit to the store: new state, intents, log), *publish* each
+intent, *acknowledge* (a second commit without the intents that were sent). A crash anywhere in between
+leaves either an entry that is still due or an intent that the next leader sends again under the same id.
+Runs that are on time go first; what is to be caught up follows in batches.
+
+Nothing here knows Celery: sending is the :class:`Publisher`'s business, reporting the :class:`Reporter`'s.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, cast
+
+from celery_misfire import records
+from celery_misfire.exceptions import BrokerUnavailable, PublishRejected
+from celery_misfire.fire import task_id
+from celery_misfire.lease import Lease, uptime
+from celery_misfire.ledger import Commit, Ledger
+from celery_misfire.misfire import (
+    Misfire,
+    MisfireInstruction,
+    MisfirePolicy,
+    Missed,
+    MissedFire,
+    Outcome,
+    Reason,
+    Trigger,
+    from_millis,
+    plan,
+    resolve,
+    threshold_millis,
+)
+from celery_misfire.missed import Report
+from celery_misfire.records import EntryRecord, Intent, Unreported
+from celery_misfire.store import Acquired, RedisStore
+
+__all__ = ["Definition", "Leader", "Message", "Publisher", "Reporter"]
+
+logger = logging.getLogger(__name__)
+
+#: How many runs are claimed and sent at a time; so many are sent again after a crash, at most.
+BATCH = 100
+#: How many of them one entry may have when it catches up, so that all entries get their turn.
+SHARE = 20
+#: Catching up gets a turn at least so often, in seconds, however busy beat is with what is on time.
+CATCH_UP_EVERY = 1.0
+#: Longest sleep, in seconds: the lease's thread wants to see the main loop go on.
+LONGEST_SLEEP = 5.0
+#: A wall clock that gains so much on the steady clock between two looks, in milliseconds, was set.
+CLOCK_JUMP = 1_000
+#: The record of a removed entry is kept so long, in milliseconds, so that its return is noticed.
+KEEP_REMOVED = 7 * 24 * 3600 * 1000
+
+
+@dataclass(frozen=True)
+class Definition:
+    """An entry of the schedule, as far as the leader needs it."""
+
+    name: str
+    task: str
+    trigger: Trigger
+    policy: MisfirePolicy | None
+
+
+@dataclass(frozen=True)
+class Message:
+    """A run to be sent.
+
+    :param fire_time: now, in milliseconds UTC.
+    :param threshold: how late it may be, in milliseconds; with the policy, for the worker to judge by.
+    """
+
+    definition: Definition
+    intent: Intent
+    task_id: str
+    fire_time: int
+    threshold: int
+    resolved: MisfireInstruction
+
+
+class Publisher(Protocol):
+    def connect(self) -> None:
+        """Make sure that the broker can be reached. :raises BrokerUnavailable: when it cannot."""
+
+    def publish(self, message: Message) -> None:
+        """Send the task of an entry.
+
+        :raises BrokerUnavailable: when the broker failed; the message may have arrived all the same.
+        :raises PublishRejected: when this message cannot be sent; it has not arrived.
+        """
+
+
+class Reporter(Protocol):
+    def submit(self, report: Report) -> None:
+        """Take over the reporting of a miss; never waits."""
+
+    def finished(self) -> list[Report]:
+        """Return the reports done since the last call."""
+
+    def announce(self, misfire: Mapping[str, Any]) -> None:
+        """Send ``misfire_detected`` with these arguments; never waits."""
+
+
+@dataclass
+class _Pause:
+    """When something that failed is tried again; each failure in a row doubles the wait."""
+
+    until: float = 0.0
+    length: float = 0.0
+
+    def prolong(self, now: float, first: float = 1.0, longest: float = 60.0) -> None:
+        self.length = min(longest, self.length * 2 or first)
+        self.until = now + self.length
+
+
+class Leader:
+    """What is to be done next, for all entries.
+
+    :param namespace: part of every task id.
+    :param each: report every missed occurrence by itself, not one record per outage and entry.
+    :param wall: the wall clock, in milliseconds UTC.
+    """
+
+    def __init__(
+        self,
+        store: RedisStore,
+        lease: Lease,
+        publisher: Publisher,
+        reporter: Reporter,
+        *,
+        namespace: str,
+        app: str = "",
+        each: bool = False,
+        wall: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        steady: Callable[[], float] = uptime,
+    ) -> None:
+        self._store, self._lease, self._publisher, self._reporter = store, lease, publisher, reporter
+        self._namespace, self._app, self._each = namespace, app, each
+        self._wall, self._steady = wall, steady
+        self._ledger = Ledger(store, lease)
+        self._definitions: dict[str, Definition] = {}
+        self._epoch = 0
+        #: Next fire times; an item that is not the entry's any more is passed over.
+        self._timeline: list[tuple[int, str]] = []
+        #: Entries with runs that are decided and not claimed. Dicts, for their order.
+        self._catch_up: dict[str, None] = {}
+        self._caught_up_at = 0.0
+        #: Entries with intents that are claimed and not sent.
+        self._unsent: dict[str, None] = {}
+        self._broken: dict[str, _Pause] = {}
+        self._refused: dict[str, _Pause] = {}
+        self._broker: _Pause | None = _Pause()
+        self._outages: deque[tuple[Reason, int]] = deque(maxlen=16)
+        self._clock_offset = self._wall() - self._steady() * 1000
+        self._reporting: dict[tuple[str, Unreported], int] = {}
+
+    # -- taking over ---------------------------------------------------------------------------------------
+
+    def take_over(self, acquired: Acquired, definitions: Iterable[Definition]) -> None:
+        """Begin to lead, or go on after the store was away.
+
+        :raises StoreUnavailable, LeaseLost: it is to be done again.
+        """
+        now = self._wall()
+        went_on = self._epoch > 0 and acquired.previous_epoch <= self._epoch
+        if went_on:
+            reason = Reason.STORE_UNAVAILABLE
+            if acquired.cold:
+                logger.warning("beat: %s was lost; it is restored from memory", self._store)
+            self._ledger.restore()
+        else:
+            reason = Reason.FAILOVER if self._lease.other_was_alive else Reason.SCHEDULER_DOWN
+            if acquired.cold:
+                logger.warning(
+                    "beat: no %s: every schedule is planned from now, nothing runs at once and "
+                    "nothing counts as missed. Expected at the first start; later it means that Redis lost "
+                    "its data.",
+                    self._store,
+                )
+            self._epoch = 0
+            self._reporting.clear()
+            self._ledger.load()
+        self._lease.other_was_alive = False
+        self.adopt(definitions, from_now=acquired.cold and not went_on)
+        if acquired.cold:
+            self._store.write_meta(self._lease.token, self._app)
+        self._epoch = acquired.epoch
+        self._outages.append((reason, now))
+        self._ledger.log(
+            {"event": "lead", "epoch": acquired.epoch, "reason": reason, "cold": acquired.cold, "now": now}
+        )
+
+    def adopt(self, definitions: Iterable[Definition], *, from_now: bool = False) -> None:
+        """Bring the records in line with the schedule: entries added, edited, removed.
+
+        :param from_now: no entry has a past (the store was empty).
+        """
+        now = self._wall()
+        self._definitions = {d.name: d for d in definitions}
+        changed: dict[str, EntryRecord] = {}
+        for name in self._definitions:
+            try:
+                record = self._adopted(name, now, from_now=from_now)
+            except Exception as exc:
+                self._break(name, exc)
+            else:
+                if record is not None:
+                    changed[name] = record
+        for name, record in self._ledger.items():
+            if name not in self._definitions and record.removed_at is None:
+                started = self._close_registers(name, record.intents, Reason.ENTRY_DELETED)
+                changed[name] = records.removed(record, now, started)
+        self._ledger.write(changed)
+        self._rebuild_queues()
+
+    def _adopted(self, name: str, now: int, *, from_now: bool) -> EntryRecord | None:
+        """Return the new record of an entry whose record has to change."""
+        definition, record = self._definitions[name], self._ledger.get(name)
+        task, trigger = definition.task, definition.trigger
+        if record is None:
+            return records.first_seen(name, task, trigger, now, from_now=from_now)
+        if from_now or record.removed_at is not None or record.fingerprint != trigger.fingerprint:
+            return records.edited(record, task, trigger, now)
+        return None if record.task == task else replace(record, task=task)
+
+    def _rebuild_queues(self) -> None:
+        present = {n: r for n, r in self._ledger.items() if n in self._definitions}
+        self._timeline = [
+            (r.state.next_fire_time, n) for n, r in present.items() if r.state.next_fire_time is not None
+        ]
+        heapq.heapify(self._timeline)
+        self._catch_up = {n: None for n, r in present.items() if r.runs}
+        self._unsent = {n: None for n, r in present.items() if r.intents}
+        for name, record in self._ledger.items():
+            if record.missed:
+                self._report(name)
+
+    # -- one step ------------------------------------------------------------------------------------------
+
+    def tick(self) -> float:
+        """Do the most urgent piece of work; return how many seconds may pass before the next call.
+
+        :raises StoreUnavailable: call again later. :raises LeaseLost: somebody else leads.
+        """
+        now = self._wall()
+        self._notice_clock_jump(now)
+        if self._ledger.repeat_unanswered():
+            self._outages.append((Reason.STORE_UNAVAILABLE, now))
+            self._rebuild_queues()
+        self._acknowledge_reports(now)
+        if not self._broker_is_there(now):
+            return self._sleep(until_broker=True)
+        due = self._due(now)
+        if due:
+            self._decide(due, now)
+            if self._catch_up and self._steady() - self._caught_up_at >= CATCH_UP_EVERY:
+                self._catch_up_some(now)
+        elif unsent := [n for n in self._unsent if not self._is_paused(n)][:BATCH]:
+            self._send_again(unsent, now)
+        elif any(not self._is_paused(n) for n in self._catch_up):
+            self._catch_up_some(now)
+        else:
+            return self._sleep()
+        return 0.0
+
+    def _sleep(self, *, until_broker: bool = False) -> float:
+        steady = self._steady()
+        waits = [LONGEST_SLEEP]
+        if self._reporting:
+            waits.append(0.1)
+        if until_broker and self._broker is not None:
+            waits.append(self._broker.until - steady)
+        else:
+            waits += [p.until - steady for p in (*self._broken.values(), *self._refused.values())]
+            if self._timeline:
+                waits.append((self._timeline[0][0] - self._wall()) / 1000)
+        return max(0.0, min(waits))
+
+    def _notice_clock_jump(self, now: int) -> None:
+        offset = now - self._steady() * 1000
+        gained = offset - self._clock_offset
+        if gained > CLOCK_JUMP:
+            logger.warning("beat: the clock was set forward by %.1f s", gained / 1000)
+            self._outages.append((Reason.CLOCK_JUMP, now))
+        self._clock_offset = offset
+
+    def _reason(self, name: str, scheduled: int) -> Reason:
+        """Return why an occurrence that is still to be decided is late, if it is."""
+        if scheduled < self._ledger[name].generation:
+            return Reason.START_IN_PAST
+        if name in self._broken:
+            return Reason.SCHEDULE_ERROR
+        return next((r for r, until in self._outages if scheduled <= until), Reason.SCHEDULER_BUSY)
+
+    def _broker_is_there(self, now: int) -> bool:
+        """True when it is worth claiming: what cannot be sent is better judged when it can be."""
+        if self._broker is None:
+            return True
+        if self._steady() < self._broker.until:
+            return False
+        try:
+            self._publisher.connect()
+        except BrokerUnavailable as exc:
+            if not self._broker.length:
+                logger.warning("beat: the broker cannot be reached, nothing is sent until then: %s", exc)
+            self._broker.prolong(self._steady(), first=0.5, longest=5.0)
+            return False
+        if self._broker.length:
+            logger.info("beat: the broker is there again")
+            self._outages.append((Reason.BROKER_UNAVAILABLE, now))
+        self._broker = None
+        return True
+
+    # -- deciding ------------------------------------------------------------------------------------------
+
+    def _due(self, now: int) -> list[str]:
+        """Take the entries to be planned now off the timeline, oldest first, one batch at most."""
+        due = {name: None for name, pause in self._broken.items() if pause.until <= self._steady()}
+        while self._timeline and self._timeline[0][0] <= now and len(due) < BATCH:
+            moment, name = heapq.heappop(self._timeline)
+            if self._ledger[name].state.next_fire_time == moment and name not in self._broken:
+                due[name] = None
+        return list(due)
+
+    def _decide(self, names: Sequence[str], now: int) -> None:
+        commit, room = Commit(), BATCH
+        for name in names:
+            try:
+                room -= self._plan(name, now, room, commit)
+            except Exception as exc:
+                self._break(name, exc)
+        self._ledger.commit(commit)
+        self._publish(list(commit.new))
+
+    def _plan(self, name: str, now: int, room: int, commit: Commit) -> int:
+        """Add what happens to this entry to the commit; return how many runs are to be sent."""
+        definition = self._definitions[name]
+        record = self._ledger.get(name) or self._adopted(name, now, from_now=False)
+        assert record is not None
+        due = record.state.next_fire_time
+        reason = Reason.SCHEDULER_BUSY if due is None or name not in self._ledger else self._reason(name, due)
+        made = plan(definition.trigger, record.state, definition.policy, now, reason)
+        decided = records.with_plan(record, made, now)
+        if made.runs and made.runs[0].outcome is Outcome.FIRED:
+            # What is in time is claimed at once; what is late waits until nothing is due.
+            decided = records.claim(decided, definition.trigger, now, max(1, room))
+        self._broken.pop(name, None)
+        commit.new[name] = decided
+        commit.then.append(partial(self._enqueue, name))
+        if made.misfire is not None:
+            self._tell(commit, name, made.misfire, now, decided.state.next_fire_time)
+        return len(decided.intents) - len(record.intents)
+
+    def _enqueue(self, name: str) -> None:
+        """Put an entry in the queues that its record calls for."""
+        record = self._ledger[name]
+        if record.state.next_fire_time is not None:
+            heapq.heappush(self._timeline, (record.state.next_fire_time, name))
+        if record.runs:
+            self._catch_up[name] = None
+        if record.missed:
+            self._report(name)
+
+    def _break(self, name: str, exc: Exception) -> None:
+        """Leave out an entry that cannot be planned, and try again later."""
+        if name not in self._broken:
+            logger.error("beat: entry %r cannot be planned and is tried again: %s", name, _brief(exc))
+            self._ledger.log({"event": "broken", "entry": name, "error": type(exc).__name__})
+        self._broken.setdefault(name, _Pause()).prolong(self._steady())
+
+    def _tell(self, commit: Commit, name: str, misfire: Misfire, now: int, following: int | None) -> None:
+        """Add the news of a misfire to a commit: it is told when the commit is done."""
+        commit.log.append(_misfire_line(name, misfire, now))
+        commit.then.append(partial(self._tell_now, name, misfire, now, following))
+
+    def _tell_now(self, name: str, misfire: Misfire, now: int, following: int | None) -> None:
+        task = self._definitions[name].task
+        instruction = str(misfire.instruction)
+        if misfire.resolved is not misfire.instruction:
+            instruction += f" -> {misfire.resolved}"
+        logger.warning(
+            "beat: misfire of %r (%s): scheduled %s, now %s, late by %.3f s (%s), %s: %s; next %s",
+            name,
+            task,
+            from_millis(misfire.first).isoformat(),
+            from_millis(now).isoformat(),
+            misfire.late_by / 1000,
+            misfire.reason,
+            instruction,
+            ", ".join(f"{n} {outcome}" for outcome, n in misfire.outcomes.items()),
+            "never" if following is None else from_millis(following).isoformat(),
+        )
+        self._reporter.announce(
+            {
+                "sender": task,
+                "entry": name,
+                "scheduled_fire_time": from_millis(misfire.first),
+                "late_by": misfire.late_by / 1000,
+                "instruction": misfire.instruction,
+                "resolved": misfire.resolved,
+                "outcomes": dict(misfire.outcomes),
+                "reason": misfire.reason,
+            }
+        )
+
+    def _catch_up_some(self, now: int) -> None:
+        """Claim and send one batch of late runs; each entry has its share, then waits for its next turn."""
+        self._caught_up_at = self._steady()
+        commit, room = Commit(), BATCH
+        for name in [n for n in self._catch_up if not self._is_paused(n)]:
+            if room <= 0:
+                break
+            del self._catch_up[name]
+            record = self._ledger[name]
+            try:
+                claimed = records.claim(record, self._definitions[name].trigger, now, min(SHARE, room))
+            except Exception as exc:
+                self._refuse(name, exc)
+                self._catch_up[name] = None
+                continue
+            room -= len(claimed.intents) - len(record.intents)
+            commit.new[name] = claimed
+        self._ledger.commit(commit)
+        self._publish(list(commit.new))
+
+    # -- sending -------------------------------------------------------------------------------------------
+
+    def _send_again(self, names: Sequence[str], now: int) -> None:
+        """Send what was claimed before and not acknowledged: after a crash, a failure, a refusal."""
+        commit = Commit()
+        for name in names:
+            try:
+                self._judge_again(name, now, commit)
+            except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as exc:
+                self._refuse(name, exc)
+        self._ledger.commit(commit)
+        self._publish(list(commit.new))
+
+    def _judge_again(self, name: str, now: int, commit: Commit) -> None:
+        """What is known not to have been sent and is too late by now, gets what its instruction says."""
+        definition, record = self._definitions[name], self._ledger.with_certainty(self._ledger[name])
+        hopeless = [i for i in record.intents if self._is_hopeless(name, i, now)]
+        record = replace(record, intents=tuple(i for i in record.intents if i not in hopeless))
+        judged, misfire = records.judge_again(
+            record, definition.trigger, definition.policy, now, partial(self._reason, name)
+        )
+        gone = {i.scheduled for i in record.intents} - {i.scheduled for i in judged.intents}
+        self._close_registers(name, [i for i in record.intents if i.scheduled in gone], Reason.QUEUE_LATE)
+        self._close_registers(name, hopeless, Reason.PUBLISH_REJECTED)
+        if hopeless:
+            lost = [Missed(i.scheduled, i.scheduled, 1, Reason.PUBLISH_REJECTED) for i in hopeless]
+            judged = records.with_missed(judged, lost, MisfireInstruction.DO_NOTHING, now)
+        commit.new[name] = judged
+        commit.then.append(partial(self._enqueue, name))
+        if misfire is not None:
+            self._tell(commit, name, misfire, now, record.state.next_fire_time)
+
+    def _is_hopeless(self, name: str, intent: Intent, now: int) -> bool:
+        """True for a run whose message was refused for longer than it may be late."""
+        return (
+            name in self._refused
+            and intent.unsent
+            and now - intent.claimed_at >= self._threshold(name, intent)
+        )
+
+    def _threshold(self, name: str, intent: Intent) -> int:
+        definition = self._definitions[name]
+        times = definition.trigger.fire_times(self._ledger[name].state)
+        return threshold_millis(definition.policy, intent.scheduled, times.after(intent.scheduled))
+
+    def _close_registers(self, name: str, intents: Sequence[Intent], reason: Reason) -> set[int]:
+        """See to it that no worker starts what is to be missed; return what one has started already."""
+        held = self._store.settle([self._id(name, i) for i in intents], f"missed:{reason}")
+        return {i.scheduled for i, value in zip(intents, held, strict=True) if value.startswith("started")}
+
+    def _publish(self, names: Sequence[str]) -> None:
+        """Send every intent of these entries and acknowledge what was sent."""
+        work = [(i, n) for n in names for i in self._ledger[n].intents]
+        # On time before late, oldest first.
+        work.sort(key=lambda w: (w[0].outcome is not Outcome.FIRED, w[0].scheduled))
+        sent: dict[tuple[str, int], Message] = {}
+        tried: dict[tuple[str, int], bool] = {}
+        try:
+            for intent, name in work:
+                if not self._lease.held:
+                    break
+                key = (name, intent.scheduled)
+                # In doubt from here on: whatever interrupts the attempt, the message may have arrived.
+                tried[key] = False
+                try:
+                    sent[key] = self._send(name, intent)
+                except PublishRejected as exc:
+                    tried[key] = True
+                    self._refuse(name, exc)
+                except BrokerUnavailable as exc:
+                    # The failure may be this entry's own: it does not come first again.
+                    self._refused.setdefault(name, _Pause()).prolong(self._steady())
+                    self._broker = _Pause()
+                    logger.warning("beat: the broker failed, nothing is sent until it is back: %s", exc)
+                    self._broker.prolong(self._steady(), first=0.2)
+                    break
+        finally:
+            self._acknowledge(names, sent, tried)
+
+    def _send(self, name: str, intent: Intent) -> Message:
+        definition, type_ = self._definitions[name], self._ledger[name].state.trigger_type
+        asked = definition.policy.instruction if definition.policy else MisfireInstruction.DO_NOTHING
+        message = Message(
+            definition,
+            intent,
+            self._id(name, intent),
+            self._wall(),
+            self._threshold(name, intent),
+            resolve(asked, type_),
+        )
+        self._publisher.publish(message)
+        return message
+
+    def _refuse(self, name: str, exc: Exception) -> None:
+        """Leave an entry aside that cannot be sent, and try again later."""
+        if name not in self._refused:
+            logger.error("beat: entry %r cannot be sent and is tried again: %s", name, _brief(exc))
+            self._ledger.log({"event": "refused", "entry": name, "error": type(exc).__name__})
+        self._refused.setdefault(name, _Pause()).prolong(self._steady())
+
+    def _is_paused(self, name: str) -> bool:
+        return name in self._refused and self._refused[name].until > self._steady()
+
+    def _acknowledge(
+        self,
+        names: Sequence[str],
+        sent: Mapping[tuple[str, int], Message],
+        tried: Mapping[tuple[str, int], bool],
+    ) -> None:
+        """Take what was sent out of the records.
+
+        :param tried: for each attempt that was made, whether it is certain that the message did not arrive.
+        """
+        self._ledger.untried -= tried.keys()
+        commit = Commit(log=[_sent_line(m) for m in sent.values()])
+        for name in names:
+            record = self._ledger.with_certainty(self._ledger[name])
+            left = tuple(
+                replace(i, unsent=tried.get((name, i.scheduled), i.unsent))
+                for i in record.intents
+                if (name, i.scheduled) not in sent
+            )
+            commit.new[name] = replace(record, intents=left)
+            if left:
+                self._unsent[name] = None
+            else:
+                self._unsent.pop(name, None)
+                self._refused.pop(name, None)
+            if record.runs:
+                self._catch_up[name] = None
+        self._ledger.commit(commit)
+
+    def _id(self, name: str, intent: Intent) -> str:
+        return task_id(self._namespace, name, intent.generation, intent.scheduled)
+
+    # -- reporting -----------------------------------------------------------------------------------------
+
+    def _report(self, name: str) -> None:
+        """Hand the misses of an entry to the reporter, unless it has them already."""
+        record, definition = self._ledger[name], self._definitions.get(name)
+        on_missed = definition.policy.on_missed if definition and definition.policy else None
+        for lost in record.missed:
+            if (name, lost) not in self._reporting:
+                fires = self._missed_fires(record, lost)
+                self._reporting[name, lost] = len(fires)
+                for fire in fires:
+                    self._reporter.submit(Report(missed=fire, on_missed=on_missed, key=(name, lost)))
+
+    def _missed_fires(self, record: EntryRecord, lost: Unreported) -> list[MissedFire]:
+        """Return one record for all of them, or, if each is wanted, one for each of the oldest."""
+        spans = [(lost.first, lost.last, lost.count)]
+        if self._reports_each(record, lost):
+            spans = [(t, t, 1) for t in self._oldest(record, lost, BATCH)]
+        return [
+            MissedFire(
+                entry=record.name,
+                task=record.task,
+                task_id=task_id(self._namespace, record.name, lost.generation, first),
+                first=from_millis(first),
+                last=from_millis(last),
+                count=count,
+                reason=lost.reason,
+                instruction=lost.instruction,
+                detected_at=from_millis(lost.detected_at),
+            )
+            for first, last, count in spans
+        ]
+
+    def _reports_each(self, record: EntryRecord, lost: Unreported) -> bool:
+        # After an edit the old fire times are not known any more.
+        return (
+            self._each
+            and lost.count > 1
+            and record.name in self._definitions
+            and lost.generation == record.generation
+        )
+
+    def _oldest(self, record: EntryRecord, lost: Unreported, n: int) -> list[int]:
+        trigger = self._definitions[record.name].trigger
+        times = records.occurrences(trigger, record.state, lost.first, lost.last)
+        return [moment for _, moment in zip(range(n), times, strict=False)]
+
+    def _acknowledge_reports(self, now: int) -> None:
+        commit = Commit()
+        for report in self._reporter.finished():
+            name, lost = cast("tuple[str, Unreported]", report.key)
+            if (name, lost) not in self._reporting:
+                continue
+            commit.log.append(_missed_line(report.missed))
+            self._reporting[name, lost] -= 1
+            if not self._reporting[name, lost]:
+                del self._reporting[name, lost]
+                record = commit.new.get(name, self._ledger[name])
+                rest = self._still_unreported(record, lost)
+                commit.new[name] = replace(record, missed=tuple(m for m in record.missed if m != lost) + rest)
+                commit.then.append(partial(self._report, name))
+        if commit.new or commit.log:
+            self._ledger.commit(commit)
+        for name, record in commit.new.items():
+            if record.removed_at is not None and now - record.removed_at > KEEP_REMOVED and record.settled:
+                self._ledger.forget(name)
+
+    def _still_unreported(self, record: EntryRecord, lost: Unreported) -> tuple[Unreported, ...]:
+        if not self._reports_each(record, lost) or lost.count <= BATCH:
+            return ()
+        following = self._oldest(record, lost, BATCH + 1)[-1]
+        return (replace(lost, first=following, count=lost.count - BATCH),)
+
+
+def _brief(exc: Exception) -> str:
+    """Return the kind and the first line of an error: enough to find it, too little to carry arguments."""
+    text = str(exc).strip().split("\n")[0][:200]
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+
+
+def _sent_line(message: Message) -> dict[str, Any]:
+    intent = message.intent
+    return {
+        "event": "sent",
+        "entry": message.definition.name,
+        "outcome": intent.outcome,
+        "scheduled": intent.scheduled,
+        "fire_time": message.fire_time,
+        "merged": intent.merged,
+        "id": message.task_id,
+    }
+
+
+def _misfire_line(name: str, misfire: Misfire, now: int) -> dict[str, Any]:
+    return {
+        "event": "misfire",
+        "entry": name,
+        "first": misfire.first,
+        "last": misfire.last,
+        "count": misfire.count,
+        "now": now,
+        "reason": misfire.reason,
+        "instruction": misfire.instruction,
+        "resolved": misfire.resolved,
+        "outcomes": misfire.outcomes,
+    }
+
+
+def _missed_line(missed: MissedFire) -> dict[str, Any]:
+    return {
+        "event": "missed",
+        "entry": missed.entry,
+        "first": round(missed.first.timestamp() * 1000),
+        "last": round(missed.last.timestamp() * 1000),
+        "count": missed.count,
+        "reason": missed.reason,
+        "instruction": missed.instruction,
+        "id": missed.task_id,
+    }

@@ -1,0 +1,138 @@
+"""The records of all entries in memory, and their copy in the store: kept equal, whatever gets lost between.
+
+A commit that gets no answer is kept and sent again as it is; the store does it once. While nobody else has
+led, memory is the newer of the two and restores a store that lost its data or went back in time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from celery_misfire import records
+from celery_misfire.exceptions import LeaseLost, StoreUnavailable
+from celery_misfire.lease import Lease
+from celery_misfire.records import EntryRecord
+from celery_misfire.store import Change, RedisStore
+
+__all__ = ["Commit", "Ledger"]
+
+logger = logging.getLogger(__name__)
+
+#: How many records are written in one call.
+WRITE = 200
+
+
+@dataclass
+class Commit:
+    """Records to be replaced together, the lines of the log that say why, and what follows from it.
+
+    :param then: called once, when the commit is known to have been done.
+    """
+
+    new: dict[str, EntryRecord] = field(default_factory=dict)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    then: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Ledger(Mapping[str, EntryRecord]):
+    """The records by entry name."""
+
+    def __init__(self, store: RedisStore, lease: Lease) -> None:
+        self._store, self._lease = store, lease
+        self._records: dict[str, EntryRecord] = {}
+        self._texts: dict[str, str] = {}
+        self._unanswered: Commit | None = None
+        #: Intents that this process has claimed and never tried to send: (entry, scheduled).
+        self.untried: set[tuple[str, int]] = set()
+
+    def __getitem__(self, name: str) -> EntryRecord:
+        return self._records[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def load(self) -> None:
+        """Forget what is in memory and read the store. A text that is no record of ours is left out."""
+        self._unanswered = None
+        self._records, self._texts = {}, self._store.load()
+        self.untried.clear()
+        for name, text in self._texts.items():
+            try:
+                record = records.loads(text)
+                if record.name != name:
+                    raise ValueError("it belongs to another entry")
+            except ValueError as exc:
+                logger.error("beat: the state of entry %r cannot be used: %s; planned from now", name, exc)
+            else:
+                self._records[name] = record
+
+    def restore(self) -> None:
+        """Write to the store what it lacks. Only for a beat that knows that nobody else has led."""
+        if self._unanswered is not None:
+            self._done(self._unanswered)
+        self._texts = self._store.load()
+        stale = {n: r for n, r in self._records.items() if records.dumps(r) != self._texts.get(n)}
+        self.write(stale)
+
+    def write(self, changed: Mapping[str, EntryRecord]) -> None:
+        """Commit any number of records, in pieces."""
+        names = list(changed)
+        for start in range(0, len(names), WRITE):
+            self.commit(Commit({n: changed[n] for n in names[start : start + WRITE]}))
+
+    def commit(self, commit: Commit) -> None:
+        """Replace records in the store, then in memory.
+
+        :raises StoreUnavailable: whether it was done is unknown; :meth:`repeat_unanswered` finds out.
+        :raises LeaseLost: it was not done; somebody else leads, or has written.
+        """
+        if not commit.new and not commit.log:
+            return
+        self._unanswered = commit
+        changes = [Change(n, self._texts.get(n, ""), records.dumps(r)) for n, r in commit.new.items()]
+        conflicts = self._store.commit(self._lease.token, changes, commit.log)
+        if conflicts:
+            raise LeaseLost(f"the state of {len(conflicts)} entries was written by somebody else")
+        self._done(commit)
+
+    def repeat_unanswered(self) -> bool:
+        """Send the commit again that got no answer; True when there was one and it is done now."""
+        if self._unanswered is None:
+            return False
+        self.commit(self._unanswered)
+        return True
+
+    def log(self, *lines: Mapping[str, Any]) -> None:
+        """Write to the log only; what cannot be written is not worth stopping for."""
+        try:
+            self._store.commit(self._lease.token, [], lines)
+        except StoreUnavailable as exc:
+            logger.debug("beat: a line of the log could not be written: %s", exc)
+
+    def forget(self, name: str) -> None:
+        """Delete the record of an entry that is gone for good."""
+        if not self._store.commit(self._lease.token, [Change(name, self._texts[name], "")]):
+            del self._records[name], self._texts[name]
+
+    def with_certainty(self, record: EntryRecord) -> EntryRecord:
+        """Mark the intents of which this process knows that no attempt was made."""
+        intents = tuple(
+            replace(i, unsent=i.unsent or (record.name, i.scheduled) in self.untried) for i in record.intents
+        )
+        return replace(record, intents=intents)
+
+    def _done(self, commit: Commit) -> None:
+        self._unanswered = None
+        for name, record in commit.new.items():
+            before = self._records.get(name)
+            known = {i.scheduled for i in before.intents} if before else set()
+            self.untried |= {(name, i.scheduled) for i in record.intents if i.scheduled not in known}
+            self._records[name], self._texts[name] = record, records.dumps(record)
+        for follow_up in commit.then:
+            follow_up()

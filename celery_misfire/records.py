@@ -1,0 +1,335 @@
+"""What the store keeps of one entry, and how it changes.
+
+Pure, like the planner. A record holds the trigger state, the decisions that are not carried out yet (runs
+to send, runs being sent, misses to report) and nothing of the task but its name. It travels as one small
+JSON text with its version in it; the store compares and replaces it whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from celery_misfire.misfire import (
+    ENDLESS,
+    Misfire,
+    MisfireInstruction,
+    MisfirePolicy,
+    Missed,
+    Outcome,
+    Plan,
+    Reason,
+    Runs,
+    Trigger,
+    TriggerState,
+    resolve,
+    threshold_millis,
+)
+
+#: Version of the state in Redis. A beat refuses to work on a newer one.
+SCHEMA = 1
+
+#: A record longer than this is not ours.
+MAX_LENGTH = 65_536
+
+
+@dataclass(frozen=True)
+class Intent:
+    """An occurrence that was claimed to be sent and is not known to have been sent.
+
+    :param unsent: certain that no attempt was made or that the attempt failed; it may be judged again.
+        Else it is in doubt, and only sending it (again, under the same id) is safe.
+    """
+
+    scheduled: int
+    generation: int
+    outcome: Outcome
+    claimed_at: int
+    merged: int = 0
+    last_missed: int | None = None
+    unsent: bool = False
+
+
+@dataclass(frozen=True)
+class Unreported:
+    """Missed occurrences whose result and signals are still to come."""
+
+    first: int
+    last: int
+    count: int
+    reason: Reason
+    instruction: MisfireInstruction
+    detected_at: int
+    generation: int
+
+
+@dataclass(frozen=True)
+class EntryRecord:
+    """All that is known of one entry.
+
+    :param generation: changes whenever its fire times change meaning (first sight, an edit); part of every
+        task id, so that ids never repeat. Milliseconds of the moment it began.
+    :param removed_at: when the entry was found to be gone from the schedule, None while it is there.
+    """
+
+    name: str
+    task: str
+    generation: int
+    fingerprint: str
+    state: TriggerState
+    runs: tuple[Runs, ...] = ()
+    intents: tuple[Intent, ...] = ()
+    missed: tuple[Unreported, ...] = ()
+    removed_at: int | None = None
+
+    @property
+    def settled(self) -> bool:
+        """True when every decision has been carried out."""
+        return not (self.runs or self.intents or self.missed)
+
+
+def first_seen(name: str, task: str, trigger: Trigger, now: int, *, from_now: bool) -> EntryRecord:
+    """Return the record of an entry that begins (or begins anew) at `now`.
+
+    :param from_now: leave out fire times up to `now`; else those of a schedule that started in the past
+        are due, and misfired, as in Quartz.
+    """
+    state = trigger.first_state(now)
+    if from_now and state.next_fire_time is not None and state.next_fire_time <= now:
+        state = replace(state, next_fire_time=trigger.fire_times(state).after(now))
+    return EntryRecord(name, task, now, trigger.fingerprint, state)
+
+
+def edited(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryRecord:
+    """Return the record of an entry whose schedule was edited, or that came back: planned from now.
+
+    What was claimed under the old schedule is still sent; what was only decided is given up.
+    """
+    fresh = first_seen(record.name, task, trigger, now, from_now=True)
+    generation = max(record.generation + 1, now)
+    return replace(fresh, generation=generation, intents=record.intents, missed=record.missed)
+
+
+def removed(record: EntryRecord, now: int, started: Collection[int] = ()) -> EntryRecord:
+    """Return the record of an entry that is gone from the schedule: nothing more is sent.
+
+    :param started: scheduled times of intents that a worker is known to have started.
+    """
+    unsent = [i.scheduled for i in record.intents if i.scheduled not in started]
+    lost = [Missed(scheduled, scheduled, 1, Reason.ENTRY_DELETED) for scheduled in unsent]
+    lost += [Missed(r.first, r.last, r.count, Reason.ENTRY_DELETED) for r in record.runs]
+    state = replace(record.state, next_fire_time=None)
+    gone = replace(record, state=state, runs=(), intents=(), removed_at=now)
+    return with_missed(gone, lost, MisfireInstruction.DO_NOTHING, now)
+
+
+def with_plan(record: EntryRecord, plan: Plan, now: int) -> EntryRecord:
+    """Return the record after a plan: its state in force, its decisions to be carried out."""
+    decided = replace(record, state=plan.state, runs=record.runs + plan.runs)
+    resolved = plan.misfire.resolved if plan.misfire else MisfireInstruction.DO_NOTHING
+    return with_missed(decided, plan.missed, resolved, now)
+
+
+def with_missed(
+    record: EntryRecord, missed: tuple[Missed, ...] | list[Missed], instruction: MisfireInstruction, now: int
+) -> EntryRecord:
+    """Return the record with these misses still to be reported."""
+    new = tuple(
+        Unreported(m.first, m.last, m.count, m.reason, instruction, now, record.generation) for m in missed
+    )
+    return replace(record, missed=record.missed + new)
+
+
+def claim(record: EntryRecord, trigger: Trigger, now: int, limit: int) -> EntryRecord:
+    """Turn the oldest runs that were decided into intents, at most `limit`."""
+    claimed: list[Intent] = []
+    runs = list(record.runs)
+    while runs and len(claimed) < limit:
+        stretch = runs.pop(0)
+        times = occurrences(trigger, record.state, stretch.first, stretch.last)
+        for taken, scheduled in enumerate(times, start=1):
+            intent = Intent(scheduled, record.generation, stretch.outcome, now)
+            claimed.append(replace(intent, merged=stretch.merged, last_missed=stretch.last_missed))
+            if len(claimed) == limit and taken < stretch.count:
+                rest = replace(stretch, first=next(times), count=stretch.count - taken)
+                runs.insert(0, rest)
+                break
+    return replace(record, runs=tuple(runs), intents=record.intents + tuple(claimed))
+
+
+class occurrences:  # noqa: N801 - used as a function; a class because claim() needs to peek
+    """Iterate over the fire times from `first` to `last`, both known to be fire times.
+
+    A grid that has been moved since is rebuilt from `first`, so old decisions can be carried out.
+    """
+
+    def __init__(self, trigger: Trigger, state: TriggerState, first: int, last: int) -> None:
+        if state.repeat_count is not None:
+            state = replace(state, start_time=first, repeat_count=ENDLESS, end_time=None)
+        self._times = trigger.fire_times(state) if first < last else None
+        self._next: int | None = first
+        self._last = last
+
+    def __iter__(self) -> occurrences:
+        return self
+
+    def __next__(self) -> int:
+        current = self._next
+        if current is None or current > self._last:
+            raise StopIteration
+        self._next = self._times.after(current) if self._times else None
+        return current
+
+
+def judge_again(
+    record: EntryRecord,
+    trigger: Trigger,
+    policy: MisfirePolicy | None,
+    now: int,
+    reason: Callable[[int], Reason],
+) -> tuple[EntryRecord, Misfire | None]:
+    """Judge once more the runs in time that are certain not to have been sent, and are too late by now.
+
+    An intent in doubt stays as it is, however late: sent again under the same id it is the same run, while
+    a record of it as missed could be a lie.
+
+    :param reason: why the occurrence scheduled at this time is late.
+    """
+    asked = policy.instruction if policy else MisfireInstruction.DO_NOTHING
+    resolved = resolve(asked, record.state.trigger_type)
+    times = trigger.fire_times(record.state)
+    stay: list[Intent] = []
+    late: list[Intent] = []
+    for intent in record.intents:
+        threshold = threshold_millis(policy, intent.scheduled, times.after(intent.scheduled))
+        certain = intent.unsent and intent.outcome is Outcome.FIRED
+        (late if certain and now - intent.scheduled >= threshold else stay).append(intent)
+    if not late:
+        return record, None
+    late.sort(key=lambda intent: intent.scheduled)
+    first, last = late[0], late[-1]
+    run: list[Intent] = []
+    lost: list[Missed] = []
+    if resolved in _RUNS_NONE:
+        lost = [Missed(i.scheduled, i.scheduled, 1, reason(i.scheduled)) for i in late]
+    elif resolved is MisfireInstruction.IGNORE_MISFIRE_POLICY:
+        run = [replace(i, outcome=Outcome.RECOVERED) for i in late]
+    else:
+        merged = len(late) - 1
+        last_missed = last.scheduled if merged else None
+        run = [replace(first, outcome=Outcome.RECOVERED, merged=merged, last_missed=last_missed)]
+    judged = replace(record, intents=tuple(stay + run))
+    if policy is None:
+        return judged, None
+    outcomes = {
+        Outcome.RECOVERED: len(run),
+        Outcome.MERGED: sum(i.merged for i in run),
+        Outcome.MISSED: len(lost),
+    }
+    misfire = Misfire(
+        first=first.scheduled,
+        last=last.scheduled,
+        count=len(late),
+        late_by=now - first.scheduled,
+        reason=reason(first.scheduled),
+        instruction=asked,
+        resolved=resolved,
+        outcomes={outcome: n for outcome, n in outcomes.items() if n},
+    )
+    return with_missed(judged, lost, resolved, now), misfire
+
+
+_RUNS_NONE = frozenset(
+    {
+        MisfireInstruction.DO_NOTHING,
+        MisfireInstruction.RESCHEDULE_NEXT_WITH_EXISTING_COUNT,
+        MisfireInstruction.RESCHEDULE_NEXT_WITH_REMAINING_COUNT,
+    }
+)
+
+
+def dumps(record: EntryRecord) -> str:
+    """Return the record as JSON; equal records give equal texts."""
+    return json.dumps({"v": SCHEMA, **asdict(record)}, separators=(",", ":"), sort_keys=True)
+
+
+def loads(text: str) -> EntryRecord:
+    """Return the record that :func:`dumps` wrote.
+
+    :raises ValueError: when the text is anything else.
+    """
+    if len(text) > MAX_LENGTH:
+        raise ValueError(f"longer than {MAX_LENGTH} characters")
+    try:
+        data: dict[str, Any] = json.loads(text)
+        if data.pop("v") != SCHEMA:
+            raise ValueError("another schema")
+        state = TriggerState(**data.pop("state"))
+        record = EntryRecord(
+            **data
+            | {
+                "state": state,
+                "runs": tuple(Runs(**r | {"outcome": Outcome(r["outcome"])}) for r in data["runs"]),
+                "intents": tuple(Intent(**i | {"outcome": Outcome(i["outcome"])}) for i in data["intents"]),
+                "missed": tuple(
+                    Unreported(
+                        **m
+                        | {
+                            "reason": Reason(m["reason"]),
+                            "instruction": MisfireInstruction(m["instruction"]),
+                        }
+                    )
+                    for m in data["missed"]
+                ),
+            }
+        )
+    except (KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise ValueError(f"not a record: {type(exc).__name__}") from None
+    _check(record)
+    return record
+
+
+#: A moment further away than this is not one: the year 5138.
+_FAR = 10**14
+
+
+def _check(record: EntryRecord) -> None:
+    state = record.state
+    texts = (record.name, record.task, record.fingerprint)
+    moments: list[Any] = [record.generation, state.start_time, state.times_triggered]
+    moments += [
+        m
+        for m in (state.next_fire_time, state.previous_fire_time, state.end_time, record.removed_at)
+        if m is not None
+    ]
+    moments += [] if state.repeat_count is None else [state.repeat_count]
+    stretches: tuple[Runs | Unreported, ...] = (*record.runs, *record.missed)
+    for stretch in stretches:
+        moments += [stretch.first, stretch.last, stretch.count]
+    for intent in record.intents:
+        moments += [intent.scheduled, intent.generation, intent.claimed_at, intent.merged]
+    if not all(isinstance(t, str) for t in texts):
+        raise ValueError("not a record: a text is missing")
+    if not all(type(m) is int and abs(m) < _FAR for m in moments):
+        raise ValueError("not a record: a moment is not a whole number in range")
+
+
+__all__ = [
+    "MAX_LENGTH",
+    "SCHEMA",
+    "EntryRecord",
+    "Intent",
+    "Unreported",
+    "claim",
+    "dumps",
+    "edited",
+    "first_seen",
+    "judge_again",
+    "loads",
+    "occurrences",
+    "removed",
+    "with_missed",
+    "with_plan",
+]
