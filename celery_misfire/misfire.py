@@ -377,7 +377,8 @@ def plan(
         times_triggered=state.times_triggered + count,
     )
     if now - first < threshold_millis(policy, first, following):
-        if _ended(state, now):
+        ignores = policy is not None and policy.instruction is MisfireInstruction.IGNORE_MISFIRE_POLICY
+        if _ended(state, now) and not ignores:
             return Plan(advanced, missed=(Missed(first, last, count, Reason.ENDED),))
         return Plan(advanced, runs=(Runs(first, last, count, Outcome.FIRED),))
     if policy is None:
@@ -407,13 +408,18 @@ class _Episode:
     count: int
 
     def plan(self) -> Plan:
-        match resolve(self.policy.instruction, self.state.trigger_type):
+        trigger_type = self.state.trigger_type
+        match resolve(self.policy.instruction, trigger_type):
             case MisfireInstruction.IGNORE_MISFIRE_POLICY:
                 return self._run_every_one()
             case MisfireInstruction.FIRE_ONCE_NOW:
                 return self._run_one(self.advanced)
+            case MisfireInstruction.FIRE_NOW if trigger_type is TriggerType.ONCE:
+                return self._run_one(self.advanced)
             case MisfireInstruction.DO_NOTHING | MisfireInstruction.RESCHEDULE_NEXT_WITH_REMAINING_COUNT:
-                return self._run_none(self.advanced)
+                used = self.count if self.advanced.next_fire_time is not None else 0
+                triggered = self.state.times_triggered + used
+                return self._run_none(replace(self.advanced, times_triggered=triggered))
             case MisfireInstruction.RESCHEDULE_NEXT_WITH_EXISTING_COUNT:
                 return self._run_none(replace(self.advanced, times_triggered=self.state.times_triggered))
             case MisfireInstruction.RESCHEDULE_NOW_WITH_EXISTING_REPEAT_COUNT:

