@@ -349,9 +349,10 @@ class Leader:
         reason = Reason.SCHEDULER_BUSY if due is None or name not in self._ledger else self._reason(name, due)
         made = plan(definition.trigger, record.state, definition.policy, now, reason)
         decided = records.with_plan(record, made, now)
-        if made.runs and made.runs[0].outcome is Outcome.FIRED:
-            # What is in time is claimed at once; what is late waits until nothing is due.
-            decided = records.claim(decided, definition.trigger, now, max(1, room))
+        in_time = sum(r.count for r in made.runs if r.outcome is Outcome.FIRED)
+        if in_time:
+            # Claimed at once; what is late waits until nothing is due.
+            decided = records.claim(decided, definition.trigger, now, min(in_time, max(1, room)))
         self._broken.pop(name, None)
         commit.new[name] = decided
         commit.then.append(partial(self._enqueue, name))

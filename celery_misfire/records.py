@@ -127,7 +127,10 @@ def removed(record: EntryRecord, now: int, started: Collection[int] = ()) -> Ent
 
 def with_plan(record: EntryRecord, plan: Plan, now: int) -> EntryRecord:
     """Return the record after a plan: its state in force, its decisions to be carried out."""
-    decided = replace(record, state=plan.state, runs=record.runs + plan.runs)
+    in_time = tuple(r for r in plan.runs if r.outcome is Outcome.FIRED)
+    late = tuple(r for r in plan.runs if r.outcome is not Outcome.FIRED)
+    # What is in time does not wait behind what is being caught up.
+    decided = replace(record, state=plan.state, runs=in_time + record.runs + late)
     resolved = plan.misfire.resolved if plan.misfire else MisfireInstruction.DO_NOTHING
     return with_missed(decided, plan.missed, resolved, now)
 

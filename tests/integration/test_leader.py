@@ -1,0 +1,587 @@
+"""The leader on a virtual clock and a real Redis; only the broker and the reporter are stand-ins."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from celery.schedules import crontab, schedule
+from cronsim import CronSim
+
+from celery_misfire.exceptions import BrokerUnavailable, LeaseLost, PublishRejected
+from celery_misfire.fire_times import trigger_for
+from celery_misfire.leader import BATCH, Definition, Leader, Message
+from celery_misfire.lease import Lease
+from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
+from celery_misfire.missed import Report
+from celery_misfire.schedules import simple
+from celery_misfire.store import Change, RedisStore
+
+DAY = datetime(2026, 3, 2, tzinfo=UTC)
+SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000
+
+
+@dataclass
+class World:
+    """One Redis, one clock, one broker; beats come and go."""
+
+    url: str
+    now: int = field(default_factory=lambda: to_millis(DAY))
+    sent: list[Message] = field(default_factory=list)
+    missed: list[Report] = field(default_factory=list)
+    told: list[dict] = field(default_factory=list)
+    definitions: list[Definition] = field(default_factory=list)
+    refuses: Callable[[Message], Exception | None] = lambda _: None
+    broker_is_up: bool = True
+    each: bool = False
+    leader: Leader | None = None
+
+    def entry(
+        self, name: str, schedule_: object, policy: MisfirePolicy | str | None = "smart_policy"
+    ) -> None:
+        if isinstance(policy, str):
+            policy = MisfirePolicy(policy)
+        self.definitions = [d for d in self.definitions if d.name != name]
+        self.definitions.append(Definition(name, f"shop.{name}", trigger_for(schedule_), policy))
+
+    def start(self) -> Leader:
+        self.store = RedisStore(self.url, "test")
+        self.lease = Lease(self.store, 3600, 1200)
+        self.leader = Leader(
+            self.store,
+            self.lease,
+            self,
+            self,
+            namespace="test",
+            each=self.each,
+            wall=lambda: self.now,
+            steady=lambda: self.now / 1000,
+        )
+        acquired = self.lease.acquire()
+        assert acquired
+        self.leader.take_over(acquired, self.definitions)
+        return self.leader
+
+    def stop(self) -> None:
+        self.lease.release()
+        self.leader = None
+
+    def crash(self) -> None:
+        """End without a word; the lease is free at once, so that no test has to wait for it."""
+        self.stop()
+
+    def run(self, until: int) -> None:
+        """Let the leader work, and the time pass where it would sleep."""
+        while True:
+            delay = self.leader.tick()
+            if not delay:
+                continue
+            if self.now + max(1, round(delay * 1000)) > until:
+                self.now = until
+                while not self.leader.tick():
+                    pass
+                return
+            self.now += max(1, round(delay * 1000))
+
+    def scheduled(self, name: str | None = None) -> list[int]:
+        return [m.intent.scheduled for m in self.sent if name in (None, m.definition.name)]
+
+    # Publisher
+    def connect(self) -> None:
+        if not self.broker_is_up:
+            raise BrokerUnavailable("down")
+
+    def publish(self, message: Message) -> None:
+        error = self.refuses(message)
+        if error is not None:
+            raise error
+        self.sent.append(message)
+
+    # Reporter
+    def submit(self, report: Report) -> None:
+        self.missed.append(report)
+        self._done.append(report)
+
+    def finished(self) -> list[Report]:
+        done, self._done = self._done, []
+        return done
+
+    def announce(self, misfire: dict) -> None:
+        self.told.append(misfire)
+
+    _done: list[Report] = field(default_factory=list)
+
+
+@pytest.fixture
+def world(redis_server) -> Iterable[World]:
+    world = World(redis_server.url)
+    yield world
+    if world.leader is not None:
+        world.stop()
+
+
+# -- restarts -----------------------------------------------------------------------------------------------
+
+
+def test_a_daily_interval_keeps_its_grid_although_beat_is_restarted_every_hour(world):
+    world.entry("daily", schedule(timedelta(days=1)))
+    begin = world.now
+    for hour in range(1, 3 * 24 + 2):
+        world.start()
+        world.run(begin + hour * HOUR - 5 * MINUTE)
+        world.crash() if hour % 2 else world.stop()
+        world.now = begin + hour * HOUR - 10 * SECOND
+    assert world.scheduled() == [begin + days * 24 * HOUR for days in (1, 2, 3)]
+    assert world.missed == []
+
+
+TRANSITIONS = [
+    (zone, year, month)
+    for zone, months in {
+        "America/New_York": (3, 11),
+        "Europe/Berlin": (3, 10),
+        "Australia/Lord_Howe": (4, 10),
+    }.items()
+    for year in (2026, 2027, 2028)
+    for month in months
+]
+
+
+def transition(zone: str, year: int, month: int) -> datetime:
+    """Return the moment in UTC, by asking each quarter of an hour of the month."""
+    zone_ = ZoneInfo(zone)
+    moment = datetime(year, month, 1, tzinfo=UTC)
+    while (
+        moment.astimezone(zone_).utcoffset() == (moment + timedelta(minutes=15)).astimezone(zone_).utcoffset()
+    ):
+        moment += timedelta(minutes=15)
+    return moment + timedelta(minutes=15)
+
+
+def expected(expression: str, zone: str, begin: datetime, end: datetime) -> list[datetime]:
+    """Return the fire times in UTC by an independent judge."""
+    zone_ = ZoneInfo(zone)
+    minute, hour, *_ = expression.split()
+    if zone == "Australia/Lord_Howe" and "*" in (minute[0], hour[0]):
+        # CronSim leaps over the second pass of a repeated half hour; here every minute is looked at.
+        minutes = [begin.replace(second=0, microsecond=0) + timedelta(minutes=m) for m in range(1, 600)]
+        walls = [(m, m.astimezone(zone_)) for m in minutes if m <= end]
+        wanted = range(0, 60, int(minute[2:])) if minute[0] == "*" else [int(minute)]
+        return [m for m, wall in walls if wall.minute in wanted]
+    found = []
+    for moment in CronSim(expression, begin.astimezone(zone_)):
+        if moment > end:
+            return found
+        found.append(moment.astimezone(UTC))
+    raise AssertionError("it never ends")
+
+
+@pytest.mark.parametrize(("zone", "year", "month"), TRANSITIONS)
+def test_each_expected_run_happens_once_across_a_clock_change_with_restarts_in_the_repeated_hour(
+    world, zone, year, month
+):
+    expressions = {
+        "hourly": "0 * * * *",
+        "half-hourly": "*/30 * * * *",
+        "at half past": "30 * * * *",
+        "1:30": "30 1 * * *",
+        "1:45": "45 1 * * *",
+        "2:00": "0 2 * * *",
+        "2:15": "15 2 * * *",
+        "2:30": "30 2 * * *",
+        "3:00": "0 3 * * *",
+    }
+    change = transition(zone, year, month)
+    begin, end = change - timedelta(hours=4, minutes=7), change + timedelta(hours=5)
+    world.now = to_millis(begin)
+    for name, expression in expressions.items():
+        minute, hour, *_ = expression.split()
+        made = crontab(minute=minute, hour=hour)
+        made.tz = ZoneInfo(zone)
+        world.entry(name, made, MisfirePolicy("ignore_misfire_policy"))
+    world.start()
+    # Away twice: into the repeated hour, and from inside it to past its end.
+    for away_from, away_to in ((-70, -20), (10, 35), (50, 95)):
+        world.run(to_millis(change + timedelta(minutes=away_from)))
+        world.crash()
+        world.now = to_millis(change + timedelta(minutes=away_to))
+        world.start()
+    world.run(to_millis(end))
+    for name, expression in expressions.items():
+        ran = sorted(from_millis(m) for m in world.scheduled(name))
+        assert ran == expected(expression, zone, begin, end), name
+
+
+def test_what_was_claimed_and_not_acknowledged_is_sent_again_under_the_same_id(world, monkeypatch):
+    world.entry("report", simple(start=DAY + timedelta(seconds=10), repeat_count=0))
+    world.start()
+    commit, calls = world.store.commit, []
+
+    def dies_after_the_claim(*args):
+        calls.append(args)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return commit(*args)
+
+    monkeypatch.setattr(world.store, "commit", dies_after_the_claim)
+    with pytest.raises(KeyboardInterrupt):
+        world.run(world.now + 11 * SECOND)
+    monkeypatch.undo()
+    world.crash()
+    world.now += HOUR
+    world.start()
+    world.run(world.now + HOUR)
+    first, second = world.sent
+    assert first.task_id == second.task_id
+    assert world.missed == []
+
+
+# -- the broker ---------------------------------------------------------------------------------------------
+
+
+def test_while_the_broker_is_away_nothing_is_claimed_and_what_is_late_then_is_judged(world):
+    world.entry("all", schedule(60), "ignore_misfire_policy")
+    world.entry("none", schedule(60), "do_nothing")
+    begin = world.now
+    world.start()
+    world.run(begin + 61 * SECOND)
+    world.broker_is_up = False
+    world.refuses = lambda _: BrokerUnavailable("gone")
+    world.run(begin + 5 * 60 * SECOND + 40 * SECOND)
+    world.broker_is_up, world.refuses = True, lambda _: None
+    world.run(begin + 6 * 60 * SECOND + SECOND)
+    assert sorted(world.scheduled("all")) == [begin + n * MINUTE for n in range(1, 7)]
+    on_time = world.scheduled("none")
+    lost = [
+        m
+        for r in world.missed
+        for m in range(to_millis(r.missed.first), to_millis(r.missed.last) + 1, MINUTE)
+    ]
+    assert sorted(on_time + lost) == [begin + n * MINUTE for n in range(1, 7)]
+    assert {r.missed.reason for r in world.missed} == {"broker_unavailable"}
+
+
+def test_a_message_in_doubt_is_sent_again_however_late_and_never_called_missed(world):
+    world.entry("none", schedule(60), "do_nothing")
+    begin = world.now
+    world.start()
+
+    def arrives_and_breaks(message: Message) -> Exception:
+        world.sent.append(message)
+        return BrokerUnavailable("gone")
+
+    world.refuses = arrives_and_breaks
+    world.run(begin + MINUTE + SECOND)
+    world.broker_is_up = False
+    world.run(begin + 4 * MINUTE + SECOND)
+    world.broker_is_up, world.refuses = True, lambda _: None
+    world.run(begin + 5 * MINUTE + SECOND)
+    ids = [m.task_id for m in world.sent if m.intent.scheduled == begin + MINUTE]
+    assert len(ids) >= 2
+    assert len(set(ids)) == 1
+    assert all(to_millis(r.missed.first) > begin + MINUTE for r in world.missed)
+    assert sum(r.missed.count for r in world.missed) + len(set(world.scheduled())) == 5
+
+
+def test_a_message_that_is_refused_is_tried_again_and_then_recorded_while_the_others_go_on(world):
+    world.entry("bad", schedule(60))
+    world.entry("good", schedule(60))
+    begin = world.now
+    tries = []
+
+    def refuses(message: Message) -> Exception | None:
+        if message.definition.name != "bad":
+            return None
+        tries.append(message)
+        return PublishRejected("EncodeError")
+
+    world.refuses = refuses
+    world.start()
+    world.run(begin + 10 * MINUTE + SECOND)
+    assert world.scheduled("good") == [begin + n * MINUTE for n in range(1, 11)]
+    assert len(tries) > 10
+    assert {r.missed.reason for r in world.missed} == {"publish_rejected"}
+    assert {r.missed.entry for r in world.missed} == {"bad"}
+    world.refuses = lambda _: None
+    world.run(begin + 20 * MINUTE + SECOND)
+    decided = Counter(world.scheduled("bad")) + Counter(to_millis(r.missed.first) for r in world.missed)
+    assert decided == Counter(begin + n * MINUTE for n in range(1, 21))
+
+
+class Raising:
+    trigger_type, interval, fingerprint, broken = "cron", None, "raising", True
+
+    def __init__(self) -> None:
+        self._sound = trigger_for(crontab())
+
+    def first_state(self, now):
+        return self._sound.first_state(now)
+
+    def fire_times(self, state):
+        if self.broken:
+            raise RuntimeError("no idea")
+        return self._sound.fire_times(state)
+
+
+def test_an_entry_that_cannot_be_planned_is_tried_again_and_says_why_it_was_late(world):
+    trigger = Raising()
+    world.definitions = [Definition("odd", "shop.odd", trigger, MisfirePolicy("do_nothing", threshold=10))]
+    world.entry("good", schedule(60))
+    begin = world.now
+    world.start()
+    world.run(begin + 5 * MINUTE + SECOND)
+    assert world.scheduled("odd") == []
+    assert len(world.scheduled("good")) == 5
+    trigger.broken = False
+    world.run(begin + 8 * MINUTE + SECOND)
+    (report,) = world.missed
+    assert report.missed.reason == "schedule_error"
+    assert report.missed.count + len(world.scheduled("odd")) == 8
+
+
+# -- order and shares ---------------------------------------------------------------------------------------
+
+
+def test_what_is_on_time_goes_before_a_million_late_runs_and_no_entry_waits_for_another(world):
+    world.entry("long", schedule(1), "ignore_misfire_policy")
+    world.entry("short", schedule(3600), "ignore_misfire_policy")
+    world.entry("regular", schedule(12 * 24 * 3600))
+    begin = world.now
+    world.start()
+    world.run(begin)
+    world.crash()
+    world.now = begin + 12 * 24 * HOUR
+    leader = world.start()
+    for _ in range(60):
+        leader.tick()
+    assert world.sent[0].definition.name == "regular"
+    assert len(world.scheduled("short")) == 12 * 24
+    late = world.scheduled("long")
+    assert late == [begin + n * SECOND for n in range(1, len(late) + 1)]
+    assert {str(m.intent.outcome) for m in world.sent[1:]} == {"recovered"}
+    for _ in range(20):
+        world.now += SECOND
+        sent = len(world.sent)
+        leader.tick()
+        first = world.sent[sent]
+        assert (str(first.intent.outcome), first.intent.scheduled, first.fire_time) == (
+            "fired",
+            world.now,
+            world.now,
+        )
+
+
+def test_a_crash_in_the_middle_of_catching_up_loses_and_doubles_nothing(world):
+    world.entry("long", schedule(60), "ignore_misfire_policy")
+    begin = world.now
+    world.start()
+    world.crash()
+    for _ in range(6):
+        world.now += 10 * MINUTE + 7 * SECOND
+        leader = world.start()
+        leader.tick()
+        leader.tick()
+        world.crash()
+    world.start()
+    world.run(world.now + MINUTE)
+    assert sorted(world.scheduled()) == [begin + n * MINUTE for n in range(1, len(world.sent) + 1)]
+    assert len(world.sent) >= 60
+
+
+def test_more_late_runs_than_one_batch_are_sent_in_order(world):
+    world.entry("many", schedule(60), MisfirePolicy("ignore_misfire_policy"))
+    begin = world.now
+    world.start()
+    world.crash()
+    world.now += 5 * BATCH * MINUTE
+    world.start()
+    world.run(world.now)
+    assert world.scheduled() == [begin + n * MINUTE for n in range(1, 5 * BATCH + 1)]
+
+
+# -- what is missed -----------------------------------------------------------------------------------------
+
+
+def test_one_record_tells_of_a_whole_outage(world):
+    world.entry("none", schedule(60), MisfirePolicy("do_nothing", on_missed="shop.alarm"))
+    begin = world.now
+    world.start()
+    world.stop()
+    world.now += HOUR + SECOND
+    world.start()
+    world.run(world.now + SECOND)
+    (report,) = world.missed
+    missed = report.missed
+    assert (missed.first, missed.last, missed.count) == (
+        from_millis(begin + MINUTE),
+        from_millis(begin + HOUR),
+        60,
+    )
+    assert (missed.reason, missed.instruction, report.on_missed) == (
+        "scheduler_down",
+        "do_nothing",
+        "shop.alarm",
+    )
+    (told,) = world.told
+    assert told["outcomes"] == {"missed": 60}
+    assert told["sender"] == "shop.none"
+
+
+def test_each_missed_occurrence_has_its_own_record_on_request_through_a_crash(world):
+    world.each = True
+    world.entry("none", schedule(60), "do_nothing")
+    begin = world.now
+    world.start()
+    world.stop()
+    world.now += 250 * MINUTE + SECOND
+    leader = world.start()
+    leader.tick()
+    leader.tick()
+    world.crash()
+    world.start()
+    world.run(world.now + SECOND)
+    told = {to_millis(r.missed.first) for r in world.missed}
+    assert told == {begin + n * MINUTE for n in range(1, 251)}
+    assert {r.missed.count for r in world.missed} == {1}
+    ids = {(r.missed.first, r.missed.task_id) for r in world.missed}
+    assert len(ids) == 250
+
+
+def test_a_schedule_that_began_before_it_was_first_seen_has_misfired_unless_nothing_was_known(world):
+    late = simple(start=DAY - timedelta(minutes=10), repeat_count=0)
+    world.entry("cold", late, "do_nothing")
+    world.start()
+    world.run(world.now + SECOND)
+    assert (world.sent, world.missed) == ([], [])
+    world.stop()
+    world.entry("warm", late, "do_nothing")
+    world.start()
+    world.run(world.now + SECOND)
+    (report,) = world.missed
+    assert (report.missed.entry, report.missed.reason) == ("warm", "start_in_past")
+
+
+def test_with_misfire_handling_off_nothing_is_recorded(world):
+    world.entry("off", schedule(60), None)
+    begin = world.now
+    world.start()
+    world.stop()
+    world.now += HOUR + SECOND
+    world.start()
+    world.run(world.now + MINUTE)
+    assert world.scheduled() == [begin + 61 * MINUTE]
+    assert (world.missed, world.told) == ([], [])
+
+
+def test_a_clock_that_was_set_forward_is_the_reason(world):
+    world.entry("none", schedule(60), "do_nothing")
+    world.start()
+    world.run(world.now + 30 * SECOND)
+    offset = [0]
+    world.leader._steady = lambda: (world.now - offset[0]) / 1000
+    offset[0] = HOUR
+    world.now += HOUR
+    world.run(world.now + SECOND)
+    assert {r.missed.reason for r in world.missed} == {"clock_jump"}
+
+
+# -- the schedule changes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("instruction", ["ignore_misfire_policy", "do_nothing", "fire_once_now"])
+def test_an_edited_schedule_is_planned_from_now(world, instruction):
+    world.entry("edited", crontab(minute="0"), instruction)
+    world.start()
+    world.stop()
+    world.now += 3 * HOUR + 10 * MINUTE
+    world.entry("edited", crontab(minute="30"), instruction)
+    world.start()
+    world.run(world.now + 5 * SECOND)
+    assert (world.sent, world.missed) == ([], [])
+    begin = world.now
+    world.run(begin + HOUR)
+    assert world.scheduled() == [to_millis(DAY) + 3 * HOUR + 30 * MINUTE]
+
+
+def test_an_entry_that_was_removed_and_comes_back_is_planned_from_now(world):
+    world.entry("other", schedule(3600), "do_nothing")
+    world.entry("gone", simple(start=DAY, interval=60), "ignore_misfire_policy")
+    kept = list(world.definitions)
+    world.start()
+    world.run(world.now + 5 * MINUTE)
+    sent = len(world.scheduled("gone"))
+    world.stop()
+    world.definitions = kept[:1]
+    world.start()
+    world.run(world.now + 5 * MINUTE)
+    world.stop()
+    world.definitions = kept
+    world.start()
+    back = world.now
+    world.run(back + 59 * SECOND)
+    assert len(world.scheduled("gone")) == sent
+    world.run(back + MINUTE)
+    assert world.scheduled("gone")[sent:] == [back + MINUTE]
+    assert world.missed == []
+    assert len({m.task_id for m in world.sent}) == len(world.sent)
+
+
+def test_decisions_of_a_removed_entry_that_were_not_carried_out_are_recorded_as_missed(world):
+    world.entry("gone", schedule(60), "ignore_misfire_policy")
+    world.entry("other", schedule(3600), "do_nothing")
+    world.start()
+    world.stop()
+    world.now += 55 * MINUTE + SECOND
+    leader = world.start()
+    leader.tick()
+    world.crash()
+    world.definitions = [d for d in world.definitions if d.name == "other"]
+    world.start()
+    world.run(world.now + SECOND)
+    assert {r.missed.reason for r in world.missed} == {"entry_deleted"}
+    assert sum(r.missed.count for r in world.missed) + len(world.sent) == 55
+
+
+# -- the store ----------------------------------------------------------------------------------------------
+
+
+def test_state_that_somebody_else_wrote_ends_the_leadership_and_nothing_is_sent(world):
+    world.entry("report", schedule(60))
+    world.start()
+    (text,) = world.store.load().values()
+    world.store.commit(world.lease.token, [Change("report", text, "not ours")])
+    with pytest.raises(LeaseLost):
+        world.run(world.now + 2 * MINUTE)
+    assert world.sent == []
+
+
+def test_a_lost_store_is_restored_from_memory_and_the_grid_goes_on(world):
+    world.entry("report", schedule(60), "ignore_misfire_policy")
+    begin = world.now
+    world.start()
+    world.run(begin + 2 * MINUTE)
+    world.store._redis.flushall()
+    with pytest.raises(LeaseLost):
+        world.run(begin + 4 * MINUTE)
+    acquired = world.lease.acquire()
+    assert acquired.cold
+    world.leader.take_over(acquired, world.definitions)
+    world.run(begin + 5 * MINUTE)
+    assert world.scheduled() == [begin + n * MINUTE for n in range(1, 6)]
+    assert world.missed == []
+
+
+def test_with_a_lost_store_and_no_memory_nothing_runs_and_nothing_is_missed(world, caplog):
+    world.entry("report", schedule(60), "ignore_misfire_policy")
+    world.entry("once", simple(start=DAY + timedelta(minutes=1), repeat_count=0))
+    world.start()
+    world.stop()
+    world.store._redis.flushall()
+    world.now += HOUR + SECOND
+    caplog.clear()
+    world.start()
+    world.run(world.now + 30 * SECOND)
+    assert (world.sent, world.missed) == ([], [])
+    assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1
