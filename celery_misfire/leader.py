@@ -38,7 +38,7 @@ from celery_misfire.misfire import (
     resolve,
     threshold_millis,
 )
-from celery_misfire.missed import Report
+from celery_misfire.missed import Report, log_line
 from celery_misfire.records import EntryRecord, Intent, Unreported
 from celery_misfire.store import Acquired, RedisStore
 
@@ -206,6 +206,7 @@ class Leader:
         now = self._wall()
         self._definitions = {d.name: d for d in definitions}
         changed: dict[str, EntryRecord] = {}
+        gone = Commit()
         for name in self._definitions:
             try:
                 record = self._adopted(name, now, from_now=from_now)
@@ -218,7 +219,10 @@ class Leader:
             if name not in self._definitions and record.removed_at is None:
                 started = self._close_registers(name, record.intents, Reason.ENTRY_DELETED)
                 changed[name] = records.removed(record, now, started)
+                self._tell_missed(gone, changed[name], len(record.missed))
         self._ledger.write(changed)
+        for tell in gone.then:
+            tell()
         self._rebuild_queues()
 
     def _adopted(self, name: str, now: int, *, from_now: bool) -> EntryRecord | None:
@@ -357,7 +361,9 @@ class Leader:
         commit.new[name] = decided
         commit.then.append(partial(self._enqueue, name))
         if made.misfire is not None:
-            self._tell(commit, name, made.misfire, now, decided.state.next_fire_time)
+            self._tell(commit, name, made.misfire, made.missed, now, decided.state.next_fire_time)
+        else:
+            self._tell_missed(commit, decided, len(record.missed))
         return len(decided.intents) - len(record.intents)
 
     def _enqueue(self, name: str) -> None:
@@ -377,16 +383,36 @@ class Leader:
             self._ledger.log({"event": "broken", "entry": name, "error": type(exc).__name__})
         self._broken.setdefault(name, _Pause()).prolong(self._steady())
 
-    def _tell(self, commit: Commit, name: str, misfire: Misfire, now: int, following: int | None) -> None:
+    def _tell(
+        self,
+        commit: Commit,
+        name: str,
+        misfire: Misfire,
+        lost: Sequence[Missed],
+        now: int,
+        following: int | None,
+    ) -> None:
         """Add the news of a misfire to a commit: it is told when the commit is done."""
         commit.log.append(_misfire_line(name, misfire, now))
-        commit.then.append(partial(self._tell_now, name, misfire, now, following))
+        commit.then.append(partial(self._tell_now, name, misfire, lost, now, following))
 
-    def _tell_now(self, name: str, misfire: Misfire, now: int, following: int | None) -> None:
+    def _tell_missed(self, commit: Commit, record: EntryRecord, known: int) -> None:
+        """Add a line for what is missed without a misfire: what ended, was refused, or is gone."""
+        for lost in record.missed[known:]:
+            fire = self._missed_fire(record, lost, lost.first, lost.last, lost.count)
+            commit.then.append(partial(logger.warning, "beat: %s", log_line(fire)))
+
+    def _tell_now(
+        self, name: str, misfire: Misfire, lost: Sequence[Missed], now: int, following: int | None
+    ) -> None:
         task = self._definitions[name].task
         instruction = str(misfire.instruction)
         if misfire.resolved is not misfire.instruction:
             instruction += f" -> {misfire.resolved}"
+        outcomes = [f"{n} {o}" for o, n in misfire.outcomes.items() if o is not Outcome.MISSED]
+        outcomes += [
+            f"{m.count} missed" + (f" ({m.reason})" * (m.reason is not misfire.reason)) for m in lost
+        ]
         logger.warning(
             "beat: misfire of %r (%s): scheduled %s, now %s, late by %.3f s (%s), %s: %s; next %s",
             name,
@@ -396,7 +422,7 @@ class Leader:
             misfire.late_by / 1000,
             misfire.reason,
             instruction,
-            ", ".join(f"{n} {outcome}" for outcome, n in misfire.outcomes.items()),
+            ", ".join(outcomes),
             "never" if following is None else from_millis(following).isoformat(),
         )
         self._reporter.announce(
@@ -457,12 +483,16 @@ class Leader:
         self._close_registers(name, [i for i in record.intents if i.scheduled in gone], Reason.QUEUE_LATE)
         self._close_registers(name, hopeless, Reason.PUBLISH_REJECTED)
         if hopeless:
-            lost = [Missed(i.scheduled, i.scheduled, 1, Reason.PUBLISH_REJECTED) for i in hopeless]
-            judged = records.with_missed(judged, lost, MisfireInstruction.DO_NOTHING, now)
+            refused = [Missed(i.scheduled, i.scheduled, 1, Reason.PUBLISH_REJECTED) for i in hopeless]
+            known = len(judged.missed)
+            judged = records.with_missed(judged, refused, MisfireInstruction.DO_NOTHING, now)
+            self._tell_missed(commit, judged, known)
         commit.new[name] = judged
         commit.then.append(partial(self._enqueue, name))
         if misfire is not None:
-            self._tell(commit, name, misfire, now, record.state.next_fire_time)
+            n = misfire.outcomes.get(Outcome.MISSED, 0)
+            lost = [Missed(misfire.first, misfire.last, n, misfire.reason)] if n else []
+            self._tell(commit, name, misfire, lost, now, record.state.next_fire_time)
 
     def _is_hopeless(self, name: str, intent: Intent, now: int) -> bool:
         """True for a run whose message was refused for longer than it may be late."""
@@ -585,20 +615,22 @@ class Leader:
         spans = [(lost.first, lost.last, lost.count)]
         if self._reports_each(record, lost):
             spans = [(t, t, 1) for t in self._oldest(record, lost, BATCH)]
-        return [
-            MissedFire(
-                entry=record.name,
-                task=record.task,
-                task_id=task_id(self._namespace, record.name, lost.generation, first),
-                first=from_millis(first),
-                last=from_millis(last),
-                count=count,
-                reason=lost.reason,
-                instruction=lost.instruction,
-                detected_at=from_millis(lost.detected_at),
-            )
-            for first, last, count in spans
-        ]
+        return [self._missed_fire(record, lost, *span) for span in spans]
+
+    def _missed_fire(
+        self, record: EntryRecord, lost: Unreported, first: int, last: int, count: int
+    ) -> MissedFire:
+        return MissedFire(
+            entry=record.name,
+            task=record.task,
+            task_id=task_id(self._namespace, record.name, lost.generation, first),
+            first=from_millis(first),
+            last=from_millis(last),
+            count=count,
+            reason=lost.reason,
+            instruction=lost.instruction,
+            detected_at=from_millis(lost.detected_at),
+        )
 
     def _reports_each(self, record: EntryRecord, lost: Unreported) -> bool:
         # After an edit the old fire times are not known any more.
