@@ -1,0 +1,89 @@
+"""What celery_misfire raises; everything is a :class:`MisfireError`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from celery.exceptions import ImproperlyConfigured
+
+from celery_misfire.misfire import MissedFire
+
+__all__ = [
+    "BrokerUnavailable",
+    "LeaseLost",
+    "MisfireConfigError",
+    "MisfireError",
+    "NewerSchema",
+    "PublishRejected",
+    "StoreUnavailable",
+    "TaskMissed",
+]
+
+
+class MisfireError(Exception):
+    """Base of all errors of this package."""
+
+
+class MisfireConfigError(MisfireError, ImproperlyConfigured):
+    """The configuration has problems; raised once, at start, with all of them.
+
+    :param problems: one line each, with the place, the value and what to do.
+    """
+
+    problems: tuple[str, ...]
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return self.problems[0]
+        heading = f"celery_misfire: the configuration has {len(self.problems)} problems:"
+        return "\n".join((heading, *self.problems))
+
+
+class StoreUnavailable(MisfireError):
+    """The Redis that holds the state can't be reached or refuses to answer."""
+
+
+class LeaseLost(MisfireError):
+    """Another beat leads now: what was asked for has not been written."""
+
+
+class BrokerUnavailable(MisfireError):
+    """The broker failed or could not be reached; a message on its way may have arrived all the same."""
+
+
+class PublishRejected(MisfireError):
+    """This message cannot be sent (its arguments, its queue, ...); it has not arrived."""
+
+
+class NewerSchema(MisfireError):
+    """The state was written by a newer version of this package; it is left untouched."""
+
+
+class TaskMissed(MisfireError):
+    """A scheduled run that never happened; ``AsyncResult.get()`` raises it, ``task_failure`` carries it.
+
+    Its only argument is the message, so that it passes through pickle and JSON.
+
+    :param message: what was missed, on one line and without task arguments.
+    """
+
+    #: The record, where it is known: not in an error that was read back from a result.
+    missed: MissedFire | None = None
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+    @classmethod
+    def from_missed(cls, missed: MissedFire) -> TaskMissed:
+        """Return the error that tells of `missed`."""
+        count, first, last = missed.count, missed.first.isoformat(), missed.last.isoformat()
+        what = (
+            f"1 run scheduled for {first}" if count == 1 else f"{count} runs scheduled from {first} to {last}"
+        )
+        error = cls(f"{missed.entry!r} missed {what} ({missed.reason}, {missed.instruction})")
+        error.missed = missed
+        return error
