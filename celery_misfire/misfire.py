@@ -8,7 +8,6 @@ of its job stores); where ours differ on purpose, the line says so.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -183,15 +182,14 @@ def _instruction(value: object) -> MisfireInstruction:
         raise ValueError(f"instruction: {value!r} is unknown. Allowed: {allowed}.") from None
 
 
+#: More seconds than these, a hundred years, are a slip.
+_LONGEST = 100 * 366 * 86_400
+
+
 def _seconds(name: str, value: object, also: str = "") -> float:
     if isinstance(value, timedelta):
         value = value.total_seconds()
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or value <= 0
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LONGEST:
         raise ValueError(f"{name}: expected a number of seconds > 0{also}, got {value!r}.")
     return float(value)
 

@@ -390,6 +390,7 @@ def test_a_long_outage_is_counted_without_walking_through_it(schedule_, away, co
         {"threshold": "60"},
         {"threshold": True},
         {"threshold": float("nan")},
+        {"threshold": 10**400},
         {"max_catch_up": 0},
         {"max_catch_up": True},
         {"max_catch_up": 2.0},
