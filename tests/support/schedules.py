@@ -1,0 +1,106 @@
+"""The schedules of the process tests' app, and how JSON describes them.
+
+An entry is one of ``beat_schedule``, with ``schedule`` described as one of::
+
+    {"type": "interval", "seconds": 2, "relative": false}
+    {"type": "crontab", "minute": "*/5", ...}
+    {"type": "simple", "start": 1700000000.0, "interval": 1, "repeat_count": 3, "end": null}
+    {"type": "own", "every": 3, "start": 1700000000.0}
+    {"type": "raising", "until": path, "every": 1}
+
+``start`` and ``end`` are in seconds since 1970. ``own`` is a class of the app's own, with no start by
+default. ``raising`` raises whatever it is asked: for ever, ``until`` a file exists, or ``during`` its
+existence; else it is like ``own``. ``"unserialisable": true`` stands for arguments that no message can carry,
+or a path for such that none can until the file exists.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from celery.schedules import BaseSchedule, crontab, schedule
+
+from celery_misfire.schedules import simple
+
+
+class OwnSchedule(BaseSchedule):
+    """Fires at `start` and every so many seconds after it."""
+
+    def __init__(self, every: float, start: float = 0, **options: Any) -> None:
+        super().__init__(**options)
+        self.every, self.start = every, start
+
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        passed = (last_run_at.timestamp() - self.start) // self.every
+        due = self.start + self.every * max(0, passed + 1)
+        return datetime.fromtimestamp(due, UTC) - self.now()
+
+    def is_due(self, last_run_at: datetime) -> tuple[bool, float]:
+        remaining = self.remaining_estimate(last_run_at).total_seconds()
+        return remaining <= 0, remaining if remaining > 0 else self.every
+
+
+class RaisingSchedule(OwnSchedule):
+    """Raises until a file exists, or while it does."""
+
+    def __init__(
+        self, until: str | None = None, during: str | None = None, every: float = 1, **options: Any
+    ) -> None:
+        super().__init__(every, **options)
+        self.until, self.during = until, during
+
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        if _exists(self.during) if self.during else not _exists(self.until):
+            raise RuntimeError("this schedule is broken on purpose")
+        return super().remaining_estimate(last_run_at)
+
+
+class Unserialisable:
+    """What no message can carry, until a file exists."""
+
+    def __init__(self, until: str | bool) -> None:
+        self.until = until if isinstance(until, str) else None
+
+    def __json__(self) -> str:
+        # Kombu asks for this, and takes an error here for one of the message.
+        if not _exists(self.until):
+            raise TypeError("cannot be serialised, on purpose")
+        return "serialised"
+
+
+def _exists(path: str | None) -> bool:
+    return path is not None and Path(path).exists()
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def build_schedule(described: dict[str, Any], app: Celery | None = None) -> BaseSchedule:
+    """Return the schedule that a description stands for."""
+    options = dict(described)
+    match options.pop("type"):
+        case "interval":
+            return schedule(options.pop("seconds"), app=app, **options)
+        case "crontab":
+            return crontab(**options, app=app)
+        case "simple":
+            moments = {name: _moment(options.pop(name, None)) for name in ("start", "end")}
+            return simple(**moments, **options)
+        case "own":
+            return OwnSchedule(**options, app=app)
+        case "raising":
+            return RaisingSchedule(**options, app=app)
+        case unknown:
+            raise ValueError(f"no such schedule type: {unknown!r}")
+
+
+def build_entry(described: dict[str, Any], app: Celery) -> dict[str, Any]:
+    """Return the ``beat_schedule`` entry that a description stands for; without a task it runs ``record``."""
+    entry = {"task": "record", **described, "schedule": build_schedule(described["schedule"], app)}
+    if until := entry.pop("unserialisable", False):
+        entry["args"] = [Unserialisable(until)]
+    return entry
