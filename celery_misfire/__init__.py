@@ -1,0 +1,44 @@
+"""Quartz-grade misfire handling for Celery Beat: no scheduled run is silently lost, doubled, or burst."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from celery_misfire.fire import Fire, current_fire
+from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, MissedFire
+from celery_misfire.simulation import simulate
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = [
+    "Fire",
+    "MisfireInstruction",
+    "MisfirePolicy",
+    "MissedFire",
+    "current_fire",
+    "install",
+    "simulate",
+]
+
+
+def install(app: Celery) -> Celery:
+    """Make an app know missed runs: ``AsyncResult`` and ``GroupResult`` end in MISSED as they do in FAILURE.
+
+    For this app only. May come before the configuration, and more than once.
+
+    :returns: the app.
+    """
+    # Late, so that importing this package stays light.
+    from celery_misfire import result
+
+    result.install(app)
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("celery-misfire")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,153 @@
+"""What a fire carries: its task id, its message header, and :func:`current_fire` for the task to read it.
+
+Celery merges custom headers into ``task.request``, keeps them over retries and redelivery, and does not
+hand them on to tasks that the task sends.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import NAMESPACE_OID, uuid5
+
+from celery import current_task
+
+from celery_misfire.misfire import MisfireInstruction, Outcome, from_millis
+
+__all__ = ["HEADER", "Fire", "current_fire", "header", "isoformat", "task_id"]
+
+#: Name of the message header.
+HEADER = "misfire"
+
+#: Version of its content. Fields may be added under one version; a change of meaning takes the next.
+_VERSION = 1
+
+# Part of every task id ever made: it must never change.
+_IDS = uuid5(NAMESPACE_OID, "celery-misfire")
+
+
+@dataclass(frozen=True)
+class Fire:
+    """The fire of the schedule that a task runs for.
+
+    :param scheduled_fire_time: when it was due, aware, in UTC.
+    :param fire_time: when beat sent it, aware, in UTC.
+    :param entry: name of the entry in the schedule.
+    :param outcome: ``Outcome.FIRED`` or ``Outcome.RECOVERED``.
+    :param missed_count: how many misfired occurrences this run stands for, its own among them; 0 when none
+        misfired.
+    :param last_missed_fire_time: scheduled fire time of the last one merged into this run, aware, in UTC;
+        None when nothing was merged.
+    """
+
+    scheduled_fire_time: datetime
+    fire_time: datetime
+    entry: str
+    outcome: Outcome
+    missed_count: int
+    last_missed_fire_time: datetime | None
+
+
+def current_fire() -> Fire | None:
+    """Return the fire that the running task was sent for, also in a retry and after a redelivery.
+
+    :returns: None outside of a task, for a task that beat did not send (or not through this package), and
+        for a header that makes no sense. Never raises.
+    """
+    request = getattr(current_task, "request", None)
+    headers = getattr(request, "headers", None)
+    # A worker merges headers into the request; an eager call leaves them in a dict.
+    raw = headers.get(HEADER) if isinstance(headers, dict) else None
+    return _read(getattr(request, HEADER, None) if raw is None else raw)
+
+
+def header(
+    *,
+    entry: str,
+    scheduled: int,
+    fire_time: int,
+    outcome: Outcome,
+    merged: int = 0,
+    last_missed: int | None = None,
+    generation: int,
+    instruction: MisfireInstruction | None,
+    resolved: MisfireInstruction | None,
+    threshold: float | None,
+    on_missed: str | None = None,
+) -> dict[str, Any]:
+    """Return the content of the header of one publish attempt, as plain JSON types.
+
+    Moments come as milliseconds UTC and travel as ISO 8601 text. Every call makes a new ``nonce``, by which
+    the worker tells a second publish from a redelivery.
+
+    :param merged: how many further occurrences the run stands for.
+    :param last_missed: scheduled fire time of the last of those.
+    :param generation: as in :func:`task_id`.
+    :param instruction: the misfire instruction as it is configured; None: misfire handling is off.
+    :param resolved: the one it stands for on this trigger.
+    :param threshold: the misfire threshold in force, in seconds.
+    :param on_missed: the handler task, should the worker have to give the run up.
+    """
+    content = {
+        "v": _VERSION,
+        "entry": entry,
+        "scheduled_fire_time": isoformat(from_millis(scheduled)),
+        "fire_time": isoformat(from_millis(fire_time)),
+        "outcome": str(outcome),
+        "missed_count": merged + (outcome is Outcome.RECOVERED),
+        "last_missed_fire_time": None if last_missed is None else isoformat(from_millis(last_missed)),
+        "instruction": None if instruction is None else str(instruction),
+        "resolved": None if resolved is None else str(resolved),
+        "threshold": threshold,
+        "generation": generation,
+        "nonce": secrets.token_hex(8),
+    }
+    if on_missed is not None:
+        content["on_missed"] = on_missed
+    return content
+
+
+def task_id(namespace: str, entry: str, generation: int, scheduled_ms: int) -> str:
+    """Return the id of one occurrence; always the same, so that no crash can give it two.
+
+    :param generation: changes when the entry's fire times change meaning, so that ids never repeat.
+    :param scheduled_ms: the scheduled fire time, in milliseconds UTC.
+    """
+    # JSON keeps apart what plain joining would mix up, and takes any text.
+    return str(uuid5(_IDS, json.dumps((namespace, entry, generation, scheduled_ms))))
+
+
+def isoformat(moment: datetime) -> str:
+    """Return an aware datetime as ISO 8601 text in UTC, to the millisecond."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def _read(raw: object) -> Fire | None:
+    """Return what a header says. It came over the network, so nothing is taken for granted."""
+    if not isinstance(raw, dict) or raw.get("v") != _VERSION:
+        return None
+    entry, missed_count = raw.get("entry"), raw.get("missed_count")
+    if not isinstance(entry, str) or type(missed_count) is not int or missed_count < 0:
+        return None
+    try:
+        last_missed = raw.get("last_missed_fire_time")
+        return Fire(
+            scheduled_fire_time=_moment(raw["scheduled_fire_time"]),
+            fire_time=_moment(raw["fire_time"]),
+            entry=entry,
+            outcome=Outcome(raw["outcome"]),
+            missed_count=missed_count,
+            last_missed_fire_time=None if last_missed is None else _moment(last_missed),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"needs a time zone, got {text}")
+    return moment.astimezone(UTC)

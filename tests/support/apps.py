@@ -1,0 +1,120 @@
+"""The Celery app of the process tests: ``celery -A tests.support.apps``.
+
+Everything about it comes from the JSON file that ``MISFIRE_TEST_CONFIG`` names; the test writes it through
+:class:`tests.support.processes.Project`::
+
+    {"settings": {...}, "entries": {name: entry}, "records": path, "signals": path, "install": true}
+
+``settings`` are Celery settings as they stand; entries are described in :mod:`tests.support.schedules`.
+
+With ``MISFIRE_TEST_GATE`` in its environment, a beat does all its imports, writes ``<path>.ready`` and
+waits until the file of that path exists; so it can begin its work at a chosen moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from celery.signals import beat_init, task_failure
+
+import celery_misfire
+from celery_misfire import Fire, MissedFire, current_fire
+from celery_misfire.fire import isoformat
+from celery_misfire.missed import missed_dict
+from celery_misfire.signals import misfire_detected, task_missed
+from tests.support.schedules import build_entry
+
+
+def _build() -> Celery:
+    path = os.environ.get("MISFIRE_TEST_CONFIG")
+    config: dict[str, Any] = json.loads(Path(path).read_text()) if path else {}
+    app = Celery("acceptance")
+    app.conf.update(config.get("settings", {}))
+    app.conf.beat_schedule = {name: build_entry(e, app) for name, e in config.get("entries", {}).items()}
+    if config.get("install", True):
+        celery_misfire.install(app)
+    app.records = config.get("records", os.devnull)
+    app.signals = config.get("signals", os.devnull)
+    return app
+
+
+app = _build()
+
+
+@app.task(bind=True, name="record")
+def record(task: Any, label: str | None = None, *, seconds: float = 0, fail: bool = False) -> str:
+    """The recorder: append one line of JSON to the records file when the task starts.
+
+    :param label: goes into the line.
+    :param seconds: how long the task then takes.
+    :param fail: then raise.
+    """
+    request = task.request
+    line = {
+        "task_id": request.id,
+        "label": label,
+        "misfire": request.get("misfire"),
+        "fire": _told(current_fire()),
+        "started": time.time(),
+        "retries": request.retries,
+        "redelivered": (request.delivery_info or {}).get("redelivered"),
+        "pid": os.getpid(),
+    }
+    _append(app.records, line)
+    time.sleep(seconds)
+    if fail:
+        raise RuntimeError("this task fails on purpose")
+    return request.id
+
+
+@app.task(name="on_missed")
+def on_missed(missed: dict[str, Any]) -> None:
+    """The handler of missed runs: append the record to the signals file."""
+    _append(app.signals, {"signal": "on_missed", **missed})
+
+
+@misfire_detected.connect
+def _note_misfire(sender: str, **arguments: Any) -> None:
+    noted = {k: arguments[k] for k in ("entry", "late_by", "instruction", "resolved", "outcomes", "reason")}
+    _append(app.signals, {"signal": "misfire_detected", "task": sender, **noted})
+
+
+@task_missed.connect
+def _note_missed(sender: str, missed: MissedFire, **_: Any) -> None:
+    _append(app.signals, {"signal": "task_missed", "sender": sender, **missed_dict(missed)})
+
+
+@task_failure.connect
+def _note_failure(sender: Any, task_id: str, exception: Exception, einfo: Any, **_: Any) -> None:
+    line = {"signal": "task_failure", "sender": sender.name, "task_id": task_id, "error": str(exception)}
+    _append(app.signals, {**line, "kind": type(exception).__name__, "traceback": str(einfo)})
+
+
+@beat_init.connect
+def _wait_at_the_gate(**_: Any) -> None:
+    if gate := os.environ.get("MISFIRE_TEST_GATE"):
+        Path(f"{gate}.ready").touch()
+        while not Path(gate).exists():
+            time.sleep(0.005)
+
+
+def _told(fire: Fire | None) -> dict[str, Any] | None:
+    if fire is None:
+        return None
+    return {k: isoformat(v) if isinstance(v, datetime) else v for k, v in asdict(fire).items()}
+
+
+def _append(path: str, line: dict[str, Any]) -> None:
+    # One write to a file opened for appending: lines of several processes never mix.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(descriptor, json.dumps(line).encode() + b"\n")
+    finally:
+        os.close(descriptor)
