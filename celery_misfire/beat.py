@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import copy
 import logging
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from celery import Celery
 from celery import _state as celery_state
 from celery.beat import ScheduleEntry, Scheduler
-from celery.signals import beat_embedded_init
+from celery.signals import beat_init
 from kombu import Connection
 from kombu.exceptions import OperationalError
 from kombu.utils.functional import maybe_evaluate
@@ -53,6 +55,7 @@ class MisfireMixin(Scheduler):
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
         self._misfire_keys: dict[str, Any] = {}
         self._ticking = False
+        self._asked_to_stop = False
         self._changed = False
         self._leading = False
         self._ask_again_at = 0.0
@@ -124,7 +127,10 @@ class MisfireMixin(Scheduler):
     # -- the loop ------------------------------------------------------------------------------------------
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
-        """Do one piece of work; return how many seconds Celery's loop may sleep. Never raises an error."""
+        """Do one piece of work; return how many seconds Celery's loop may sleep. Never raises an error.
+
+        :raises SystemExit: when a signal to stop has come in the meantime.
+        """
         self._ticking = True
         try:
             return self._tick()
@@ -133,6 +139,8 @@ class MisfireMixin(Scheduler):
             return 1.0
         finally:
             self._ticking = False
+            if self._asked_to_stop:
+                raise SystemExit
 
     def _tick(self) -> float:
         self._lease.main_loop_is_alive()
@@ -285,10 +293,16 @@ class MisfireMixin(Scheduler):
 
     # -- the end -------------------------------------------------------------------------------------------
 
+    def stop_soon(self, *_: Any) -> None:
+        """Leave beat's loop after the tick in hand, or at once when asked again; a signal handler."""
+        at_once = self._asked_to_stop or not self._ticking
+        self._asked_to_stop = True
+        if at_once:
+            raise SystemExit
+
     def close(self) -> None:
         """Give the lease up, so that another beat can go on at once. May be called more than once."""
-        if self._ticking or not hasattr(self, "_lease"):
-            # A signal handler in the middle of a tick: Celery calls again when the tick has been left.
+        if not hasattr(self, "_lease"):
             return
         self._reporter.stop(FAREWELL)
         self._lease.release()
@@ -345,12 +359,16 @@ def _kind(exc: BaseException) -> str:
     )
 
 
-@beat_embedded_init.connect
-def _leave_in_good_order(**_: Any) -> None:
-    """Let ``celery worker -B`` end its beat as ``celery beat`` ends: with the lease given up."""
-    import signal
+@beat_init.connect
+def _stop_between_ticks(sender: Any, **_: Any) -> None:
+    """Let a signal to stop wait until the tick has been left, in ``celery beat`` and ``celery worker -B``.
 
-    def stop(*_: Any) -> None:
-        raise SystemExit
-
-    signal.signal(signal.SIGTERM, stop)
+    Celery's own handlers raise SystemExit wherever beat happens to be. Inside a finalizer Python drops it,
+    and beat goes on for ever; between a publish and its acknowledgement, the next beat sends the run again.
+    """
+    scheduler = sender.scheduler
+    # Beat in a thread gets no signals; whoever runs it stops it.
+    if isinstance(scheduler, MisfireMixin) and threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, scheduler.stop_soon)

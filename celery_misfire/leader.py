@@ -230,6 +230,8 @@ class Leader:
         definition, record = self._definitions[name], self._ledger.get(name)
         task, trigger = definition.task, definition.trigger
         if record is None:
+            # One whose record cannot be read is not new: what has begun may have run.
+            from_now = from_now or self._ledger.is_unusable(name)
             return records.first_seen(name, task, trigger, now, from_now=from_now)
         if from_now or record.removed_at is not None or record.fingerprint != trigger.fingerprint:
             return records.edited(record, task, trigger, now)
@@ -410,9 +412,9 @@ class Leader:
         if misfire.resolved is not misfire.instruction:
             instruction += f" -> {misfire.resolved}"
         outcomes = [f"{n} {o}" for o, n in misfire.outcomes.items() if o is not Outcome.MISSED]
-        outcomes += [
-            f"{m.count} missed" + (f" ({m.reason})" * (m.reason is not misfire.reason)) for m in lost
-        ]
+        for m in lost:
+            id_ = task_id(self._namespace, name, self._ledger[name].generation, m.first)
+            outcomes.append(f"{m.count} missed ({m.reason}, result {id_})")
         logger.warning(
             "beat: misfire of %r (%s): scheduled %s, now %s, late by %.3f s (%s), %s: %s; next %s",
             name,
@@ -524,6 +526,9 @@ class Leader:
                 if not self._lease.held:
                     break
                 key = (name, intent.scheduled)
+                if self._is_paused(name) and key not in self._ledger.untried:
+                    # Refused before: it waits for its time, and holds up no later run.
+                    continue
                 # In doubt from here on: whatever interrupts the attempt, the message may have arrived.
                 tried[key] = False
                 try:

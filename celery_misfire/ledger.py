@@ -72,11 +72,14 @@ class Ledger(Mapping[str, EntryRecord]):
             else:
                 self._records[name] = record
 
+    def is_unusable(self, name: str) -> bool:
+        """True when the store holds something for an entry, and it is no record of ours."""
+        return name in self._texts and name not in self._records
+
     def restore(self) -> None:
         """Write to the store what it lacks. Only for a beat that knows that nobody else has led."""
-        if self._unanswered is not None:
-            self._done(self._unanswered)
         self._texts = self._store.load()
+        self.repeat_unanswered()
         stale = {n: r for n, r in self._records.items() if records.dumps(r) != self._texts.get(n)}
         self.write(stale)
 

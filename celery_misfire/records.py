@@ -311,10 +311,17 @@ def _check(record: EntryRecord) -> None:
     stretches: tuple[Runs | Unreported, ...] = (*record.runs, *record.missed)
     for stretch in stretches:
         moments += [stretch.first, stretch.last, stretch.count]
+    for lost in record.missed:
+        moments += [lost.detected_at, lost.generation]
     for intent in record.intents:
-        moments += [intent.scheduled, intent.generation, intent.claimed_at, intent.merged]
+        moments += [intent.scheduled, intent.generation, intent.claimed_at]
+    runs: tuple[Runs | Intent, ...] = (*record.runs, *record.intents)
+    for run in runs:
+        moments += [run.merged, 0 if run.last_missed is None else run.last_missed]
     if not all(isinstance(t, str) for t in texts):
         raise ValueError("not a record: a text is missing")
+    if not all(isinstance(intent.unsent, bool) for intent in record.intents):
+        raise ValueError("not a record: neither true nor false")
     if not all(type(m) is int and abs(m) < _FAR for m in moments):
         raise ValueError("not a record: a moment is not a whole number in range")
 

@@ -102,13 +102,18 @@ class RedisStore:
         :returns: what was taken, or the value of the lease that somebody else holds.
         :raises NewerSchema: when the state was written by a newer version; nothing has been written then.
         """
-        self._check_schema(self._call(self._redis.hget, self.state_key, "_meta"))
-        answer = self._run("acquire", [self.lease_key, self.state_key], [token, self._owner, _ms(ttl), seen])
-        if not int(answer[0]):
-            return str(answer[1])
-        _, epoch, previous, meta, value = answer
-        self._check_schema(meta)
-        return Acquired(int(epoch), int(previous), value, cold=not meta)
+        keys = [self.lease_key, self.state_key, self.log_key]
+        meta = ""
+        while True:
+            answer = self._run("acquire", keys, [token, self._owner, _ms(ttl), seen, meta])
+            if answer[0] == "META":
+                meta = answer[1]
+                self._check_schema(meta)
+            elif answer[0] == "HELD":
+                return str(answer[1])
+            else:
+                _, epoch, previous, value = answer
+                return Acquired(int(epoch), int(previous), value, cold=not meta)
 
     def renew(self, token: str, value: str, ttl: float) -> None:
         """Prolong the lease and give it a new value.
@@ -195,6 +200,8 @@ def _client(url: str, options: dict[str, Any], call_timeout: float) -> redis.Red
     settings: dict[str, Any] = {
         "socket_timeout": call_timeout,
         "socket_connect_timeout": call_timeout,
+        # What is not UTF-8 is not ours, and is to be replaced all the same.
+        "encoding_errors": "surrogateescape",
         # One more try on a new connection when the pooled one turns out to be dead; never after a timeout,
         # which would double the wait.
         "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
@@ -246,7 +253,7 @@ def _decoded(answer: Any) -> Any:
 
 
 def _text(value: bytes | str) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
 def _ms(seconds: float) -> int:

@@ -304,6 +304,8 @@ def test_a_message_that_is_refused_is_tried_again_and_then_recorded_while_the_ot
     assert len(tries) > 10
     assert {r.missed.reason for r in world.missed} == {"publish_rejected"}
     assert {r.missed.entry for r in world.missed} == {"bad"}
+    # What waits for its next try is not tried at every later run as well.
+    assert max(Counter(m.intent.scheduled for m in tries).values()) < 8
     world.refuses = lambda _: None
     world.run(begin + 20 * MINUTE + SECOND)
     decided = Counter(world.scheduled("bad")) + Counter(to_millis(r.missed.first) for r in world.missed)
