@@ -98,11 +98,12 @@ class Ledger(Mapping[str, EntryRecord]):
         if not commit.new and not commit.log:
             return
         self._unanswered = commit
-        changes = [Change(n, self._texts.get(n, ""), records.dumps(r)) for n, r in commit.new.items()]
+        texts = {n: records.dumps(r) for n, r in commit.new.items()}
+        changes = [Change(n, self._texts.get(n, ""), text) for n, text in texts.items()]
         conflicts = self._store.commit(self._lease.token, changes, commit.log)
         if conflicts:
             raise LeaseLost(f"the state of {len(conflicts)} entries was written by somebody else")
-        self._done(commit)
+        self._done(commit, texts)
 
     def repeat_unanswered(self) -> bool:
         """Send the commit again that got no answer; True when there was one and it is done now."""
@@ -130,12 +131,13 @@ class Ledger(Mapping[str, EntryRecord]):
         )
         return replace(record, intents=intents)
 
-    def _done(self, commit: Commit) -> None:
+    def _done(self, commit: Commit, texts: Mapping[str, str]) -> None:
         self._unanswered = None
+        self._texts.update(texts)
         for name, record in commit.new.items():
             before = self._records.get(name)
             known = {i.scheduled for i in before.intents} if before else set()
             self.untried |= {(name, i.scheduled) for i in record.intents if i.scheduled not in known}
-            self._records[name], self._texts[name] = record, records.dumps(record)
+            self._records[name] = record
         for follow_up in commit.then:
             follow_up()
