@@ -32,9 +32,6 @@ ENTRY_KEYS = ("task", "schedule", "args", "kwargs", "options", "relative", "misf
 _PREFIX = "misfire_"
 _POLICY_DEFAULTS = {f.name: f.default for f in fields(MisfirePolicy)}
 
-# Longer is a mistake of units, and would overflow later.
-_HUNDRED_YEARS = 100 * 366 * 24 * 3600
-
 
 # -- problems ----------------------------------------------------------------------------------------------
 
@@ -151,14 +148,9 @@ def _mapping(value: object) -> dict[Any, Any]:
 def _policy_value(key: str, value: object) -> Any:
     """Return a value as a policy takes it: the rules for seconds, limits and task names are written there."""
     try:
-        checked = getattr(MisfirePolicy(**{key: value}), key)  # type: ignore[arg-type]  # it checks
-    except OverflowError:
-        checked = float("inf")
+        return getattr(MisfirePolicy(**{key: value}), key)  # type: ignore[arg-type]  # it checks
     except ValueError as exc:
         raise ValueError(str(exc).removeprefix(f"{key}: ").replace(repr(value), _shown(value))) from None
-    if isinstance(checked, float) and checked > _HUNDRED_YEARS:
-        raise ValueError(f"expected seconds, got more than 100 years: {_shown(value)}.")
-    return checked
 
 
 _threshold = partial(_policy_value, "threshold")

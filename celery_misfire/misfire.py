@@ -8,6 +8,7 @@ of its job stores); where ours differ on purpose, the line says so.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -182,15 +183,17 @@ def _instruction(value: object) -> MisfireInstruction:
         raise ValueError(f"instruction: {value!r} is unknown. Allowed: {allowed}.") from None
 
 
-#: More seconds than these, a hundred years, are a slip.
-_LONGEST = 100 * 366 * 86_400
+# Longer is a mistake of units, and would overflow later.
+_HUNDRED_YEARS = 100 * 366 * 86_400
 
 
 def _seconds(name: str, value: object, also: str = "") -> float:
     if isinstance(value, timedelta):
         value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LONGEST:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a number of seconds > 0{also}, got {value!r}.")
+    if value > _HUNDRED_YEARS:
+        raise ValueError(f"{name}: expected seconds, got more than 100 years: {value!r}.")
     return float(value)
 
 
@@ -226,10 +229,11 @@ class TriggerState:
 
     :param next_fire_time: the next expected fire time; None when it never fires again.
     :param previous_fire_time: scheduled time of the last occurrence decided.
-    :param times_triggered: how many of its repetitions are used up.
+    :param times_triggered: how many of its repetitions are used up; the runs made, for cron types.
     :param repeat_count: repetitions after the first fire, ``ENDLESS`` for ever; None for cron types.
     :param start_time: first fire time of the grid in force (moved by the ``reschedule_now`` instructions).
     :param end_time: no run starts after it; None for no end.
+    :param max_runs: a cron type's runs in all, whatever is missed in between; None for no limit.
     """
 
     next_fire_time: int | None
@@ -238,6 +242,12 @@ class TriggerState:
     times_triggered: int = 0
     repeat_count: int | None = None
     end_time: int | None = None
+    max_runs: int | None = None
+
+    @property
+    def runs_left(self) -> int | None:
+        """How many runs are left, None for no limit; a grid counts its slots instead."""
+        return None if self.max_runs is None else self.max_runs - self.times_triggered
 
     @property
     def trigger_type(self) -> TriggerType:
@@ -368,20 +378,44 @@ def plan(
         # `now` itself is included: a fire time that is reached exactly is due.
         last = times.before(now + 1) or first
         count = times.count(first, last)
-    advanced = replace(
-        state,
-        next_fire_time=times.after(now),
-        previous_fire_time=last,
-        times_triggered=state.times_triggered + count,
-    )
-    if now - first < threshold_millis(policy, first, following):
-        ignores = policy is not None and policy.instruction is MisfireInstruction.IGNORE_MISFIRE_POLICY
+    in_time = now - first < threshold_millis(policy, first, following)
+    ignores = policy is not None and policy.instruction is MisfireInstruction.IGNORE_MISFIRE_POLICY
+    if (in_time or ignores) and state.runs_left is not None and count > state.runs_left:
+        # With the last of its runs it is complete; what would have followed is no occurrence.
+        count = state.runs_left
+        last = _nth(times, first, last, count)
+    if in_time:
         if _ended(state, now) and not ignores:
-            return Plan(advanced, missed=(Missed(first, last, count, Reason.ENDED),))
-        return Plan(advanced, runs=(Runs(first, last, count, Outcome.FIRED),))
+            missed = Missed(first, last, count, Reason.ENDED)
+            return Plan(_advanced(state, times, now, last, count, runs=0), missed=(missed,))
+        runs = Runs(first, last, count, Outcome.FIRED)
+        return Plan(_advanced(state, times, now, last, count, runs=count), runs=(runs,))
     if policy is None:
-        return Plan(advanced)
-    return _Episode(trigger, times, state, advanced, policy, now, reason, first, last, count).plan()
+        return Plan(_advanced(state, times, now, last, count, runs=0))
+    return _Episode(trigger, times, state, policy, now, reason, first, last, count).plan()
+
+
+def _advanced(
+    state: TriggerState, times: FireTimes, now: int, last: int, count: int, runs: int
+) -> TriggerState:
+    """Return the state after `count` occurrences up to `last`, of which `runs` were run."""
+    # A grid's slots are used up by passing, a cron type's runs by running.
+    used = runs if state.repeat_count is None else count
+    moved = replace(state, previous_fire_time=last, times_triggered=state.times_triggered + used)
+    complete = moved.runs_left is not None and moved.runs_left <= 0
+    return replace(moved, next_fire_time=None if complete else times.after(now))
+
+
+def _nth(times: FireTimes, first: int, last: int, n: int) -> int:
+    """Return the `n`-th fire time from `first` on, which is one and counts, in few questions."""
+    low, high = first, last
+    while low < high:
+        middle = (low + high) // 2
+        if times.count(first, middle) < n:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def _ended(state: TriggerState, now: int) -> bool:
@@ -397,7 +431,6 @@ class _Episode:
     trigger: Trigger
     times: FireTimes
     state: TriggerState
-    advanced: TriggerState
     policy: MisfirePolicy
     now: int
     reason: Reason
@@ -411,15 +444,13 @@ class _Episode:
             case MisfireInstruction.IGNORE_MISFIRE_POLICY:
                 return self._run_every_one()
             case MisfireInstruction.FIRE_ONCE_NOW:
-                return self._run_one(self.advanced)
+                return self._run_one(self._advanced(runs=1))
             case MisfireInstruction.FIRE_NOW if trigger_type is TriggerType.ONCE:
-                return self._run_one(self.advanced)
+                return self._run_one(self._advanced(runs=1))
             case MisfireInstruction.DO_NOTHING | MisfireInstruction.RESCHEDULE_NEXT_WITH_REMAINING_COUNT:
-                used = self.count if self.advanced.next_fire_time is not None else 0
-                triggered = self.state.times_triggered + used
-                return self._run_none(replace(self.advanced, times_triggered=triggered))
+                return self._run_none(self._with_triggered(self._intervals_to_next()))
             case MisfireInstruction.RESCHEDULE_NEXT_WITH_EXISTING_COUNT:
-                return self._run_none(replace(self.advanced, times_triggered=self.state.times_triggered))
+                return self._run_none(self._with_triggered(0))
             case MisfireInstruction.RESCHEDULE_NOW_WITH_EXISTING_REPEAT_COUNT:
                 return self._run_one(self._restarted(intervals_missed=0))
             case MisfireInstruction.FIRE_NOW | MisfireInstruction.RESCHEDULE_NOW_WITH_REMAINING_REPEAT_COUNT:
@@ -429,10 +460,23 @@ class _Episode:
             case unresolved:  # pragma: no cover
                 raise AssertionError(f"{unresolved} is not an instruction to carry out")
 
+    def _advanced(self, runs: int) -> TriggerState:
+        return _advanced(self.state, self.times, self.now, self.last, self.count, runs)
+
+    def _with_triggered(self, used: int) -> TriggerState:
+        return replace(self._advanced(runs=0), times_triggered=self.state.times_triggered + used)
+
+    def _intervals_to_next(self) -> int:
+        """Return how many intervals there are to the next fire time, excluded ones included, as in Quartz."""
+        following = self._advanced(runs=0).next_fire_time
+        if following is None or self.trigger.interval is None:
+            return 0
+        return (following - self.first) // self.trigger.interval
+
     def _run_every_one(self) -> Plan:
         first, missed = self._without_too_old()
         if first is None:
-            return self._result(self.advanced, (), missed)
+            return self._result(self._advanced(runs=self.count), (), missed)
         limit = self.policy.max_catch_up
         remaining = self.times.count(first, self.last)
         if limit is not None and remaining > limit:
@@ -442,14 +486,14 @@ class _Episode:
             missed = (*missed, Missed(first, last_capped, remaining - limit, Reason.CAPPED))
             first, remaining = oldest_kept, limit
         runs = Runs(first, self.last, remaining, Outcome.RECOVERED)
-        return self._result(self.advanced, (runs,), missed)
+        return self._result(self._advanced(runs=self.count), (runs,), missed)
 
     def _run_one(self, state: TriggerState) -> Plan:
         first, missed = self._without_too_old()
         if first is None:
-            return self._result(self.advanced, (), missed)
+            return self._result(self._advanced(runs=0), (), missed)
         if _ended(self.state, self.now):
-            return self._run_none(self.advanced, Reason.ENDED)
+            return self._run_none(self._advanced(runs=0), Reason.ENDED)
         merged = self.times.count(first, self.last) - 1
         runs = Runs(first, first, 1, Outcome.RECOVERED, merged, self.last if merged else None)
         return self._result(state, (runs,), missed)
@@ -464,7 +508,7 @@ class _Episode:
             repeat_count = max(0, repeat_count - triggered - intervals_missed)
             triggered = 0
         state = replace(
-            self.advanced, start_time=self.now, repeat_count=repeat_count, times_triggered=triggered + 1
+            self._advanced(runs=1), start_time=self.now, repeat_count=repeat_count, times_triggered=triggered + 1
         )
         return replace(state, next_fire_time=self.trigger.fire_times(state).after(self.now))
 
