@@ -641,6 +641,21 @@ def test_a_broker_that_is_away_holds_up_event_and_handler_alone(
     assert len(lines(caplog, "again")) == 1
 
 
+def test_what_works_again_is_used_again_at_once(app: Celery, quick: None, redis_server: RedisServer) -> None:
+    app.conf.update(broker_url=redis_server.url, result_backend="redis://127.0.0.1:1/0")
+    redis_server.kill()
+    reporter = Reporter(app, SETTINGS)
+    reporter.start()
+    reporter.submit(Report(make_missed(), on_missed="ops.alarm"))
+    wait_for(lambda: reporter._broken == {Part.RESULT, Part.EVENT, Part.HANDLER})
+
+    redis_server.start()
+
+    wait_for(lambda: reporter._broken == {Part.RESULT})
+    assert len(published(redis_server.url)) == 1
+    reporter.stop(5)
+
+
 def test_a_record_that_cannot_be_stored_is_given_up_and_holds_up_nobody(
     app: Celery, reporter: Reporter, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from dataclasses import asdict
 from datetime import datetime
@@ -22,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
-from celery.signals import beat_init, task_failure
+from celery.signals import beat_init, task_failure, task_revoked
 
 import celery_misfire
 from celery_misfire import Fire, MissedFire, current_fire
 from celery_misfire.fire import isoformat
 from celery_misfire.missed import missed_dict
-from celery_misfire.signals import misfire_detected, task_missed
+from celery_misfire.signals import beat_overdue, misfire_detected, task_missed, task_started_late
 from tests.support.schedules import build_entry
 
 
@@ -48,12 +49,23 @@ def _build() -> Celery:
 app = _build()
 
 
-@app.task(bind=True, name="record")
-def record(task: Any, label: str | None = None, *, seconds: float = 0, fail: bool = False) -> str:
+def _record(
+    task: Any,
+    label: Any = None,
+    *,
+    seconds: float = 0,
+    until: str | None = None,
+    retries: int = 0,
+    die: bool = False,
+    fail: bool = False,
+) -> str:
     """The recorder: append one line of JSON to the records file when the task starts.
 
     :param label: goes into the line.
     :param seconds: how long the task then takes.
+    :param until: wait until the file of this path exists.
+    :param retries: be retried so often.
+    :param die: be killed (SIGKILL), with the process, unless this is a redelivery.
     :param fail: then raise.
     """
     request = task.request
@@ -69,9 +81,32 @@ def record(task: Any, label: str | None = None, *, seconds: float = 0, fail: boo
     }
     _append(app.records, line)
     time.sleep(seconds)
+    while until and not Path(until).exists():
+        time.sleep(0.01)
+    if die and not line["redelivered"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if request.retries < retries:
+        raise task.retry(countdown=0)
     if fail:
         raise RuntimeError("this task fails on purpose")
     return request.id
+
+
+#: The recorder under the names of what is special about it.
+RECORDERS: dict[str, dict[str, Any]] = {
+    "record": {},
+    "record.late_ack": {"acks_late": True, "reject_on_worker_lost": True},
+    "record.limited": {"rate_limit": "2/s"},
+    "record.tracked": {"track_started": True},
+}
+for _name, _options in RECORDERS.items():
+    app.task(bind=True, name=_name, **_options)(_record)
+
+
+@app.task(name="errback")
+def errback(task_id: str) -> None:
+    """The error callback: append the id of the run that failed to the signals file."""
+    _append(app.signals, {"signal": "errback", "task_id": task_id})
 
 
 @app.task(name="on_missed")
@@ -94,7 +129,27 @@ def _note_missed(sender: str, missed: MissedFire, **_: Any) -> None:
 @task_failure.connect
 def _note_failure(sender: Any, task_id: str, exception: Exception, einfo: Any, **_: Any) -> None:
     line = {"signal": "task_failure", "sender": sender.name, "task_id": task_id, "error": str(exception)}
-    _append(app.signals, {**line, "kind": type(exception).__name__, "traceback": str(einfo)})
+    line |= {"kind": type(exception).__name__, "traceback": str(einfo), "headers": sender.request.headers}
+    _append(app.signals, line)
+
+
+@task_revoked.connect
+def _note_revoked(sender: Any, request: Any, expired: bool, **_: Any) -> None:
+    _append(app.signals, {"signal": "task_revoked", "task_id": request.id, "expired": expired})
+
+
+@task_started_late.connect
+def _note_late(sender: Any, fire: Fire, late_by: float, **_: Any) -> None:
+    told = _told(fire)
+    _append(
+        app.signals, {"signal": "task_started_late", "sender": sender.name, "fire": told, "late_by": late_by}
+    )
+
+
+@beat_overdue.connect
+def _note_overdue(sender: Any, entries: list[str], since: datetime, **_: Any) -> None:
+    line = {"signal": "beat_overdue", "sender": sender.main, "entries": entries, "since": since.timestamp()}
+    _append(app.signals, {**line, "at": time.time()})
 
 
 @beat_init.connect

@@ -192,7 +192,7 @@ class Project:
     def records(self) -> list[dict[str, Any]]:
         """Return the lines of the recorder task, in the order in which the runs started.
 
-        Each has ``task_id``, ``label``, ``misfire`` (the header), ``fire`` (what ``current_fire()`` gives, its
+        Each has ``task_id``, ``label``, ``misfire`` (the header), ``fire`` (what ``current_fire()`` returns,
         moments as text), ``started`` (seconds since 1970), ``retries``, ``redelivered`` and ``pid``.
         """
         return _json_lines(self._records)

@@ -23,6 +23,7 @@ from typing import Any
 from celery import Celery
 from celery.schedules import BaseSchedule, crontab, schedule
 
+from celery_misfire.misfire import from_millis, to_millis
 from celery_misfire.schedules import simple
 
 
@@ -34,9 +35,10 @@ class OwnSchedule(BaseSchedule):
         self.every, self.start = every, start
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
-        passed = (last_run_at.timestamp() - self.start) // self.every
-        due = self.start + self.every * max(0, passed + 1)
-        return datetime.fromtimestamp(due, UTC) - self.now()
+        # In whole milliseconds, which a fraction of a second in floating point would miss.
+        every, start = round(self.every * 1000), round(self.start * 1000)
+        passed = (to_millis(last_run_at) - start) // every
+        return from_millis(start + every * max(0, passed + 1)) - self.now()
 
     def is_due(self, last_run_at: datetime) -> tuple[bool, float]:
         remaining = self.remaining_estimate(last_run_at).total_seconds()
