@@ -1,27 +1,19 @@
 """When a schedule fires: any Celery schedule as a :class:`~celery_misfire.misfire.Trigger`.
 
-Moments are integer milliseconds UTC. What is called *wall time* here is the reading of a clock on the wall of
-some time zone, as milliseconds since 1970-01-01 00:00 on that same clock; it knows no zone and never jumps.
-
-The layers, each of them a :class:`~celery_misfire.misfire.FireTimes`: :class:`Grid` and :class:`CrontabTimes`
-count in closed form, on either time line; :class:`FirstPass` and :class:`EveryPass` carry wall times over to
-real moments in a :class:`Zone`, and differ in what a change of the clocks means; :class:`AskedTimes` is for
-schedules that only they themselves understand.
+What has fields to compute with is put together from :mod:`celery_misfire.wall_times` (times in closed form)
+and :mod:`celery_misfire.zones` (from the wall clock to real moments); :class:`AskedTimes` is for schedules
+that only they themselves understand. Moments are integer milliseconds UTC.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import re
-import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
+from typing import Any
 
 from celery_misfire.misfire import (
     ENDLESS,
@@ -32,35 +24,44 @@ from celery_misfire.misfire import (
     from_millis,
     to_millis,
 )
+from celery_misfire.wall_times import (
+    DAY,
+    HORIZON,
+    HOUR,
+    LAST_MOMENT,
+    MINUTE,
+    SECOND,
+    Bounded,
+    ClockTimes,
+    Days,
+    Grid,
+    MonthGrid,
+    Preceded,
+    WallTimes,
+    day_bits,
+    weekday_bits,
+)
+from celery_misfire.zones import (
+    EveryPass,
+    FirstPass,
+    OnlyShown,
+    Zone,
+    tzinfo_of,
+    without_addresses,
+    zone_for,
+)
 
 __all__ = [
+    "CALENDAR_UNITS",
     "AskedTimes",
     "AskedTrigger",
+    "CalendarTrigger",
     "CronTrigger",
-    "CrontabTimes",
-    "EveryPass",
-    "FirstPass",
-    "Grid",
     "GridTrigger",
     "RelativeTrigger",
-    "Zone",
     "interval_millis",
     "trigger_for",
-    "zone_for",
 ]
-
-_SECOND = 1_000
-_MINUTE = 60 * _SECOND
-_HOUR = 60 * _MINUTE
-_DAY = 24 * _HOUR
-
-# How far a search looks before it says "never": leap days on a given weekday are up to 40 years apart.
-_HORIZON_MONTHS = 50 * 12
-_HORIZON = _HORIZON_MONTHS * 31 * _DAY
-
-# What a datetime can hold in every zone.
-_FIRST_MOMENT = to_millis(datetime(1, 1, 3, tzinfo=UTC))
-_LAST_MOMENT = to_millis(datetime(9999, 12, 30, tzinfo=UTC))
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -177,39 +178,123 @@ class RelativeTrigger:
         return f"relative interval={self.interval} zone={self.zone.name}"
 
     def first_state(self, first_seen: int) -> TriggerState:
-        if self.interval >= _DAY:
+        if self.interval >= DAY:
             # Celery adds days on the wall clock, and all else in elapsed time.
             wall = self.zone.wall(first_seen) + self.interval
-            first = FirstPass(Grid(wall - wall % _DAY, _DAY), self.zone).after(first_seen)
+            first = FirstPass(Grid(wall - wall % DAY, DAY), self.zone).after(first_seen)
         else:
             start = first_seen + self.interval
-            unit = next((unit for unit in (_HOUR, _MINUTE, _SECOND) if unit <= self.interval), 1)
+            unit = next((unit for unit in (HOUR, MINUTE, SECOND) if unit <= self.interval), 1)
             first = start - self.zone.wall(start) % unit
         return TriggerState(first, first_seen if first is None else first, repeat_count=ENDLESS)
 
     def fire_times(self, state: TriggerState) -> FireTimes:
-        if self.interval % _DAY:
+        if self.interval % DAY:
             return Grid(state.start_time, self.interval)
         # Midnight is looked for again, because a start in a gap stands after it.
         wall = self.zone.wall(state.start_time)
-        return FirstPass(Grid(wall - wall % _DAY, self.interval), self.zone)
+        return FirstPass(Grid(wall - wall % DAY, self.interval), self.zone)
 
 
 @dataclass(frozen=True, slots=True)
 class CronTrigger:
-    """Fires at times that depend on nothing but the schedule."""
+    """Fires at times that depend on nothing but the schedule.
+
+    :param start: the first moment that counts; None: what comes after first sight.
+    :param end: the last moment that counts; None for no end.
+    :param max_runs: so many runs in all; None for no limit.
+    """
 
     times: FireTimes
     fingerprint: str
+    start: int | None = None
+    end: int | None = None
+    max_runs: int | None = None
 
     trigger_type = TriggerType.CRON
     interval = None
 
     def first_state(self, first_seen: int) -> TriggerState:
-        return TriggerState(self.times.after(first_seen), first_seen)
+        state = TriggerState(None, first_seen, end_time=self.end, max_runs=self.max_runs)
+        return _beginning(self, state, self.start, first_seen)
 
     def fire_times(self, state: TriggerState) -> FireTimes:
-        return self.times
+        if self.start is None and self.end is None:
+            return self.times
+        return Bounded(self.times, self.start, self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class CalendarTrigger:
+    """Quartz's CalendarIntervalTrigger: every so many units of the calendar, counted from the start.
+
+    Seconds, minutes and hours are elapsed time; days, weeks, months and years keep the time on the wall, also
+    after the clocks were changed in between.
+
+    :param unit: one of :data:`CALENDAR_UNITS`.
+    :param start: the first fire time; None: one interval after first sight.
+    :param end: no fire time at or after it; None for no end.
+    :param skip: leave out a time that the clocks jump over; else it fires at the end of the gap.
+    """
+
+    every: int
+    unit: str
+    zone: Zone
+    start: int | None = None
+    end: int | None = None
+    skip: bool = False
+
+    trigger_type = TriggerType.CRON
+    interval = None
+
+    @property
+    def fingerprint(self) -> str:
+        return (
+            f"calendar every={self.every} {self.unit} zone={self.zone.name}"
+            f" start={self.start} end={self.end} skip={self.skip}"
+        )
+
+    def first_state(self, first_seen: int) -> TriggerState:
+        return _beginning(self, TriggerState(None, first_seen, end_time=self.end), self.start, first_seen)
+
+    def fire_times(self, state: TriggerState) -> FireTimes:
+        start = state.start_time
+        after_start = Bounded(self._times(start), start + 1, None if self.end is None else self.end - 1)
+        if self.start is None or start >= (LAST_MOMENT if self.end is None else self.end):
+            return after_start
+        # Not left to the wall clock: a start in the second pass of a repeated hour is none to it.
+        return Preceded(start, after_start)
+
+    def _times(self, start: int) -> FireTimes:
+        length = self.every * CALENDAR_UNITS[self.unit]
+        match self.unit:
+            case "second" | "minute" | "hour":
+                return Grid(start, length)
+            case "day" | "week":
+                wall: FireTimes = Grid(self.zone.wall(start), length)
+            case _:
+                wall = MonthGrid(self.zone.wall(start), length)
+        return (OnlyShown if self.skip else FirstPass)(wall, self.zone)
+
+
+#: The units of :class:`CalendarTrigger`: how long they are, in milliseconds or in months.
+CALENDAR_UNITS = {
+    "second": SECOND,
+    "minute": MINUTE,
+    "hour": HOUR,
+    "day": DAY,
+    "week": 7 * DAY,
+    "month": 1,
+    "year": 12,
+}
+
+
+def _beginning(trigger: Trigger, state: TriggerState, start: int | None, first_seen: int) -> TriggerState:
+    """Return the first state of a trigger that plans from `start`, or from now if that has passed."""
+    if start is not None:
+        state = replace(state, start_time=start)
+    after = first_seen if start is None or start < first_seen else start - 1
+    return replace(state, next_fire_time=trigger.fire_times(state).after(after))
 
 
 class AskedTrigger:
@@ -254,11 +339,7 @@ def _canonical(value: Any) -> str:
         return "{" + ",".join(sorted(map(_canonical, value))) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_canonical, value)) + "]"
-    return _without_addresses(repr(value))
-
-
-def _without_addresses(text: str) -> str:
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+    return without_addresses(repr(value))
 
 
 def interval_millis(value: object) -> int:
@@ -299,7 +380,13 @@ def _crontab(schedule: Any) -> Trigger:
             raise ValueError(f"crontab: {name} is empty, so it never fires")
     complete = {name for name, size in _CRONTAB.items() if len(fields[name]) == size}
     wildcard = any(name in complete or _is_wildcard(schedule, name) for name in ("minute", "hour"))
-    wall, zone = CrontabTimes(*fields.values()), _zone_of(schedule)
+    zone = _zone_of(schedule)
+    minutes, hours, days, months, weekdays = fields.values()
+    on_days, on_weekdays = day_bits(days), weekday_bits(weekdays)
+    # Both must match: Celery's rule.
+    wall = WallTimes(
+        Days(lambda month: on_days & on_weekdays >> month.weekday, months), ClockTimes(hours, minutes, (0,))
+    )
     text = " ".join("*" if name in complete else ",".join(map(str, v)) for name, v in fields.items())
     return CronTrigger(
         EveryPass(wall, zone) if wildcard else FirstPass(wall, zone),
@@ -314,396 +401,6 @@ def _is_wildcard(schedule: Any, name: str) -> bool:
 
 def _zone_of(schedule: Any) -> Zone:
     return zone_for(getattr(schedule, "tz", None))
-
-
-# --------------------------------------------------------------------------------------------------------
-# Counting in closed form
-
-
-class Grid:
-    """`start`, and every `interval` after it; the rules of Quartz's ``SimpleTriggerImpl.getFireTimeAfter``.
-
-    :param interval: None for the start alone.
-    :param repeat_count: how many slots follow the start, ``ENDLESS`` for no limit. Slots count, not runs.
-    :param end: no fire time at or after it, but for a start that is the end itself (as in Quartz).
-    """
-
-    __slots__ = ("_interval", "_slots", "_start")
-
-    def __init__(
-        self, start: int, interval: int | None, repeat_count: int = ENDLESS, end: int | None = None
-    ) -> None:
-        last = _LAST_MOMENT if end is None else min(end - 1, _LAST_MOMENT)
-        self._start = start
-        self._interval = interval or 1
-        # Rounded down, so a start after the end has no slot.
-        self._slots = max((last - start) // self._interval + 1, int(start == end))
-        if interval is None or repeat_count == 0:
-            self._slots = min(self._slots, 1)
-        elif repeat_count != ENDLESS:
-            self._slots = min(self._slots, repeat_count + 1)
-
-    def _slots_before(self, moment: int) -> int:
-        return min(max(0, -((self._start - moment) // self._interval)), self._slots)
-
-    def after(self, moment: int) -> int | None:
-        slot = self._slots_before(moment + 1)
-        return self._start + slot * self._interval if slot < self._slots else None
-
-    def before(self, moment: int) -> int | None:
-        slot = self._slots_before(moment) - 1
-        return self._start + slot * self._interval if slot >= 0 else None
-
-    def count(self, first: int, last: int) -> int:
-        return max(0, self._slots_before(last + 1) - self._slots_before(first))
-
-
-_EPOCH_DAY = date(1970, 1, 1).toordinal()
-
-# Months are numbered from January of the year 0, days from 1970-01-01.
-_FIRST_MONTH, _LAST_MONTH = 2 * 12, 9999 * 12
-
-
-@lru_cache(maxsize=4096)
-def _month(month: int) -> tuple[int, int, int]:
-    """Return the first day of a month, its length, and the weekday of the first day (0 = Sunday)."""
-    first, following = (date(m // 12, m % 12 + 1, 1).toordinal() for m in (month, month + 1))
-    return first - _EPOCH_DAY, following - first, first % 7
-
-
-def _month_and_bit(day: int) -> tuple[int, int]:
-    when = date.fromordinal(day + _EPOCH_DAY)
-    return when.year * 12 + when.month - 1, when.day - 1
-
-
-class CrontabTimes:
-    """The wall times that a crontab names: every field must match, also both day fields (Celery's rule).
-
-    Days are kept as bits of a month (bit 0 = the first), so that a month costs a few operations; times of
-    the day as the sorted hours and minutes, never multiplied out.
-
-    :param weekdays: 0 = Sunday.
-    """
-
-    __slots__ = ("_days", "_months", "_per_day", "_weekdays", "hours", "minutes")
-
-    def __init__(
-        self,
-        minutes: tuple[int, ...],
-        hours: tuple[int, ...],
-        days: Iterable[int],
-        months: Iterable[int],
-        weekdays: Iterable[int],
-    ) -> None:
-        self.minutes, self.hours = minutes, hours
-        self._per_day = len(minutes) * len(hours)
-        self._days = sum(1 << (day - 1) for day in days)
-        self._months = sum(1 << (month - 1) for month in months)
-        # Six weeks in a row: shifted by the weekday of its first day, they are the weekdays of a month.
-        self._weekdays = sum(1 << (day + 7 * week) for day in weekdays for week in range(6))
-
-    def after(self, moment: int) -> int | None:
-        day, rest = divmod(moment, _DAY)
-        if self._has_day(day):
-            rank = self._rank(rest // _MINUTE + 1)
-            if rank < self._per_day:
-                return day * _DAY + self._time(rank)
-        found = self._day_from(day + 1)
-        return None if found is None else found * _DAY + self._time(0)
-
-    def before(self, moment: int) -> int | None:
-        day, rest = divmod(moment, _DAY)
-        if rank := self._rank_on(day, rest):
-            return day * _DAY + self._time(rank - 1)
-        found = self._day_to(day - 1)
-        return None if found is None else found * _DAY + self._time(self._per_day - 1)
-
-    def count(self, first: int, last: int) -> int:
-        if last < first:
-            return 0
-        (day, time_of_day), (to_day, to_time) = divmod(first, _DAY), divmod(last + 1, _DAY)
-        whole_days = self._count_days(day, to_day) * self._per_day
-        return whole_days + self._rank_on(to_day, to_time) - self._rank_on(day, time_of_day)
-
-    def _rank_on(self, day: int, time_of_day: int) -> int:
-        """Return how many fire times of this day lie before this time of it."""
-        return self._rank(-(-time_of_day // _MINUTE)) if self._has_day(day) else 0
-
-    def _rank(self, minute_of_day: int) -> int:
-        hour, minute = divmod(minute_of_day, 60)
-        at = bisect_left(self.hours, hour)
-        rank = at * len(self.minutes)
-        if at < len(self.hours) and self.hours[at] == hour:
-            rank += bisect_left(self.minutes, minute)
-        return rank
-
-    def _time(self, rank: int) -> int:
-        hour, minute = divmod(rank, len(self.minutes))
-        return self.hours[hour] * _HOUR + self.minutes[minute] * _MINUTE
-
-    def _days_of(self, month: int) -> int:
-        if not self._months >> month % 12 & 1:
-            return 0
-        _, length, weekday = _month(month)
-        return self._days & self._weekdays >> weekday & (1 << length) - 1
-
-    def _has_day(self, day: int) -> bool:
-        month, bit = _month_and_bit(day)
-        return bool(self._days_of(month) >> bit & 1)
-
-    def _day_from(self, day: int) -> int | None:
-        month, bit = _month_and_bit(day)
-        days = self._days_of(month) >> bit << bit
-        horizon = min(month + _HORIZON_MONTHS, _LAST_MONTH)
-        while not days and month < horizon:
-            month += 1
-            days = self._days_of(month)
-        return _month(month)[0] + (days & -days).bit_length() - 1 if days else None
-
-    def _day_to(self, day: int) -> int | None:
-        month, bit = _month_and_bit(day)
-        days = self._days_of(month) & (2 << bit) - 1
-        horizon = max(month - _HORIZON_MONTHS, _FIRST_MONTH)
-        while not days and month > horizon:
-            month -= 1
-            days = self._days_of(month)
-        return _month(month)[0] + days.bit_length() - 1 if days else None
-
-    def _count_days(self, day: int, to_day: int) -> int:
-        (month, bit), (to_month, to_bit) = _month_and_bit(day), _month_and_bit(to_day)
-        whole = sum(self._days_of(m).bit_count() for m in range(month, to_month))
-        last = self._days_of(to_month) & (1 << to_bit) - 1
-        return whole + last.bit_count() - (self._days_of(month) & (1 << bit) - 1).bit_count()
-
-
-# --------------------------------------------------------------------------------------------------------
-# From the wall clock to real moments
-
-
-class Stretch(NamedTuple):
-    """A time, `start` to `end` (left out), during which a zone keeps one offset from UTC.
-
-    :param ceiling: what the clock on the wall had reached, but not shown, at the start. Higher than what it
-        shows then: it was put back; lower: it was put forward over a gap.
-    """
-
-    start: int
-    end: int
-    offset: int
-    ceiling: int
-
-    def highest(self, moment: int) -> int:
-        """Return the highest wall time shown up to this moment, itself included."""
-        return max(moment + self.offset, self.ceiling - 1)
-
-
-class Zone:
-    """A time zone as stretches of constant offset. :func:`zone_for` makes it.
-
-    :param name: says which it is, the same in every process.
-    """
-
-    def __init__(self, tz: tzinfo) -> None:
-        self._tz = tz
-        self.name = _without_addresses(str(tz))
-
-    def offset(self, moment: int) -> int:
-        """Return what its clocks are ahead of UTC at a moment, in milliseconds."""
-        inside = min(max(moment, _FIRST_MOMENT), _LAST_MOMENT)
-        offset = from_millis(inside).astimezone(self._tz).utcoffset()
-        assert offset is not None
-        return offset // timedelta(milliseconds=1)
-
-    def at(self, moment: int) -> Stretch:
-        """Return a stretch that holds this moment (the zone may well keep its offset beyond it)."""
-        for stretch in _stretches(self, moment // _BLOCK):
-            if moment < stretch.end:
-                break
-        return stretch
-
-    def between(self, first: int, last: int) -> Iterator[Stretch]:
-        """Iterate over the stretches that hold any moment from `first` to `last`."""
-        while first <= last:
-            stretch = self.at(first)
-            yield stretch
-            first = stretch.end
-
-    def wall(self, moment: int) -> int:
-        """Return what its clocks show at a moment."""
-        return moment + self.at(moment).offset
-
-    def highest(self, moment: int) -> int:
-        """Return the highest wall time that its clocks have shown up to a moment, itself included."""
-        return self.at(moment).highest(moment)
-
-    def reached(self, wall: int) -> int:
-        """Return when its clocks first show this wall time, or a later one because they jump over it."""
-        stretch = self.at(wall - _DAY)
-        while wall - stretch.offset >= stretch.end:
-            stretch = self.at(stretch.end)
-        return max(wall - stretch.offset, stretch.start)
-
-
-class _SystemZone(Zone):
-    """The zone that the operating system is set to; Celery's own class for it errs around changes."""
-
-    def offset(self, moment: int) -> int:
-        return time.localtime(moment // _SECOND).tm_gmtoff * _SECOND
-
-
-_zones: dict[int, Zone] = {}
-
-
-def zone_for(tz: Any) -> Zone:
-    """Return the zone of a tzinfo of any make (zoneinfo, datetime, dateutil, pytz, Celery's), or of a name.
-
-    Everything in the same zone shares what is known about it; None stands for UTC.
-    """
-    tz = _tzinfo(tz)
-    # By identity, as not every tzinfo is hashable; the zone keeps its tzinfo, so the number stays taken.
-    zone = _zones.get(id(tz))
-    if zone is None:
-        if len(_zones) >= 1024:
-            _zones.clear()
-        is_system = (type(tz).__module__, type(tz).__name__) == ("celery.utils.time", "LocalTimezone")
-        zone = _zones[id(tz)] = (_SystemZone if is_system else Zone)(tz)
-    return zone
-
-
-def _tzinfo(tz: Any) -> tzinfo:
-    if isinstance(tz, str):
-        return ZoneInfo(tz)
-    if hasattr(tz, "localize") and getattr(tz, "zone", None):
-        # pytz: a datetime that holds one has a fixed offset.
-        return ZoneInfo(tz.zone)
-    zone: tzinfo = tz or UTC
-    return zone
-
-
-# Stretches are found and kept by blocks of this length.
-_BLOCK = 400 * _DAY
-
-# Between two probes the offset is taken to change at most once. The closest two changes in the time zone
-# database are a week apart.
-_PROBE = 2 * _DAY
-
-
-@lru_cache(maxsize=4096)
-def _stretches(zone: Zone, block: int) -> tuple[Stretch, ...]:
-    begin, limit = block * _BLOCK, (block + 1) * _BLOCK
-    # Clocks that are put back by up to a day have shown everything again well within three.
-    start = begin - 3 * _DAY
-    ceiling = start + zone.offset(start)
-    found = []
-    while start < limit:
-        offset = zone.offset(start)
-        end = _next_change(zone, start, offset, limit)
-        if end > begin:
-            if start < begin:
-                start, ceiling = begin, max(ceiling, begin + offset)
-            found.append(Stretch(start, end, offset, ceiling))
-        ceiling = max(ceiling, end + offset)
-        start = end
-    return tuple(found)
-
-
-def _next_change(zone: Zone, start: int, offset: int, limit: int) -> int:
-    """Return the first moment after `start` with another offset, `limit` when there is none before it."""
-    same = start
-    while same < limit:
-        other = min(same + _PROBE, limit)
-        if zone.offset(other) == offset:
-            same = other
-            continue
-        while other - same > 1:
-            middle = (same + other) // 2
-            if zone.offset(middle) == offset:
-                same = middle
-            else:
-                other = middle
-        return other
-    return limit
-
-
-class FirstPass:
-    """Every wall time once, whatever the clocks do: Debian cron's rule for fixed times.
-
-    A time that comes twice fires the first time; times inside a gap fire together, at its end.
-    """
-
-    __slots__ = ("_wall", "_zone")
-
-    def __init__(self, wall: FireTimes, zone: Zone) -> None:
-        self._wall, self._zone = wall, zone
-
-    def after(self, moment: int) -> int | None:
-        here = self._zone.at(moment)
-        wall = self._wall.after(here.highest(moment))
-        if wall is None:
-            return None
-        soon = wall - here.offset
-        return soon if soon < here.end else self._zone.reached(wall)
-
-    def before(self, moment: int) -> int | None:
-        wall = self._wall.before(self._zone.highest(moment - 1) + 1)
-        return None if wall is None else self._zone.reached(wall)
-
-    def count(self, first: int, last: int) -> int:
-        if last < first:
-            return 0
-        total = self._wall.count(self._zone.highest(first - 1) + 1, self._zone.highest(last))
-        for stretch in self._zone.between(first, last):
-            shown = stretch.start + stretch.offset
-            if stretch.start >= first and shown > stretch.ceiling:
-                total -= max(0, self._wall.count(stretch.ceiling, shown) - 1)
-        return total
-
-
-class EveryPass:
-    """Every moment whose wall time matches: Debian cron's rule for expressions with a wildcard.
-
-    What comes twice fires twice; what lies inside a gap does not fire.
-    """
-
-    __slots__ = ("_wall", "_zone")
-
-    def __init__(self, wall: FireTimes, zone: Zone) -> None:
-        self._wall, self._zone = wall, zone
-
-    def after(self, moment: int) -> int | None:
-        horizon = moment + _HORIZON
-        moment += 1
-        while moment <= horizon:
-            here = self._zone.at(moment)
-            wall = self._wall.after(moment + here.offset - 1)
-            if wall is not None and wall - here.offset < here.end:
-                return wall - here.offset
-            # No clock is a day off UTC: from the end of this stretch on, none shows less than a day before.
-            wall = self._wall.after(here.end - _DAY)
-            if wall is None:
-                return None
-            moment = max(here.end, wall - _DAY)
-        return None
-
-    def before(self, moment: int) -> int | None:
-        horizon = moment - _HORIZON
-        moment -= 1
-        while moment >= horizon:
-            here = self._zone.at(moment)
-            wall = self._wall.before(moment + here.offset + 1)
-            if wall is not None and wall - here.offset >= here.start:
-                return wall - here.offset
-            wall = self._wall.before(here.start + _DAY)
-            if wall is None:
-                return None
-            moment = min(here.start - 1, wall + _DAY)
-        return None
-
-    def count(self, first: int, last: int) -> int:
-        return sum(
-            self._wall.count(max(first, s.start) + s.offset, min(last, s.end - 1) + s.offset)
-            for s in self._zone.between(first, last)
-        )
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -749,8 +446,8 @@ class AskedTimes:
             if self._walk(chain, moment - 1):
                 return chain[bisect_left(chain, moment) - 1]
             return self._last(chain[-1], moment)
-        back = _MINUTE
-        while back < _HORIZON:
+        back = MINUTE
+        while back < HORIZON:
             found = self._clock.ask(moment - back)
             if found < moment:
                 return self._last(found, moment)
@@ -802,7 +499,7 @@ class _VirtualClock:
         self._schedule = object.__new__(cls)
         # ``now`` as well, for classes that override it and never look at ``nowfun``.
         vars(self._schedule).update(vars(schedule), nowfun=self._now, now=self._now)
-        self._tz = _tzinfo(getattr(schedule, "tz", None))
+        self._tz = tzinfo_of(getattr(schedule, "tz", None))
         self._ask_is_due = _is_due_decides(cls)
         self._moment = 0
 
@@ -810,7 +507,7 @@ class _VirtualClock:
         """Return what fires next when the last run was at this moment."""
         self._moment = moment
         found = self._by_is_due() if self._ask_is_due else self._by_remaining()
-        return found if found <= _LAST_MOMENT else _NEVER
+        return found if found <= LAST_MOMENT else _NEVER
 
     def _now(self) -> datetime:
         # In the schedule's own zone, as older crontabs take the fields of the moment as they stand.
@@ -821,7 +518,7 @@ class _VirtualClock:
         if found > asked:
             return found
         # A schedule for one fixed time names it for ever; it has ended. Any other should have moved on.
-        self._moment += _DAY
+        self._moment += DAY
         if self._remaining() == found:
             return _NEVER
         raise self._stuck(asked, f"it answers {from_millis(found)}")
@@ -840,8 +537,8 @@ class _VirtualClock:
                 return self._moment
             if not isinstance(wait, int | float) or not wait > 0:
                 raise self._stuck(asked, f"is_due wants to be asked again in {wait!r} seconds")
-            self._moment += _ceil_millis(timedelta(seconds=min(wait, _HORIZON / _SECOND)))
-            if self._moment >= asked + _HORIZON:
+            self._moment += _ceil_millis(timedelta(seconds=min(wait, HORIZON / SECOND)))
+            if self._moment >= asked + HORIZON:
                 return _NEVER
         raise self._stuck(asked, f"is_due was not due in {_MAX_LOOKS} looks, up to {self._now()}")
 

@@ -508,7 +508,10 @@ class _Episode:
             repeat_count = max(0, repeat_count - triggered - intervals_missed)
             triggered = 0
         state = replace(
-            self._advanced(runs=1), start_time=self.now, repeat_count=repeat_count, times_triggered=triggered + 1
+            self._advanced(runs=1),
+            start_time=self.now,
+            repeat_count=repeat_count,
+            times_triggered=triggered + 1,
         )
         return replace(state, next_fire_time=self.trigger.fire_times(state).after(self.now))
 

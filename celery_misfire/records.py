@@ -319,7 +319,7 @@ def _check(record: EntryRecord) -> None:
         for m in (state.next_fire_time, state.previous_fire_time, state.end_time, record.removed_at)
         if m is not None
     ]
-    moments += [] if state.repeat_count is None else [state.repeat_count]
+    moments += [count for count in (state.repeat_count, state.max_runs) if count is not None]
     stretches: tuple[Runs | Unreported, ...] = (*record.runs, *record.missed)
     for stretch in stretches:
         moments += [stretch.first, stretch.last, stretch.count]

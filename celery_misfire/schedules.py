@@ -6,24 +6,117 @@ Each is a subclass of Celery's ``BaseSchedule``: under the misfire scheduler it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime, timedelta
+import warnings
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, time, timedelta, tzinfo
 from typing import Any
 
 from celery import Celery
 from celery.schedules import BaseSchedule, schedstate
+from celery.schedules import schedule as every
 
-from celery_misfire.fire_times import GridTrigger, interval_millis
+from celery_misfire.calendars import (
+    Calendar,
+    Excluded,
+    ExcludingTrigger,
+    millis_of_day,
+    time_of_day,
+    weekday_names,
+)
+from celery_misfire.cron import LAST_YEAR, WEEKDAYS, parse_cron
+from celery_misfire.fire_times import (
+    CALENDAR_UNITS,
+    CalendarTrigger,
+    CronTrigger,
+    GridTrigger,
+    interval_millis,
+    trigger_for,
+)
 from celery_misfire.misfire import ENDLESS, FireTimes, Trigger, from_millis, to_millis
+from celery_misfire.wall_times import HOUR, MINUTE, SECOND, Days, StepTimes, WallTimes, weekday_bits
+from celery_misfire.zones import EveryPass, FirstPass, Zone, checked_timezone, zone_for
 
-__all__ = ["simple"]
+__all__ = ["calendar_interval", "cron", "daily_time_interval", "excluding", "simple"]
 
 # What stock beat is told about a schedule that never fires again: look again some day, and in so long.
 _NEVER = timedelta(days=36_500)
 _LOOK_AGAIN = timedelta(days=1)
 
 
-class simple(BaseSchedule):  # noqa: N801 - in lower case like Celery's own schedules
+class _Planned(BaseSchedule):
+    """A schedule that knows its trigger, and from that what stock beat asks."""
+
+    def __init__(self, *, nowfun: Callable[[], datetime] | None = None, app: Celery | None = None) -> None:
+        super().__init__(nowfun=nowfun, app=app)
+        self._begun_at: datetime | None = None
+
+    def as_trigger(self) -> Trigger:
+        """Return what the misfire scheduler plans by."""
+        raise NotImplementedError
+
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        """Return the time to the first fire after `last_run_at`; a hundred years when there is none."""
+        due = self._due(last_run_at)[0]
+        return _NEVER if due is None else due - self._now()
+
+    def is_due(self, last_run_at: datetime) -> schedstate:
+        """Return whether a fire time has been reached since `last_run_at`, and the seconds to the next."""
+        due, times = self._due(last_run_at)
+        now = self._now()
+        reached = due is not None and due <= now
+        if reached:
+            due = _moment(times.after(to_millis(now)))
+        wait = _LOOK_AGAIN if due is None else due - now
+        return schedstate(is_due=reached, next=wait.total_seconds())
+
+    def _due(self, last_run_at: datetime) -> tuple[datetime | None, FireTimes]:
+        """Return what to run next when the last run was then, and all fire times."""
+        last_run_at = self.maybe_make_aware(last_run_at)
+        if self._begun_at is None:
+            self._begun_at = last_run_at
+        trigger = self.as_trigger()
+        begun = to_millis(self._begun_at)
+        state = trigger.first_state(begun)
+        first, times = state.next_fire_time, trigger.fire_times(state)
+        if getattr(self, "start", None) is None and last_run_at == self._begun_at:
+            # What stock beat gives as the last run before there was one is when it first saw the entry.
+            due = first
+        else:
+            due = times.after(to_millis(last_run_at))
+        if state.max_runs is not None and due is not None and times.count(begun, due) > state.max_runs:
+            due = None
+        return _moment(due), times
+
+    def _now(self) -> datetime:
+        return self.maybe_make_aware(self.now())
+
+    @property
+    def _zone(self) -> Zone:
+        timezone = vars(self).get("timezone")
+        return zone_for(self.tz if timezone is None else timezone)
+
+    def _fields(self) -> dict[str, Any]:
+        """Return the arguments that make an equal schedule."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name} {value}" for name, value in self._fields().items())
+        return f"<{type(self).__name__}: {fields}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Planned) or type(self) is not type(other):
+            return NotImplemented
+        return self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        # Not by the fields: what is excluded from may be a schedule of Celery's, and those have no hash.
+        return hash((type(self).__name__, str(self._fields().get("expression"))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(self._fields().values())
+
+
+class simple(_Planned):  # noqa: N801 - in lower case like Celery's own schedules
     """Quartz's SimpleTrigger: at `start`, and then every `interval`, so many times.
 
     ::
@@ -56,16 +149,12 @@ class simple(BaseSchedule):  # noqa: N801 - in lower case like Celery's own sche
         app: Celery | None = None,
     ) -> None:
         super().__init__(nowfun=nowfun, app=app)
-        self.start = _aware("start", start)
-        self.end = _aware("end", end)
-        if self.start and self.end and self.end < self.start:
-            raise ValueError(f"end: {end} is before start, {start}")
-        if isinstance(repeat_count, bool) or not isinstance(repeat_count, int) or repeat_count < ENDLESS:
-            raise ValueError(f"repeat_count: expected a whole number from -1 on, got {repeat_count!r}")
+        self.start, self.end = _bounds(start, end)
+        self.repeat_count = _repeat_count(repeat_count)
         if interval is None:
             if repeat_count > 0:
                 raise ValueError(f"repeat_count: needs an interval to repeat after, got {repeat_count}")
-            repeat_count = 0
+            self.repeat_count = 0
         else:
             try:
                 interval = timedelta(milliseconds=interval_millis(interval))
@@ -74,64 +163,316 @@ class simple(BaseSchedule):  # noqa: N801 - in lower case like Celery's own sche
                     f"interval: expected a timedelta or seconds, at least a millisecond, got {interval!r}"
                 ) from None
         self.interval: timedelta | None = interval
-        self.repeat_count = repeat_count
-        self._begun_at: datetime | None = None
 
     def as_trigger(self) -> Trigger:
-        """Return what the misfire scheduler plans by."""
         repeated = self.interval is not None and self.repeat_count != 0
         return GridTrigger(
             interval_millis(self.interval) if repeated else None,
             self.repeat_count,
-            None if self.start is None else to_millis(self.start),
-            None if self.end is None else to_millis(self.end),
+            _millis(self.start),
+            _millis(self.end),
         )
 
-    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
-        """Return the time to the first fire after `last_run_at`; a hundred years when there is none."""
-        due = self._due(last_run_at)[0]
-        return _NEVER if due is None else due - self._now()
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "start": self.start,
+            "interval": self.interval,
+            "repeat_count": self.repeat_count,
+            "end": self.end,
+        }
 
-    def is_due(self, last_run_at: datetime) -> schedstate:
-        """Return whether a fire time has been reached since `last_run_at`, and the seconds to the next."""
-        due, times = self._due(last_run_at)
-        now = self._now()
-        reached = due is not None and due <= now
-        if reached:
-            due = _moment(times.after(to_millis(now)))
-        wait = _LOOK_AGAIN if due is None else due - now
-        return schedstate(is_due=reached, next=wait.total_seconds())
 
-    def _due(self, last_run_at: datetime) -> tuple[datetime | None, FireTimes]:
-        """Return what to run next when the last run was then, and all fire times."""
-        last_run_at = self.maybe_make_aware(last_run_at)
-        if self._begun_at is None:
-            self._begun_at = last_run_at
-        trigger = self.as_trigger()
-        state = trigger.first_state(to_millis(self._begun_at))
-        times = trigger.fire_times(state)
-        if self.start is None and last_run_at == self._begun_at:
-            # What stock beat gives as the last run before there was one is when it first saw the entry.
-            return _moment(state.next_fire_time), times
-        return _moment(times.after(to_millis(last_run_at))), times
+class cron(_Planned):  # noqa: N801
+    """Quartz's CronTrigger, and Unix cron.
 
-    def _now(self) -> datetime:
-        return self.maybe_make_aware(self.now())
+    ::
 
-    def _fields(self) -> tuple[Any, ...]:
-        return self.start, self.interval, self.repeat_count, self.end
+        cron("0 0 9-17 ? * MON-FRI", timezone="Europe/Berlin")    # Quartz: seconds first, 1 = SUN
+        cron("0 0 12 L-3 * ? 2026-2030")                          # three days before the last of the month
+        cron("0 9-17 * * 1-5")                                    # Unix: minutes first, 1 = MON
 
-    def __repr__(self) -> str:
-        return "<simple: start {}, interval {}, repeat_count {}, end {}>".format(*self._fields())
+    When the clocks change it does as Debian's cron: a fixed time in the gap runs once, at the end of the gap;
+    a fixed time that comes twice runs the first time; and what has a wildcard for its minute or hour (``*``,
+    ``*/20``, Quartz's ``0/20``) follows elapsed time through both.
 
-    def __eq__(self, other: object) -> bool:
-        return self._fields() == other._fields() if isinstance(other, simple) else NotImplemented
+    :param expression: 6 or 7 fields are Quartz's: second minute hour day_of_month month day_of_week [year].
+        5 fields are Unix's: minute hour day_of_month month day_of_week.
+    :param timezone: a name or a tzinfo; None: the app's.
+    :param start: no fire time before it, an aware datetime, None for first sight.
+    :param end: no fire time after it, an aware datetime, None for no end.
+    :raises ValueError: for an expression that is not understood, naming the field, the value and what is
+        allowed; for a date that does not exist; for naive datetimes and an end before the start.
+    :warns UserWarning: for years that are all past or beyond 2099, so that it never fires.
+    """
 
-    def __hash__(self) -> int:
-        return hash(self._fields())
+    def __init__(
+        self,
+        expression: str,
+        timezone: str | tzinfo | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        nowfun: Callable[[], datetime] | None = None,
+        app: Celery | None = None,
+    ) -> None:
+        super().__init__(nowfun=nowfun, app=app)
+        parsed = parse_cron(expression)
+        self.expression = expression
+        self.timezone = checked_timezone(timezone)
+        self.start, self.end = _bounds(start, end)
+        notes = list(parsed.notes)
+        if parsed.years is not None and max(parsed.years, default=0) < datetime.now(UTC).year:
+            notes.append(f"year: all past, or after {LAST_YEAR}, so it never fires")
+        for note in notes:
+            warnings.warn(f"cron expression {expression!r}: {note}", stacklevel=2)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self._fields()
+    def as_trigger(self) -> Trigger:
+        parsed, zone = parse_cron(self.expression), self._zone
+        wall = WallTimes(parsed.days, parsed.times)
+        start, end = _millis(self.start), _millis(self.end)
+        return CronTrigger(
+            EveryPass(wall, zone) if parsed.is_wildcard else FirstPass(wall, zone),
+            f"cron {parsed.text} zone={zone.name} start={start} end={end}",
+            start,
+            end,
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "expression": self.expression,
+            "timezone": self.timezone,
+            "start": self.start,
+            "end": self.end,
+        }
+
+
+_UNITS_OF_DAY = {"second": SECOND, "minute": MINUTE, "hour": HOUR}
+
+
+class daily_time_interval(_Planned):  # noqa: N801
+    """Quartz's DailyTimeIntervalTrigger: every so often between two times of the day.
+
+    ::
+
+        daily_time_interval(72, "minute", "08:00", "17:00", days_of_week=["MON", "TUE"])   # 8:00, 9:12, ...
+
+    Every day begins anew at `start_time_of_day`. When the clocks change it is like a wildcard of
+    :class:`cron`: what the clock on the wall shows twice fires twice, what it jumps over does not fire. Only
+    where there is a single time a day that is a fixed one.
+
+    :param interval: a whole number of units, one day at most.
+    :param unit: "second", "minute" or "hour".
+    :param start_time_of_day: "HH:MM", "HH:MM:SS" or a :class:`datetime.time`.
+    :param end_time_of_day: the last time of the day that counts; the same.
+    :param days_of_week: names, "MON" to "SUN"; None: every day.
+    :param repeat_count: how many runs follow the first one; -1 for ever. What is missed does not count.
+    :param timezone: a name or a tzinfo; None: the app's.
+    :param start: no fire time before it, an aware datetime, None for first sight.
+    :param end: no fire time after it, an aware datetime, None for no end.
+    :raises ValueError: naming what makes no sense.
+    """
+
+    def __init__(
+        self,
+        interval: int,
+        unit: str,
+        start_time_of_day: str | time,
+        end_time_of_day: str | time,
+        days_of_week: Iterable[str] | None = None,
+        repeat_count: int = ENDLESS,
+        timezone: str | tzinfo | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        *,
+        nowfun: Callable[[], datetime] | None = None,
+        app: Celery | None = None,
+    ) -> None:
+        super().__init__(nowfun=nowfun, app=app)
+        self.interval, self.unit = _interval(interval, unit, _UNITS_OF_DAY)
+        if self.interval * _UNITS_OF_DAY[unit] > 24 * HOUR:
+            raise ValueError(f"interval: expected a day at most, got {interval} {unit}s")
+        self.start_time_of_day = time_of_day("start_time_of_day", start_time_of_day)
+        self.end_time_of_day = time_of_day("end_time_of_day", end_time_of_day)
+        if self.end_time_of_day < self.start_time_of_day:
+            raise ValueError(
+                f"end_time_of_day: {self.end_time_of_day} is before start_time_of_day,"
+                f" {self.start_time_of_day}"
+            )
+        self.days_of_week = None if days_of_week is None else weekday_names("days_of_week", days_of_week)
+        if self.days_of_week == ():
+            raise ValueError("days_of_week: expected a day at least, got none")
+        self.repeat_count = _repeat_count(repeat_count)
+        self.timezone = checked_timezone(timezone)
+        self.start, self.end = _bounds(start, end)
+
+    def as_trigger(self) -> Trigger:
+        weeks = weekday_bits(map(WEEKDAYS.index, self.days_of_week or WEEKDAYS))
+        times = StepTimes(
+            millis_of_day(self.start_time_of_day),
+            millis_of_day(self.end_time_of_day),
+            self.interval * _UNITS_OF_DAY[self.unit],
+        )
+        wall = WallTimes(Days(lambda month: weeks >> month.weekday), times)
+        zone, start, end = self._zone, _millis(self.start), _millis(self.end)
+        return CronTrigger(
+            EveryPass(wall, zone) if times.size > 1 else FirstPass(wall, zone),
+            f"daily every={self.interval} {self.unit} {self.start_time_of_day}-{self.end_time_of_day}"
+            f" days={','.join(self.days_of_week or '*')} repeat={self.repeat_count} zone={zone.name}"
+            f" start={start} end={end}",
+            start,
+            end,
+            None if self.repeat_count == ENDLESS else self.repeat_count + 1,
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "interval": self.interval,
+            "unit": self.unit,
+            "start_time_of_day": self.start_time_of_day,
+            "end_time_of_day": self.end_time_of_day,
+            "days_of_week": self.days_of_week,
+            "repeat_count": self.repeat_count,
+            "timezone": self.timezone,
+            "start": self.start,
+            "end": self.end,
+        }
+
+
+class calendar_interval(_Planned):  # noqa: N801
+    """Quartz's CalendarIntervalTrigger: every so many days, weeks, months or years, counted from `start`.
+
+    ::
+
+        calendar_interval(1, "month", timezone="UTC", start=datetime(2026, 1, 31, 9, tzinfo=UTC))
+
+    That is 31 January, 28 February, 31 March: a day that a month does not have is its last one, in that month
+    alone. Days and longer units keep the time on the wall when the clocks change; seconds, minutes and hours
+    are elapsed time.
+
+    :param interval: a whole number of units.
+    :param unit: "second", "minute", "hour", "day", "week", "month" or "year".
+    :param timezone: a name or a tzinfo; None: the app's.
+    :param start: the first fire time, an aware datetime. None: one interval after the entry is first seen.
+    :param end: no fire time at or after it, an aware datetime, None for no end.
+    :param skip_day_if_hour_does_not_exist: leave out a time that the clocks jump over; else it fires at the
+        end of the gap. Matters for days and longer units.
+    :raises ValueError: naming what makes no sense.
+    """
+
+    def __init__(
+        self,
+        interval: int,
+        unit: str,
+        timezone: str | tzinfo | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        skip_day_if_hour_does_not_exist: bool = False,
+        *,
+        nowfun: Callable[[], datetime] | None = None,
+        app: Celery | None = None,
+    ) -> None:
+        super().__init__(nowfun=nowfun, app=app)
+        self.interval, self.unit = _interval(interval, unit, CALENDAR_UNITS)
+        self.timezone = checked_timezone(timezone)
+        self.start, self.end = _bounds(start, end)
+        self.skip_day_if_hour_does_not_exist = bool(skip_day_if_hour_does_not_exist)
+
+    def as_trigger(self) -> Trigger:
+        return CalendarTrigger(
+            self.interval,
+            self.unit,
+            self._zone,
+            _millis(self.start),
+            _millis(self.end),
+            self.skip_day_if_hour_does_not_exist,
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "interval": self.interval,
+            "unit": self.unit,
+            "timezone": self.timezone,
+            "start": self.start,
+            "end": self.end,
+            "skip_day_if_hour_does_not_exist": self.skip_day_if_hour_does_not_exist,
+        }
+
+
+class excluding(_Planned):  # noqa: N801
+    """A schedule without the times that a calendar excludes.
+
+    ::
+
+        excluding(crontab(hour=9, minute=0), calendars.weekly(["SAT", "SUN"], base=calendars.holiday(dates)))
+
+    It is of the type of `schedule`, and takes the misfire instructions that fit that. An occurrence that is
+    excluded is none. A recovered run may well start on an excluded day, as in Quartz.
+
+    :param schedule: any Celery schedule, a number of seconds or a timedelta.
+    :param calendar: one of :mod:`celery_misfire.calendars`.
+    :raises ValueError: when one of them is something else.
+    """
+
+    def __init__(
+        self,
+        schedule: Any,
+        calendar: Calendar,
+        *,
+        nowfun: Callable[[], datetime] | None = None,
+        app: Celery | None = None,
+    ) -> None:
+        super().__init__(nowfun=nowfun, app=app)
+        if isinstance(schedule, int | float | timedelta):
+            schedule = every(timedelta(milliseconds=interval_millis(schedule)))
+        if not isinstance(schedule, BaseSchedule):
+            raise ValueError(f"schedule: expected a schedule, seconds or a timedelta, got {schedule!r}")
+        if not isinstance(calendar, Calendar):
+            raise ValueError(f"calendar: expected one of celery_misfire.calendars, got {calendar!r}")
+        self.schedule = schedule
+        self.calendar = calendar
+
+    def as_trigger(self) -> Trigger:
+        if app := vars(self)["_app"]:
+            self.schedule.app = app
+        return ExcludingTrigger(trigger_for(self.schedule), Excluded(self.calendar, self._default_zone))
+
+    def _default_zone(self) -> Any:
+        timezone = getattr(self.schedule, "timezone", None)
+        return self.schedule.tz if timezone is None else timezone
+
+    @property
+    def start(self) -> datetime | None:
+        """Where the schedule itself begins."""
+        start: datetime | None = getattr(self.schedule, "start", None)
+        return start
+
+    def _fields(self) -> dict[str, Any]:
+        return {"schedule": self.schedule, "calendar": self.calendar}
+
+
+def _bounds(start: object, end: object) -> tuple[datetime | None, datetime | None]:
+    first, last = _aware("start", start), _aware("end", end)
+    if first and last and last < first:
+        raise ValueError(f"end: {last} is before start, {first}")
+    return first, last
+
+
+def _repeat_count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < ENDLESS:
+        raise ValueError(f"repeat_count: expected a whole number from -1 on, got {value!r}")
+    return value
+
+
+def _interval(interval: object, unit: object, units: Iterable[str]) -> tuple[int, str]:
+    if not isinstance(unit, str) or unit not in units:
+        raise ValueError(f"unit: expected {', '.join(units)}, got {unit!r}")
+    if isinstance(interval, bool) or not isinstance(interval, int) or not 0 < interval <= _MOST:
+        raise ValueError(f"interval: expected a whole number from 1 to {_MOST}, got {interval!r}")
+    return interval, unit
+
+
+# Of anything: 2,000 years of seconds are a slip.
+_MOST = 10**9
 
 
 def _aware(name: str, moment: object) -> datetime | None:
@@ -142,6 +483,10 @@ def _aware(name: str, moment: object) -> datetime | None:
     if moment.utcoffset() is None:
         raise ValueError(f"{name}: needs a time zone, got {moment}")
     return moment
+
+
+def _millis(moment: datetime | None) -> int | None:
+    return None if moment is None else to_millis(moment)
 
 
 def _moment(millis: int | None) -> datetime | None:

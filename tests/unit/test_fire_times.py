@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
@@ -21,21 +22,11 @@ from dateutil import tz as dateutil_tz
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from celery_misfire import fire_times
-from celery_misfire.fire_times import (
-    AskedTimes,
-    AskedTrigger,
-    CrontabTimes,
-    CronTrigger,
-    EveryPass,
-    FirstPass,
-    Grid,
-    GridTrigger,
-    Zone,
-    trigger_for,
-    zone_for,
-)
+from celery_misfire import zones
+from celery_misfire.fire_times import AskedTimes, AskedTrigger, CronTrigger, GridTrigger, trigger_for
 from celery_misfire.misfire import ENDLESS, FireTimes, TriggerState, TriggerType, from_millis, to_millis
+from celery_misfire.wall_times import ClockTimes, Days, Grid, WallTimes, day_bits, weekday_bits
+from celery_misfire.zones import EveryPass, FirstPass, Zone, zone_for
 
 SECOND = 1_000
 MINUTE = 60 * SECOND
@@ -69,6 +60,18 @@ def cron(expression: str, zone: str = "UTC") -> crontab:
     made = crontab(minute, hour, day_of_week, day_of_month, month_of_year, app=app)
     made.tz = ZoneInfo(zone)
     return made
+
+
+def wall_times(
+    minutes: Iterable[int],
+    hours: Iterable[int],
+    days: Iterable[int] = range(1, 32),
+    months: Iterable[int] = range(1, 13),
+    weekdays: Iterable[int] = range(7),
+) -> WallTimes:
+    on_days, on_weekdays = day_bits(days), weekday_bits(weekdays)
+    picked = Days(lambda month: on_days & on_weekdays >> month.weekday, months)
+    return WallTimes(picked, ClockTimes(tuple(hours), tuple(minutes), (0,)))
 
 
 def times_of(expression: str, zone: str = "UTC") -> FireTimes:
@@ -365,7 +368,7 @@ def test_days_that_almost_never_come_are_found_within_fifty_years() -> None:
 
 
 def test_days_that_never_come_are_none_in_both_directions() -> None:
-    never = CrontabTimes((0,), (0,), [31], [2], range(7))
+    never = wall_times([0], [0], [31], [2])
     for times in (
         never,
         FirstPass(never, zone_for("Europe/Berlin")),
@@ -404,14 +407,14 @@ class PytzLike(tzinfo):
     "zone", ["Europe/Berlin", ZoneInfo("Europe/Berlin"), dateutil_tz.gettz("Europe/Berlin"), PytzLike()]
 )
 def test_the_zone_may_be_a_name_or_a_tzinfo_of_any_make(zone: Any) -> None:
-    times = CronTrigger(FirstPass(CrontabTimes((30,), (2,), [29], [3], range(7)), zone_for(zone)), "").times
+    times = CronTrigger(FirstPass(wall_times([30], [2], [29], [3]), zone_for(zone)), "").times
     assert times.after(at("2026-01-01")) == at("2026-03-29 03:00", "Europe/Berlin")
-    every = EveryPass(CrontabTimes((0,), (2,), range(1, 32), [10], range(7)), zone_for(zone))
+    every = EveryPass(wall_times([0], [2], months=[10]), zone_for(zone))
     assert every.count(at("2026-10-24 12:00"), at("2026-10-25 12:00")) == 2
 
 
 def test_fixed_offsets_and_none_are_zones_too() -> None:
-    noon = CrontabTimes((0,), (12,), range(1, 32), range(1, 13), range(7))
+    noon = wall_times([0], [12])
     for tz, hour in ((timezone(timedelta(hours=-3)), 15), (UTC, 12), (None, 12)):
         assert FirstPass(noon, zone_for(tz)).after(at("2026-06-01")) == at(f"2026-06-01 {hour}:00")
 
@@ -419,7 +422,7 @@ def test_fixed_offsets_and_none_are_zones_too() -> None:
 def test_celerys_local_timezone_is_the_zone_of_the_operating_system() -> None:
     code = (
         "from celery.utils.time import LocalTimezone\n"
-        "from celery_misfire.fire_times import zone_for\n"
+        "from celery_misfire.zones import zone_for\n"
         "zone = zone_for(LocalTimezone())\n"
         "year = zone.between(1767225600000, 1798761599000)\n"
         "print([(s.start // 1000, s.offset // 1000) for s in year])\n"
@@ -454,9 +457,9 @@ class PutBackOnce(Zone):
 
 @pytest.mark.parametrize("minutes", range(-75, 90, 15))
 def test_the_pieces_in_which_a_zone_is_remembered_leave_no_seam(minutes: int) -> None:
-    seam = 50 * fire_times._BLOCK
+    seam = 50 * zones._BLOCK
     change = seam + minutes * MINUTE
-    quarterly = CrontabTimes((0, 15, 30, 45), tuple(range(24)), range(1, 32), range(1, 13), range(7))
+    quarterly = wall_times([0, 15, 30, 45], range(24))
     first, last = seam - 3 * HOUR, seam + 3 * HOUR
     quarters = range(first, last + 1, 15 * MINUTE)
     # For an hour after the change the wall shows what it has shown before.
@@ -498,9 +501,7 @@ class CountedTimes:
 
 def test_a_year_of_a_minutely_crontab_is_counted_without_walking() -> None:
     zone = CountedZone(ZoneInfo("Europe/Berlin"))
-    wall = CountedTimes(
-        CrontabTimes(tuple(range(60)), tuple(range(24)), range(1, 32), range(1, 13), range(7))
-    )
+    wall = CountedTimes(wall_times(range(60), range(24)))
     times = EveryPass(wall, zone)
     assert times.count(at("2026-01-01"), at("2027-01-01") - 1) == 365 * 24 * 60
     assert wall.calls <= 6
@@ -513,7 +514,7 @@ def test_a_year_of_a_minutely_crontab_is_counted_without_walking() -> None:
 
 def test_a_rare_day_is_looked_up_in_a_few_steps() -> None:
     zone = CountedZone(ZoneInfo("Europe/Berlin"))
-    wall = CountedTimes(CrontabTimes((0, 30), tuple(range(24)), [29], [2], [1]))
+    wall = CountedTimes(wall_times([0, 30], range(24), [29], [2], [1]))
     assert EveryPass(wall, zone).after(at("2026-01-01")) == at("2044-02-29 00:00", "Europe/Berlin")
     assert wall.calls <= 8
     assert zone.probes < 1_000

@@ -1,0 +1,543 @@
+"""Calendars of what to leave out: Quartz's, for :class:`celery_misfire.schedules.excluding`.
+
+Each names what is *excluded*, in its own time zone, and may stand on a `base`, another calendar: what either
+excludes is excluded. They compare by value and can be pickled.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import date, datetime, time, tzinfo
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, Protocol
+
+from celery_misfire.cron import WEEKDAYS, parse_cron
+from celery_misfire.misfire import FireTimes, Trigger, TriggerState, TriggerType, from_millis
+from celery_misfire.wall_times import (
+    DAY,
+    HORIZON,
+    MINUTE,
+    SECOND,
+    Days,
+    Month,
+    day_bits,
+    month_and_bit,
+    month_of,
+    weekday_bits,
+)
+from celery_misfire.zones import checked_timezone, without_addresses, zone_for
+
+__all__ = [
+    "Calendar",
+    "ExcludingTrigger",
+    "annual",
+    "cron",
+    "daily",
+    "holiday",
+    "monthly",
+    "time_of_day",
+    "weekly",
+]
+
+
+class Calendar:
+    """What all calendars share.
+
+    :param timezone: a name or a tzinfo; None: the time zone of the schedule.
+    :param base: another calendar, whose exclusions count as well.
+    """
+
+    def __init__(self, *, timezone: str | tzinfo | None = None, base: Calendar | None = None) -> None:
+        if base is not None and not isinstance(base, Calendar):
+            raise ValueError(f"base: expected a calendar, got {base!r}")
+        self.timezone = checked_timezone(timezone)
+        self.base = base
+
+    def exclusion(self) -> Exclusion:
+        """Return what this calendar excludes by the clock on the wall, its base left aside."""
+        raise NotImplementedError
+
+    def stacked(self) -> Iterator[Calendar]:
+        """Iterate over the calendar and what it stands on."""
+        calendar: Calendar | None = self
+        while calendar is not None:
+            yield calendar
+            calendar = calendar.base
+
+    def _fields(self) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        named = {"timezone": self.timezone, "base": self.base}
+        shown = [repr(value) for value in self._fields()]
+        shown += [f"{name}={value!r}" for name, value in named.items() if value is not None]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        assert isinstance(other, Calendar)
+        mine, its = ((*c._fields(), c.timezone, c.base) for c in (self, other))
+        return mine == its
+
+    def __hash__(self) -> int:
+        return hash((type(self), repr(self.timezone), self.base))
+
+    def __reduce__(self) -> Any:
+        make = partial(type(self), timezone=self.timezone, base=self.base)
+        return make, self._fields()
+
+
+class holiday(Calendar):  # noqa: N801 - in lower case like Celery's schedules
+    """Excludes whole days by their date (Quartz's HolidayCalendar).
+
+    :param dates: dates, or a mapping that has them as keys, such as an object of the `holidays` package. That
+        is asked date by date, as it makes up its years when it is asked.
+    :raises ValueError: for anything that is no date.
+    """
+
+    def __init__(
+        self, dates: Iterable[date], timezone: str | tzinfo | None = None, base: Calendar | None = None
+    ) -> None:
+        super().__init__(timezone=timezone, base=base)
+        self.dates: Collection[date]
+        if isinstance(dates, Mapping):
+            self.dates = dates
+            return
+        if isinstance(dates, str) or not isinstance(dates, Iterable):
+            raise ValueError(f"dates: expected dates, got {dates!r}")
+        self.dates = frozenset(dates)
+        for one in self.dates:
+            if not isinstance(one, date) or isinstance(one, datetime):
+                raise ValueError(f"dates: expected a datetime.date, got {one!r}")
+
+    def exclusion(self) -> Exclusion:
+        dates = self.dates
+        if isinstance(dates, Mapping):
+            text = without_addresses(repr(dates))
+            return _WholeDays(Days(lru_cache(maxsize=1024)(partial(_among, dates))), f"holiday {text}")
+        bits: dict[int, int] = {}
+        for one in dates:
+            month, bit = one.year * 12 + one.month - 1, one.day - 1
+            first = month_of(month).first
+            bits[first] = bits.get(first, 0) | 1 << bit
+        text = ",".join(one.isoformat() for one in sorted(dates))
+        return _WholeDays(Days(lambda month: bits.get(month.first, 0)), f"holiday {text}")
+
+    def _fields(self) -> tuple[Any, ...]:
+        return (self.dates,)
+
+
+def _among(dates: Collection[date], month: Month) -> int:
+    first = from_millis(month.first * DAY).date().toordinal()
+    return sum(1 << bit for bit in range(month.length) if date.fromordinal(first + bit) in dates)
+
+
+class weekly(Calendar):  # noqa: N801
+    """Excludes days of the week (Quartz's WeeklyCalendar).
+
+    :param excluded_days: names of three letters, "MON" to "SUN".
+    :raises ValueError: for another name, and when no day is left.
+    """
+
+    def __init__(
+        self, excluded_days: Iterable[str], timezone: str | tzinfo | None = None, base: Calendar | None = None
+    ) -> None:
+        super().__init__(timezone=timezone, base=base)
+        self.excluded_days = weekday_names("excluded_days", excluded_days)
+        if len(self.excluded_days) == 7:
+            raise ValueError("excluded_days: all seven; allowed are six at most")
+
+    def exclusion(self) -> Exclusion:
+        weeks = weekday_bits(map(WEEKDAYS.index, self.excluded_days))
+        return _WholeDays(
+            Days(lambda month: weeks >> month.weekday), f"weekly {','.join(self.excluded_days)}"
+        )
+
+    def _fields(self) -> tuple[Any, ...]:
+        return (self.excluded_days,)
+
+
+class annual(Calendar):  # noqa: N801
+    """Excludes days of every year (Quartz's AnnualCalendar).
+
+    :param days: "MM-DD", or dates whose year does not matter.
+    :raises ValueError: for anything else, and for a day that no year has.
+    """
+
+    def __init__(
+        self, days: Iterable[str | date], timezone: str | tzinfo | None = None, base: Calendar | None = None
+    ) -> None:
+        super().__init__(timezone=timezone, base=base)
+        self.days = tuple(sorted({_month_and_day(day) for day in _several("days", days)}))
+
+    def exclusion(self) -> Exclusion:
+        bits = [
+            day_bits(int(day[3:]) for day in self.days if int(day[:2]) == month) for month in range(1, 13)
+        ]
+        return _WholeDays(Days(lambda month: bits[month.number % 12]), f"annual {','.join(self.days)}")
+
+    def _fields(self) -> tuple[Any, ...]:
+        return (self.days,)
+
+
+def _month_and_day(day: object) -> str:
+    if isinstance(day, date):
+        return f"{day:%m-%d}"
+    try:
+        if isinstance(day, str) and len(day) == 5:
+            # Of a leap year, so that 29 February is one.
+            return f"{date.fromisoformat(f'2000-{day}'):%m-%d}"
+    except ValueError:
+        pass
+    raise ValueError(f"days: expected 'MM-DD' or a date, got {day!r}")
+
+
+class monthly(Calendar):  # noqa: N801
+    """Excludes days of every month (Quartz's MonthlyCalendar).
+
+    :param days: whole numbers from 1 to 31.
+    :raises ValueError: for anything else.
+    """
+
+    def __init__(
+        self, days: Iterable[int], timezone: str | tzinfo | None = None, base: Calendar | None = None
+    ) -> None:
+        super().__init__(timezone=timezone, base=base)
+        several = _several("days", days)
+        for day in several:
+            if type(day) is not int or not 1 <= day <= 31:
+                raise ValueError(f"days: expected whole numbers from 1 to 31, got {day!r}")
+        self.days = tuple(sorted(set(several)))
+
+    def exclusion(self) -> Exclusion:
+        bits = day_bits(self.days)
+        return _WholeDays(Days(lambda month: bits), f"monthly {','.join(map(str, self.days))}")
+
+    def _fields(self) -> tuple[Any, ...]:
+        return (self.days,)
+
+
+class daily(Calendar):  # noqa: N801
+    """Excludes a range of every day, both its ends included (Quartz's DailyCalendar, but for midnight, which
+    that excludes as well).
+
+    :param range_start: "HH:MM", "HH:MM:SS" or a :class:`datetime.time`.
+    :param range_end: the same. A range over midnight is the inverse of the range between.
+    :param invert: exclude everything but the range.
+    :raises ValueError: for no time, and a range that ends before it starts.
+    """
+
+    def __init__(
+        self,
+        range_start: str | time,
+        range_end: str | time,
+        invert: bool = False,
+        timezone: str | tzinfo | None = None,
+        base: Calendar | None = None,
+    ) -> None:
+        super().__init__(timezone=timezone, base=base)
+        self.range_start = time_of_day("range_start", range_start)
+        self.range_end = time_of_day("range_end", range_end)
+        if self.range_end < self.range_start:
+            raise ValueError(
+                f"range_end: {self.range_end} is before range_start, {self.range_start};"
+                " for a range over midnight give the range between, with invert=True"
+            )
+        if not isinstance(invert, bool):
+            raise ValueError(f"invert: expected True or False, got {invert!r}")
+        self.invert = invert
+
+    def exclusion(self) -> Exclusion:
+        bounds: tuple[int, ...] = (millis_of_day(self.range_start), millis_of_day(self.range_end) + 1)
+        if self.invert:
+            bounds = (0, *bounds, DAY)
+        text = f"daily {self.range_start}-{self.range_end}{' inverted' if self.invert else ''}"
+        return _PartsOfDays(Days(lambda month: -1), bounds, text)
+
+    def _fields(self) -> tuple[Any, ...]:
+        return self.range_start, self.range_end, self.invert
+
+
+class cron(Calendar):  # noqa: N801
+    """Excludes what a cron expression matches (Quartz's CronCalendar): whole seconds, and whole minutes when
+    it has 5 fields. By the clock on the wall, whenever that shows it.
+
+    :param expression: as for :class:`celery_misfire.schedules.cron`.
+    :raises ValueError: as there.
+    """
+
+    def __init__(
+        self, expression: str, timezone: str | tzinfo | None = None, base: Calendar | None = None
+    ) -> None:
+        super().__init__(timezone=timezone, base=base)
+        parse_cron(expression)
+        self.expression = expression
+
+    def exclusion(self) -> Exclusion:
+        parsed = parse_cron(self.expression)
+        bounds = _runs(parsed.hours, parsed.minutes, tuple(range(60)) if parsed.by_minute else parsed.seconds)
+        return _PartsOfDays(
+            parsed.days, bounds, f"cron {parsed.text}{' minutes' if parsed.by_minute else ''}"
+        )
+
+    def _fields(self) -> tuple[Any, ...]:
+        return (self.expression,)
+
+
+@lru_cache(maxsize=256)
+def _runs(hours: tuple[int, ...], minutes: tuple[int, ...], seconds: tuple[int, ...]) -> tuple[int, ...]:
+    """Return where the unbroken runs of these seconds begin and end, in turn, in milliseconds of the day."""
+    runs = [(0, SECOND)]
+    for values, unit in ((seconds, SECOND), (minutes, MINUTE), (hours, 60 * MINUTE)):
+        joined: list[tuple[int, int]] = []
+        for begin, end in [(value * unit + b, value * unit + e) for value in values for b, e in runs]:
+            if joined and joined[-1][1] == begin:
+                joined[-1] = (joined[-1][0], end)
+            else:
+                joined.append((begin, end))
+        runs = joined
+    return tuple(bound for run in runs for bound in run)
+
+
+# --------------------------------------------------------------------------------------------------------
+# What is excluded, as spans of time
+
+
+class Span(NamedTuple):
+    """A time from `start` to `end` (left out), all of it included or all of it excluded.
+
+    It may well go on in the same way beyond its ends.
+    """
+
+    start: int
+    end: int
+    included: bool
+
+
+class Exclusion(Protocol):
+    """What one calendar excludes, in wall time.
+
+    :ivar text: the same for equal exclusions, in any process.
+    :ivar spans_per_day: how many spans there are in a day, at most.
+    """
+
+    text: str
+    spans_per_day: int
+
+    def span(self, wall: int) -> Span:
+        """Return a span that holds this wall time."""
+
+
+class _WholeDays:
+    spans_per_day = 1
+
+    def __init__(self, days: Days, text: str) -> None:
+        self._days, self.text = days, text
+
+    def span(self, wall: int) -> Span:
+        month, bit = month_and_bit(wall // DAY)
+        calendar, days = month_of(month), self._days.of(month)
+        included = not days >> bit & 1
+        # The days on which it changes over, within this month.
+        others = days if included else ~days & calendar.days
+        start = (others & (1 << bit) - 1).bit_length()
+        later = others >> bit
+        end = bit + (later & -later).bit_length() - 1 if later else calendar.length
+        return Span((calendar.first + start) * DAY, (calendar.first + end) * DAY, included)
+
+
+class _PartsOfDays:
+    """:param bounds: where the excluded parts of a day begin and end, in turn."""
+
+    def __init__(self, days: Days, bounds: tuple[int, ...], text: str) -> None:
+        self._whole, self._bounds, self.text = _WholeDays(days, ""), bounds, text
+        self.spans_per_day = len(bounds) + 1
+
+    def span(self, wall: int) -> Span:
+        whole = self._whole.span(wall)
+        if whole.included:
+            return whole
+        day, time_of_day = divmod(wall, DAY)
+        at = bisect_right(self._bounds, time_of_day)
+        start = self._bounds[at - 1] if at else 0
+        end = self._bounds[at] if at < len(self._bounds) else DAY
+        return Span(day * DAY + start, day * DAY + end, at % 2 == 0)
+
+
+class Excluded:
+    """What a calendar and all that it stands on exclude, in real moments.
+
+    :param default: the zone of those that name none.
+    """
+
+    def __init__(self, calendar: Calendar, default: Callable[[], tzinfo]) -> None:
+        self._layers = [
+            (c.exclusion(), zone_for(default() if c.timezone is None else c.timezone))
+            for c in calendar.stacked()
+        ]
+        self.spans_per_day = sum(exclusion.spans_per_day for exclusion, _ in self._layers)
+        self.text = ", ".join(f"{exclusion.text} zone={zone.name}" for exclusion, zone in self._layers)
+
+    def span(self, moment: int) -> Span:
+        """Return a span that holds this moment."""
+        start, end = moment - HORIZON, moment + HORIZON
+        for exclusion, zone in self._layers:
+            stretch = zone.at(moment)
+            found = exclusion.span(moment + stretch.offset)
+            found_start = max(found.start - stretch.offset, stretch.start)
+            found_end = min(found.end - stretch.offset, stretch.end)
+            if not found.included:
+                return Span(found_start, found_end, False)
+            start, end = max(start, found_start), min(end, found_end)
+        return Span(start, end, True)
+
+
+# So many excluded spans in a row, more than days in 50 years, and the search is given up.
+_MAX_SPANS = 20_000
+
+
+class Included:
+    """The fire times that are not excluded.
+
+    What lies between two of them is never walked through; :meth:`count` takes one step for every span of the
+    calendar, or for every fire time, whichever are fewer.
+
+    :raises ValueError: by `after` and `before`, when 20,000 excluded spans in a row held fire times.
+    """
+
+    __slots__ = ("_excluded", "_times")
+
+    def __init__(self, times: FireTimes, excluded: Excluded) -> None:
+        self._times, self._excluded = times, excluded
+
+    def after(self, moment: int) -> int | None:
+        horizon = moment + HORIZON
+        for _ in range(_MAX_SPANS):
+            found = self._times.after(moment)
+            if found is None or found > horizon:
+                return None
+            span = self._excluded.span(found)
+            if span.included:
+                return found
+            moment = span.end - 1
+        raise self._all_excluded(moment)
+
+    def before(self, moment: int) -> int | None:
+        horizon = moment - HORIZON
+        for _ in range(_MAX_SPANS):
+            found = self._times.before(moment)
+            if found is None or found < horizon:
+                return None
+            span = self._excluded.span(found)
+            if span.included:
+                return found
+            moment = span.start
+        raise self._all_excluded(moment)
+
+    def count(self, first: int, last: int) -> int:
+        if last < first:
+            return 0
+        spans = (last - first) * self._excluded.spans_per_day // DAY
+        fewer_times = self._times.count(first, last) < spans
+        return self._walk_times(first, last) if fewer_times else self._walk_spans(first, last)
+
+    def _walk_times(self, first: int, last: int) -> int:
+        total, found = 0, self._times.after(first - 1)
+        while found is not None and found <= last:
+            total += self._excluded.span(found).included
+            found = self._times.after(found)
+        return total
+
+    def _walk_spans(self, first: int, last: int) -> int:
+        total = 0
+        while first <= last:
+            span = self._excluded.span(first)
+            if span.included:
+                total += self._times.count(first, min(span.end - 1, last))
+            first = span.end
+        return total
+
+    def _all_excluded(self, moment: int) -> ValueError:
+        return ValueError(
+            f"excluding: {_MAX_SPANS} excluded times in a row, up to {from_millis(moment)}; give the calendar"
+            " as larger pieces, or the schedule fewer fire times"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ExcludingTrigger:
+    """A trigger without the fire times that a calendar excludes.
+
+    A grid goes on counting its slots, also those that are excluded (as in Quartz).
+    """
+
+    trigger: Trigger
+    excluded: Excluded
+
+    @property
+    def trigger_type(self) -> TriggerType:
+        return self.trigger.trigger_type
+
+    @property
+    def interval(self) -> int | None:
+        return self.trigger.interval
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.trigger.fingerprint} excluding {self.excluded.text}"
+
+    def first_state(self, first_seen: int) -> TriggerState:
+        state = self.trigger.first_state(first_seen)
+        if state.next_fire_time is None:
+            return state
+        return replace(state, next_fire_time=self.fire_times(state).after(state.next_fire_time - 1))
+
+    def fire_times(self, state: TriggerState) -> FireTimes:
+        return Included(self.trigger.fire_times(state), self.excluded)
+
+
+# --------------------------------------------------------------------------------------------------------
+# Times and days as they are written
+
+
+def time_of_day(name: str, value: object) -> time:
+    """Return a time of the day that was given as "HH:MM", "HH:MM:SS" or a time.
+
+    :raises ValueError: when it is none of these.
+    """
+    try:
+        if isinstance(value, str) and len(value) in (5, 8):
+            value = time.fromisoformat(value)
+    except ValueError:
+        pass
+    if not isinstance(value, time) or value.tzinfo is not None:
+        raise ValueError(
+            f"{name}: expected 'HH:MM', 'HH:MM:SS' or a datetime.time without a zone, got {value!r}"
+        )
+    return value
+
+
+def millis_of_day(value: time) -> int:
+    """Return the milliseconds from midnight to this time of the day."""
+    return ((value.hour * 60 + value.minute) * 60 + value.second) * SECOND + value.microsecond // 1000
+
+
+def weekday_names(name: str, values: object) -> tuple[str, ...]:
+    """Return names of weekdays, from SUN on.
+
+    :raises ValueError: when they are not names of three letters.
+    """
+    given = _several(name, values)
+    for value in given:
+        if not isinstance(value, str) or value.upper() not in WEEKDAYS:
+            raise ValueError(f"{name}: expected {', '.join(WEEKDAYS)}, got {value!r}")
+    return tuple(sorted({value.upper() for value in given}, key=WEEKDAYS.index))
+
+
+def _several(name: str, values: object) -> list[Any]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name}: expected a list, got {values!r}")
+    return list(values)

@@ -1,0 +1,372 @@
+"""Cron expressions: Quartz's with 6 or 7 fields, Unix's with 5.
+
+Parsed here and not handed to croniter, which numbers weekdays from 0 where Quartz does from 1, puts seconds
+last, and knows no ``LW``, ``L-3`` or ``FRIL``. The rules are those of Quartz's ``CronExpression`` and of
+Debian's crontab(5). What Quartz half-accepts (it reads ``1W,15W`` as ``1W``) is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import NamedTuple, NoReturn, overload
+
+from celery_misfire.wall_times import ClockTimes, Days, Month, day_bits, weekday_bits
+
+__all__ = ["LAST_YEAR", "WEEKDAYS", "CronFields", "parse_cron"]
+
+#: An expression that names years fires in none after this one (as Quartz documents, and as croniter has it).
+LAST_YEAR = 2099
+
+_Pick = Callable[[Month], int]
+
+
+@dataclass(frozen=True)
+class CronFields:
+    """What a cron expression means.
+
+    :param day: the rule for the days of a month, in words that are the same for equal rules.
+    :param years: None for all.
+    :param is_wildcard: it follows elapsed time when the clocks change; else its times are fixed ones.
+    :param by_minute: written with 5 fields, so that it names minutes and not seconds.
+    :param pick: the days of a month that match, as bits.
+    :param notes: what its writer should be warned of.
+    """
+
+    hours: tuple[int, ...]
+    minutes: tuple[int, ...]
+    seconds: tuple[int, ...]
+    day: str
+    months: tuple[int, ...]
+    years: frozenset[int] | None
+    is_wildcard: bool
+    by_minute: bool
+    pick: _Pick = field(compare=False, repr=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def times(self) -> ClockTimes:
+        return ClockTimes(self.hours, self.minutes, self.seconds)
+
+    @property
+    def days(self) -> Days:
+        return Days(self.pick, self.months, self.years)
+
+    @property
+    def text(self) -> str:
+        """The same text for all expressions that mean the same."""
+        parts = ((self.seconds, 60), (self.minutes, 60), (self.hours, 24))
+        times = " ".join("*" if len(values) == size else _listed(values) for values, size in parts)
+        months = "*" if len(self.months) == 12 else _listed(self.months)
+        years = "*" if self.years is None else _listed(self.years)
+        passes = "every" if self.is_wildcard else "first"
+        return f"{times} {self.day} {months} {years} {passes} pass"
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ",".join(map(str, sorted(values)))
+
+
+def parse_cron(expression: str) -> CronFields:
+    """Return what a cron expression means.
+
+    :raises ValueError: naming the expression, the field, the value and what is allowed.
+    """
+    if not isinstance(expression, str):
+        raise ValueError(f"expression: expected text, got {_short(repr(expression))}")
+    return _parsed(expression)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(expression: str) -> CronFields:
+    try:
+        fields = expression.upper().split()
+        if len(fields) == 5:
+            parsed = _unix(*fields)
+        elif len(fields) in (6, 7):
+            parsed = _quartz(*fields)
+        else:
+            raise ValueError(
+                f"fields: {len(fields)}; allowed are 5 (Unix: minute hour day_of_month month day_of_week)"
+                " and 6 or 7 (Quartz: second minute hour day_of_month month day_of_week [year])"
+            )
+        _refuse_impossible(parsed)
+    except ValueError as refused:
+        raise ValueError(f"cron expression {_short(expression)}: {refused}") from None
+    return parsed
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+
+
+def _refuse_impossible(parsed: CronFields) -> None:
+    if parsed.years is not None and not parsed.years:
+        # All of them beyond the last one: not impossible, only far.
+        return
+    # 29 February has been every day of the week within 28 years.
+    years = range(2000, 2028) if parsed.years is None else parsed.years
+    if not any(parsed.days.of(year * 12 + month - 1) for year in years for month in parsed.months):
+        named = "" if parsed.years is None else f" of {_listed(parsed.years)}"
+        raise ValueError(
+            f"day_of_month: {parsed.day} never comes in month {_listed(parsed.months)}{named};"
+            " allowed are dates that exist"
+        )
+
+
+def _unix(minute: str, hour: str, day: str, month: str, weekday: str) -> CronFields:
+    minutes, hours = _values(_MINUTE, minute), _values(_HOUR, hour)
+    day, weekday = ("*" if text == "?" else text for text in (day, weekday))
+    (on_day, day_text), (on_weekday, weekday_text) = _days(day), _weekdays(_UNIX_WEEKDAY, weekday)
+    # crontab(5): a day that matches either field will do, unless one of them begins with a star.
+    either = not day.startswith("*") and not weekday.startswith("*")
+    return CronFields(
+        hours=hours.sorted,
+        minutes=minutes.sorted,
+        seconds=(0,),
+        day=f"{day_text} {'or' if either else 'and'} {weekday_text}",
+        months=_values(_UNIX_MONTH, month).sorted,
+        years=None,
+        is_wildcard=minute.startswith("*") or hour.startswith("*") or minutes.complete or hours.complete,
+        by_minute=True,
+        pick=partial(_either if either else _both, on_day, on_weekday),
+    )
+
+
+def _quartz(
+    second: str, minute: str, hour: str, day: str, month: str, weekday: str, year: str = "*"
+) -> CronFields:
+    if (day == "?") == (weekday == "?"):
+        raise ValueError(
+            f"day_of_month and day_of_week: {_short(day)} and {_short(weekday)};"
+            " allowed is '?' in exactly one of the two"
+        )
+    minutes, hours, months = _values(_MINUTE, minute), _values(_HOUR, hour), _values(_MONTH, month)
+    pick, text = _days(day) if weekday == "?" else _weekdays(_WEEKDAY, weekday)
+    years = None if year == "*" else frozenset(y for y in _values(_YEAR, year).found if y <= LAST_YEAR)
+    return CronFields(
+        hours=hours.sorted,
+        minutes=minutes.sorted,
+        seconds=_values(_SECOND, second).sorted,
+        day=text,
+        months=months.sorted,
+        years=years,
+        # "0/20" is how Quartz's users write "*/20".
+        is_wildcard=minutes.open_ended or hours.open_ended or minutes.complete or hours.complete,
+        by_minute=False,
+        pick=pick,
+        notes=tuple(
+            f"{name}: the step in {text} does nothing, as in Quartz: after names there are no steps"
+            for name, text in (("month", month), ("day_of_week", weekday))
+            if _NAME_WITH_STEP.search(text)
+        ),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------
+# Numbers, names, lists, ranges and steps
+
+
+class _Field(NamedTuple):
+    """What a field may hold.
+
+    :param wraps: how many values there are until a range begins anew; 0: ranges go upwards only.
+    :param names: stand for the numbers from `low` on.
+    :param names_take_steps: a step after a name counts; in Quartz it does nothing.
+    """
+
+    name: str
+    low: int
+    high: int
+    wraps: int
+    longest_step: int
+    names: tuple[str, ...] = ()
+    also: str = ""
+    names_take_steps: bool = False
+
+    @overload
+    def number(self, value: str) -> int: ...
+    @overload
+    def number(self, value: None) -> None: ...
+    def number(self, value: str | None) -> int | None:
+        """Return the number that a value stands for."""
+        if value is None:
+            return None
+        if value in self.names:
+            return self.low + self.names.index(value)
+        number = int(value) if value.isdigit() else -1
+        # Years that are long past or far away only never fire.
+        if not (number >= 1000 if self is _YEAR else self.low <= number <= self.high):
+            self.refuse(value)
+        return number
+
+    def refuse(self, value: str) -> NoReturn:
+        names = f", {self.names[0]} to {self.names[-1]}" if self.names else ""
+        raise ValueError(
+            f"{self.name}: {_short(value)}; allowed are {self.low} to {self.high}{names}, *, lists (1,2),"
+            f" ranges (1-5) and steps (*/2) of 1 to {self.longest_step}{self.also}"
+        )
+
+
+_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
+
+_SECOND = _Field("second", 0, 59, 60, 59)
+_MINUTE = _Field("minute", 0, 59, 60, 59)
+_HOUR = _Field("hour", 0, 23, 24, 23)
+_DAY = _Field("day_of_month", 1, 31, 31, 31, also=", or one of L, L-3, LW, L-3W, 15W alone")
+_MONTH = _Field("month", 1, 12, 12, 12, _MONTHS)
+_WEEKDAY = _Field("day_of_week", 1, 7, 7, 7, WEEKDAYS, ", or one of L, 6L, FRIL, 6#3, FRI#3 alone")
+_UNIX_MONTH = _MONTH._replace(names_take_steps=True)
+_UNIX_WEEKDAY = _Field("day_of_week", 0, 7, 7, 7, WEEKDAYS, ", or one of 5L, FRIL, 5#3, FRI#3 alone", True)
+_YEAR = _Field("year", 1970, LAST_YEAR, 0, LAST_YEAR - 1970)
+
+
+class _Values(NamedTuple):
+    """The values of a field.
+
+    :param open_ended: some of them come from a star, or from a step that has no end of its own.
+    """
+
+    found: frozenset[int]
+    open_ended: bool
+    complete: bool
+
+    @property
+    def sorted(self) -> tuple[int, ...]:
+        return tuple(sorted(self.found))
+
+
+_ITEM = re.compile(
+    r"(?:\*|(?P<first>[0-9]{1,4})(?:-(?P<last>[0-9]{1,4}))?|(?P<from>[A-Z]{3})(?:-(?P<to>[A-Z]{3}))?)?"
+    r"(?:/(?P<step>[0-9]{1,4}))?"
+)
+_NAME_WITH_STEP = re.compile(r"[A-Z]{3}/")
+
+
+def _values(field: _Field, text: str) -> _Values:
+    found: set[int] = set()
+    open_ended = False
+    for item in text.split(","):
+        match = _ITEM.fullmatch(item)
+        if not item or match is None:
+            field.refuse(item)
+        step = 1 if match["step"] is None else int(match["step"])
+        if not 1 <= step <= field.longest_step:
+            field.refuse(item)
+        first, last = (
+            field.number(match["first"] or match["from"]),
+            field.number(match["last"] or match["to"]),
+        )
+        if first is None:
+            first, last, open_ended = field.low, field.high, True
+        elif match["from"] and not field.names_take_steps:
+            step, last = 1, first if last is None else last
+        elif last is None and match["step"] is None:
+            last = first
+        elif last is None:
+            last, open_ended = max(first, field.high), True
+        if last < first:
+            if not field.wraps:
+                field.refuse(item)
+            last += field.wraps
+        values = range(first, last + 1, step)
+        found.update(field.low + (v - field.low) % field.wraps for v in values if field.wraps)
+        found.update(v for v in values if not field.wraps)
+    return _Values(frozenset(found), open_ended, len(found) == field.wraps)
+
+
+# --------------------------------------------------------------------------------------------------------
+# Days
+
+_DAY_RULE = re.compile(r"L(?:-(?P<before>[0-9]{1,4}))?(?P<last_weekday>W)?|(?P<near>[0-9]{1,4})W")
+_WEEKDAY_RULE = re.compile(r"(?P<day>[0-9]{1,4}|[A-Z]{3})(?:L|#(?P<nth>[0-9]{1,4}))")
+
+
+def _days(text: str) -> tuple[_Pick, str]:
+    """Return the rule of a day_of_month field, and its text."""
+    match = _DAY_RULE.fullmatch(text)
+    if match is None:
+        values = _values(_DAY, text)
+        if values.complete:
+            return _all, "*"
+        return partial(_on_days, day_bits(values.found)), f"day {_listed(values.found)}"
+    if match["near"]:
+        day = _DAY.number(match["near"])
+        return partial(_near, day), f"weekday nearest to day {day}"
+    before = int(match["before"] or 0)
+    if before > 30:
+        _DAY.refuse(text)
+    rule = _last_weekday if match["last_weekday"] else _last
+    near = "weekday nearest to " if match["last_weekday"] else ""
+    return partial(rule, before), f"{near}last day - {before}"
+
+
+def _weekdays(field: _Field, text: str) -> tuple[_Pick, str]:
+    """Return the rule of a day_of_week field, and its text."""
+    if text == "L" and field is _WEEKDAY:
+        text = "SAT"
+    match = _WEEKDAY_RULE.fullmatch(text)
+    if match is None:
+        found = {(v - field.low) % 7 for v in _values(field, text).found}
+        if len(found) == 7:
+            return _all, "*"
+        return partial(_on_weekdays, weekday_bits(found)), " ".join(WEEKDAYS[v] for v in sorted(found))
+    weekday = (field.number(match["day"]) - field.low) % 7
+    if match["nth"] is None:
+        return partial(_last_of, weekday), f"last {WEEKDAYS[weekday]}"
+    nth = int(match["nth"])
+    if not 1 <= nth <= 5:
+        field.refuse(text)
+    return partial(_nth_of, weekday, nth), f"{WEEKDAYS[weekday]} number {nth}"
+
+
+def _all(month: Month) -> int:
+    return -1
+
+
+def _on_days(days: int, month: Month) -> int:
+    return days
+
+
+def _on_weekdays(weeks: int, month: Month) -> int:
+    return weeks >> month.weekday
+
+
+def _both(one: _Pick, other: _Pick, month: Month) -> int:
+    return one(month) & other(month)
+
+
+def _either(one: _Pick, other: _Pick, month: Month) -> int:
+    return one(month) | other(month)
+
+
+def _last(before: int, month: Month) -> int:
+    return 1 << (month.length - 1) >> before
+
+
+def _last_weekday(before: int, month: Month) -> int:
+    return _near(month.length - before, month)
+
+
+def _near(day: int, month: Month) -> int:
+    """The weekday, Monday to Friday, that is nearest to this day within its month."""
+    if not 1 <= day <= month.length:
+        return 0
+    weekday = (month.weekday + day - 1) % 7
+    if weekday == 6:
+        day += -1 if day > 1 else 2
+    elif weekday == 0:
+        day += 1 if day < month.length else -2
+    return 1 << (day - 1)
+
+
+def _nth_of(weekday: int, nth: int, month: Month) -> int:
+    return 1 << ((weekday - month.weekday) % 7 + 7 * (nth - 1))
+
+
+def _last_of(weekday: int, month: Month) -> int:
+    after = (month.weekday + month.length - 1 - weekday) % 7
+    return 1 << (month.length - 1 - after)
