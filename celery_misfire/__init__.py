@@ -23,16 +23,27 @@ __all__ = [
 
 
 def install(app: Celery) -> Celery:
-    """Make an app know missed runs: ``AsyncResult`` and ``GroupResult`` end in MISSED as they do in FAILURE.
+    """Make an app know missed runs, in every process that calls this.
 
-    For this app only. May come before the configuration, and more than once.
+    ``AsyncResult`` and ``GroupResult`` end in MISSED as they do in FAILURE. A worker judges late starts,
+    drops second messages and watches beat. For this app only. May come before the configuration, and more
+    than once.
 
     :returns: the app.
     """
     # Late, so that importing this package stays light.
+    from celery.signals import worker_init
+
     from celery_misfire import result
 
+    def install_in(sender: Any, **_: Any) -> None:
+        if sender.app is app:
+            from celery_misfire import worker
+
+            worker.install(sender)
+
     result.install(app)
+    worker_init.connect(install_in, weak=False, dispatch_uid=f"celery_misfire {id(app)}")
     return app
 
 

@@ -17,7 +17,7 @@ from celery import current_task
 
 from celery_misfire.misfire import MisfireInstruction, Outcome, from_millis
 
-__all__ = ["HEADER", "Fire", "current_fire", "header", "isoformat", "task_id"]
+__all__ = ["HEADER", "Fire", "current_fire", "header", "isoformat", "read", "task_id"]
 
 #: Name of the message header.
 HEADER = "misfire"
@@ -61,7 +61,7 @@ def current_fire() -> Fire | None:
     headers = getattr(request, "headers", None)
     # A worker merges headers into the request; an eager call leaves them in a dict.
     raw = headers.get(HEADER) if isinstance(headers, dict) else None
-    return _read(getattr(request, HEADER, None) if raw is None else raw)
+    return read(getattr(request, HEADER, None) if raw is None else raw)
 
 
 def header(
@@ -125,8 +125,9 @@ def isoformat(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
-def _read(raw: object) -> Fire | None:
-    """Return what a header says. It came over the network, so nothing is taken for granted."""
+def read(raw: object) -> Fire | None:
+    """Return what a header says, None when it is none of ours or makes no sense."""
+    # It came over the network, so nothing is taken for granted.
     if not isinstance(raw, dict) or raw.get("v") != _VERSION:
         return None
     entry, missed_count = raw.get("entry"), raw.get("missed_count")

@@ -14,13 +14,13 @@ import heapq
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, cast
 
 from celery_misfire import records
-from celery_misfire.exceptions import BrokerUnavailable, PublishRejected
+from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
 from celery_misfire.fire import task_id
 from celery_misfire.lease import Lease, uptime
 from celery_misfire.ledger import Commit, Ledger
@@ -111,10 +111,14 @@ class Reporter(Protocol):
 
 @dataclass
 class _Pause:
-    """When something that failed is tried again; each failure in a row doubles the wait."""
+    """When something that failed is tried again; each failure in a row doubles the wait.
+
+    :param own_fault: it was refused for what it is; else the broker failed.
+    """
 
     until: float = 0.0
     length: float = 0.0
+    own_fault: bool = False
 
     def prolong(self, now: float, first: float = 1.0, longest: float = 60.0) -> None:
         self.length = min(longest, self.length * 2 or first)
@@ -157,7 +161,9 @@ class Leader:
         self._unsent: dict[str, None] = {}
         self._broken: dict[str, _Pause] = {}
         self._refused: dict[str, _Pause] = {}
-        self._broker: _Pause | None = _Pause()
+        #: The wait for the broker; without length as long as messages get through.
+        self._broker = _Pause()
+        self._connected = False
         self._outages: deque[tuple[Reason, int]] = deque(maxlen=16)
         self._clock_offset = self._wall() - self._steady() * 1000
         self._reporting: dict[tuple[str, Unreported], int] = {}
@@ -245,6 +251,8 @@ class Leader:
         heapq.heapify(self._timeline)
         self._catch_up = {n: None for n, r in present.items() if r.runs}
         self._unsent = {n: None for n, r in present.items() if r.intents}
+        self._broken = {n: p for n, p in self._broken.items() if n in self._definitions}
+        self._refused = {n: p for n, p in self._refused.items() if n in self._definitions}
         for name, record in self._ledger.items():
             if record.missed:
                 self._report(name)
@@ -282,7 +290,7 @@ class Leader:
         waits = [LONGEST_SLEEP]
         if self._reporting:
             waits.append(0.1)
-        if until_broker and self._broker is not None:
+        if until_broker:
             waits.append(self._broker.until - steady)
         else:
             waits += [p.until - steady for p in (*self._broken.values(), *self._refused.values())]
@@ -308,22 +316,30 @@ class Leader:
 
     def _broker_is_there(self, now: int) -> bool:
         """True when it is worth claiming: what cannot be sent is better judged when it can be."""
-        if self._broker is None:
+        if self._connected:
             return True
         if self._steady() < self._broker.until:
             return False
         try:
             self._publisher.connect()
         except BrokerUnavailable as exc:
-            if not self._broker.length:
-                logger.warning("beat: the broker cannot be reached, nothing is sent until then: %s", exc)
-            self._broker.prolong(self._steady(), first=0.5, longest=5.0)
+            self._broker_failed(exc)
             return False
         if self._broker.length:
-            logger.info("beat: the broker is there again")
             self._outages.append((Reason.BROKER_UNAVAILABLE, now))
-        self._broker = None
+        self._connected = True
         return True
+
+    def _broker_failed(self, exc: Exception) -> None:
+        if not self._broker.length:
+            logger.warning("beat: the broker failed, nothing is sent until it is back: %s", exc)
+        self._broker.prolong(self._steady(), first=0.2, longest=5.0)
+        self._connected = False
+
+    def _broker_works(self) -> None:
+        if self._broker.length:
+            logger.info("beat: the broker is there again")
+            self._broker = _Pause()
 
     # -- deciding ------------------------------------------------------------------------------------------
 
@@ -344,7 +360,7 @@ class Leader:
             except Exception as exc:
                 self._break(name, exc)
         self._ledger.commit(commit)
-        self._publish(list(commit.new))
+        self._publish(list(commit.new), claimed_at=now)
 
     def _plan(self, name: str, now: int, room: int, commit: Commit) -> int:
         """Add what happens to this entry to the commit; return how many runs are to be sent."""
@@ -458,7 +474,7 @@ class Leader:
             room -= len(claimed.intents) - len(record.intents)
             commit.new[name] = claimed
         self._ledger.commit(commit)
-        self._publish(list(commit.new))
+        self._publish(list(commit.new), claimed_at=now)
 
     # -- sending -------------------------------------------------------------------------------------------
 
@@ -468,7 +484,9 @@ class Leader:
         for name in names:
             try:
                 self._judge_again(name, now, commit)
-            except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as exc:
+            except MisfireError:
+                raise
+            except Exception as exc:
                 self._refuse(name, exc)
         self._ledger.commit(commit)
         self._publish(list(commit.new))
@@ -478,11 +496,21 @@ class Leader:
         definition, record = self._definitions[name], self._ledger.with_certainty(self._ledger[name])
         hopeless = [i for i in record.intents if self._is_hopeless(name, i, now)]
         record = replace(record, intents=tuple(i for i in record.intents if i not in hopeless))
-        judged, misfire = records.judge_again(
-            record, definition.trigger, definition.policy, now, partial(self._reason, name)
+        in_doubt = {i.scheduled for i in record.intents if not i.unsent and self._is_arbitrable(name, i, now)}
+        judge = partial(
+            records.judge_again,
+            trigger=definition.trigger,
+            policy=definition.policy,
+            now=now,
+            reason=partial(self._reason, name),
         )
-        gone = {i.scheduled for i in record.intents} - {i.scheduled for i in judged.intents}
-        self._close_registers(name, [i for i in record.intents if i.scheduled in gone], Reason.QUEUE_LATE)
+        judged, misfire = judge(_with_doubt(record, in_doubt, doubt=False))
+        while started := self._close_registers(name, _missing(record, judged), Reason.QUEUE_LATE):
+            # They were sent after all. What is left does not change by that: the oldest stays the oldest.
+            commit.log += [self._sent_before(name, i) for i in record.intents if i.scheduled in started]
+            record = replace(record, intents=tuple(i for i in record.intents if i.scheduled not in started))
+            judged, misfire = judge(_with_doubt(record, in_doubt, doubt=False))
+        judged = _with_doubt(judged, in_doubt, doubt=True)
         self._close_registers(name, hopeless, Reason.PUBLISH_REJECTED)
         if hopeless:
             refused = [Missed(i.scheduled, i.scheduled, 1, Reason.PUBLISH_REJECTED) for i in hopeless]
@@ -496,12 +524,25 @@ class Leader:
             lost = [Missed(misfire.first, misfire.last, n, misfire.reason)] if n else []
             self._tell(commit, name, misfire, lost, now, record.state.next_fire_time)
 
+    def _is_arbitrable(self, name: str, intent: Intent, now: int) -> bool:
+        """True for a late run that may be judged again although it is in doubt: its register decides.
+
+        So it does where workers ask the registers, and where a beat closed it and then died.
+        """
+        late = intent.outcome is Outcome.FIRED and now - intent.scheduled >= self._threshold(name, intent)
+        return late and (
+            self._store.is_guarded() or self._store.register(self._id(name, intent)).startswith("missed")
+        )
+
     def _is_hopeless(self, name: str, intent: Intent, now: int) -> bool:
         """True for a run whose message was refused for longer than it may be late."""
+        pause = self._refused.get(name)
+        since = intent.scheduled if intent.outcome is Outcome.FIRED else intent.claimed_at
         return (
-            name in self._refused
+            pause is not None
+            and pause.own_fault
             and intent.unsent
-            and now - intent.claimed_at >= self._threshold(name, intent)
+            and now - since >= self._threshold(name, intent)
         )
 
     def _threshold(self, name: str, intent: Intent) -> int:
@@ -512,11 +553,14 @@ class Leader:
     def _close_registers(self, name: str, intents: Sequence[Intent], reason: Reason) -> set[int]:
         """See to it that no worker starts what is to be missed; return what one has started already."""
         held = self._store.settle([self._id(name, i) for i in intents], f"missed:{reason}")
-        return {i.scheduled for i, value in zip(intents, held, strict=True) if value.startswith("started")}
+        return {i.scheduled for i, value in zip(intents, held, strict=True) if not value.startswith("missed")}
 
-    def _publish(self, names: Sequence[str]) -> None:
-        """Send every intent of these entries and acknowledge what was sent."""
-        work = [(i, n) for n in names for i in self._ledger[n].intents]
+    def _publish(self, names: Sequence[str], claimed_at: int | None = None) -> None:
+        """Send the intents of these entries and acknowledge what was sent.
+
+        :param claimed_at: only those that were claimed then; older ones have to be judged again before.
+        """
+        work = [(i, n) for n in names for i in self._ledger[n].intents if claimed_at in (None, i.claimed_at)]
         # On time before late, oldest first.
         work.sort(key=lambda w: (w[0].outcome is not Outcome.FIRED, w[0].scheduled))
         sent: dict[tuple[str, int], Message] = {}
@@ -533,16 +577,18 @@ class Leader:
                 tried[key] = False
                 try:
                     sent[key] = self._send(name, intent)
+                    self._broker_works()
                 except PublishRejected as exc:
                     tried[key] = True
                     self._refuse(name, exc)
                 except BrokerUnavailable as exc:
                     # The failure may be this entry's own: it does not come first again.
-                    self._refused.setdefault(name, _Pause()).prolong(self._steady())
-                    self._broker = _Pause()
-                    logger.warning("beat: the broker failed, nothing is sent until it is back: %s", exc)
-                    self._broker.prolong(self._steady(), first=0.2)
+                    self._leave_aside(name)
+                    self._broker_failed(exc)
                     break
+                except Exception as exc:
+                    # A schedule of the app's own may raise anything, and must not keep the others waiting.
+                    self._refuse(name, exc)
         finally:
             self._acknowledge(names, sent, tried)
 
@@ -565,7 +611,14 @@ class Leader:
         if name not in self._refused:
             logger.error("beat: entry %r cannot be sent and is tried again: %s", name, _brief(exc))
             self._ledger.log({"event": "refused", "entry": name, "error": type(exc).__name__})
-        self._refused.setdefault(name, _Pause()).prolong(self._steady())
+        self._leave_aside(name).own_fault = True
+
+    def _leave_aside(self, name: str) -> _Pause:
+        pause = self._refused.setdefault(name, _Pause())
+        if not self._is_paused(name):
+            # Else it was a later run that failed as well: those before it do not wait longer for that.
+            pause.prolong(self._steady())
+        return pause
 
     def _is_paused(self, name: str) -> bool:
         return name in self._refused and self._refused[name].until > self._steady()
@@ -598,6 +651,10 @@ class Leader:
             if record.runs:
                 self._catch_up[name] = None
         self._ledger.commit(commit)
+
+    def _sent_before(self, name: str, intent: Intent) -> dict[str, Any]:
+        """Return the line of the log for a run that a worker had from a beat that could not write it."""
+        return _sent(name, intent, intent.claimed_at, self._id(name, intent))
 
     def _id(self, name: str, intent: Intent) -> str:
         return task_id(self._namespace, name, intent.generation, intent.scheduled)
@@ -684,16 +741,31 @@ def _brief(exc: Exception) -> str:
     return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
+def _missing(before: EntryRecord, after: EntryRecord) -> list[Intent]:
+    """Return the intents that are gone."""
+    left = {i.scheduled for i in after.intents}
+    return [i for i in before.intents if i.scheduled not in left]
+
+
+def _with_doubt(record: EntryRecord, scheduled: Collection[int], *, doubt: bool) -> EntryRecord:
+    """Return the record with some of its intents in doubt, or not."""
+    intents = (replace(i, unsent=not doubt) if i.scheduled in scheduled else i for i in record.intents)
+    return replace(record, intents=tuple(intents))
+
+
 def _sent_line(message: Message) -> dict[str, Any]:
-    intent = message.intent
+    return _sent(message.definition.name, message.intent, message.fire_time, message.task_id)
+
+
+def _sent(entry: str, intent: Intent, fire_time: int, id_: str) -> dict[str, Any]:
     return {
         "event": "sent",
-        "entry": message.definition.name,
+        "entry": entry,
         "outcome": intent.outcome,
         "scheduled": intent.scheduled,
-        "fire_time": message.fire_time,
+        "fire_time": fire_time,
         "merged": intent.merged,
-        "id": message.task_id,
+        "id": id_,
     }
 
 

@@ -142,11 +142,13 @@ class Report:
 
     :param on_missed: name of the handler task, None for none.
     :param key: anything, for the caller to know the report by.
+    :param request: the request of a run that a worker has received, without its arguments.
     """
 
     missed: MissedFire
     on_missed: str | None = None
     key: object = None
+    request: Context | None = None
 
 
 class Part(StrEnum):
@@ -154,6 +156,8 @@ class Part(StrEnum):
 
     #: The result under the run's task id.
     RESULT = "result"
+    #: What depends on the run: its chord, its chain, its error callbacks.
+    CANVAS = "canvas"
     #: Celery's own ``task_failure`` signal.
     TASK_FAILURE = "task_failure"
     #: Our signal.
@@ -242,8 +246,21 @@ def _store_result(app: Celery, settings: Settings, item: Report, broker: Broker)
         return
     if backend.get_task_meta(missed.task_id, cache=False)["status"] in states.READY_STATES:
         return
-    request = _request(missed)
-    backend.store_result(missed.task_id, result_of(missed), settings.result_state, request=request)
+    backend.store_result(missed.task_id, result_of(missed), settings.result_state, request=_request(item))
+
+
+def _fail_canvas(app: Celery, settings: Settings, item: Report, broker: Broker) -> None:
+    request = item.request
+    if request is None or not (request.chord or request.chain or request.errbacks):
+        return
+    error = TaskMissed.from_missed(item.missed)
+    backend = _task(app, item.missed.task).backend
+    chain: Any = request.chain
+    for following in chain or ():
+        if id_ := following.get("options", {}).get("task_id"):
+            backend.store_result(id_, error, states.FAILURE)
+    # As a failure: a chord is told the result of its member, and cannot encode one in a state of ours.
+    backend.mark_as_failure(item.missed.task_id, error, request=request, store_result=False)
 
 
 def _send_task_failure(app: Celery, settings: Settings, item: Report, broker: Broker) -> None:
@@ -253,7 +270,7 @@ def _send_task_failure(app: Celery, settings: Settings, item: Report, broker: Br
     error = TaskMissed.from_missed(missed)
     einfo = _einfo(error)
     # Receivers read the request from the sender, as in a worker.
-    task.request_stack.push(_request(missed))
+    task.request_stack.push(_request(item))
     try:
         signals.task_failure.send(
             sender=task,
@@ -280,9 +297,13 @@ def _send_event(app: Celery, settings: Settings, item: Report, broker: Broker) -
         # The only text of a task that Flower shows in any state.
         "exception": str(TaskMissed.from_missed(item.missed)),
     }
+    if item.request is None:
+        # Monitors take whoever sends an event of a task for a worker; one not seen since 1970 is offline.
+        fields["timestamp"] = 0
     producer = broker.producer
+    hostname = _request(item).hostname
     dispatcher = app.events.Dispatcher(
-        producer.connection, hostname=_hostname(), channel=producer.channel, buffer_while_offline=False
+        producer.connection, hostname=hostname, channel=producer.channel, buffer_while_offline=False
     )
     with dispatcher:
         dispatcher.send("task-missed", **fields)
@@ -304,6 +325,7 @@ def _send_handler(app: Celery, settings: Settings, item: Report, broker: Broker)
 
 _DO: dict[Part, Callable[[Celery, Settings, Report, Broker], None]] = {
     Part.RESULT: _store_result,
+    Part.CANVAS: _fail_canvas,
     Part.TASK_FAILURE: _send_task_failure,
     Part.TASK_MISSED: _send_task_missed,
     Part.EVENT: _send_event,
@@ -322,9 +344,10 @@ def _task(app: Celery, name: str) -> Task[Any, Any]:
     return task
 
 
-def _request(missed: MissedFire) -> Context:
-    """Return the request that the run would have had, without arguments."""
-    return Context(
+def _request(item: Report) -> Context:
+    """Return the request of the run, or the one that it would have had, without arguments."""
+    missed = item.missed
+    return item.request or Context(
         id=missed.task_id,
         task=missed.task,
         hostname=_hostname(),
@@ -357,15 +380,16 @@ class _Job:
 
 
 class Reporter:
-    """Makes reports in a daemon thread, each until it has succeeded.
+    """Makes reports in a daemon thread, each until it has succeeded; `who` reports, for the log.
 
     What fails is tried again after 1 to 30 seconds, for as long as it takes, and only the part that failed.
     Meanwhile other reports go as far as they can. No method waits, except :meth:`stop`.
     """
 
-    def __init__(self, app: Celery, settings: Settings) -> None:
+    def __init__(self, app: Celery, settings: Settings, who: str = "beat") -> None:
         self._app = app
         self._settings = settings
+        self._who = who
         self._broker = Broker(app)
         self._inbox: SimpleQueue[Report | Mapping[str, Any] | None] = SimpleQueue()
         self._done: SimpleQueue[Report] = SimpleQueue()
@@ -413,7 +437,7 @@ class Reporter:
             try:
                 self._work(item)
             except Exception:
-                logger.exception("beat: unexpected error in the reporter")
+                logger.exception("%s: unexpected error in the reporter", self._who)
             if self._inbox.empty():
                 # An idle connection would be closed by the broker, and the next report fail on it.
                 self._broker.close()
@@ -447,7 +471,9 @@ class Reporter:
             return
         self._pause = FIRST_PAUSE
         self._retry_at = time.monotonic() + self._pause
-        logger.warning("beat: missed runs cannot be reported (%s fails), trying until they can", job.left[0])
+        logger.warning(
+            "%s: missed runs cannot be reported (%s fails), trying until they can", self._who, job.left[0]
+        )
 
     def _retry(self) -> None:
         """Try again what waits, up to the first that fails."""
@@ -462,7 +488,7 @@ class Reporter:
             self._pause = FIRST_PAUSE
         self._broken.clear()
         self._pause = 0.0
-        logger.info("beat: missed runs can be reported again")
+        logger.info("%s: missed runs can be reported again", self._who)
 
     def _try(self, job: _Job) -> None:
         """Do what is left of a job; what fails, and may succeed another time, is left then."""
@@ -474,7 +500,7 @@ class Reporter:
                 job.left.append(part)
             else:
                 kind, line = type(error).__name__, log_line(job.report.missed)
-                logger.error("beat: %s of a report is given up (%s): %s", part, kind, line)
+                logger.error("%s: %s of a report is given up (%s): %s", self._who, part, kind, line)
         self._broken.update(job.left)
 
     def _settle(self, job: _Job) -> bool:

@@ -2,7 +2,9 @@
 
 Receivers take keyword arguments (``**kwargs`` at the end: later versions may send more). One that raises is
 logged by Celery and stops nothing. Those of :data:`misfire_detected` and :data:`task_missed` run in a
-thread of beat of their own, so a slow one delays the next report but never a run.
+thread of their own, of beat or of the worker that gave a run up, so a slow one delays the next report but
+never a run. Those of :data:`beat_overdue` run in the thread that watches; those of
+:data:`task_started_late` where the task does, just before it.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ is then unknown.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from redis.sentinel import Sentinel
 from celery_misfire.exceptions import LeaseLost, NewerSchema, StoreUnavailable
 from celery_misfire.records import SCHEMA
 
-__all__ = ["LONGEST_CALL", "Acquired", "Change", "RedisStore", "address"]
+__all__ = ["LONGEST_CALL", "Acquired", "Change", "RedisStore", "Watched", "address"]
 
 #: How long a register is kept, in milliseconds: longer than a broker may hold a message back.
 REGISTER_TTL = 24 * 3600 * 1000
@@ -60,6 +61,20 @@ class Change:
     new: str
 
 
+@dataclass(frozen=True)
+class Watched:
+    """What the one that watches finds, and what it has noted itself.
+
+    :param led: True when a beat leads.
+    :param seen: id of the last line of the log that was told, '' for none.
+    :param alarm: what was noted when beat was found to be overdue, '' when all is well.
+    """
+
+    led: bool
+    seen: str
+    alarm: str
+
+
 class RedisStore:
     """The state of one namespace.
 
@@ -83,11 +98,12 @@ class RedisStore:
         self._history = history
         prefix = f"celery-misfire:{{{namespace}}}"
         self.state_key, self.lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
-        self._register_prefix = f"{prefix}:fire:"
+        self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
+        self._watch_keys = [f"{prefix}:watcher", f"{prefix}:watch", f"{prefix}:guard", self.lease_key]
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self._scripts = {
             name: self._redis.register_script(_script(name))
-            for name in ("acquire", "renew", "release", "commit", "settle")
+            for name in ("acquire", "renew", "release", "commit", "settle", "start", "watch")
         }
 
     def __str__(self) -> str:
@@ -145,7 +161,7 @@ class RedisStore:
         args: list[Any] = [token, self._history, len(changes)]
         for change in changes:
             args += [_field(change.field), change.old, change.new]
-        args += [json.dumps(line, separators=(",", ":")) for line in log]
+        args += [_line(line) for line in log]
         answer = self._run("commit", [self.lease_key, self.state_key, self.log_key], args)
         if answer[0] == "FENCED":
             raise LeaseLost
@@ -165,10 +181,70 @@ class RedisStore:
         keys = [self._register_prefix + task_id for task_id in task_ids]
         return [str(held) for held in self._run("settle", keys, [value, REGISTER_TTL])]
 
+    def start(
+        self,
+        task_id: str,
+        value: str,
+        *,
+        entry: str,
+        sent: int | None = None,
+        late: int | None = None,
+        line: Mapping[str, Any] | None = None,
+        merged_line: Mapping[str, Any] | None = None,
+    ) -> tuple[str, bool]:
+        """Write `value` into the register of an occurrence that has none yet.
+
+        With `sent`, a message that was sent before the entry's last late run started is merged into that run:
+        its register says so, not `value`.
+
+        :param sent: when the message was sent, in milliseconds UTC.
+        :param late: when a late run starts, in milliseconds UTC, if this is one.
+        :param line: goes to the log with `value`; `merged_line`, if the message is merged.
+        :returns: what the register holds, and whether it was written just now.
+        """
+        entry_key = hashlib.sha1(entry.encode("utf-8", "surrogateescape")).hexdigest()
+        keys = [self._register_prefix + task_id, self._late_prefix + entry_key, self.log_key]
+        mark = "" if late is None else f"{late}|{task_id}"
+        lines = ["" if one is None else _line(one) for one in (line, merged_line)]
+        args = [value, REGISTER_TTL, "" if sent is None else sent, mark, self._history, *lines]
+        held, fresh = self._run("start", keys, args)
+        return str(held), fresh == 1
+
+    def register(self, task_id: str) -> str:
+        """Return what the register of an occurrence holds, '' when nothing has been written there."""
+        return _text(self._call(self._redis.get, self._register_prefix + task_id) or "")
+
     def log(self, count: int | None = None) -> list[dict[str, Any]]:
         """Return the newest lines of the log, oldest first."""
         rows = self._call(self._redis.xrevrange, self.log_key, "+", "-", count)
         return [json.loads(fields[b"d"]) for _, fields in reversed(rows)]
+
+    def log_after(self, seen: str, count: int) -> list[tuple[str, dict[str, Any]]]:
+        """Return lines of the log that follow the one with the id `seen`, oldest first, with their ids."""
+        rows = self._call(self._redis.xrange, self.log_key, f"({seen}", "+", count)
+        return [(_text(id_), json.loads(fields[b"d"])) for id_, fields in rows]
+
+    def last_log_id(self) -> str:
+        """Return the id of the newest line of the log; one before all others when there is none."""
+        rows = self._call(self._redis.xrevrange, self.log_key, "+", "-", 1)
+        return _text(rows[0][0]) if rows else "0-0"
+
+    # -- watching ------------------------------------------------------------------------------------------
+
+    def watch(self, token: str, ttl: float, guard_ttl: float = 0, **notes: str) -> Watched | None:
+        """Become the one that watches, or stay it; None when another one does.
+
+        :param ttl: seconds after which another one may take over.
+        :param guard_ttl: seconds for which beat may count on workers that ask the registers; 0: it may not.
+        :param notes: ``seen`` and ``alarm``, see :class:`Watched`; what is left out stays.
+        """
+        pairs = [text for note in notes.items() for text in note]
+        answer = self._run("watch", self._watch_keys, [token, _ms(ttl), _ms(guard_ttl), *pairs])
+        return Watched(answer[0] == 1, str(answer[1]), str(answer[2])) if answer else None
+
+    def is_guarded(self) -> bool:
+        """Return True when a worker that asks the registers has been there lately."""
+        return bool(self._call(self._redis.exists, self._watch_keys[2]))
 
     # ------------------------------------------------------------------------------------------------------
 
@@ -240,6 +316,10 @@ def _error(exc: Exception) -> str:
     if isinstance(cause, OSError) and cause.errno:
         return f"{type(exc).__name__} ({os.strerror(cause.errno)})"
     return type(exc).__name__
+
+
+def _line(line: Mapping[str, Any]) -> str:
+    return json.dumps(line, separators=(",", ":"))
 
 
 def _field(name: str) -> str:

@@ -1,0 +1,492 @@
+"""The worker's half: what may start of the runs that beat has sent.
+
+Two hooks ask the :class:`Guard`. :class:`Request` is asked in the main process when a run is about to go to
+the pool, and drops what is too late without troubling the pool; a pool of threads takes runs long before
+they start, so there that is too early. ``Task.before_start`` is asked where the run starts, in every pool,
+and there the run's register is written. What beat has not sent passes both for the price of a look.
+
+Installed by :func:`celery_misfire.install`, or by the setting ``imports = ("celery_misfire.worker",)``.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any, Protocol, TypeVar
+
+import celery.worker.request
+from celery import Celery, Task
+from celery.app.task import Context
+from celery.exceptions import Ignore, SoftTimeLimitExceeded
+from celery.signals import beat_init, worker_init, worker_ready, worker_shutdown
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+from celery.worker.state import task_ready
+
+from celery_misfire import conf, fire, result
+from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
+from celery_misfire.fire import Fire, isoformat
+from celery_misfire.misfire import MisfireInstruction, MissedFire, Outcome, Reason, to_millis
+from celery_misfire.missed import Report, Reporter, log_line, report
+from celery_misfire.signals import task_started_late
+from celery_misfire.store import RedisStore
+from celery_misfire.watch import Watch
+
+__all__ = ["Guard", "Request", "install"]
+
+logger = logging.getLogger(__name__)
+
+#: Longest wait of a run for the store, in seconds.
+CALL_TIMEOUT = 2.0
+#: When the store cannot be reached, it is left alone for so long, in seconds: each run would wait for it.
+LEAVE_ALONE = 5.0
+#: Time given to the reporter when the worker stops, in seconds.
+FAREWELL = 5.0
+
+T = TypeVar("T")
+
+
+class _Late(Enum):
+    """What becomes of a run that starts late."""
+
+    RUNS = "runs"
+    DISCARDED = "discarded"
+    #: The first one runs; what was sent before it started is merged into it.
+    ONE_RUNS = "one runs"
+
+
+_WHEN_LATE = {
+    # It stands for another instruction, which nobody has asked for: a run that exists is not thrown away.
+    MisfireInstruction.SMART_POLICY: _Late.RUNS,
+    MisfireInstruction.IGNORE_MISFIRE_POLICY: _Late.RUNS,
+    MisfireInstruction.FIRE_ONCE_NOW: _Late.ONE_RUNS,
+    MisfireInstruction.DO_NOTHING: _Late.DISCARDED,
+    MisfireInstruction.FIRE_NOW: _Late.ONE_RUNS,
+    MisfireInstruction.RESCHEDULE_NOW_WITH_EXISTING_REPEAT_COUNT: _Late.ONE_RUNS,
+    MisfireInstruction.RESCHEDULE_NOW_WITH_REMAINING_REPEAT_COUNT: _Late.ONE_RUNS,
+    MisfireInstruction.RESCHEDULE_NEXT_WITH_EXISTING_COUNT: _Late.DISCARDED,
+    MisfireInstruction.RESCHEDULE_NEXT_WITH_REMAINING_COUNT: _Late.DISCARDED,
+}
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """One message of a run that our beat has sent.
+
+    :param nonce: tells the messages of one run apart; a redelivery has the same.
+    :param instruction: None when misfire handling is off for the entry.
+    :param due: when it should start, in seconds since 1970.
+    :param threshold: how late that may be, in seconds.
+    """
+
+    task_id: str
+    task: str
+    fire: Fire
+    nonce: str
+    instruction: MisfireInstruction | None
+    due: float
+    threshold: float
+    on_missed: str | None
+
+    @property
+    def when_late(self) -> _Late:
+        return _WHEN_LATE[self.instruction] if self.instruction else _Late.RUNS
+
+    def __str__(self) -> str:
+        scheduled = isoformat(self.fire.scheduled_fire_time)
+        return f"{self.fire.entry!r} ({self.task}[{self.task_id}], scheduled {scheduled})"
+
+
+class _Fields(Protocol):
+    """Celery's ``Context``, or the dict that it is made of."""
+
+    def get(self, key: str, /) -> Any: ...
+
+
+class Guard:
+    """Decides whether a run that beat has sent may start.
+
+    No method raises an error: whatever goes wrong is logged, and the run starts.
+
+    :param hostname: of the worker, for the registers and the log.
+    """
+
+    def __init__(self, app: Celery, settings: conf.Settings, hostname: str) -> None:
+        self._app, self._settings, self._hostname = app, settings, hostname
+        self._main_process = os.getpid()
+        self._reporter = Reporter(app, settings, who="worker")
+        self._stores: dict[int, RedisStore] = {}
+        self._away_until: float | None = None
+
+    # -- the questions -------------------------------------------------------------------------------------
+
+    def refuses(self, request: Request) -> bool:
+        """Return True for a run that must not go to the pool; it has been dealt with then."""
+        return self._safely(False, self._refuses, request)
+
+    def expires(self, request: Request) -> bool:
+        """Return True for an expired run that has been dealt with, False to leave it to Celery."""
+        return self._safely(False, self._expires, request)
+
+    def admits(self, task: Task[Any, Any]) -> bool:
+        """Return True when the run may start here and now, False when it has been dealt with."""
+        return self._safely(True, self._admits, task)
+
+    def _refuses(self, request: Request) -> bool:
+        copy = self._copy(request.request_dict)
+        if copy is None:
+            return False
+        late_by = self._late_by(copy)
+        if late_by is not None and copy.when_late is _Late.DISCARDED:
+            return self._discarded(copy, Reason.QUEUE_LATE, request.context, late_by)
+        if self._settings.deduplicate and request.task.track_started:
+            # The pool would write STARTED over the result of the first message.
+            held = self._ask(lambda: self._store.register(copy.task_id)) or ""
+            return held != "" and not self._is_own(copy, held)
+        return False
+
+    def _expires(self, request: Request) -> bool:
+        copy = self._copy(request.request_dict)
+        if copy is None or copy.instruction is None or not self._settings.worker_guard:
+            return False
+        return self._discarded(copy, Reason.EXPIRED, request.context, time.time() - copy.due)
+
+    def _admits(self, task: Task[Any, Any]) -> bool:
+        request = task.request
+        copy = self._copy(request)
+        if copy is None or request.is_eager or request.get("misfire_admitted"):
+            return True
+        late_by = self._late_by(copy)
+        if late_by is not None and copy.when_late is _Late.DISCARDED:
+            return not self._discarded(copy, Reason.QUEUE_LATE, request, late_by)
+        starts, again = self._starts(copy, late_by)
+        if not starts:
+            return False
+        # A class may call before_start of another one that is wrapped as well.
+        request.update(misfire_admitted=True)
+        if late_by is not None and not again:
+            self._tell_late(task, copy, late_by)
+        return True
+
+    # -- the answers ---------------------------------------------------------------------------------------
+
+    def _late_by(self, copy: _Copy) -> float | None:
+        """Return how late a start is now, in seconds, None when it is in time."""
+        late_by = time.time() - copy.due
+        judged = self._settings.worker_guard and copy.instruction is not None
+        return late_by if judged and late_by >= copy.threshold else None
+
+    def _starts(self, copy: _Copy, late_by: float | None) -> tuple[bool, bool]:
+        """Write into the register that the run starts; return whether it may, and whether it did before."""
+        merges = self._settings.worker_guard and copy.when_late is _Late.ONE_RUNS
+        if not (merges or self._settings.deduplicate):
+            return True, False
+        late_line = None if late_by is None else self._line("late", copy, late_by=round(late_by * 1000))
+        answer = self._ask(
+            lambda: self._store.start(
+                copy.task_id,
+                f"started:{copy.nonce}:{self._hostname}",
+                entry=copy.fire.entry,
+                sent=to_millis(copy.fire.fire_time) if merges else None,
+                late=_now() if merges and late_by is not None else None,
+                line=late_line,
+                merged_line=self._line("merged", copy) if merges else None,
+            )
+        )
+        if answer is None:
+            return True, False
+        held, fresh = answer
+        return self._is_own(copy, held), not fresh
+
+    def _discarded(self, copy: _Copy, reason: Reason, request: Context, late_by: float) -> bool:
+        """Make a run a missed one; False when it is under way already, and this is its redelivery."""
+        # Only a run that is explicitly configured so, or has expired, comes here.
+        instruction = copy.instruction
+        assert instruction is not None
+        missed = MissedFire(
+            entry=copy.fire.entry,
+            task=copy.task,
+            task_id=copy.task_id,
+            first=copy.fire.scheduled_fire_time,
+            last=copy.fire.scheduled_fire_time,
+            count=1,
+            reason=reason,
+            instruction=instruction,
+            detected_at=datetime.now(UTC),
+        )
+        scheduled = to_millis(missed.first)
+        line = self._line("missed", copy, first=scheduled, last=scheduled, count=1)
+        line |= {"reason": reason, "instruction": instruction}
+        # With the nonce: if this process dies now, the message comes again, and is reported then.
+        value = f"missed:{reason}:{copy.nonce}"
+        answer = self._ask(lambda: self._store.start(copy.task_id, value, entry=copy.fire.entry, line=line))
+        if answer is None:
+            return False
+        if answer[0] != value:
+            return not self._is_own(copy, answer[0])
+        logger.warning("worker: %s, late by %.3f s", log_line(missed), late_by)
+        self._report(Report(missed, copy.on_missed, request=_without_arguments(request)))
+        return True
+
+    def _is_own(self, copy: _Copy, held: str) -> bool:
+        """True when the register says that the run started from this message, else the message is dropped."""
+        what, _, rest = held.partition(":")
+        nonce, _, host = rest.partition(":")
+        if what == "started" and (nonce == copy.nonce or not self._settings.deduplicate):
+            return True
+        why = {
+            "started": f"{host} started it from another message",
+            "merged": f"merged into the late run {rest}",
+            "missed": f"it counts as missed ({nonce})",
+        }.get(what, "its register holds something unknown")
+        logger.info("worker: a message of %s is dropped: %s", copy, why)
+        return False
+
+    def _tell_late(self, task: Task[Any, Any], copy: _Copy, late_by: float) -> None:
+        logger.warning(
+            "worker: %s starts late by %.3f s (threshold %g s), instruction %s",
+            copy,
+            late_by,
+            copy.threshold,
+            copy.instruction,
+        )
+        task_started_late.send(sender=task, fire=copy.fire, late_by=late_by)
+
+    def _report(self, item: Report) -> None:
+        if os.getpid() == self._main_process:
+            # The main loop must not wait, and this process lives on.
+            self._reporter.submit(item)
+            self._reporter.finished()
+            return
+        for part, error in report(self._app, self._settings, item).items():
+            kind, line = type(error).__name__, log_line(item.missed)
+            logger.error("worker: %s of a report failed (%s): %s", part, kind, line)
+
+    def start(self) -> None:
+        """Get ready to make reports."""
+        self._reporter.start()
+
+    def close(self) -> None:
+        """Finish the reports that are under way."""
+        self._reporter.stop(FAREWELL)
+
+    # ------------------------------------------------------------------------------------------------------
+
+    def _copy(self, request: _Fields) -> _Copy | None:
+        """Return what the message says, None when our beat has not sent it or it is a retry."""
+        raw = request.get(fire.HEADER)
+        if raw is None or request.get("retries"):
+            return None
+        sent = fire.read(raw)
+        if sent is None or not isinstance(raw.get("nonce"), str):
+            return None
+        task_id, generation = request.get("id"), raw.get("generation")
+        scheduled = to_millis(sent.scheduled_fire_time)
+        if task_id != fire.task_id(self._settings.namespace, sent.entry, generation, scheduled):
+            # Another app's, or a task that was given the headers of the one that sent it.
+            return None
+        instruction, threshold = raw.get("instruction"), raw.get("threshold")
+        known = instruction in _WHEN_LATE and isinstance(threshold, int | float)
+        due = sent.scheduled_fire_time if sent.outcome is Outcome.FIRED else sent.fire_time
+        if eta := request.get("eta"):
+            due = max(due, _moment(eta, self._app))
+        return _Copy(
+            task_id=task_id,
+            task=request.get("task"),
+            fire=sent,
+            nonce=raw["nonce"],
+            instruction=MisfireInstruction(instruction) if known else None,
+            due=due.timestamp(),
+            threshold=threshold if known else 0.0,
+            on_missed=raw.get("on_missed"),
+        )
+
+    def _line(self, event: str, copy: _Copy, **fields: Any) -> dict[str, Any]:
+        scheduled = {} if "first" in fields else {"scheduled": to_millis(copy.fire.scheduled_fire_time)}
+        line = {"event": event, "entry": copy.fire.entry, **scheduled, **fields}
+        return {**line, "id": copy.task_id, "worker": self._hostname}
+
+    @property
+    def _store(self) -> RedisStore:
+        """The store of this process: connections and locks are not to be shared with a child."""
+        pid = os.getpid()
+        if pid not in self._stores:
+            self._stores = {pid: _store(self._settings)}
+        return self._stores[pid]
+
+    def _ask(self, call: Callable[[], T]) -> T | None:
+        """Ask the store; None when it cannot be reached."""
+        if self._away_until is not None and time.monotonic() < self._away_until:
+            return None
+        try:
+            answer = call()
+        except StoreUnavailable as exc:
+            if self._away_until is None:
+                logger.warning("worker: %s; until it is back, runs are neither judged nor deduplicated", exc)
+            self._away_until = time.monotonic() + LEAVE_ALONE
+            return None
+        if self._away_until is not None:
+            logger.info("worker: the store is there again")
+            self._away_until = None
+        return answer
+
+    def _safely(self, default: bool, question: Callable[[Any], bool], about: Any) -> bool:
+        try:
+            return question(about)
+        except SoftTimeLimitExceeded:
+            # The run's own time is up.
+            raise
+        except Exception:
+            logger.exception("worker: unexpected error, the run starts")
+            return default
+
+
+def _moment(eta: Any, app: Celery) -> datetime:
+    moment: Any = maybe_iso8601(eta)
+    return maybe_make_aware(moment, app.timezone)
+
+
+def _without_arguments(request: Context) -> Context:
+    kept = Context(vars(request))
+    kept.update(args=None, kwargs=None, argsrepr=None, kwargsrepr=None)
+    return kept
+
+
+def _store(settings: conf.Settings) -> RedisStore:
+    return RedisStore(
+        settings.redis_url, settings.namespace, settings.redis_options, settings.history, CALL_TIMEOUT
+    )
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+# -- the hooks ---------------------------------------------------------------------------------------------
+
+
+class Request(celery.worker.request.Request):
+    """A request that asks the guard of its app before it goes to the pool."""
+
+    @property
+    def context(self) -> Context:
+        """The request as its task would see it."""
+        context: Context = self._context  # type: ignore[attr-defined]
+        return context
+
+    def revoked(self) -> bool:
+        """Return True when the run must not start; the message has been acknowledged then."""
+        if super().revoked():
+            return True
+        guard = _guard_of(self.app)
+        if guard is None or not guard.refuses(self):
+            return False
+        self._drop()
+        return True
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        guard = _guard_of(self.app)
+        if expired and guard is not None and guard.expires(self):
+            self._drop()
+        else:
+            super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+
+    def _drop(self) -> None:
+        task_ready(self)
+        self.acknowledge()
+        self._already_revoked = True
+
+
+_DEFAULT_REQUEST = Task.Request
+
+
+def _ask_before_start(cls: type[Task[Any, Any]]) -> None:
+    """Wrap ``before_start`` of a task class; Celery does not look at that of an instance."""
+    original = cls.before_start
+    if getattr(original, "asks_guard", False):
+        return
+
+    @functools.wraps(original)
+    def before_start(self: Task[Any, Any], task_id: str, args: Any, kwargs: Any) -> None:
+        guard = _guard_of(self.app)
+        if guard is not None and not guard.admits(self):
+            raise Ignore
+        original(self, task_id, args, kwargs)
+
+    before_start.asks_guard = True  # type: ignore[attr-defined]
+    cls.before_start = before_start  # type: ignore[method-assign]
+
+
+def _guard_of(app: Celery | None) -> Guard | None:
+    return vars(app).get("_misfire_guard")
+
+
+# -- installation ------------------------------------------------------------------------------------------
+
+
+def install(worker: Any) -> None:
+    """Install the guard and the watcher in a worker that is about to start; once for each app.
+
+    A wrong configuration is logged, and the worker works as it would without this package.
+    """
+    app: Celery = worker.app
+    result.install(app)
+    known = vars(app)
+    if "_misfire_watch" in known:
+        return
+    try:
+        settings = conf.read_settings(app)
+    except MisfireConfigError as exc:
+        # The log is not there yet.
+        known["_misfire_problem"] = exc
+        return
+    known["_misfire_watch"] = Watch(app, settings, worker.hostname)
+    if not (settings.worker_guard or settings.deduplicate):
+        return
+    known["_misfire_guard"] = Guard(app, settings, worker.hostname)
+    for task in app.tasks.values():
+        if task.Request == _DEFAULT_REQUEST:
+            task.Request = Request  # type: ignore[assignment]
+        _ask_before_start(type(task))
+
+
+@worker_init.connect
+def _install_by_setting(sender: Any, **_: Any) -> None:
+    if _is_imported_by(sender.app):
+        install(sender)
+
+
+@beat_init.connect
+def _install_results_by_setting(sender: Any, **_: Any) -> None:
+    if _is_imported_by(sender.app):
+        result.install(sender.app)
+
+
+def _is_imported_by(app: Celery) -> bool:
+    return __name__ in (*app.conf.imports, *app.conf.include)
+
+
+@worker_ready.connect
+def _begin(sender: Any, **_: Any) -> None:
+    known = vars(sender.app)
+    problem: MisfireConfigError | None = known.pop("_misfire_problem", None)
+    if problem is not None:
+        logger.error("worker: runs of beat are neither judged nor deduplicated: %s", problem)
+    for part in (_guard_of(sender.app), known.get("_misfire_watch")):
+        if part is not None:
+            part.start()
+
+
+@worker_shutdown.connect
+def _end(sender: Any, **_: Any) -> None:
+    watch: Watch | None = vars(sender.app).get("_misfire_watch")
+    if watch is not None:
+        watch.stop()
+    guard = _guard_of(sender.app)
+    if guard is not None:
+        guard.close()

@@ -1,0 +1,166 @@
+"""One occurrence, one run: what a dying beat sends twice runs once, what a dying worker held runs again."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from celery_misfire import records
+from celery_misfire.misfire import to_millis
+from celery_misfire.store import RedisStore
+from tests.support.fires import Fires
+from tests.support.processes import NAMESPACE, CeleryProcess, Project, Tap, wait_for
+from tests.support.redis_server import RedisServer
+
+QUICK = {"misfire_lease_ttl": 1.2, "misfire_lease_renew": 0.3, "misfire_standby_poll": 0.1}
+
+
+@pytest.fixture
+def project(tmp_path: Path, redis_server: RedisServer) -> Iterator[Project]:
+    with Project(tmp_path, redis_server.url) as project:
+        yield project
+
+
+@pytest.fixture
+def dice() -> random.Random:
+    seed = int(os.environ.get("MISFIRE_TEST_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"MISFIRE_TEST_SEED={seed}")
+    return random.Random(seed)
+
+
+def wait_until_idle(server: RedisServer, timeout: float = 60) -> None:
+    """Wait until every message has been taken and acknowledged."""
+    client = server.client()
+    wait_for(lambda: not client.llen("celery") and not client.hlen("unacked"), timeout, what="an idle worker")
+
+
+def wait_until_settled(server: RedisServer, entries: int) -> None:
+    """Wait until, at one moment, every decision of beat has been carried out."""
+    store = RedisStore(server.url, NAMESPACE)
+
+    def is_settled() -> bool:
+        found = [records.loads(text) for text in store.load().values()]
+        return len(found) == entries and all(record.settled for record in found)
+
+    wait_for(is_settled, 60, what="beat to have nothing left to do")
+
+
+def test_what_beat_sent_twice_because_it_was_killed_runs_once(
+    project: Project, redis_server: RedisServer, dice: random.Random
+) -> None:
+    project.make_state()
+    period = 600
+    start = round(time.time()) - 9 * period
+    grid = {"type": "simple", "start": start, "interval": period, "repeat_count": 9}
+    names = [f"entry {n:02}" for n in range(60)]
+    entry = {"schedule": grid, "misfire": "ignore_misfire_policy"}
+    project.configure({name: {**entry, "args": [name]} for name in names}, **QUICK)
+    tap = Tap(redis_server.url)
+    start_beat = project.beat_at_gate()
+    for _ in range(5):
+        before, beat = len(tap), start_beat()
+        start_beat = project.beat_at_gate(wait=False)
+        # A batch has 100: this is in the middle of one, claimed and not acknowledged.
+        wanted = before + dice.randint(5, 95)
+        wait_for(lambda wanted=wanted: len(tap) >= wanted, 60, every=0.001, what="messages")
+        beat.kill()
+    start_beat()
+    wait_until_settled(redis_server, len(names))
+    messages = tap.read()
+    ids = {message.id for message in messages}
+    assert len(ids) == len(names) * 10
+    twice = len(messages) - len(ids)
+    print(f"{twice} messages too many")
+    assert twice >= 50
+
+    project.worker("--concurrency=2", pool="prefork")
+    wait_until_idle(redis_server)
+    wait_for(lambda: len(project.records()) >= len(ids), what="every run")
+    runs = Counter(run["task_id"] for run in project.records())
+    assert runs.keys() == ids
+    assert set(runs.values()) == {1}
+    wait_for(lambda: project.log("worker").count("started it from another message") == twice, what="the log")
+
+
+def test_a_run_whose_worker_was_killed_runs_again(project: Project, redis_server: RedisServer) -> None:
+    project.configure({}, broker_transport_options={"visibility_timeout": 1})
+    gate = project.directory / "gate"
+    first = project.worker(name="first")
+    id_ = Fires(redis_server.url).send("cut short", task="record.late_ack", kwargs={"until": str(gate)})
+    wait_for(project.records, what="the start")
+    first.kill()
+    gate.touch()
+    # Redis's broker gives a message back when nobody has acknowledged it in time.
+    client = redis_server.client()
+    wait_for(lambda: client.zrangebyscore("unacked_index", 0, time.time() - 1), what="the message's time")
+    project.worker(name="second")
+
+    wait_for(lambda: len(project.records()) == 2, 30, what="the second start")
+    assert [run["task_id"] for run in project.records()] == [id_, id_]
+    wait_until_idle(redis_server)
+    assert "dropped" not in project.log("second")
+
+
+def check_two_beats_and_a_worker(
+    project: Project, server: RedisServer, dice: random.Random, *, entries: int, kills: int
+) -> None:
+    """Kill a beat again and again, and check that every occurrence ran once."""
+    every_second = {"schedule": {"type": "interval", "seconds": 1}, "misfire": "ignore_misfire_policy"}
+    names = [f"entry {n:02}" for n in range(entries)]
+    scheduled = {name: {**every_second, "args": [name]} for name in names}
+    project.configure(scheduled, misfire_history=1_000_000, **QUICK)
+    project.worker("--concurrency=2", pool="prefork")
+    beats: dict[str, CeleryProcess] = {"a": project.leading_beat("a"), "b": project.beat(name="b")}
+    wait_for(lambda: "standing by" in project.log("b"), 60, what="b to stand by")
+    for _ in range(kills):
+        time.sleep(dice.uniform(0.2, 2.5))
+        name = dice.choice("ab")
+        terms = len(project.terms())
+        led = f":{beats[name].pid}" in (server.client().get("celery-misfire:{acceptance}:lease") or "")
+        beats[name].kill()
+        if led:
+            wait_for(lambda terms=terms: len(project.terms()) > terms, 60, what="the other one to lead")
+        ready = project.log(name).count("beat: Starting")
+        beats[name] = project.beat(name=name)
+        wait_for(lambda n=name, r=ready: project.log(n).count("beat: Starting") > r, 60, what="a new beat")
+    time.sleep(2)
+    for beat in beats.values():
+        beat.stop()
+    # What the last one claimed and could not send is sent by the next.
+    beat = project.leading_beat("last")
+    wait_until_settled(server, entries)
+    beat.stop()
+    wait_until_idle(server)
+
+    sent = {line["id"] for line in project.decisions() if line["event"] == "sent"}
+    wait_for(lambda: sent <= {run["task_id"] for run in project.records()}, what="every run")
+    runs = project.records()
+    print(f"{len(runs)} runs, {project.log('worker').count('is dropped')} messages dropped")
+    assert max(Counter(run["task_id"] for run in runs).values()) == 1
+    for name in names:
+        fires = [datetime.fromisoformat(r["fire"]["scheduled_fire_time"]) for r in runs if r["label"] == name]
+        times = sorted(map(to_millis, fires))
+        assert len(times) >= kills
+        assert times == list(range(times[0], times[-1] + 1, 1000)), name
+
+
+@pytest.mark.timeout(240)
+def test_with_two_beats_of_which_one_is_killed_now_and_then_every_occurrence_runs_once(
+    project: Project, redis_server: RedisServer, dice: random.Random
+) -> None:
+    check_two_beats_and_a_worker(project, redis_server, dice, entries=20, kills=3)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_with_two_beats_and_twelve_kills_every_occurrence_of_100_entries_runs_once(
+    project: Project, redis_server: RedisServer, dice: random.Random
+) -> None:
+    check_two_beats_and_a_worker(project, redis_server, dice, entries=100, kills=12)

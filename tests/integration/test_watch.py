@@ -1,0 +1,221 @@
+"""One look after the other of those that watch beat, on a real Redis."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.schedules import crontab
+
+from celery_misfire import conf, records
+from celery_misfire.exceptions import StoreUnavailable
+from celery_misfire.fire_times import trigger_for
+from celery_misfire.signals import beat_overdue
+from celery_misfire.store import Change, RedisStore
+from celery_misfire.watch import NAMED, PAGE, Watch
+from tests.support.redis_server import RedisServer
+
+
+class Place:
+    """A store with records in it, and workers that watch."""
+
+    def __init__(self, server: RedisServer, schedule: dict[str, Any] | None = None, **settings: Any) -> None:
+        self.app = Celery("watched", broker=server.url, set_as_current=False)
+        self.app.conf.update({"misfire_check_rate": 60, **settings})
+        self.app.conf.beat_schedule = schedule or {}
+        self.store = RedisStore(server.url, "watched")
+        self.alarms: list[dict[str, Any]] = []
+        beat_overdue.connect(self._note, sender=self.app)
+
+    def _note(self, sender: Any, entries: list[str], since: Any, **_: Any) -> None:
+        self.alarms.append({"sender": sender, "entries": entries, "since": since})
+
+    def watch(self) -> Watch:
+        return Watch(self.app, conf.read_settings(self.app), "worker@test")
+
+    def due(self, ago: float, *names: str, schedule: Any = 3600.0) -> None:
+        """Write the record of entries whose next fire time has passed so many seconds ago."""
+        trigger = trigger_for(schedule)
+        moment = round((time.time() - ago) * 1000)
+        changes = []
+        for name in names:
+            record = records.first_seen(name, "task", trigger, moment, from_now=True)
+            record = replace(record, state=replace(record.state, next_fire_time=moment))
+            changes.append(Change(name, self.store.load().get(name, ""), records.dumps(record)))
+        self.store.acquire("beat", ttl=10)
+        self.store.commit("beat", changes)
+        self.store.release("beat")
+
+    def log(self, **line: Any) -> None:
+        self.store.acquire("beat", ttl=10)
+        self.store.commit("beat", [], [line])
+        self.store.release("beat")
+
+    def missed(self, entry: str, **more: Any) -> None:
+        fields = {"first": 1_800_000_000_000, "last": 1_800_000_060_000, "count": 2, "id": "the-id"}
+        self.log(
+            event="missed", entry=entry, reason="failover", instruction="do_nothing", **{**fields, **more}
+        )
+
+
+@pytest.fixture
+def place(redis_server: RedisServer) -> Place:
+    return Place(redis_server)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    return [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "celery_misfire.watch"]
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "celery_misfire.watch")
+
+
+def test_nothing_is_said_where_all_is_well(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    watch = place.watch()
+    watch.look()
+    place.due(-60, "tomorrow")
+    watch.look()
+    # Due, and somebody leads.
+    place.due(600, "tick")
+    place.store.acquire("beat", ttl=10)
+    watch.look()
+
+    assert said(caplog) == []
+    assert place.alarms == []
+
+
+def test_an_outage_has_one_alarm_and_one_end(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    watch = place.watch()
+    place.due(120, "second")
+    place.due(600, "first")
+    place.due(1, "not yet")
+    for _ in range(3):
+        watch.look()
+    [alarm] = place.alarms
+    assert alarm["sender"] is place.app
+    assert alarm["entries"] == ["first", "second"]
+    assert abs(alarm["since"].timestamp() - (time.time() - 600)) < 30
+    [(level, line)] = said(caplog)
+    assert level == "ERROR"
+    assert line.startswith("worker: beat is overdue since 20")
+    assert line.endswith("and nobody leads; waiting: 'first', 'second'")
+
+    caplog.clear()
+    place.store.acquire("beat", ttl=10)
+    for _ in range(3):
+        watch.look()
+    [(level, line)] = said(caplog)
+    assert level == "INFO"
+    assert line.startswith("worker: beat is back; it had been overdue since 20")
+
+    # The next outage is another one.
+    place.store.release("beat")
+    watch.look()
+    assert len(place.alarms) == 2
+
+
+def test_many_entries_are_not_all_named_in_the_log(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    place.due(600, *[f"entry {n:03}" for n in range(NAMED + 7)])
+    place.watch().look()
+
+    [(_, line)] = said(caplog)
+    assert line.endswith("'entry 009' and 7 more")
+    assert len(place.alarms[0]["entries"]) == NAMED + 7
+
+
+def test_the_threshold_is_the_entrys_own_where_the_worker_knows_it(redis_server: RedisServer) -> None:
+    schedule = {
+        "patient": {"task": "t", "schedule": 3600.0, "misfire": {"threshold": 900}},
+        "strict": {"task": "t", "schedule": crontab(minute="*"), "misfire": {"threshold": 5}},
+        "auto": {"task": "t", "schedule": 20.0},
+    }
+    place = Place(redis_server, schedule)
+    place.due(30, "patient", "strict", "from the database")
+    place.due(15, "auto", schedule=20.0)
+    place.watch().look()
+
+    assert sorted(place.alarms[0]["entries"]) == ["auto", "strict"]
+
+
+def test_the_threshold_of_an_entry_from_elsewhere_is_that_of_the_app(redis_server: RedisServer) -> None:
+    place = Place(redis_server, misfire_threshold=20)
+    place.due(30, "late")
+    place.due(10, "not yet")
+    place.watch().look()
+
+    assert place.alarms[0]["entries"] == ["late"]
+
+
+def test_one_watches_at_a_time_and_another_takes_over(
+    place: Place, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = place.watch(), place.watch()
+    first.look()
+    second.look()
+    place.missed("tick")
+    second.look()
+    assert said(caplog) == []
+    first.look()
+    assert len(said(caplog)) == 1
+    place.missed("tock")
+    redis_server.client().delete("celery-misfire:{watched}:watcher")
+    second.look()
+    first.look()
+
+    assert [line.split("'")[1] for _, line in said(caplog)] == ["tick", "tock"]
+
+
+def test_each_new_record_is_told_once(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    place.missed("before there was a worker")
+    watch = place.watch()
+    watch.look()
+    for n in range(PAGE + 5):
+        place.log(event="sent", entry="noise", n=n)
+    place.missed("tick")
+    place.missed("single", count=1, last=1_800_000_000_000)
+    place.missed("told by a worker", worker="worker@test")
+    watch.look()
+    watch.look()
+
+    assert said(caplog) == [
+        (
+            "WARNING",
+            "worker: beat has recorded a miss: 'tick', 2 runs, scheduled 2027-01-15T08:00:00.000+00:00 to "
+            "2027-01-15T08:01:00.000+00:00, reason failover, instruction do_nothing, result the-id",
+        ),
+        (
+            "WARNING",
+            "worker: beat has recorded a miss: 'single', 1 run, scheduled 2027-01-15T08:00:00.000+00:00, "
+            "reason failover, instruction do_nothing, result the-id",
+        ),
+    ]
+
+
+def test_a_store_that_cannot_be_reached_is_mentioned_once(
+    place: Place, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.app.conf.misfire_check_rate = 0.05
+    watch = place.watch()
+    redis_server.kill()
+    with pytest.raises(StoreUnavailable):
+        watch.look()
+    watch.start()
+    try:
+        time.sleep(1)
+        [(level, line)] = said(caplog)
+        assert level == "WARNING"
+        assert line.startswith("worker: nobody can see whether beat is overdue")
+        redis_server.start()
+        place.due(600, "tick")
+        deadline = time.monotonic() + 20
+        while not place.alarms and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert place.alarms
+    finally:
+        watch.stop()
