@@ -108,26 +108,41 @@ class holiday(Calendar):  # noqa: N801 - in lower case like Celery's schedules
             return
         if isinstance(dates, str) or not isinstance(dates, Iterable):
             raise ValueError(f"dates: expected dates, got {dates!r}")
-        self.dates = frozenset(dates)
-        for one in self.dates:
+        given = list(dates)
+        for one in given:
             if not isinstance(one, date) or isinstance(one, datetime):
                 raise ValueError(f"dates: expected a datetime.date, got {one!r}")
+        self.dates = tuple(sorted(set(given)))
 
     def exclusion(self) -> Exclusion:
         dates = self.dates
         if isinstance(dates, Mapping):
-            text = without_addresses(repr(dates))
+            text = _identity(dates)
             return _WholeDays(Days(lru_cache(maxsize=1024)(partial(_among, dates))), f"holiday {text}")
         bits: dict[int, int] = {}
         for one in dates:
             month, bit = one.year * 12 + one.month - 1, one.day - 1
             first = month_of(month).first
             bits[first] = bits.get(first, 0) | 1 << bit
-        text = ",".join(one.isoformat() for one in sorted(dates))
+        text = ",".join(one.isoformat() for one in dates)
         return _WholeDays(Days(lambda month: bits.get(month.first, 0)), f"holiday {text}")
 
     def _fields(self) -> tuple[Any, ...]:
         return (self.dates,)
+
+
+def _identity(dates: Mapping[date, Any]) -> str:
+    """Return text that is the same for a mapping in every process, and before and after it is asked."""
+    if type(dates) is dict:
+        return ",".join(sorted(str(one) for one in dates))
+    # An object of `holidays` changes its repr with each year that it is asked about.
+    named = ("country", "market", "subdiv", "categories", "observed")
+    fields = {name: getattr(dates, name) for name in named if hasattr(dates, name)}
+    if not fields:
+        return without_addresses(repr(dates))
+    cls = type(dates)
+    shown = (f"{k}={sorted(v) if isinstance(v, set | frozenset) else v}" for k, v in fields.items())
+    return " ".join((f"{cls.__module__}.{cls.__qualname__}", *shown))
 
 
 def _among(dates: Collection[date], month: Month) -> int:

@@ -154,8 +154,8 @@ def test_the_classic_example_comes_out_as_in_the_table(project: Project, redis_s
     beat = start_again()
     fixed = [row.name for row in TABLE if row.trigger == "fixed"]
     wait_for(lambda: all(not project.state(n).state.next_fire_time for n in fixed), 60, what="the last runs")
-    beat.stop()
     settle(project, *(row.name for row in TABLE))
+    beat.stop()
 
     messages, decisions = published(redis_server.url), project.decisions()
     misfires = {line["entry"]: line for line in decisions if line["event"] == "misfire"}

@@ -97,8 +97,8 @@ def test_a_redis_that_is_away_for_a_while_costs_no_run(
             server.restart()
         wait_for_time(project, server.url)
         assert beat.alive
-        beat.stop()
         settle(project, *REPORTS_AND_STOCKS)
+        beat.stop()
         assert_nothing_lost(project, published(server.url), "store_unavailable")
         assert project.log().count("beat: Starting") == 1
         assert "Traceback" not in project.log()
@@ -127,8 +127,8 @@ def test_a_broker_that_is_away_for_a_while_costs_no_run(
         late = len(of_entry(published(broker.url), "fickle"))
         wait_for(lambda: len(of_entry(published(broker.url), "fickle")) > late + 3)
         assert beat.alive
-        beat.stop()
         settle(project, *REPORTS_AND_STOCKS)
+        beat.stop()
         assert_nothing_lost(project, published(broker.url), "broker_unavailable")
         assert len(project.terms()) == 1
         assert "Traceback" not in project.log()
@@ -188,8 +188,8 @@ def test_a_beat_that_starts_without_a_redis_stands_by_and_works_when_it_comes(
 
         server.start()
         wait_for_time(project, server.url)
-        beat.stop()
         settle(project, *REPORTS_AND_STOCKS)
+        beat.stop()
         assert_nothing_lost(project, published(server.url), "scheduler_down")
         assert project.log().count("the store is there again") == 1
         assert "Traceback" not in project.log()
@@ -383,8 +383,8 @@ def test_a_record_that_cannot_be_read_costs_its_entry_the_past_and_no_other_anyt
     back = project.terms()[-1]["now"]
     wait_for_time(project, redis_server.url)
     wait_for(lambda: {m.misfire["entry"] for m in published(redis_server.url)} >= set(entries) - {"100 KB"})
-    beat.stop()
     settle(project, *entries, *REPORTS_AND_STOCKS)
+    beat.stop()
     after, log, decisions = published(redis_server.url), project.log()[seen:], project.decisions()
     for name in DAMAGE:
         sent = of_entry(after, name)

@@ -399,3 +399,11 @@ def test_its_repr_is_how_it_is_made() -> None:
 def test_what_makes_no_sense_is_refused_by_name(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_fingerprint_of_a_holidays_object_does_not_change_when_it_is_asked() -> None:
+    holidays = pytest.importorskip("holidays")
+    dates = holidays.country_holidays("US", subdiv="NY")
+    before = excluded(holiday(dates)).text
+    assert date(2026, 7, 4) in dates
+    assert excluded(holiday(dates)).text == before
