@@ -275,15 +275,17 @@ class Leader:
         due = self._due(now)
         if due:
             self._decide(due, now)
-            if self._catch_up and self._steady() - self._caught_up_at >= CATCH_UP_EVERY:
-                self._catch_up_some(now)
-        elif unsent := [n for n in self._unsent if not self._is_paused(n)][:BATCH]:
+            if self._steady() - self._caught_up_at < CATCH_UP_EVERY:
+                return 0.0
+        self._caught_up_at = self._steady()
+        unsent = [n for n in self._unsent if not self._is_paused(n)][:BATCH]
+        late = any(not self._is_paused(n) for n in self._catch_up)
+        if unsent:
             self._send_again(unsent, now)
-        elif any(not self._is_paused(n) for n in self._catch_up):
+        # Else one would wait for the other as long as there is always something due.
+        if late and (due or not unsent):
             self._catch_up_some(now)
-        else:
-            return self._sleep()
-        return 0.0
+        return 0.0 if due or unsent or late else self._sleep()
 
     def _sleep(self, *, until_broker: bool = False) -> float:
         steady = self._steady()
@@ -458,7 +460,6 @@ class Leader:
 
     def _catch_up_some(self, now: int) -> None:
         """Claim and send one batch of late runs; each entry has its share, then waits for its next turn."""
-        self._caught_up_at = self._steady()
         commit, room = Commit(), BATCH
         for name in [n for n in self._catch_up if not self._is_paused(n)]:
             if room <= 0:

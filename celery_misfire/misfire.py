@@ -522,7 +522,8 @@ class _Episode:
         oldest = self.now - round(self.policy.max_lateness * 1000)
         if self.first >= oldest:
             return self.first, ()
-        too_old = self.times.before(oldest)
+        # What a count of runs does not reach is no occurrence, and so not too old either.
+        too_old = self.times.before(min(oldest, self.last + 1))
         assert too_old is not None
         missed = Missed(self.first, too_old, self.times.count(self.first, too_old), Reason.TOO_OLD)
         kept = self.times.after(too_old)

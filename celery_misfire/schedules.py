@@ -109,8 +109,9 @@ class _Planned(BaseSchedule):
         return self._fields() == other._fields()
 
     def __hash__(self) -> int:
-        # Not by the fields: what is excluded from may be a schedule of Celery's, and those have no hash.
-        return hash((type(self).__name__, str(self._fields().get("expression"))))
+        # Some time zones, and Celery's own schedules, have no hash.
+        hashable = (v for name, v in self._fields().items() if name not in ("timezone", "schedule"))
+        return hash((type(self), *hashable))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), tuple(self._fields().values())

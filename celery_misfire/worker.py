@@ -138,13 +138,17 @@ class Guard:
         return self._safely(True, self._admits, task)
 
     def _refuses(self, request: Request) -> bool:
+        tracked = request.task.track_started
+        if not tracked and not _may_be_discarded(request.request_dict):
+            # What else there is to decide is decided where the run starts.
+            return False
         copy = self._copy(request.request_dict)
         if copy is None:
             return False
         late_by = self._late_by(copy)
         if late_by is not None and copy.when_late is _Late.DISCARDED:
             return self._discarded(copy, Reason.QUEUE_LATE, request.context, late_by)
-        if self._settings.deduplicate and request.task.track_started:
+        if tracked and self._settings.deduplicate:
             # The pool would write STARTED over the result of the first message.
             held = self._ask(lambda: self._store.register(copy.task_id)) or ""
             return held != "" and not self._is_own(copy, held)
@@ -326,9 +330,10 @@ class Guard:
         try:
             answer = call()
         except StoreUnavailable as exc:
-            if self._away_until is None:
-                logger.warning("worker: %s; until it is back, runs are neither judged nor deduplicated", exc)
+            known = self._away_until is not None
             self._away_until = time.monotonic() + LEAVE_ALONE
+            if not known:
+                logger.warning("worker: %s; until it is back, runs are neither judged nor deduplicated", exc)
             return None
         if self._away_until is not None:
             logger.info("worker: the store is there again")
@@ -344,6 +349,12 @@ class Guard:
         except Exception:
             logger.exception("worker: unexpected error, the run starts")
             return default
+
+
+def _may_be_discarded(request: _Fields) -> bool:
+    """Tell at a look whether a late start could be the end of this message."""
+    raw = request.get(fire.HEADER)
+    return isinstance(raw, dict) and _WHEN_LATE.get(raw.get("instruction", "")) is _Late.DISCARDED
 
 
 def _moment(eta: Any, app: Celery) -> datetime:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 _project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
@@ -17,3 +19,11 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = f"{project} {release}"
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def setup(app: Any) -> None:
+    from classic_example import insert_tables
+
+    app.connect("source-read", insert_tables)

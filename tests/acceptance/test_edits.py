@@ -211,8 +211,8 @@ def test_one_broken_schedule_and_one_unserialisable_message_cost_998_other_entri
     project: Project, redis_server: RedisServer, tmp_path: Path
 ):
     repaired = tmp_path / "repaired"
-    # First due two to six seconds after first sight, all at different times.
-    periods = {f"good {n}": 2000 + 4 * n for n in range(998)}
+    # First due four to twelve seconds after first sight, all at different times.
+    periods = {f"good {n}": 4000 + 8 * n for n in range(998)}
     project.configure(
         {
             **{n: {"schedule": {"type": "interval", "seconds": p / 1000}} for n, p in periods.items()},

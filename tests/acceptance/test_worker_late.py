@@ -37,7 +37,15 @@ def project(tmp_path: Path, redis_server: RedisServer) -> Iterator[Project]:
         yield project
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        "prefork",
+        "threads",
+        pytest.param("solo", marks=pytest.mark.long),
+        pytest.param("gevent", marks=pytest.mark.long),
+    ],
+)
 def test_what_waits_too_long_gets_what_its_instruction_says(
     project: Project, redis_server: RedisServer, pool: str
 ) -> None:

@@ -127,7 +127,7 @@ def exclusions(draw: st.DrawFn) -> Calendar:
         calendars.daily("00:00", "20:00", True, draw(zones), base),
         calendars.holiday([date(2026, 3, 29), date(2026, 10, 25)], draw(zones), base),
         calendars.annual(["03-08", "02-29"], draw(zones), base),
-        calendars.cron("* 0/30 * * * ?", draw(zones), base),
+        calendars.cron("* 10-15 * * * ?", draw(zones), base),
     ]
     return draw(st.sampled_from(made))
 
@@ -261,3 +261,18 @@ def test_an_outage_planned_after_another_is_planned_as_if_it_were_the_first(data
     )
     again = plan(trigger, first.state, policy, halfway)
     assert (again.state, again.runs, again.missed, again.misfire) == (first.state, (), (), None)
+
+
+def test_nothing_done_is_used_up_as_under_next_with_remaining_count() -> None:
+    """Where both fit, ``do_nothing`` is another word for it, also for what a later new start has left."""
+    nine = datetime(2026, 3, 2, 9, tzinfo=UTC)
+    trigger = trigger_for(simple(nine, 3600, 7))
+    state = trigger.first_state(to_millis(nine))
+    at_quarter_past_ten = to_millis(nine + timedelta(minutes=75))
+    plans = [
+        plan(trigger, state, MisfirePolicy(instruction), at_quarter_past_ten)
+        for instruction in ("do_nothing", "reschedule_next_with_remaining_count")
+    ]
+    assert plans[0].state == plans[1].state
+    assert plans[0].missed == plans[1].missed
+    assert plans[0].state.times_triggered == 2
