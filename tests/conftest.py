@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,16 @@ def redis_binary() -> Path:
         if os.environ.get("REQUIRE_SERVICES") == "1":
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def log_of_our_own() -> Iterator[None]:
+    """Let caplog see what the package logs: a worker in an earlier test has set the root logger's level."""
+    logger = logging.getLogger("celery_misfire")
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture

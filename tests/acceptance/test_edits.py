@@ -191,11 +191,11 @@ def test_an_edited_schedule_goes_on_by_the_new_times_and_under_new_ids(
     beat.kill()
     time.sleep(1)
     before = drain(redis_server.url)
-    project.configure({"tick": {"schedule": {"type": "interval", "seconds": 1.5}}}, misfire_threshold=30)
+    project.configure({"tick": {"schedule": {"type": "interval", "seconds": 0.7}}}, misfire_threshold=30)
     project.leading_beat()
     after = wait_for(lambda: [m for m in [published(redis_server.url)] if len(m) >= 3])[0]
     generation = project.state("tick").generation
-    assert [scheduled(m) for m in after[:3]] == [generation + 1500 * n for n in (1, 2, 3)]
+    assert [scheduled(m) for m in after[:3]] == [generation + 700 * n for n in (1, 2, 3)]
     assert {m.misfire["outcome"] for m in after} == {"fired"}
     assert {m.id for m in before}.isdisjoint(m.id for m in after)
 

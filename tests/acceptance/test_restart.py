@@ -294,14 +294,13 @@ def test_a_restart_with_nothing_due_runs_nothing(project: Project, redis_server:
     settle(project, *names)
     beat.kill()
     before = {name: project.state(name) for name in names}
-    for _ in range(2):
-        beat = project.leading_beat()
-        # Time for all that a take-over could bring up.
-        time.sleep(1.5)
-        beat.stop()
+    beat = project.leading_beat()
+    # Time for all that a take-over could bring up.
+    time.sleep(1.5)
+    beat.stop()
     assert {name: project.state(name) for name in names} == before
     assert len(published(redis_server.url)) == 2
-    assert [line["event"] for line in project.decisions()] == ["lead", "sent", "sent", "lead", "lead"]
+    assert [line["event"] for line in project.decisions()] == ["lead", "sent", "sent", "lead"]
     assert project.log().count(NEW_STATE) == 1
 
 

@@ -166,11 +166,13 @@ def test_five_fields_mean_what_croniter_and_cronsim_take_them_for(expression: st
     start = NOW + hours * HOUR
     times = times_of(expression)
     found = forward(times, start, 8)
-    other = croniter(expression, start, ret_type=datetime)
-    assert found == [other.get_next() for _ in range(8)]
     assert found == list(islice(CronSim(expression, start), 8))
-    back = croniter(expression, found[-1], ret_type=datetime)
-    assert times.before(to_millis(found[-1])) == to_millis(back.get_prev())
+    # Of two day fields croniter takes one for unrestricted by its values, not by its star.
+    if "*" in expression.split()[2::2]:
+        other = croniter(expression, start, ret_type=datetime)
+        assert found == [other.get_next() for _ in range(8)]
+        back = croniter(expression, found[-1], ret_type=datetime)
+        assert times.before(to_millis(found[-1])) == to_millis(back.get_prev())
     assert times.count(to_millis(found[0]), to_millis(found[-1])) == 8
 
 
