@@ -5,7 +5,8 @@ intent, *acknowledge* (a second commit without the intents that were sent). A cr
 leaves either an entry that is still due or an intent that the next leader sends again under the same id.
 Runs that are on time go first; what is to be caught up follows in batches.
 
-Nothing here knows Celery: sending is the :class:`Publisher`'s business, reporting the :class:`Reporter`'s.
+Nothing here knows Celery: sending is the :class:`Publisher`'s business, reporting the business of
+:mod:`celery_misfire.reports`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from celery_misfire import records
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
@@ -29,7 +30,6 @@ from celery_misfire.misfire import (
     MisfireInstruction,
     MisfirePolicy,
     Missed,
-    MissedFire,
     Outcome,
     Reason,
     Trigger,
@@ -38,11 +38,12 @@ from celery_misfire.misfire import (
     resolve,
     threshold_millis,
 )
-from celery_misfire.missed import Report, log_line
-from celery_misfire.records import EntryRecord, Intent, Unreported
+from celery_misfire.missed import log_line
+from celery_misfire.records import EntryRecord, Intent
+from celery_misfire.reports import Reporter, Reports
 from celery_misfire.store import Acquired, RedisStore
 
-__all__ = ["Definition", "Leader", "Message", "Publisher", "Reporter"]
+__all__ = ["Definition", "Leader", "Message", "Publisher"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,6 @@ CATCH_UP_EVERY = 1.0
 LONGEST_SLEEP = 5.0
 #: A wall clock that gains so much on the steady clock between two looks, in milliseconds, was set.
 CLOCK_JUMP = 1_000
-#: The record of a removed entry is kept so long, in milliseconds, so that its return is noticed.
-KEEP_REMOVED = 7 * 24 * 3600 * 1000
 
 
 @dataclass(frozen=True)
@@ -98,17 +97,6 @@ class Publisher(Protocol):
         """
 
 
-class Reporter(Protocol):
-    def submit(self, report: Report) -> None:
-        """Take over the reporting of a miss; never waits."""
-
-    def finished(self) -> list[Report]:
-        """Return the reports done since the last call."""
-
-    def announce(self, misfire: Mapping[str, Any]) -> None:
-        """Send ``misfire_detected`` with these arguments; never waits."""
-
-
 @dataclass
 class _Pause:
     """When something that failed is tried again; each failure in a row doubles the wait.
@@ -147,10 +135,11 @@ class Leader:
         steady: Callable[[], float] = uptime,
     ) -> None:
         self._store, self._lease, self._publisher, self._reporter = store, lease, publisher, reporter
-        self._namespace, self._app, self._each = namespace, app, each
+        self._namespace, self._app = namespace, app
         self._wall, self._steady = wall, steady
         self._ledger = Ledger(store, lease)
         self._definitions: dict[str, Definition] = {}
+        self._reports = Reports(self._ledger, self._definitions, reporter, namespace=namespace, each=each)
         self._epoch = 0
         #: Next fire times; an item that is not the entry's any more is passed over.
         self._timeline: list[tuple[int, str]] = []
@@ -166,7 +155,6 @@ class Leader:
         self._connected = False
         self._outages: deque[tuple[Reason, int]] = deque(maxlen=16)
         self._clock_offset = self._wall() - self._steady() * 1000
-        self._reporting: dict[tuple[str, Unreported], int] = {}
 
     # -- taking over ---------------------------------------------------------------------------------------
 
@@ -192,7 +180,7 @@ class Leader:
                     self._store,
                 )
             self._epoch = 0
-            self._reporting.clear()
+            self._reports.forget()
             self._ledger.load()
         self._lease.other_was_alive = False
         self.adopt(definitions, from_now=acquired.cold and not went_on)
@@ -210,7 +198,9 @@ class Leader:
         :param from_now: no entry has a past (the store was empty).
         """
         now = self._wall()
-        self._definitions = {d.name: d for d in definitions}
+        fresh = {d.name: d for d in definitions}
+        self._definitions.clear()
+        self._definitions.update(fresh)
         changed: dict[str, EntryRecord] = {}
         gone = Commit()
         for name in self._definitions:
@@ -255,7 +245,7 @@ class Leader:
         self._refused = {n: p for n, p in self._refused.items() if n in self._definitions}
         for name, record in self._ledger.items():
             if record.missed:
-                self._report(name)
+                self._reports.hand_over(name)
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -269,7 +259,7 @@ class Leader:
         if self._ledger.repeat_unanswered():
             self._outages.append((Reason.STORE_UNAVAILABLE, now))
             self._rebuild_queues()
-        self._acknowledge_reports(now)
+        self._reports.acknowledge(now)
         if not self._broker_is_there(now):
             return self._sleep(until_broker=True)
         due = self._due(now)
@@ -290,7 +280,7 @@ class Leader:
     def _sleep(self, *, until_broker: bool = False) -> float:
         steady = self._steady()
         waits = [LONGEST_SLEEP]
-        if self._reporting:
+        if self._reports.waiting:
             waits.append(0.1)
         if until_broker:
             waits.append(self._broker.until - steady)
@@ -394,7 +384,7 @@ class Leader:
         if record.runs:
             self._catch_up[name] = None
         if record.missed:
-            self._report(name)
+            self._reports.hand_over(name)
 
     def _break(self, name: str, exc: Exception) -> None:
         """Leave out an entry that cannot be planned, and try again later."""
@@ -419,7 +409,7 @@ class Leader:
     def _tell_missed(self, commit: Commit, record: EntryRecord, known: int) -> None:
         """Add a line for what is missed without a misfire: what ended, was refused, or is gone."""
         for lost in record.missed[known:]:
-            fire = self._missed_fire(record, lost, lost.first, lost.last, lost.count)
+            fire = self._reports.fire(record, lost, lost.first, lost.last, lost.count)
             commit.then.append(partial(logger.warning, "beat: %s", log_line(fire)))
 
     def _tell_now(
@@ -660,81 +650,6 @@ class Leader:
     def _id(self, name: str, intent: Intent) -> str:
         return task_id(self._namespace, name, intent.generation, intent.scheduled)
 
-    # -- reporting -----------------------------------------------------------------------------------------
-
-    def _report(self, name: str) -> None:
-        """Hand the misses of an entry to the reporter, unless it has them already."""
-        record, definition = self._ledger[name], self._definitions.get(name)
-        on_missed = definition.policy.on_missed if definition and definition.policy else None
-        for lost in record.missed:
-            if (name, lost) not in self._reporting:
-                fires = self._missed_fires(record, lost)
-                self._reporting[name, lost] = len(fires)
-                for fire in fires:
-                    self._reporter.submit(Report(missed=fire, on_missed=on_missed, key=(name, lost)))
-
-    def _missed_fires(self, record: EntryRecord, lost: Unreported) -> list[MissedFire]:
-        """Return one record for all of them, or, if each is wanted, one for each of the oldest."""
-        spans = [(lost.first, lost.last, lost.count)]
-        if self._reports_each(record, lost):
-            spans = [(t, t, 1) for t in self._oldest(record, lost, BATCH)]
-        return [self._missed_fire(record, lost, *span) for span in spans]
-
-    def _missed_fire(
-        self, record: EntryRecord, lost: Unreported, first: int, last: int, count: int
-    ) -> MissedFire:
-        return MissedFire(
-            entry=record.name,
-            task=record.task,
-            task_id=task_id(self._namespace, record.name, lost.generation, first),
-            first=from_millis(first),
-            last=from_millis(last),
-            count=count,
-            reason=lost.reason,
-            instruction=lost.instruction,
-            detected_at=from_millis(lost.detected_at),
-        )
-
-    def _reports_each(self, record: EntryRecord, lost: Unreported) -> bool:
-        # After an edit the old fire times are not known any more.
-        return (
-            self._each
-            and lost.count > 1
-            and record.name in self._definitions
-            and lost.generation == record.generation
-        )
-
-    def _oldest(self, record: EntryRecord, lost: Unreported, n: int) -> list[int]:
-        trigger = self._definitions[record.name].trigger
-        times = records.occurrences(trigger, record.state, lost.first, lost.last)
-        return [moment for _, moment in zip(range(n), times, strict=False)]
-
-    def _acknowledge_reports(self, now: int) -> None:
-        commit = Commit()
-        for report in self._reporter.finished():
-            name, lost = cast("tuple[str, Unreported]", report.key)
-            if (name, lost) not in self._reporting:
-                continue
-            commit.log.append(_missed_line(report.missed))
-            self._reporting[name, lost] -= 1
-            if not self._reporting[name, lost]:
-                del self._reporting[name, lost]
-                record = commit.new.get(name, self._ledger[name])
-                rest = self._still_unreported(record, lost)
-                commit.new[name] = replace(record, missed=tuple(m for m in record.missed if m != lost) + rest)
-                commit.then.append(partial(self._report, name))
-        if commit.new or commit.log:
-            self._ledger.commit(commit)
-        for name, record in commit.new.items():
-            if record.removed_at is not None and now - record.removed_at > KEEP_REMOVED and record.settled:
-                self._ledger.forget(name)
-
-    def _still_unreported(self, record: EntryRecord, lost: Unreported) -> tuple[Unreported, ...]:
-        if not self._reports_each(record, lost) or lost.count <= BATCH:
-            return ()
-        following = self._oldest(record, lost, BATCH + 1)[-1]
-        return (replace(lost, first=following, count=lost.count - BATCH),)
-
 
 def _brief(exc: Exception) -> str:
     """Return the kind and the first line of an error: enough to find it, too little to carry arguments."""
@@ -782,17 +697,4 @@ def _misfire_line(name: str, misfire: Misfire, now: int) -> dict[str, Any]:
         "instruction": misfire.instruction,
         "resolved": misfire.resolved,
         "outcomes": misfire.outcomes,
-    }
-
-
-def _missed_line(missed: MissedFire) -> dict[str, Any]:
-    return {
-        "event": "missed",
-        "entry": missed.entry,
-        "first": round(missed.first.timestamp() * 1000),
-        "last": round(missed.last.timestamp() * 1000),
-        "count": missed.count,
-        "reason": missed.reason,
-        "instruction": missed.instruction,
-        "id": missed.task_id,
     }

@@ -1,0 +1,157 @@
+"""The misses that wait to be reported: handed to the reporter, and struck from the records when they are.
+
+A miss stays in its entry's record until the reporter is done with it, so that a crash leaves it to the next
+leader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from celery_misfire import records
+from celery_misfire.fire import task_id
+from celery_misfire.ledger import Commit, Ledger
+from celery_misfire.misfire import MissedFire, from_millis
+from celery_misfire.missed import Report
+from celery_misfire.records import EntryRecord, Unreported
+
+if TYPE_CHECKING:
+    from celery_misfire.leader import Definition
+
+__all__ = ["Reporter", "Reports"]
+
+#: So many occurrences of one miss are handed over at a time, where each has a report of its own.
+PORTION = 100
+#: The record of a removed entry is kept so long, in milliseconds, so that its return is noticed.
+KEEP_REMOVED = 7 * 24 * 3600 * 1000
+
+
+class Reporter(Protocol):
+    def submit(self, report: Report) -> None:
+        """Take over the reporting of a miss; never waits."""
+
+    def finished(self) -> list[Report]:
+        """Return the reports done since the last call."""
+
+    def announce(self, misfire: Mapping[str, Any]) -> None:
+        """Send ``misfire_detected`` with these arguments; never waits."""
+
+
+class Reports:
+    """What is being reported, for all entries.
+
+    :param definitions: the entries of the schedule; shared with the leader.
+    :param each: report every missed occurrence by itself, not one record per outage and entry.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        definitions: Mapping[str, Definition],
+        reporter: Reporter,
+        *,
+        namespace: str,
+        each: bool,
+    ) -> None:
+        self._ledger, self._definitions, self._reporter = ledger, definitions, reporter
+        self._namespace, self._each = namespace, each
+        #: How many reports of each miss are still to be made.
+        self._left: dict[tuple[str, Unreported], int] = {}
+
+    @property
+    def waiting(self) -> bool:
+        """True while the reporter has something that is not struck from the records."""
+        return bool(self._left)
+
+    def forget(self) -> None:
+        """Forget what was handed over: the records have been read anew."""
+        self._left.clear()
+
+    def hand_over(self, name: str) -> None:
+        """Hand the misses of an entry to the reporter, unless it has them already."""
+        record, definition = self._ledger[name], self._definitions.get(name)
+        on_missed = definition.policy.on_missed if definition and definition.policy else None
+        for lost in record.missed:
+            if (name, lost) not in self._left:
+                fires = self._fires(record, lost)
+                self._left[name, lost] = len(fires)
+                for fire in fires:
+                    self._reporter.submit(Report(missed=fire, on_missed=on_missed, key=(name, lost)))
+
+    def _fires(self, record: EntryRecord, lost: Unreported) -> list[MissedFire]:
+        """Return one record for all of them, or, if each is wanted, one for each of the oldest."""
+        spans = [(lost.first, lost.last, lost.count)]
+        if self._reports_each(record, lost):
+            spans = [(t, t, 1) for t in self._oldest(record, lost, PORTION)]
+        return [self.fire(record, lost, *span) for span in spans]
+
+    def fire(self, record: EntryRecord, lost: Unreported, first: int, last: int, count: int) -> MissedFire:
+        """Return the record of a miss, or of a part of it."""
+        return MissedFire(
+            entry=record.name,
+            task=record.task,
+            task_id=task_id(self._namespace, record.name, lost.generation, first),
+            first=from_millis(first),
+            last=from_millis(last),
+            count=count,
+            reason=lost.reason,
+            instruction=lost.instruction,
+            detected_at=from_millis(lost.detected_at),
+        )
+
+    def _reports_each(self, record: EntryRecord, lost: Unreported) -> bool:
+        # After an edit the old fire times are not known any more.
+        return (
+            self._each
+            and lost.count > 1
+            and record.name in self._definitions
+            and lost.generation == record.generation
+        )
+
+    def _oldest(self, record: EntryRecord, lost: Unreported, n: int) -> list[int]:
+        trigger = self._definitions[record.name].trigger
+        times = records.occurrences(trigger, record.state, lost.first, lost.last)
+        return [moment for _, moment in zip(range(n), times, strict=False)]
+
+    def acknowledge(self, now: int) -> None:
+        """Strike from the records what the reporter has finished."""
+        commit = Commit()
+        for report in self._reporter.finished():
+            name, lost = cast("tuple[str, Unreported]", report.key)
+            if (name, lost) not in self._left:
+                continue
+            commit.log.append(_missed_line(report.missed))
+            self._left[name, lost] -= 1
+            if not self._left[name, lost]:
+                del self._left[name, lost]
+                record = commit.new.get(name, self._ledger[name])
+                rest = self._still_unreported(record, lost)
+                commit.new[name] = replace(record, missed=tuple(m for m in record.missed if m != lost) + rest)
+                commit.then.append(partial(self.hand_over, name))
+        if commit.new or commit.log:
+            self._ledger.commit(commit)
+        for name, record in commit.new.items():
+            if record.removed_at is not None and now - record.removed_at > KEEP_REMOVED and record.settled:
+                self._ledger.forget(name)
+
+    def _still_unreported(self, record: EntryRecord, lost: Unreported) -> tuple[Unreported, ...]:
+        if not self._reports_each(record, lost) or lost.count <= PORTION:
+            return ()
+        following = self._oldest(record, lost, PORTION + 1)[-1]
+        return (replace(lost, first=following, count=lost.count - PORTION),)
+
+
+def _missed_line(missed: MissedFire) -> dict[str, Any]:
+    return {
+        "event": "missed",
+        "entry": missed.entry,
+        "first": round(missed.first.timestamp() * 1000),
+        "last": round(missed.last.timestamp() * 1000),
+        "count": missed.count,
+        "reason": missed.reason,
+        "instruction": missed.instruction,
+        "id": missed.task_id,
+    }
