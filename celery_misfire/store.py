@@ -288,6 +288,8 @@ def _client(url: str, options: dict[str, Any], call_timeout: float) -> redis.Red
         # One more try on a new connection when the pooled one turns out to be dead; never after a timeout,
         # which would double the wait.
         "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+        # Up to redis-py 5 the one does not work without the other.
+        "retry_on_error": [redis.ConnectionError],
         **options,
         "decode_responses": False,
     }

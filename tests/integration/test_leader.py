@@ -587,3 +587,100 @@ def test_with_a_lost_store_and_no_memory_nothing_runs_and_nothing_is_missed(worl
     world.run(world.now + 30 * SECOND)
     assert (world.sent, world.missed) == ([], [])
     assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1
+
+
+# -- refusals, outages and turns ----------------------------------------------------------------------------
+
+
+def test_a_refused_run_that_is_too_late_by_now_is_not_sent_along_with_the_next_one(world):
+    world.entry("bad", schedule(1), MisfirePolicy("do_nothing", threshold=1))
+    begin = world.now
+    world.refuses = lambda _: PublishRejected("EncodeError")
+    world.start()
+    world.run(begin + 5 * SECOND + 500)
+    world.refuses = lambda _: None
+    world.run(begin + 30 * SECOND)
+    assert max(m.fire_time - m.intent.scheduled for m in world.sent) < SECOND
+    decided = Counter(world.scheduled()) + Counter(to_millis(r.missed.first) for r in world.missed)
+    assert decided == Counter(begin + n * SECOND for n in range(1, 31))
+
+
+def test_a_broker_that_fails_in_the_middle_of_catching_up_makes_no_run_a_refused_one(world):
+    world.entry("a", schedule(10), "ignore_misfire_policy")
+    begin = world.now
+    world.start()
+    world.run(begin + SECOND)
+    world.crash()
+    world.now = begin + 100 * SECOND
+
+    def refuses(_: Message) -> Exception | None:
+        if world.sent or not world.broker_is_up:
+            return None
+        world.broker_is_up = False
+        return BrokerUnavailable("down")
+
+    world.refuses = refuses
+    world.start()
+    world.run(world.now + 60 * SECOND)
+    world.refuses, world.broker_is_up = (lambda _: None), True
+    world.run(world.now + 60 * SECOND)
+    assert world.missed == []
+    assert sorted(world.scheduled()) == [begin + 10 * n * SECOND for n in range(1, 23)]
+
+
+@pytest.mark.parametrize("while_", ["planning", "sending"])
+def test_a_schedule_that_raises_at_any_time_keeps_no_other_entry_waiting(world, while_):
+    trigger = Raising()
+    trigger.broken = False
+    world.definitions = [Definition("odd", "shop.odd", trigger, MisfirePolicy("do_nothing", threshold=10))]
+    world.entry("good", schedule(60))
+    begin = world.now
+    world.start()
+
+    def refuses(message: Message) -> Exception | None:
+        # From its first message on: planned, claimed, and never to be judged again.
+        if message.definition.name == "odd" and while_ == "sending":
+            trigger.broken = True
+            return BrokerUnavailable("down")
+        return None
+
+    world.refuses = refuses
+    world.run(begin + 30 * SECOND)
+    trigger.broken = while_ == "planning"
+    world.run(begin + 5 * MINUTE + SECOND)
+    assert world.scheduled("good") == [begin + n * MINUTE for n in range(1, 6)]
+
+
+def test_an_entry_that_is_removed_while_it_waits_for_its_next_try_is_forgotten(world):
+    world.definitions = [Definition("odd", "shop.odd", Raising(), MisfirePolicy("do_nothing"))]
+    world.entry("bad", schedule(60))
+    world.entry("good", schedule(60))
+    begin = world.now
+    world.refuses = lambda m: PublishRejected("x") if m.definition.name == "bad" else None
+    leader = world.start()
+    world.run(begin + 70 * SECOND)
+    world.definitions = [d for d in world.definitions if d.name == "good"]
+    leader.adopt(world.definitions)
+    world.now += 30 * SECOND
+    # With nothing to do it sleeps.
+    assert [leader.tick() > 0 for _ in range(3)] == [True] * 3
+
+
+def test_what_has_to_be_sent_again_gets_its_turn_while_beat_is_busy_all_the_time(world):
+    for n in range(100):
+        world.entry(f"busy {n}", schedule(1), MisfirePolicy(threshold=3600))
+    world.entry("a", simple(start=DAY + timedelta(seconds=1), repeat_count=0))
+    begin = world.now
+
+    def refuses(message: Message) -> Exception | None:
+        # Sending takes longer than the time until the next run is due.
+        world.now += 20
+        failed = message.definition.name == "a" and world.now < begin + 5 * SECOND
+        return PublishRejected("EncodeError") if failed else None
+
+    world.refuses = refuses
+    leader = world.start()
+    while world.now < begin + 20 * SECOND:
+        delay = leader.tick()
+        world.now += round(delay * 1000)
+    assert world.scheduled("a") == [begin + SECOND]

@@ -81,12 +81,14 @@ def entry_records(draw) -> EntryRecord:
     )
 
 
+@settings(deadline=None)
 @given(entry_records())
 def test_a_record_survives_its_text(record):
     assert loads(dumps(record)) == record
     assert dumps(loads(dumps(record))) == dumps(record)
 
 
+@settings(deadline=None)
 @given(entry_records(), st.data())
 def test_a_text_with_one_character_changed_is_refused_or_another_record(record, data):
     text = dumps(record)
