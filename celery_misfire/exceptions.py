@@ -71,7 +71,7 @@ class TaskMissed(MisfireError):
     :param message: what was missed, on one line and without task arguments.
     """
 
-    #: The record, where it is known: not in an error that was read back from a result.
+    #: The record, where it is known: not in an error that was read back from a result in state FAILURE.
     missed: MissedFire | None = None
 
     def __init__(self, message: str) -> None:
