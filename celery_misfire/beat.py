@@ -11,38 +11,43 @@ import copy
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from celery import Celery
 from celery import _state as celery_state
-from celery.beat import ScheduleEntry, Scheduler
+from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import beat_init
-from kombu import Connection
-from kombu.exceptions import OperationalError
+from kombu import Producer
 from kombu.utils.functional import maybe_evaluate
-from kombu.utils.objects import cached_property
 
-from celery_misfire import conf, fire
+from celery_misfire import beat_file, conf, fire
+from celery_misfire.broker import Broker, kind
+from celery_misfire.equality import describe, difference
 from celery_misfire.exceptions import (
-    BrokerUnavailable,
     LeaseLost,
+    MisfireConfigError,
+    MisfireError,
     NewerSchema,
     PublishRejected,
+    StoreRefused,
     StoreUnavailable,
 )
-from celery_misfire.fire_times import trigger_for
+from celery_misfire.fire_times import GridTrigger, trigger_for
 from celery_misfire.leader import Definition, Leader, Message
 from celery_misfire.lease import Lease, uptime
+from celery_misfire.misfire import ENDLESS, Trigger, to_millis
 from celery_misfire.missed import Reporter
-from celery_misfire.store import LONGEST_CALL, RedisStore, address
+from celery_misfire.problems import as_line, brief, one_line, shown
+from celery_misfire.redis_url import address
+from celery_misfire.store import LONGEST_CALL, RedisStore
 
 __all__ = ["MisfireMixin", "MisfireScheduler"]
 
 logger = logging.getLogger(__name__)
 
-#: Longest wait for one answer of the broker, in seconds.
-BROKER_TIMEOUT = 5.0
 #: A trouble that goes on is mentioned again so often, in seconds.
 REMIND_EVERY = 60.0
 #: Time given to the reporter when beat stops, in seconds; what is left is reported by the next leader.
@@ -52,25 +57,35 @@ FAREWELL = 2.0
 class MisfireMixin(Scheduler):
     """Misfire handling for a subclass of :class:`celery.beat.Scheduler`."""
 
+    #: What an entry of ``beat_schedule`` may hold.
+    entry_keys: Collection[str] = conf.ENTRY_KEYS
+
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
         self._misfire_keys: dict[str, Any] = {}
+        self._given_last_runs: dict[str, Any] = {}
+        self._filename: str = kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or ""
         self._ticking = False
         self._asked_to_stop = False
         self._changed = False
         self._leading = False
+        self._store_works = False
         self._ask_again_at = 0.0
         self._trouble = _Trouble()
+        self._broker = Broker(app)
         self._sent: Exception | None = None
         self._configured: Mapping[str, Any] = maybe_evaluate(app.conf.beat_schedule) or {}
-        self._settings, _ = conf.read_config(app, self._configured)
+        self._settings, policies = conf.read_config(app, self._configured, self.entry_keys)
+        self._description = describe(app, self._settings, self._configured, policies)
+        self._compared = ""
         super().__init__(app, *args, **kwargs)
 
     # -- the schedule --------------------------------------------------------------------------------------
 
     def setup_schedule(self) -> None:
         super().setup_schedule()
+        logging.getLogger(Scheduler.__module__).addFilter(_on_one_line)
         settings = self._settings
-        for warning in conf.warnings_for(self.app, settings, self._configured):
+        for warning in self._warnings():
             logger.warning("beat: %s", warning)
         self._store = RedisStore(
             settings.redis_url,
@@ -89,8 +104,13 @@ class MisfireMixin(Scheduler):
             namespace=settings.namespace,
             app=self.app.main or "",
             each=settings.missed_results == "each",
+            resume_misfires=settings.on_resume == "misfire",
         )
         self._reporter.start()
+
+    def _warnings(self) -> list[str]:
+        """Return what is allowed in the configuration, but hardly meant."""
+        return conf.warnings_for(self.app, self._settings, self._configured)
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
         super().merge_inplace({n: self._stripped(n, e) for n, e in b.items()})
@@ -107,10 +127,46 @@ class MisfireMixin(Scheduler):
 
     def _stripped(self, name: str, entry: Any) -> Any:
         """Take our key out of an entry: Celery's own class does not know it."""
-        if not isinstance(entry, Mapping) or "misfire" not in entry:
+        if not isinstance(entry, Mapping):
             return entry
-        self._misfire_keys[name] = entry["misfire"]
+        for key, kept in (("misfire", self._misfire_keys), ("last_run_at", self._given_last_runs)):
+            kept.pop(name, None)
+            if key in entry:
+                kept[name] = entry[key]
         return {k: v for k, v in entry.items() if k != "misfire"}
+
+    def last_run_of(self, entry: ScheduleEntry) -> datetime | None:
+        """Return when an entry ran last under another scheduler, None when that is not known.
+
+        An entry on an interval that is seen for the first time goes on from there; nothing else comes of it.
+        Here it is what the file of ``celery beat`` remembers, else the entry's ``last_run_at`` as configured;
+        a subclass that keeps its entries elsewhere may know better. A naive datetime is taken for UTC, as
+        Celery does.
+        """
+        name = str(entry.name)
+        return self._last_runs.get(name) or self._given_last_runs.get(name)
+
+    @cached_property
+    def _last_runs(self) -> Mapping[str, datetime]:
+        try:
+            found = beat_file.last_runs(self._filename)
+        except ValueError as exc:
+            logger.warning("beat: the schedule file %r is left alone: %s", self._filename, exc)
+            return {}
+        if found:
+            logger.info("beat: new intervals go on from the last runs in %r", self._filename)
+        return found
+
+    def _anchor(self, entry: ScheduleEntry, trigger: Trigger) -> int | None:
+        """Return what the grid of this entry goes on from; only intervals without a start have that."""
+        if not isinstance(trigger, GridTrigger) or (trigger.start, trigger.repeat_count) != (None, ENDLESS):
+            return None
+        moment = self.last_run_of(entry)
+        if moment is None:
+            return None
+        if not isinstance(moment, datetime):
+            raise ValueError(f"last_run_at: expected a datetime, got {type(moment).__name__}")
+        return to_millis(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
     def _definitions(self) -> Iterator[Definition]:
         for name, entry in self.schedule.items():
@@ -118,22 +174,26 @@ class MisfireMixin(Scheduler):
                 trigger = trigger_for(entry.schedule)
                 misfire = self._misfire_keys.get(name)
                 policy = self._settings.policy_for(name, misfire, trigger.trigger_type)
+                anchor = self._anchor(entry, trigger)
             except Exception as exc:
                 # At start the configuration has been checked; this entry was added later.
-                self._trouble.mention(f"entry {name!r} is left out: {exc}", key=name)
+                self._trouble.mention(f"entry {shown(name)} is left out: {brief(exc)}", key=name)
                 continue
-            yield Definition(name, str(entry.task), trigger, policy)
+            yield Definition(name, str(entry.task), trigger, policy, anchor)
 
     # -- the loop ------------------------------------------------------------------------------------------
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
-        """Do one piece of work; return how many seconds Celery's loop may sleep. Never raises an error.
+        """Do one piece of work; return how many seconds Celery's loop may sleep.
 
+        :raises MisfireConfigError: when Redis refuses us and has done so since beat was started.
         :raises SystemExit: when a signal to stop has come in the meantime.
         """
         self._ticking = True
         try:
             return self._tick()
+        except MisfireConfigError:
+            raise
         except Exception:
             logger.exception("beat: unexpected error, going on in 1 s")
             return 1.0
@@ -156,6 +216,9 @@ class MisfireMixin(Scheduler):
             self._stand_by(f"the lease is lost ({exc})" if str(exc) else "the lease is lost")
             return 0.05
         except (StoreUnavailable, NewerSchema) as exc:
+            if isinstance(exc, StoreRefused) and not self._store_works:
+                # Whoever has just started beat had better see it end than read of it later.
+                raise MisfireConfigError([as_line("misfire_redis_url", str(exc))]) from None
             self._trouble.mention(f"{exc}; standing by")
             return min(1.0, self._settings.standby_poll)
         self._trouble.over("the store is there again")
@@ -166,23 +229,47 @@ class MisfireMixin(Scheduler):
         if uptime() < self._ask_again_at:
             return False
         self._ask_again_at = uptime() + self._settings.standby_poll
+        advice = () if self._store_works else self._store.advice()
         acquired = self._lease.acquire()
         if acquired is None:
+            self._advise(advice)
             self._trouble.over("the store is there again")
             self._stand_by(f"another beat leads ({self._lease.holder})")
+            self._compare()
             return False
         try:
             self._leader.take_over(acquired, self._definitions())
+            self._store.describe(self._lease.token, *self._description)
         except BaseException:
             # Half a take-over is none: the lease must not be trusted, or tick() would go on without it.
             self._lease.release()
             self._ask_again_at = 0.0
             raise
+        self._advise(advice)
         self._ask_again_at = 0.0
         if not self._leading:
             logger.info("beat: leading, with %s", self._store)
         self._leading = True
         return True
+
+    def _advise(self, advice: Iterable[str]) -> None:
+        """Say, once, what is unwise about a Redis that works otherwise."""
+        self._store_works = True
+        for line in advice:
+            logger.warning("beat: %s", line)
+
+    def _compare(self) -> None:
+        """Say once to both, if the beat that leads was configured otherwise than this one."""
+        theirs = self._store.description
+        # One that died, as the predecessor of this one may have, does not matter.
+        if not self._lease.other_was_alive or theirs in ("", self._compared, self._description[0]):
+            return
+        self._compared = theirs
+        if found := difference(self._description, (theirs, self._store.described_entries())):
+            beats = f"{self._store.owner}, which stands by, and {self._lease.holder}, which leads"
+            text = f"two beats of one namespace are configured differently, {beats}: {found}"
+            logger.warning("beat: %s", text)
+            self._store.tell_leader(text)
 
     def _stand_by(self, why: str) -> None:
         if self._leading or self._leading is None:
@@ -193,20 +280,22 @@ class MisfireMixin(Scheduler):
 
     # -- sending -------------------------------------------------------------------------------------------
 
+    @property
+    def producer(self) -> Producer:
+        """The producer of beat's own connection (:class:`~celery_misfire.broker.Broker`)."""
+        return self._broker.producer
+
     def connect(self) -> None:
         """Make sure that the broker can be reached (:class:`~celery_misfire.leader.Publisher`)."""
-        try:
-            self.producer  # noqa: B018 - the first look connects
-        except Exception as exc:
-            self._disconnect()
-            raise BrokerUnavailable(_kind(exc)) from None
+        self.producer  # noqa: B018 - a look connects
 
     def publish(self, message: Message) -> None:
         """Send the task of an entry through Celery's ``apply_entry``, with what a fire carries."""
         entry = self.schedule[message.definition.name]
         options: dict[str, Any] = entry.options or {}
         # The options are the configuration's own: what is added must not stay there.
-        entry.options = options | {
+        # Mandatory: else RabbitMQ drops what no queue takes, and a queue can be deleted at any time.
+        entry.options = {"mandatory": True, **options} | {
             "task_id": message.task_id,
             "headers": copy.deepcopy(options.get("headers") or {}) | self._headers(message),
             "retry": False,
@@ -217,7 +306,7 @@ class MisfireMixin(Scheduler):
         finally:
             entry.options = options
         if self._sent is not None:
-            self._raise(self._sent)
+            raise _verdict(self._sent) from None
 
     def _headers(self, message: Message) -> dict[str, Any]:
         intent, policy = message.intent, message.definition.policy
@@ -255,42 +344,6 @@ class MisfireMixin(Scheduler):
         finally:
             _join_will_block(blocks)
 
-    def _raise(self, exc: Exception) -> None:
-        """Tell a failure of the broker from one of the message."""
-        failures: tuple[type[BaseException], ...] = (OperationalError, OSError)
-        failures += self.connection.connection_errors
-        cause: BaseException | None = exc
-        while cause is not None:
-            if isinstance(cause, failures):
-                self._disconnect()
-                raise BrokerUnavailable(_kind(cause)) from None
-            exc, cause = cause, cause.__cause__ or cause.__context__  # type: ignore[assignment]
-        raise PublishRejected(_kind(exc)) from None
-
-    @cached_property
-    def connection(self) -> Connection:
-        """Beat's own connection, which waits for no answer for longer than ``BROKER_TIMEOUT``."""
-        connection: Connection = self.app.connection_for_write()
-        if connection.transport_cls and "redis" in str(connection.transport_cls):
-            connection.transport_options = {
-                "socket_timeout": BROKER_TIMEOUT,
-                "socket_connect_timeout": BROKER_TIMEOUT,
-                **(connection.transport_options or {}),
-            }
-        return connection
-
-    def _ensure_connected(self) -> Connection:
-        return self.connection.ensure_connection(max_retries=1, interval_start=0, timeout=int(BROKER_TIMEOUT))
-
-    def _disconnect(self) -> None:
-        self.__dict__.pop("producer", None)
-        connection = self.__dict__.pop("connection", None)
-        if connection is not None:
-            try:
-                connection.release()
-            except Exception as exc:
-                logger.debug("beat: closing the connection failed: %s", _kind(exc))
-
     # -- the end -------------------------------------------------------------------------------------------
 
     def stop_soon(self, *_: Any) -> None:
@@ -306,6 +359,7 @@ class MisfireMixin(Scheduler):
             return
         self._reporter.stop(FAREWELL)
         self._lease.release()
+        self._broker.close()
         super().close()
 
     @property
@@ -320,18 +374,23 @@ class MisfireScheduler(MisfireMixin):
     ``app.conf.beat_scheduler = "celery_misfire.beat:MisfireScheduler"``, or ``celery beat -S misfire``.
     """
 
+    def setup_schedule(self) -> None:
+        super().setup_schedule()
+        # Once more: Celery's class drops them when it merges the configured entries.
+        self.install_default_entries(self.schedule)
+
 
 class _Trouble:
     """Says once what is wrong, again from time to time, and once that it is over."""
 
     def __init__(self) -> None:
-        self._mentioned: dict[str, float] = {}
+        self._mentioned: dict[tuple[str, str], float] = {}
         self._noted = ""
 
     def mention(self, text: str, key: str = "") -> None:
         now = uptime()
-        if now - self._mentioned.get(key, -REMIND_EVERY) >= REMIND_EVERY:
-            self._mentioned[key] = now
+        if now - self._mentioned.get((key, text), -REMIND_EVERY) >= REMIND_EVERY:
+            self._mentioned[key, text] = now
             logger.warning("beat: %s", text)
 
     def note(self, text: str) -> None:
@@ -340,8 +399,17 @@ class _Trouble:
         self._noted = text
 
     def over(self, text: str) -> None:
-        if self._mentioned.pop("", None) is not None:
+        left = {said: at for said, at in self._mentioned.items() if said[0]}
+        if len(left) < len(self._mentioned):
             logger.info("beat: %s", text)
+        self._mentioned = left
+
+
+def _on_one_line(record: logging.LogRecord) -> bool:
+    """Let a message of Celery's beat be one line, whatever an entry or a task is called."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(one_line(arg) if isinstance(arg, str) else arg for arg in record.args)
+    return True
 
 
 def _join_will_block(value: bool | None) -> bool:
@@ -352,11 +420,17 @@ def _join_will_block(value: bool | None) -> bool:
     return before
 
 
-def _kind(exc: BaseException) -> str:
-    """Return an error without what it may quote: a URL, or arguments."""
-    return f"{type(exc).__name__}" + (
-        f" ({exc.strerror})" if isinstance(exc, OSError) and exc.strerror else ""
-    )
+def _verdict(exc: BaseException) -> MisfireError:
+    """Return what the broker made of a message, or else that the message is what is wrong."""
+    wrapped: BaseException | None = exc
+    while wrapped is not None:
+        if isinstance(wrapped, MisfireError):
+            return wrapped
+        wrapped = wrapped.__cause__ or wrapped.__context__
+    # Celery's beat wraps whatever goes wrong.
+    if isinstance(exc, SchedulingError) and exc.__context__ is not None:
+        exc = exc.__context__
+    return PublishRejected(kind(exc))
 
 
 @beat_init.connect

@@ -15,6 +15,7 @@ __all__ = [
     "MisfireError",
     "NewerSchema",
     "PublishRejected",
+    "StoreRefused",
     "StoreUnavailable",
     "TaskMissed",
 ]
@@ -45,6 +46,10 @@ class MisfireConfigError(MisfireError, ImproperlyConfigured):
 
 class StoreUnavailable(MisfireError):
     """The Redis that holds the state can't be reached or refuses to answer."""
+
+
+class StoreRefused(StoreUnavailable):
+    """That Redis answers, and will not work with us until somebody changes a setting, ours or its own."""
 
 
 class LeaseLost(MisfireError):

@@ -17,13 +17,18 @@ from celery import current_task
 
 from celery_misfire.misfire import MisfireInstruction, Outcome, from_millis
 
-__all__ = ["HEADER", "Fire", "current_fire", "header", "isoformat", "read", "task_id"]
+__all__ = ["HEADER", "LONGEST_NAME", "Fire", "current_fire", "header", "isoformat", "read", "task_id"]
 
 #: Name of the message header.
 HEADER = "misfire"
 
 #: Version of its content. Fields may be added under one version; a change of meaning takes the next.
 _VERSION = 1
+
+#: Most characters in the name of an entry.
+LONGEST_NAME = 200
+
+_SENT = (Outcome.FIRED, Outcome.RECOVERED)
 
 # Part of every task id ever made: it must never change.
 _IDS = uuid5(NAMESPACE_OID, "celery-misfire")
@@ -133,7 +138,10 @@ def read(raw: object) -> Fire | None:
     entry, missed_count = raw.get("entry"), raw.get("missed_count")
     if not isinstance(entry, str) or type(missed_count) is not int or missed_count < 0:
         return None
+    if not 0 < len(entry) <= LONGEST_NAME or raw.get("outcome") not in _SENT:
+        return None
     try:
+        entry.encode()
         last_missed = raw.get("last_missed_fire_time")
         return Fire(
             scheduled_fire_time=_moment(raw["scheduled_fire_time"]),

@@ -11,7 +11,7 @@ import hashlib
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -308,6 +308,13 @@ class AskedTrigger:
 
     def __init__(self, schedule: Any) -> None:
         self._schedule = schedule
+        self._times: AskedTimes | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AskedTrigger) and self._schedule is other._schedule
+
+    def __hash__(self) -> int:
+        return id(self._schedule)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -324,7 +331,10 @@ class AskedTrigger:
         return TriggerState(AskedTimes(self._schedule).after(first_seen), first_seen)
 
     def fire_times(self, state: TriggerState) -> FireTimes:
-        return AskedTimes(self._schedule, state.next_fire_time)
+        # What a slow schedule has answered once, it is not asked again.
+        if self._times is None or not self._times.go_on_from(state.next_fire_time):
+            self._times = AskedTimes(self._schedule, state.next_fire_time)
+        return self._times
 
 
 # What Celery hangs on every schedule; the zone is named by itself.
@@ -413,6 +423,9 @@ _NEVER = 1 << 62
 _MAX_STEPS = 10_000
 _MAX_LOOKS = 1_000
 
+# So many fire times are kept when the ones before them are not needed any more, and so many other answers.
+_KEPT = 100
+
 
 class AskedTimes:
     """The fire times of a schedule object, asked from the object itself on a virtual clock.
@@ -431,6 +444,11 @@ class AskedTimes:
     def __init__(self, schedule: Any, anchor: int | None = None) -> None:
         self._clock = _VirtualClock(schedule)
         self._chain = [_NEVER if anchor is None else anchor]
+
+    def go_on_from(self, anchor: int | None) -> bool:
+        """Return True when this anchor is one of the fire times that are known already."""
+        known = _NEVER if anchor is None else anchor
+        return self._chain[0] == known or (len(self._chain) <= _KEPT and known in self._chain)
 
     def after(self, moment: int) -> int | None:
         chain = self._chain
@@ -494,20 +512,30 @@ class _VirtualClock:
     """
 
     def __init__(self, schedule: Any) -> None:
-        cls = schedule.__class__
+        self._original = schedule
         # Not copy.copy: subclasses with other arguments inherit a __reduce__ that does not fit them.
-        self._schedule = object.__new__(cls)
-        # ``now`` as well, for classes that override it and never look at ``nowfun``.
-        vars(self._schedule).update(vars(schedule), nowfun=self._now, now=self._now)
-        self._tz = tzinfo_of(getattr(schedule, "tz", None))
-        self._ask_is_due = _is_due_decides(cls)
+        self._schedule = object.__new__(schedule.__class__)
+        self._ask_is_due = _is_due_decides(schedule.__class__)
         self._moment = 0
+        self._answers: dict[int, int] = {}
+
+    @cached_property
+    def _tz(self) -> tzinfo:
+        return tzinfo_of(getattr(self._original, "tz", None))
 
     def ask(self, moment: int) -> int:
         """Return what fires next when the last run was at this moment."""
-        self._moment = moment
-        found = self._by_is_due() if self._ask_is_due else self._by_remaining()
-        return found if found <= LAST_MOMENT else _NEVER
+        found = self._answers.get(moment)
+        if found is None:
+            # Each time, for the classes that change when they are asked. ``now`` as well, for those that
+            # override it and never look at ``nowfun``.
+            vars(self._schedule).update(vars(self._original), nowfun=self._now, now=self._now)
+            self._moment = moment
+            found = self._by_is_due() if self._ask_is_due else self._by_remaining()
+            if len(self._answers) >= _KEPT:
+                self._answers.clear()
+            self._answers[moment] = found = found if found <= LAST_MOMENT else _NEVER
+        return found
 
     def _now(self) -> datetime:
         # In the schedule's own zone, as older crontabs take the fields of the moment as they stand.

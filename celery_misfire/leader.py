@@ -39,6 +39,8 @@ from celery_misfire.misfire import (
     threshold_millis,
 )
 from celery_misfire.missed import log_line
+from celery_misfire.patience import NoAnswer, Patience
+from celery_misfire.problems import brief, one_line, shown
 from celery_misfire.records import EntryRecord, Intent
 from celery_misfire.reports import Reporter, Reports
 from celery_misfire.store import Acquired, RedisStore
@@ -55,18 +57,27 @@ SHARE = 20
 CATCH_UP_EVERY = 1.0
 #: Longest sleep, in seconds: the lease's thread wants to see the main loop go on.
 LONGEST_SLEEP = 5.0
+#: The record of a removed entry is kept so long, in milliseconds, so that its return is noticed.
+KEEP_REMOVED = 7 * 24 * 3600 * 1000
+#: An entry that cannot be planned is mentioned so often, in seconds.
+REMIND_EVERY = 3600.0
 #: A wall clock that gains so much on the steady clock between two looks, in milliseconds, was set.
 CLOCK_JUMP = 1_000
 
 
 @dataclass(frozen=True)
 class Definition:
-    """An entry of the schedule, as far as the leader needs it."""
+    """An entry of the schedule, as far as the leader needs it.
+
+    :param anchor: when an entry on an interval last ran elsewhere, in milliseconds UTC: seen for the first
+        time here, it goes on from that.
+    """
 
     name: str
     task: str
     trigger: Trigger
     policy: MisfirePolicy | None
+    anchor: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,11 +113,13 @@ class _Pause:
     """When something that failed is tried again; each failure in a row doubles the wait.
 
     :param own_fault: it was refused for what it is; else the broker failed.
+    :param told: the log was told so; it will want to know of the end.
     """
 
     until: float = 0.0
     length: float = 0.0
     own_fault: bool = False
+    told: bool = False
 
     def prolong(self, now: float, first: float = 1.0, longest: float = 60.0) -> None:
         self.length = min(longest, self.length * 2 or first)
@@ -118,6 +131,8 @@ class Leader:
 
     :param namespace: part of every task id.
     :param each: report every missed occurrence by itself, not one record per outage and entry.
+    :param resume_misfires: what an entry would have run while it was gone has misfired, as in Quartz; else
+        that was no outage, and it is planned from now.
     :param wall: the wall clock, in milliseconds UTC.
     """
 
@@ -131,11 +146,13 @@ class Leader:
         namespace: str,
         app: str = "",
         each: bool = False,
+        resume_misfires: bool = False,
         wall: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         steady: Callable[[], float] = uptime,
     ) -> None:
         self._store, self._lease, self._publisher, self._reporter = store, lease, publisher, reporter
         self._namespace, self._app = namespace, app
+        self._resume_misfires = resume_misfires
         self._wall, self._steady = wall, steady
         self._ledger = Ledger(store, lease)
         self._definitions: dict[str, Definition] = {}
@@ -148,7 +165,12 @@ class Leader:
         self._caught_up_at = 0.0
         #: Entries with intents that are claimed and not sent.
         self._unsent: dict[str, None] = {}
+        self._patience = Patience()
+        #: Entries that cannot be planned, when the log was last told so, and those among them whose record
+        #: is not in line with the schedule yet (with :meth:`adopt`'s `from_now`).
         self._broken: dict[str, _Pause] = {}
+        self._told_broken: dict[str, float] = {}
+        self._unadopted: dict[str, bool] = {}
         self._refused: dict[str, _Pause] = {}
         #: The wait for the broker; without length as long as messages get through.
         self._broker = _Pause()
@@ -198,28 +220,45 @@ class Leader:
         :param from_now: no entry has a past (the store was empty).
         """
         now = self._wall()
-        fresh = {d.name: d for d in definitions}
+        fresh = {d.name: self._guarded(d) for d in definitions}
         self._definitions.clear()
         self._definitions.update(fresh)
+        before, self._unadopted = self._unadopted, {}
         changed: dict[str, EntryRecord] = {}
         gone = Commit()
         for name in self._definitions:
+            cold = from_now or before.get(name, False)
             try:
-                record = self._adopted(name, now, from_now=from_now)
+                record = self._adopted(name, now, from_now=cold)
             except Exception as exc:
+                self._unadopted[name] = cold
                 self._break(name, exc)
             else:
                 if record is not None:
                     changed[name] = record
+                    self._broken.pop(name, None)
+                    self._told_broken.pop(name, None)
         for name, record in self._ledger.items():
             if name not in self._definitions and record.removed_at is None:
                 started = self._close_registers(name, record.intents, Reason.ENTRY_DELETED)
                 changed[name] = records.removed(record, now, started)
                 self._tell_missed(gone, changed[name], len(record.missed))
+        changed |= {n: records.unknown(n, now) for n in self._ledger.unusable - self._definitions.keys()}
         self._ledger.write(changed)
+        self._ledger.forget([n for n, r in self._ledger.items() if r.is_over(now - KEEP_REMOVED)])
         for tell in gone.then:
             tell()
         self._rebuild_queues()
+
+    def _guarded(self, definition: Definition) -> Definition:
+        """Return the definition with a trigger that cannot hold beat up."""
+        trigger = self._patience.guard(definition.trigger)
+        if trigger is definition.trigger:
+            return definition
+        known = self._definitions.get(definition.name)
+        # The same one may still be at work on an answer.
+        same = known is not None and known.trigger == trigger
+        return replace(definition, trigger=known.trigger if known and same else trigger)
 
     def _adopted(self, name: str, now: int, *, from_now: bool) -> EntryRecord | None:
         """Return the new record of an entry whose record has to change."""
@@ -227,25 +266,35 @@ class Leader:
         task, trigger = definition.task, definition.trigger
         if record is None:
             # One whose record cannot be read is not new: what has begun may have run.
-            from_now = from_now or self._ledger.is_unusable(name)
-            return records.first_seen(name, task, trigger, now, from_now=from_now)
-        if from_now or record.removed_at is not None or record.fingerprint != trigger.fingerprint:
+            from_now = from_now or name in self._ledger.unusable
+            anchor = definition.anchor
+            return records.first_seen(name, task, trigger, now, from_now=from_now, anchor=anchor)
+        back = record.removed_at is not None
+        if from_now or record.fingerprint != trigger.fingerprint or (back and not self._resume_misfires):
             return records.edited(record, task, trigger, now)
+        if back:
+            return records.resumed(record, task, now)
         return None if record.task == task else replace(record, task=task)
 
     def _rebuild_queues(self) -> None:
         present = {n: r for n, r in self._ledger.items() if n in self._definitions}
+        planned = {n: r for n, r in present.items() if n not in self._unadopted}
         self._timeline = [
-            (r.state.next_fire_time, n) for n, r in present.items() if r.state.next_fire_time is not None
+            (r.state.next_fire_time, n) for n, r in planned.items() if r.state.next_fire_time is not None
         ]
         heapq.heapify(self._timeline)
-        self._catch_up = {n: None for n, r in present.items() if r.runs}
+        self._catch_up = {n: None for n, r in planned.items() if r.runs}
         self._unsent = {n: None for n, r in present.items() if r.intents}
         self._broken = {n: p for n, p in self._broken.items() if n in self._definitions}
+        self._told_broken = {n: at for n, at in self._told_broken.items() if n in self._definitions}
         self._refused = {n: p for n, p in self._refused.items() if n in self._definitions}
         for name, record in self._ledger.items():
             if record.missed:
                 self._reports.hand_over(name)
+
+    def record(self, name: str) -> EntryRecord | None:
+        """Return where an entry stands; None when nothing is known of it."""
+        return self._ledger.get(name)
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -259,7 +308,7 @@ class Leader:
         if self._ledger.repeat_unanswered():
             self._outages.append((Reason.STORE_UNAVAILABLE, now))
             self._rebuild_queues()
-        self._reports.acknowledge(now)
+        self._reports.acknowledge()
         if not self._broker_is_there(now):
             return self._sleep(until_broker=True)
         due = self._due(now)
@@ -302,9 +351,10 @@ class Leader:
         """Return why an occurrence that is still to be decided is late, if it is."""
         if scheduled < self._ledger[name].generation:
             return Reason.START_IN_PAST
-        if name in self._broken:
-            return Reason.SCHEDULE_ERROR
-        return next((r for r, until in self._outages if scheduled <= until), Reason.SCHEDULER_BUSY)
+        if self._ledger[name].paused_from is not None:
+            return Reason.PAUSED
+        otherwise = Reason.SCHEDULE_ERROR if name in self._broken else Reason.SCHEDULER_BUSY
+        return next((r for r, until in self._outages if scheduled <= until), otherwise)
 
     def _broker_is_there(self, now: int) -> bool:
         """True when it is worth claiming: what cannot be sent is better judged when it can be."""
@@ -357,17 +407,19 @@ class Leader:
     def _plan(self, name: str, now: int, room: int, commit: Commit) -> int:
         """Add what happens to this entry to the commit; return how many runs are to be sent."""
         definition = self._definitions[name]
-        record = self._ledger.get(name) or self._adopted(name, now, from_now=False)
+        record, reason = self._ledger.get(name), Reason.SCHEDULE_ERROR
+        if name in self._unadopted:
+            record = self._adopted(name, now, from_now=self._unadopted[name]) or record
+        elif record is not None and record.state.next_fire_time is not None:
+            reason = self._reason(name, record.state.next_fire_time)
         assert record is not None
-        due = record.state.next_fire_time
-        reason = Reason.SCHEDULER_BUSY if due is None or name not in self._ledger else self._reason(name, due)
         made = plan(definition.trigger, record.state, definition.policy, now, reason)
         decided = records.with_plan(record, made, now)
         in_time = sum(r.count for r in made.runs if r.outcome is Outcome.FIRED)
         if in_time:
             # Claimed at once; what is late waits until nothing is due.
             decided = records.claim(decided, definition.trigger, now, min(in_time, max(1, room)))
-        self._broken.pop(name, None)
+        self._mended(name)
         commit.new[name] = decided
         commit.then.append(partial(self._enqueue, name))
         if made.misfire is not None:
@@ -388,10 +440,24 @@ class Leader:
 
     def _break(self, name: str, exc: Exception) -> None:
         """Leave out an entry that cannot be planned, and try again later."""
-        if name not in self._broken:
-            logger.error("beat: entry %r cannot be planned and is tried again: %s", name, _brief(exc))
+        steady, pause = self._steady(), self._broken.setdefault(name, _Pause())
+        if steady - self._told_broken.get(name, -REMIND_EVERY) >= REMIND_EVERY:
+            self._told_broken[name] = steady
+            pause.told = True
+            logger.error("beat: entry %r cannot be planned and is tried again: %s", name, brief(exc))
             self._ledger.log({"event": "broken", "entry": name, "error": type(exc).__name__})
-        self._broken.setdefault(name, _Pause()).prolong(self._steady())
+        if isinstance(exc, NoAnswer):
+            # Soon, as it costs nothing and may be there, and more and more seldom.
+            wait = min(60.0, exc.since)
+            pause.prolong(steady, wait, wait)
+        else:
+            pause.prolong(steady)
+
+    def _mended(self, name: str) -> None:
+        self._unadopted.pop(name, None)
+        pause = self._broken.pop(name, None)
+        if pause is not None and pause.told:
+            logger.info("beat: entry %r can be planned again", name)
 
     def _tell(
         self,
@@ -424,9 +490,9 @@ class Leader:
             id_ = task_id(self._namespace, name, self._ledger[name].generation, m.first)
             outcomes.append(f"{m.count} missed ({m.reason}, result {id_})")
         logger.warning(
-            "beat: misfire of %r (%s): scheduled %s, now %s, late by %.3f s (%s), %s: %s; next %s",
-            name,
-            task,
+            "beat: misfire of %s (%s): scheduled %s, now %s, late by %.3f s (%s), %s: %s; next %s",
+            shown(name),
+            one_line(task),
             from_millis(misfire.first).isoformat(),
             from_millis(now).isoformat(),
             misfire.late_by / 1000,
@@ -600,7 +666,7 @@ class Leader:
     def _refuse(self, name: str, exc: Exception) -> None:
         """Leave an entry aside that cannot be sent, and try again later."""
         if name not in self._refused:
-            logger.error("beat: entry %r cannot be sent and is tried again: %s", name, _brief(exc))
+            logger.error("beat: entry %r cannot be sent and is tried again: %s", name, brief(exc))
             self._ledger.log({"event": "refused", "entry": name, "error": type(exc).__name__})
         self._leave_aside(name).own_fault = True
 
@@ -649,12 +715,6 @@ class Leader:
 
     def _id(self, name: str, intent: Intent) -> str:
         return task_id(self._namespace, name, intent.generation, intent.scheduled)
-
-
-def _brief(exc: Exception) -> str:
-    """Return the kind and the first line of an error: enough to find it, too little to carry arguments."""
-    text = str(exc).strip().split("\n")[0][:200]
-    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
 def _missing(before: EntryRecord, after: EntryRecord) -> list[Intent]:

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
+from celery_misfire.problems import LONGEST, one_line
 from celery_misfire.store import Acquired, RedisStore
 
 __all__ = ["Lease", "uptime"]
@@ -69,7 +70,7 @@ class Lease:
     @property
     def holder(self) -> str:
         """Host and process of the other beat that holds the lease, as last seen."""
-        return self._seen[0].split("|")[-1]
+        return one_line(self._seen[0].split("|")[-1])
 
     def main_loop_is_alive(self) -> None:
         """Tell the renewing thread that the main loop goes on."""
@@ -144,7 +145,7 @@ class Lease:
             new_value = f"{token}|{epoch}|{self._renewals}|{owner}"
         asked = self._clock()
         try:
-            self._store.renew(token, new_value, self._ttl)
+            told = self._store.renew(token, new_value, self._ttl)
         except LeaseLost:
             with self._lock:
                 if self._token == token:
@@ -156,3 +157,5 @@ class Lease:
             with self._lock:
                 if self._token == token:
                     self._value, self._trusted_until = new_value, asked + self._ttl * TRUST
+            if told:
+                logger.warning("beat: %s", one_line(told, LONGEST))

@@ -7,13 +7,14 @@ led, memory is the newer of the two and restores a store that lost its data or w
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery_misfire import records
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.lease import Lease
+from celery_misfire.problems import one_line, shown
 from celery_misfire.records import EntryRecord
 from celery_misfire.store import Change, RedisStore
 
@@ -45,6 +46,9 @@ class Ledger(Mapping[str, EntryRecord]):
         self._records: dict[str, EntryRecord] = {}
         self._texts: dict[str, str] = {}
         self._unanswered: Commit | None = None
+        self._restoring = False
+        #: Entries for which the store holds something that is no record of ours.
+        self.unusable: set[str] = set()
         #: Intents that this process has claimed and never tried to send: (entry, scheduled).
         self.untried: set[tuple[str, int]] = set()
 
@@ -68,20 +72,22 @@ class Ledger(Mapping[str, EntryRecord]):
                 if record.name != name:
                     raise ValueError("it belongs to another entry")
             except ValueError as exc:
-                logger.error("beat: the state of entry %r cannot be used: %s; planned from now", name, exc)
+                what = f"the state of entry {shown(name)} cannot be used: {one_line(str(exc))}"
+                logger.error("beat: %s; planned from now", what)
             else:
                 self._records[name] = record
-
-    def is_unusable(self, name: str) -> bool:
-        """True when the store holds something for an entry, and it is no record of ours."""
-        return name in self._texts and name not in self._records
+        self.unusable = self._texts.keys() - self._records.keys()
 
     def restore(self) -> None:
         """Write to the store what it lacks. Only for a beat that knows that nobody else has led."""
-        self._texts = self._store.load()
-        self.repeat_unanswered()
-        stale = {n: r for n, r in self._records.items() if records.dumps(r) != self._texts.get(n)}
-        self.write(stale)
+        self._restoring = True
+        try:
+            self._texts = self._store.load()
+            self.unusable = self._texts.keys() - self._records.keys()
+            self.repeat_unanswered()
+            self.write({n: r for n, r in self._records.items() if records.dumps(r) != self._texts.get(n)})
+        finally:
+            self._restoring = False
 
     def write(self, changed: Mapping[str, EntryRecord]) -> None:
         """Commit any number of records, in pieces."""
@@ -93,7 +99,7 @@ class Ledger(Mapping[str, EntryRecord]):
         """Replace records in the store, then in memory.
 
         :raises StoreUnavailable: whether it was done is unknown; :meth:`repeat_unanswered` finds out.
-        :raises LeaseLost: it was not done; somebody else leads, or has written.
+        :raises LeaseLost: it was not done; somebody else leads, or keeps writing.
         """
         if not commit.new and not commit.log:
             return
@@ -101,9 +107,14 @@ class Ledger(Mapping[str, EntryRecord]):
         texts = {n: records.dumps(r) for n, r in commit.new.items()}
         changes = [Change(n, self._texts.get(n, ""), text) for n, text in texts.items()]
         conflicts = self._store.commit(self._lease.token, changes, commit.log)
-        if conflicts:
+        if not conflicts:
+            self._done(commit, texts)
+        elif self._restoring:
             raise LeaseLost(f"the state of {len(conflicts)} entries was written by somebody else")
-        self._done(commit, texts)
+        else:
+            # Only who leads writes, and the lease was found to be ours.
+            logger.warning("beat: %s went back in time; it is brought up to date from memory", self._store)
+            self.restore()
 
     def repeat_unanswered(self) -> bool:
         """Send the commit again that got no answer; True when there was one and it is done now."""
@@ -119,10 +130,13 @@ class Ledger(Mapping[str, EntryRecord]):
         except StoreUnavailable as exc:
             logger.debug("beat: a line of the log could not be written: %s", exc)
 
-    def forget(self, name: str) -> None:
-        """Delete the record of an entry that is gone for good."""
-        if not self._store.commit(self._lease.token, [Change(name, self._texts[name], "")]):
-            del self._records[name], self._texts[name]
+    def forget(self, names: Sequence[str]) -> None:
+        """Delete the records of entries that are gone for good."""
+        for start in range(0, len(names), WRITE):
+            piece = names[start : start + WRITE]
+            if not self._store.commit(self._lease.token, [Change(n, self._texts[n], "") for n in piece]):
+                for name in piece:
+                    del self._records[name], self._texts[name]
 
     def with_certainty(self, record: EntryRecord) -> EntryRecord:
         """Mark the intents of which this process knows that no attempt was made."""
@@ -134,6 +148,7 @@ class Ledger(Mapping[str, EntryRecord]):
     def _done(self, commit: Commit, texts: Mapping[str, str]) -> None:
         self._unanswered = None
         self._texts.update(texts)
+        self.unusable -= texts.keys()
         for name, record in commit.new.items():
             before = self._records.get(name)
             known = {i.scheduled for i in before.intents} if before else set()

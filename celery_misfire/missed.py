@@ -11,10 +11,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, uuid5
@@ -25,10 +28,10 @@ from celery.app.task import Context
 from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
 from celery.utils.nodenames import gethostname, nodename
-from kombu import Connection, Producer
 from kombu.exceptions import EncodeError, OperationalError
 
-from celery_misfire.exceptions import TaskMissed
+from celery_misfire.broker import Broker
+from celery_misfire.exceptions import BrokerUnavailable, TaskMissed
 from celery_misfire.fire import isoformat
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
 from celery_misfire.signals import misfire_detected, task_missed
@@ -38,13 +41,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MISSED",
-    "Broker",
+    "Aside",
     "Part",
     "Report",
     "Reporter",
     "log_line",
     "missed_dict",
     "missed_from_dict",
+    "recorders",
     "report",
     "result_of",
 ]
@@ -54,8 +58,8 @@ logger = logging.getLogger(__name__)
 #: The result state of a run that never happens.
 MISSED = "MISSED"
 
-#: Longest wait for one answer of the broker, in seconds.
-BROKER_TIMEOUT = 5.0
+#: Longest wait for the result backend, in seconds.
+BACKEND_TIMEOUT = 5.0
 #: First and longest pause before what failed is tried again, in seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 #: What cannot succeed is tried so often, in case it can.
@@ -151,9 +155,16 @@ class Report:
     request: Context | None = None
 
 
+#: Where else to keep a record of missed runs. Each is called again, for all of them, until none raises, so it
+#: must not mind a record that it has already; a TypeError or ValueError is final.
+recorders: list[Callable[[MissedFire], None]] = []
+
+
 class Part(StrEnum):
     """The parts of a report, in their order."""
 
+    #: The copy that the app's own storage keeps, see :data:`recorders`.
+    RECORD = "record"
     #: The result under the run's task id.
     RESULT = "result"
     #: What depends on the run: its chord, its chain, its error callbacks.
@@ -168,55 +179,19 @@ class Part(StrEnum):
     HANDLER = "handler"
 
 
-class Broker:
-    """A connection to the broker that is opened when it is needed and waits for no answer for ever."""
-
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-        self._producer: Producer | None = None
-        self._connection: Connection | None = None
-
-    @property
-    def producer(self) -> Producer:
-        """A producer on an open channel.
-
-        :raises kombu.exceptions.OperationalError: when the broker can't be reached.
-        """
-        if self._producer is None:
-            self._connection = connection = self._app.connection_for_write()
-            limits = _TIME_LIMITS.get(connection.transport.driver_type, {})
-            connection.transport_options = limits | (connection.transport_options or {})
-            # Left to itself, a producer would go on trying to connect for ever.
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=int(BROKER_TIMEOUT))
-            self._producer = self._app.amqp.Producer(connection.channel(), auto_declare=False)
-        return self._producer
-
-    def close(self) -> None:
-        connection, self._connection, self._producer = self._connection, None, None
-        if connection is not None:
-            try:
-                connection.release()
-            except Exception as exc:
-                logger.debug("beat: closing the reporter's connection failed: %s", type(exc).__name__)
-
-
-_TIME_LIMITS = {
-    "redis": {"socket_timeout": BROKER_TIMEOUT, "socket_connect_timeout": BROKER_TIMEOUT},
-    "amqp": {"read_timeout": BROKER_TIMEOUT, "write_timeout": BROKER_TIMEOUT},
-}
-
-
 def report(
     app: Celery,
     settings: Settings,
     item: Report,
     parts: Iterable[Part] = tuple(Part),
     broker: Broker | None = None,
+    aside: Aside | None = None,
 ) -> dict[Part, BaseException]:
     """Report missed runs once; a part that fails does not stop the others.
 
     :param parts: what to do of it.
     :param broker: None: connect for this report alone.
+    :param aside: talk to the result backend there; None: here, for as long as it takes.
     :returns: the parts that failed, with their errors.
     """
     used = broker or Broker(app)
@@ -224,12 +199,16 @@ def report(
     try:
         for part in parts:
             try:
-                _DO[part](app, settings, item, used)
+                do = partial(_DO[part], app, settings, item, used)
+                if aside is not None and part in (Part.RESULT, Part.CANVAS):
+                    aside.do(do)
+                else:
+                    do()
             # SystemExit: a receiver of a signal may raise anything, and this may be a thread's only chance.
             except (Exception, SystemExit) as exc:
                 failed[part] = exc
                 if part in (Part.EVENT, Part.HANDLER):
-                    used.close()
+                    used.drop()
     finally:
         if broker is None:
             used.close()
@@ -244,9 +223,36 @@ def _store_result(app: Celery, settings: Settings, item: Report, broker: Broker)
         return
     if task.ignore_result and not task.store_errors_even_if_ignored:
         return
-    if backend.get_task_meta(missed.task_id, cache=False)["status"] in states.READY_STATES:
+    with _held(backend, missed.task_id) as state:
+        if state not in states.READY_STATES:
+            result = result_of(missed)
+            backend.store_result(missed.task_id, result, settings.result_state, request=_request(item))
+
+
+@contextmanager
+def _held(backend: Any, task_id: str) -> Iterator[str]:
+    """Give the state of a result, and let nobody change it in the block, where the backend can do that.
+
+    Celery's own backends cannot, but most look again themselves, right before they write. Those of
+    django-celery-results overwrite whatever is there, and a row can be locked.
+    """
+    model = getattr(backend, "TaskModel", None)
+    if model is None:
+        yield backend.get_task_meta(task_id, cache=False)["status"]
         return
-    backend.store_result(missed.task_id, result_of(missed), settings.result_state, request=_request(item))
+    # Found, not imported, as below.
+    database = sys.modules["django.db"]
+    using = database.router.db_for_write(model)
+    rows = model._default_manager.using(using)
+    with database.transaction.atomic(using=using):
+        # Only a row that exists can be locked.
+        rows.get_or_create(task_id=task_id)
+        yield rows.select_for_update().get(task_id=task_id).status
+
+
+def _keep_records(app: Celery, settings: Settings, item: Report, broker: Broker) -> None:
+    for keep in recorders:
+        keep(item.missed)
 
 
 def _fail_canvas(app: Celery, settings: Settings, item: Report, broker: Broker) -> None:
@@ -324,6 +330,7 @@ def _send_handler(app: Celery, settings: Settings, item: Report, broker: Broker)
 
 
 _DO: dict[Part, Callable[[Celery, Settings, Report, Broker], None]] = {
+    Part.RECORD: _keep_records,
     Part.RESULT: _store_result,
     Part.CANVAS: _fail_canvas,
     Part.TASK_FAILURE: _send_task_failure,
@@ -379,6 +386,53 @@ class _Job:
     tries: int = 0
 
 
+class Aside:
+    """A daemon thread that does things for another one, which waits for each only so long.
+
+    Result backends have time limits and retries of their own: many minutes on Redis, none on most databases.
+    They are the app's, and stay as they are.
+    """
+
+    def __init__(self) -> None:
+        self._inbox: SimpleQueue[tuple[Future[None], Callable[[], None]] | None] | None = None
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Have something done, and raise what it raises.
+
+        :raises TimeoutError: after ``BACKEND_TIMEOUT``. What had begun by then may still be done.
+        """
+        if self._inbox is None:
+            self._inbox = SimpleQueue()
+            args = (self._inbox,)
+            threading.Thread(target=self._run, args=args, name="misfire-results", daemon=True).start()
+        done: Future[None] = Future()
+        self._inbox.put((done, work))
+        try:
+            done.result(BACKEND_TIMEOUT)
+        finally:
+            done.cancel()
+
+    def close(self) -> None:
+        """End the thread when it has done what is there."""
+        if self._inbox is not None:
+            self._inbox.put(None)
+            self._inbox = None
+
+    @staticmethod
+    def _run(inbox: SimpleQueue[tuple[Future[None], Callable[[], None]] | None]) -> None:
+        while (item := inbox.get()) is not None:
+            done, work = item
+            if done.set_running_or_notify_cancel():
+                _refresh_django_connections()
+                try:
+                    work()
+                except BaseException as exc:
+                    done.set_exception(exc)
+                else:
+                    done.set_result(None)
+                _refresh_django_connections()
+
+
 class Reporter:
     """Makes reports in a daemon thread, each until it has succeeded; `who` reports, for the log.
 
@@ -391,6 +445,7 @@ class Reporter:
         self._settings = settings
         self._who = who
         self._broker = Broker(app)
+        self._aside = Aside()
         self._inbox: SimpleQueue[Report | Mapping[str, Any] | None] = SimpleQueue()
         self._done: SimpleQueue[Report] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -442,6 +497,7 @@ class Reporter:
                 # An idle connection would be closed by the broker, and the next report fail on it.
                 self._broker.close()
                 if self._stopping:
+                    self._aside.close()
                     return
 
     def _work(self, item: Report | Mapping[str, Any] | None) -> None:
@@ -492,7 +548,7 @@ class Reporter:
 
     def _try(self, job: _Job) -> None:
         """Do what is left of a job; what fails, and may succeed another time, is left then."""
-        failed = report(self._app, self._settings, job.report, job.left, self._broker)
+        failed = report(self._app, self._settings, job.report, job.left, self._broker, self._aside)
         job.tries += 1
         job.left = []
         for part, error in failed.items():
@@ -515,7 +571,7 @@ class Reporter:
 def _worth_another_try(part: Part, error: BaseException, tries: int) -> bool:
     if part in (Part.TASK_FAILURE, Part.TASK_MISSED):
         return False
-    if tries < HOPELESS_TRIES or isinstance(error, OSError | OperationalError):
+    if tries < HOPELESS_TRIES or isinstance(error, OSError | OperationalError | BrokerUnavailable):
         return True
     # Nobody depends on an event; the others are given up only if the record itself is what is wrong.
     return part is not Part.EVENT and not isinstance(error, TypeError | ValueError | EncodeError)
@@ -523,7 +579,11 @@ def _worth_another_try(part: Part, error: BaseException, tries: int) -> bool:
 
 def _refresh_django_connections() -> None:
     """Let go of database connections that are broken or too old, as Django does around a request."""
-    # Found, not imported: Django is there only if the app uses it.
-    database = sys.modules.get("django.db")
-    if database is not None:
+    # Found, not imported: Django is there only if the app uses it, or if somebody has imported it in vain.
+    database, conf = sys.modules.get("django.db"), sys.modules.get("django.conf")
+    if database is None or conf is None or not conf.settings.configured:
+        return
+    try:
         database.close_old_connections()
+    except Exception as exc:
+        logger.debug("letting go of database connections failed: %s", type(exc).__name__)

@@ -72,6 +72,8 @@ class EntryRecord:
     :param generation: changes whenever its fire times change meaning (first sight, an edit); part of every
         task id, so that ids never repeat. Milliseconds of the moment it began.
     :param removed_at: when the entry was found to be gone from the schedule, None while it is there.
+    :param paused_from: the next fire time that a removed entry had; of one that came back to find its fire
+        times misfired, the first of those, until they are planned.
     """
 
     name: str
@@ -83,20 +85,29 @@ class EntryRecord:
     intents: tuple[Intent, ...] = ()
     missed: tuple[Unreported, ...] = ()
     removed_at: int | None = None
+    paused_from: int | None = None
 
     @property
     def settled(self) -> bool:
         """True when every decision has been carried out."""
         return not (self.runs or self.intents or self.missed)
 
+    def is_over(self, since: int) -> bool:
+        """Return True when the entry has been gone since then, and nothing is left to be done for it."""
+        return self.removed_at is not None and self.removed_at < since and self.settled
 
-def first_seen(name: str, task: str, trigger: Trigger, now: int, *, from_now: bool) -> EntryRecord:
+
+def first_seen(
+    name: str, task: str, trigger: Trigger, now: int, *, from_now: bool, anchor: int | None = None
+) -> EntryRecord:
     """Return the record of an entry that begins (or begins anew) at `now`.
 
     :param from_now: leave out fire times up to `now`; else those of a schedule that started in the past
         are due, and misfired, as in Quartz.
+    :param anchor: a fire time that an interval goes on from, with the first one that follows `now`.
     """
-    state = trigger.first_state(now)
+    passed = 0 if anchor is None or trigger.interval is None else (now - anchor) % trigger.interval
+    state = trigger.first_state(now - passed)
     if from_now and state.next_fire_time is not None and state.next_fire_time <= now:
         state = replace(state, next_fire_time=trigger.fire_times(state).after(now))
     return EntryRecord(name, task, now, trigger.fingerprint, state)
@@ -120,9 +131,27 @@ def removed(record: EntryRecord, now: int, started: Collection[int] = ()) -> Ent
     unsent = [i.scheduled for i in record.intents if i.scheduled not in started]
     lost = [Missed(scheduled, scheduled, 1, Reason.ENTRY_DELETED) for scheduled in unsent]
     lost += [Missed(r.first, r.last, r.count, Reason.ENTRY_DELETED) for r in record.runs]
+    next_ = record.state.next_fire_time
     state = replace(record.state, next_fire_time=None)
-    gone = replace(record, state=state, runs=(), intents=(), removed_at=now)
+    gone = replace(record, state=state, runs=(), intents=(), removed_at=now, paused_from=next_)
     return with_missed(gone, lost, MisfireInstruction.DO_NOTHING, now)
+
+
+def resumed(record: EntryRecord, task: str, now: int) -> EntryRecord:
+    """Return the record of an entry that came back unchanged, and whose fire times in between have misfired.
+
+    So Quartz resumes a trigger: it is as if nobody had looked at it for a while.
+    """
+    next_ = record.paused_from
+    paused_from = None if next_ is None or next_ > now else next_
+    state = replace(record.state, next_fire_time=next_)
+    return replace(record, task=task, state=state, removed_at=None, paused_from=paused_from)
+
+
+def unknown(name: str, now: int) -> EntryRecord:
+    """Return the record of a removed entry of which nothing is known any more."""
+    state = TriggerState(next_fire_time=None, start_time=now)
+    return EntryRecord(name, "", now, "", state, removed_at=now)
 
 
 def with_plan(record: EntryRecord, plan: Plan, now: int) -> EntryRecord:
@@ -130,7 +159,7 @@ def with_plan(record: EntryRecord, plan: Plan, now: int) -> EntryRecord:
     in_time = tuple(r for r in plan.runs if r.outcome is Outcome.FIRED)
     late = tuple(r for r in plan.runs if r.outcome is not Outcome.FIRED)
     # What is in time does not wait behind what is being caught up.
-    decided = replace(record, state=plan.state, runs=in_time + record.runs + late)
+    decided = replace(record, state=plan.state, runs=in_time + record.runs + late, paused_from=None)
     resolved = plan.misfire.resolved if plan.misfire else MisfireInstruction.DO_NOTHING
     return with_missed(decided, plan.missed, resolved, now)
 
@@ -316,7 +345,13 @@ def _check(record: EntryRecord) -> None:
     moments: list[Any] = [record.generation, state.start_time, state.times_triggered]
     moments += [
         m
-        for m in (state.next_fire_time, state.previous_fire_time, state.end_time, record.removed_at)
+        for m in (
+            state.next_fire_time,
+            state.previous_fire_time,
+            state.end_time,
+            record.removed_at,
+            record.paused_from,
+        )
         if m is not None
     ]
     moments += [count for count in (state.repeat_count, state.max_runs) if count is not None]
@@ -352,6 +387,8 @@ __all__ = [
     "loads",
     "occurrences",
     "removed",
+    "resumed",
+    "unknown",
     "with_missed",
     "with_plan",
 ]

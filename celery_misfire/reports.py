@@ -25,8 +25,6 @@ __all__ = ["Reporter", "Reports"]
 
 #: So many occurrences of one miss are handed over at a time, where each has a report of its own.
 PORTION = 100
-#: The record of a removed entry is kept so long, in milliseconds, so that its return is noticed.
-KEEP_REMOVED = 7 * 24 * 3600 * 1000
 
 
 class Reporter(Protocol):
@@ -116,7 +114,7 @@ class Reports:
         times = records.occurrences(trigger, record.state, lost.first, lost.last)
         return [moment for _, moment in zip(range(n), times, strict=False)]
 
-    def acknowledge(self, now: int) -> None:
+    def acknowledge(self) -> None:
         """Strike from the records what the reporter has finished."""
         commit = Commit()
         for report in self._reporter.finished():
@@ -133,9 +131,6 @@ class Reports:
                 commit.then.append(partial(self.hand_over, name))
         if commit.new or commit.log:
             self._ledger.commit(commit)
-        for name, record in commit.new.items():
-            if record.removed_at is not None and now - record.removed_at > KEEP_REMOVED and record.settled:
-                self._ledger.forget(name)
 
     def _still_unreported(self, record: EntryRecord, lost: Unreported) -> tuple[Unreported, ...]:
         if not self._reports_each(record, lost) or lost.count <= PORTION:

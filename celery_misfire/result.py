@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import celery.result
 from celery import Celery, states
+from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
 from celery.exceptions import TimeoutError
 
@@ -77,7 +78,7 @@ class AsyncResult(_AsyncResult):
         how = (propagate, interval, no_ack, follow_parents)
         backend: Any = self.backend
         # Nobody can store MISSED for an RPC result, and to look would take messages from who waits for them.
-        if self.ignored or isinstance(backend, RPCBackend):
+        if self.ignored or isinstance(backend, RPCBackend | DisabledBackend):
             return super().get(timeout, *how, callback, *args, **kwargs)
         # A backend that is polled should not be asked much more often than the caller wishes.
         look_every = LOOK_EVERY if backend.is_async else max(LOOK_EVERY, interval)
@@ -138,8 +139,11 @@ class GroupResult(celery.result.GroupResult):
 
         A missed member comes as a failure with a :class:`TaskMissed`, and so ``get()`` raises it.
         """
-        # An asynchronous backend sleeps this long before it listens, here in each slice.
         backend: Any = self.backend
+        if isinstance(backend, RPCBackend):
+            yield from super().iter_native(timeout, interval, *args, **kwargs)
+            return
+        # An asynchronous backend sleeps this long before it listens, here in each slice.
         interval = 0 if backend.is_async else interval
         deadline = _deadline(timeout)
         seen: set[str] = set()
@@ -150,7 +154,7 @@ class GroupResult(celery.result.GroupResult):
                 for id_, meta in super().iter_native(left, interval, *args, **kwargs):
                     if id_ not in seen:
                         seen.add(id_)
-                        yield id_, meta
+                        yield id_, _as_failure(meta)
                 ended = True
             except TimeoutError:
                 self._look_for_missed(seen)
@@ -158,7 +162,7 @@ class GroupResult(celery.result.GroupResult):
                 meta = getattr(member, "_cache", None)
                 if meta and meta["status"] == MISSED and member.id not in seen:
                     seen.add(member.id)
-                    yield member.id, {**meta, "status": states.FAILURE}
+                    yield member.id, _as_failure(meta)
             if ended or seen.issuperset(member.id for member in self.results or ()):
                 return
             if time.monotonic() >= deadline:
@@ -174,6 +178,12 @@ class GroupResult(celery.result.GroupResult):
 
 def _deadline(timeout: float | None) -> float:
     return math.inf if timeout is None else time.monotonic() + timeout
+
+
+def _as_failure(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return what a group hands on of a member: Celery raises the errors of its own states only."""
+    missed = meta["status"] == MISSED and isinstance(meta["result"], TaskMissed)
+    return {**meta, "status": states.FAILURE} if missed else meta
 
 
 def _error_in(meta: dict[str, Any] | None) -> TaskMissed | None:

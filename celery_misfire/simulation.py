@@ -21,7 +21,7 @@ from celery_misfire.misfire import (
 )
 from celery_misfire.records import occurrences
 
-__all__ = ["SimulatedFire", "SimulatedMiss", "Simulation", "simulate"]
+__all__ = ["SimulatedFire", "SimulatedMiss", "Simulation", "simulate", "simulate_trigger"]
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,35 @@ def simulate(
     :param start: when the entry was first seen; None: at `down_at`.
     :raises ValueError: for naive datetimes, times out of order, and an instruction that does not fit.
     """
+    seen = start or down_at
     trigger = trigger_for(schedule)
+    state = trigger.first_state(to_millis(seen))
+    return simulate_trigger(
+        trigger, state, policy=policy, start=seen, down_at=down_at, up_at=up_at, until=until
+    )
+
+
+def simulate_trigger(
+    trigger: Trigger,
+    state: TriggerState,
+    *,
+    policy: MisfirePolicy,
+    start: datetime,
+    down_at: datetime,
+    up_at: datetime,
+    until: datetime,
+) -> Simulation:
+    """Do what :func:`simulate` does, for a trigger that is known already, and from the state it is in.
+
+    :param start: when beat begins to look after it; what is due by then has misfired, if it is late enough.
+    :raises ValueError: as :func:`simulate`.
+    """
     if policy.instruction not in FITTING[trigger.trigger_type]:
         raise ValueError(f"{policy.instruction} does not fit a schedule of type {trigger.trigger_type}")
-    seen, down, up, end = (to_millis(t) for t in (start or down_at, down_at, up_at, until))
+    seen, down, up, end = (to_millis(t) for t in (start, down_at, up_at, until))
     if not down <= up <= end:
         raise ValueError("down_at, up_at and until must follow each other in this order")
-    clock = _VirtualBeat(trigger, policy, trigger.first_state(seen))
+    clock = _VirtualBeat(trigger, policy, state)
     clock.run(seen, down - 1)
     clock.run(max(up, seen), end)
     return clock.result()

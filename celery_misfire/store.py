@@ -13,28 +13,42 @@ import json
 import os
 import re
 import socket
+import ssl
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
-from celery_misfire.exceptions import LeaseLost, NewerSchema, StoreUnavailable
+from celery_misfire.exceptions import LeaseLost, NewerSchema, StoreRefused, StoreUnavailable
+from celery_misfire.problems import shown
 from celery_misfire.records import SCHEMA
+from celery_misfire.redis_url import address, scheme_of, sentinels_of
 
-__all__ = ["LONGEST_CALL", "Acquired", "Change", "RedisStore", "Watched", "address"]
+__all__ = ["LONGEST_CALL", "OLDEST", "Acquired", "Change", "RedisStore", "Watched"]
 
 #: How long a register is kept, in milliseconds: longer than a broker may hold a message back.
 REGISTER_TTL = 24 * 3600 * 1000
 
+#: What waits for the leading beat to be told waits so long, in seconds.
+NOTE_TTL = 300
+
+# Fields of the state: what the leading beat said of itself, and of its entries.
+_DESCRIPTION = ("_beat", "_beat_entries")
+
+#: What is found in a register that is none, in lua/ as well.
+UNKNOWN = "unknown"
+
 #: Redis answers no call later than this, in seconds (or the lease would be lost while waiting).
 LONGEST_CALL = 5.0
+
+#: The oldest version of Redis that has all that is used here.
+OLDEST = (6, 2)
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,8 @@ class RedisStore:
         option ``master_name``).
     :param options: keyword arguments for redis-py.
     :param history: how many lines the log keeps, roughly.
-    :param call_timeout: longest wait for one answer, in seconds.
+    :param call_timeout: longest wait for a connection or for one answer, in seconds; a longer
+        ``socket_timeout`` in `url` or `options` is cut to it.
     """
 
     def __init__(
@@ -95,20 +110,46 @@ class RedisStore:
         call_timeout: float = LONGEST_CALL,
     ) -> None:
         self._redis = _client(url, dict(options or {}), call_timeout)
-        self._address = address(url)
+        self._place = f"Redis at {address(url)}"
         self._history = history
+        #: What the leading beat said of itself when the lease was last found to be held.
+        self.description = ""
         prefix = f"celery-misfire:{{{namespace}}}"
         self.state_key, self.lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
         self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
         self._watch_keys = [f"{prefix}:watcher", f"{prefix}:watch", f"{prefix}:guard", self.lease_key]
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._note_key = f"{prefix}:note"
+        self.owner = f"{socket.gethostname()}:{os.getpid()}"
         self._scripts = {
             name: self._redis.register_script(_script(name))
             for name in ("acquire", "renew", "release", "commit", "settle", "start", "watch")
         }
 
     def __str__(self) -> str:
-        return f"{self.state_key} in Redis at {self._address}"
+        return f"{self.state_key} in {self._place}"
+
+    def advice(self) -> list[str]:
+        """Return what is unwise about this Redis, as far as it tells: one line each, for the log.
+
+        :raises StoreRefused: when it is too old.
+        """
+        info = self._asked(self._redis.info)
+        found = re.match(r"(\d+)\.(\d+)", str(info.get("redis_version", "")))
+        if found and tuple(map(int, found.groups())) < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            raise StoreRefused(
+                f"{self._place} is version {found[0]}. Redis {oldest} or newer, or Valkey, is needed."
+            )
+        lines = []
+        policy = info.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            what = f"when its memory is full, it may drop the state (maxmemory-policy is {policy!r})."
+            lines.append(f"{self._place}: {what} Set it to 'noeviction'.")
+        snapshots = self._asked(self._redis.config_get, "save")
+        if info.get("aof_enabled") == 0 and snapshots.get("save") == "":
+            what = "it keeps nothing on disk, so a restart of it loses the state."
+            lines.append(f"{self._place}: {what} Set 'appendonly yes'.")
+        return lines
 
     # -- lease ---------------------------------------------------------------------------------------------
 
@@ -122,23 +163,26 @@ class RedisStore:
         keys = [self.lease_key, self.state_key, self.log_key]
         meta = ""
         while True:
-            answer = self._run("acquire", keys, [token, self._owner, _ms(ttl), seen, meta])
+            answer = self._run("acquire", keys, [token, self.owner, _ms(ttl), seen, meta])
             if answer[0] == "META":
                 meta = answer[1]
                 self._check_schema(meta)
             elif answer[0] == "HELD":
+                self.description = answer[2]
                 return str(answer[1])
             else:
                 _, epoch, previous, value = answer
                 return Acquired(int(epoch), int(previous), value, cold=not meta)
 
-    def renew(self, token: str, value: str, ttl: float) -> None:
-        """Prolong the lease and give it a new value.
+    def renew(self, token: str, value: str, ttl: float) -> str:
+        """Prolong the lease and give it a new value; return what another beat has to tell, '' for nothing.
 
         :raises LeaseLost: when it is not ours any more.
         """
-        if not self._run("renew", [self.lease_key], [token, value, _ms(ttl)]):
+        answer = self._run("renew", [self.lease_key, self._note_key], [token, value, _ms(ttl)])
+        if not answer:
             raise LeaseLost
+        return str(answer[0])
 
     def release(self, token: str) -> None:
         """Give the lease up, if it is ours."""
@@ -146,8 +190,14 @@ class RedisStore:
 
     # -- records -------------------------------------------------------------------------------------------
 
-    def load(self) -> dict[str, str]:
-        """Return every record as text, by entry name."""
+    def load(self, names: Sequence[str] | None = None) -> dict[str, str]:
+        """Return every record as text, by entry name.
+
+        :param names: only the records of these entries, where there are any.
+        """
+        if names is not None:
+            found = self._call(self._redis.hmget, self.state_key, [f"e:{n}" for n in names]) if names else ()
+            return {n: _text(text) for n, text in zip(names, found, strict=True) if text is not None}
         raw = self._call(self._redis.hgetall, self.state_key)
         return {_text(k)[2:]: _text(v) for k, v in raw.items() if _text(k).startswith("e:")}
 
@@ -159,19 +209,42 @@ class RedisStore:
         :returns: names of the entries whose record is not the old one; nothing has been written then.
         :raises LeaseLost: when the lease is not ours any more; nothing has been written then.
         """
-        args: list[Any] = [token, self._history, len(changes)]
-        for change in changes:
-            args += [_field(change.field), change.old, change.new]
-        args += [_line(line) for line in log]
-        answer = self._run("commit", [self.lease_key, self.state_key, self.log_key], args)
-        if answer[0] == "FENCED":
-            raise LeaseLost
-        return [field[2:] for field in answer[1:]]
+        fields = [replace(change, field=f"e:{change.field}") for change in changes]
+        return [field[2:] for field in self._replace(token, fields, log)]
 
     def write_meta(self, token: str, app: str) -> None:
         """Mark the state as complete: from now on an entry without a record is a new one."""
         meta = json.dumps({"schema": SCHEMA, "app": app}, sort_keys=True)
-        self.commit(token, [Change("_meta", "", meta)])
+        self._replace(token, [Change("_meta", "", meta)])
+
+    def _replace(
+        self, token: str, changes: Sequence[Change], log: Iterable[Mapping[str, Any]] = ()
+    ) -> list[str]:
+        args: list[Any] = [token, self._history, len(changes)]
+        for change in changes:
+            args += [change.field, change.old, change.new]
+        args += [_line(line) for line in log]
+        answer = self._run("commit", [self.lease_key, self.state_key, self.log_key], args)
+        if answer[0] == "FENCED":
+            raise LeaseLost
+        return [str(field) for field in answer[1:]]
+
+    # -- the configuration of the beat that leads ----------------------------------------------------------
+
+    def describe(self, token: str, beat: str, entries: str) -> None:
+        """Leave a description of the leading beat and of its entries, for those that stand by to compare."""
+        known = self._call(self._redis.hmget, self.state_key, _DESCRIPTION)
+        olds = [_text(text or "") for text in known]
+        changes = zip(_DESCRIPTION, olds, (beat, entries), strict=True)
+        self._replace(token, [Change(*change) for change in changes])
+
+    def described_entries(self) -> str:
+        """Return the description of the leading beat's entries, '' when there is none."""
+        return _text(self._call(self._redis.hget, self.state_key, _DESCRIPTION[1]) or "")
+
+    def tell_leader(self, text: str) -> None:
+        """Leave a line that the leading beat logs at its next renewal."""
+        self._call(partial(self._redis.set, ex=NOTE_TTL), self._note_key, text)
 
     # -- registers and log ---------------------------------------------------------------------------------
 
@@ -219,17 +292,25 @@ class RedisStore:
 
     def register(self, task_id: str) -> str:
         """Return what the register of an occurrence holds, '' when nothing has been written there."""
-        return _text(self._call(self._redis.get, self._register_prefix + task_id) or "")
+        try:
+            return _text(self._call(self._redis.get, self._register_prefix + task_id) or "")
+        except StoreUnavailable as exc:
+            if "WRONGTYPE" not in str(exc):
+                raise
+            return UNKNOWN
 
     def log(self, count: int | None = None) -> list[dict[str, Any]]:
         """Return the newest lines of the log, oldest first."""
         rows = self._call(self._redis.xrevrange, self.log_key, "+", "-", count)
-        return [json.loads(fields[b"d"]) for _, fields in reversed(rows)]
+        return [line for _, fields in reversed(rows) if (line := _event(fields))]
 
     def log_after(self, seen: str, count: int) -> list[tuple[str, dict[str, Any]]]:
-        """Return lines of the log that follow the one with the id `seen`, oldest first, with their ids."""
+        """Return lines of the log that follow the one with the id `seen`, oldest first, with their ids.
+
+        A line that is not ours comes as {}.
+        """
         rows = self._call(self._redis.xrange, self.log_key, f"({seen}", "+", count)
-        return [(_text(id_), json.loads(fields[b"d"])) for id_, fields in rows]
+        return [(_text(id_), _event(fields)) for id_, fields in rows]
 
     def last_log_id(self) -> str:
         """Return the id of the newest line of the log; one before all others when there is none."""
@@ -247,7 +328,12 @@ class RedisStore:
         """
         pairs = [text for note in notes.items() for text in note]
         answer = self._run("watch", self._watch_keys, [token, _ms(ttl), _ms(guard_ttl), *pairs])
-        return Watched(answer[0] == 1, str(answer[1]), str(answer[2])) if answer else None
+        if not answer:
+            return None
+        # What is not ours counts as nothing, and is replaced.
+        seen, alarm = str(answer[1]), str(answer[2])
+        seen = seen if re.fullmatch(r"\d{1,15}-\d{1,15}", seen) else ""
+        return Watched(answer[0] == 1, seen, alarm if re.fullmatch(r"\d{1,13}", alarm) else "")
 
     def is_guarded(self) -> bool:
         """Return True when a worker that asks the registers has been there lately."""
@@ -260,19 +346,37 @@ class RedisStore:
             return
         try:
             schema = json.loads(meta)["schema"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise NewerSchema(f"{self.state_key} holds a _meta that is not ours") from None
         if schema != SCHEMA:
-            raise NewerSchema(f"{self.state_key} has schema {schema!r}, this version works with {SCHEMA}")
+            raise NewerSchema(
+                f"{self.state_key} has schema {shown(schema)}, this version works with {SCHEMA}"
+            )
 
     def _run(self, name: str, keys: list[str], args: list[Any]) -> Any:
         return _decoded(self._call(self._scripts[name], keys, args))
+
+    def _asked(self, function: Any, *args: Any) -> dict[str, Any]:
+        """Return the answer to a question that a server may refuse: then nothing."""
+
+        def ask() -> dict[str, Any]:
+            try:
+                return dict(function(*args))
+            except redis.ResponseError:
+                return {}
+
+        answer: dict[str, Any] = self._call(ask)
+        return answer
 
     def _call(self, function: Any, *args: Any) -> Any:
         try:
             return function(*args)
         except (redis.RedisError, OSError) as exc:
-            raise StoreUnavailable(f"Redis at {self._address}: {_error(exc)}") from None
+            if "READONLY" in str(exc) or isinstance(exc, redis.ReadOnlyError):
+                # The master is another one now: under its name, if there is one, a new connection finds it.
+                self._redis.connection_pool.disconnect(inuse_connections=False)
+            text, fix = f"{self._place}: {_error(exc)}", _fix(exc)
+            raise (StoreRefused(f"{text}. {fix}") if fix else StoreUnavailable(text)) from None
 
 
 def _script(name: str) -> str:
@@ -281,58 +385,102 @@ def _script(name: str) -> str:
 
 def _client(url: str, options: dict[str, Any], call_timeout: float) -> redis.Redis:
     settings: dict[str, Any] = {
-        "socket_timeout": call_timeout,
-        "socket_connect_timeout": call_timeout,
         # What is not UTF-8 is not ours, and is to be replaced all the same.
         "encoding_errors": "surrogateescape",
-        # One more try on a new connection when the pooled one turns out to be dead; never after a timeout,
-        # which would double the wait.
-        "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
-        # Up to redis-py 5 the one does not work without the other.
-        "retry_on_error": [redis.ConnectionError],
+        **_ONE_MORE_TRY,
         **options,
         "decode_responses": False,
     }
-    if not url.startswith("sentinel://"):
-        return redis.Redis.from_url(url, **settings)
-    # Several sentinels may be given, separated by commas or (Celery's way) semicolons.
-    parts = [urlsplit(p if "://" in p else f"sentinel://{p}") for p in re.split("[;,]", url)]
-    first = parts[0]
-    settings.setdefault("db", int(first.path.strip("/") or 0))
-    settings.setdefault("password", first.password)
-    settings.setdefault("username", first.username)
-    master = settings.pop("master_name", None) or parse_qs(first.query)["master_name"][0]
-    sentinel_options = settings.pop("sentinel_kwargs", {}) | {"socket_timeout": call_timeout}
-    hosts = [(p.hostname, p.port or 26379) for p in parts]
-    sentinel = Sentinel(hosts, sentinel_kwargs=sentinel_options)  # type: ignore[no-untyped-call]
-    client: redis.Redis = sentinel.master_for(master, **settings)  # type: ignore[no-untyped-call]
+    if scheme_of(url) != "sentinel":
+        client: redis.Redis = redis.Redis.from_url(url, **settings)
+        _limit(client.connection_pool.connection_kwargs, call_timeout)
+        return client
+    places, named = sentinels_of(url)
+    settings |= named
+    # They are asked one after the other, and then one more time.
+    sentinel_settings = _ONE_MORE_TRY | dict(settings.pop("sentinel_kwargs", None) or {})
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        places, sentinel_kwargs=_limit(sentinel_settings, call_timeout / len(places) / 2)
+    )
+    master = settings.pop("master_name")
+    client = sentinel.master_for(master, **_limit(settings, call_timeout))  # type: ignore[no-untyped-call]
     return client
 
 
-def address(url: str) -> str:
-    """Return where a Redis URL points to, without user and password."""
-    parts = urlsplit(re.split("[;,]", url)[0])
-    if parts.hostname is None:
-        return parts.path
-    return f"{parts.hostname}:{parts.port or (26379 if parts.scheme == 'sentinel' else 6379)}"
+#: On a new connection, when the pooled one turns out to be dead; never after a timeout, which would double
+#: the wait. Up to redis-py 5 the one does not work without the other.
+_ONE_MORE_TRY = {
+    "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+    "retry_on_error": [redis.ConnectionError],
+}
+
+
+def _limit(settings: dict[str, Any], longest: float) -> dict[str, Any]:
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        settings[name] = min(float(settings.get(name) or longest), longest)
+    return settings
+
+
+# -- errors --------------------------------------------------------------------------------------------------
 
 
 def _error(exc: Exception) -> str:
     # The text of a network error can repeat the URL; its kind and Redis's own words are enough.
-    if isinstance(exc, redis.ResponseError):
-        return str(exc).split("\n")[0][:200]
+    if isinstance(exc, _IN_ITS_WORDS):
+        # Of an error inside a script, the place in it tells nobody anything.
+        return re.sub(r"\.? script: .*", "", str(exc).split("\n")[0])[:200].rstrip(".")
+    kind = type(exc).__name__
+    if isinstance(exc, MasterNotFoundError):
+        # Its text has the errors of the sentinels that were asked, addresses and all.
+        kinds = sorted(set(re.findall(r" - (?:\w+:)?([A-Za-z]+Error)", str(exc))))
+        return f"{kind} ({', '.join(kinds) or 'unknown, or down'})"
     cause = exc.__cause__ or exc.__context__ or exc
+    if isinstance(cause, ssl.SSLError):
+        return f"{kind} ({getattr(cause, 'verify_message', '') or cause.reason or type(cause).__name__})"
     if isinstance(cause, OSError) and cause.errno:
-        return f"{type(exc).__name__} ({os.strerror(cause.errno)})"
-    return type(exc).__name__
+        return f"{kind} ({os.strerror(cause.errno)})"
+    return kind
+
+
+_IN_ITS_WORDS = (redis.ResponseError, redis.AuthenticationError, redis.BusyLoadingError)
+
+_LOGIN = "Check user and password; in a URL write special characters as %XX."
+_RIGHTS = "Give the user the rights that are listed in the documentation."
+_NODE = "The keys of this namespace are on another node of the cluster; name that one."
+
+#: What Redis says when it will not work with us as we are set up, and what to do then.
+_REFUSALS = (
+    (redis.AuthenticationError, "", _LOGIN),
+    (redis.ResponseError, "unauthenticated", _LOGIN),
+    (redis.exceptions.NoPermissionError, "", _RIGHTS),
+    (redis.ResponseError, "The user executing the script can't", _RIGHTS),
+    (redis.exceptions.MovedError, "", _NODE),
+    (redis.ResponseError, "MOVED ", _NODE),
+    (redis.ResponseError, "DB index is out of range", "Check the number of the database."),
+    (redis.ResponseError, "unknown command", "celery_misfire cannot do without it."),
+)
+
+
+def _fix(exc: Exception) -> str:
+    if isinstance(exc.__cause__ or exc.__context__, ssl.SSLCertVerificationError):
+        return "Check ssl_ca_certs, and the host's name in the URL."
+    return next((fix for kind, text, fix in _REFUSALS if isinstance(exc, kind) and text in str(exc)), "")
+
+
+# -- texts ---------------------------------------------------------------------------------------------------
 
 
 def _line(line: Mapping[str, Any]) -> str:
     return json.dumps(line, separators=(",", ":"))
 
 
-def _field(name: str) -> str:
-    return name if name == "_meta" else f"e:{name}"
+def _event(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
+    """Return a line of the log, {} for one that is not ours."""
+    try:
+        line = json.loads(fields[b"d"])
+    except (KeyError, ValueError, RecursionError):
+        return {}
+    return line if isinstance(line, dict) and isinstance(line.get("event"), str) else {}
 
 
 def _decoded(answer: Any) -> Any:

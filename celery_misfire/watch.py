@@ -21,6 +21,7 @@ from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.fire import isoformat
 from celery_misfire.fire_times import trigger_for
 from celery_misfire.misfire import AUTO_THRESHOLD, from_millis, threshold_millis
+from celery_misfire.problems import one_line, shown
 from celery_misfire.records import EntryRecord
 from celery_misfire.signals import beat_overdue
 from celery_misfire.store import RedisStore, Watched
@@ -89,7 +90,7 @@ class Watch:
         if found is None:
             return
         if found.led and found.alarm:
-            self._all_clear(int(found.alarm))
+            self._all_clear(found.alarm)
         elif not found.led and not found.alarm:
             self._raise_alarm(self._overdue(time.time_ns() // 1_000_000))
         self._tell_missed(found.seen)
@@ -113,8 +114,8 @@ class Watch:
                 return
             for _, line in page:
                 # What a worker has given up itself, it has logged.
-                if line.get("event") == "missed" and "worker" not in line:
-                    logger.warning("worker: beat has recorded a miss: %s", _told(line))
+                if line.get("event") == "missed" and "worker" not in line and (told := _told(line)):
+                    logger.warning("worker: beat has recorded a miss: %s", told)
 
     # -- beat ----------------------------------------------------------------------------------------------
 
@@ -150,25 +151,30 @@ class Watch:
         # Noted first: another worker must not tell it again.
         if self._keep_watch(alarm=str(since)) is None:
             return
-        shown = ", ".join(map(repr, names[:NAMED]))
+        told = ", ".join(map(shown, names[:NAMED]))
         if len(names) > NAMED:
-            shown += f" and {len(names) - NAMED} more"
+            told += f" and {len(names) - NAMED} more"
         when = isoformat(from_millis(since))
-        logger.error("worker: beat is overdue since %s and nobody leads; waiting: %s", when, shown)
+        logger.error("worker: beat is overdue since %s and nobody leads; waiting: %s", when, told)
         beat_overdue.send(sender=self._app, entries=names, since=from_millis(since))
 
-    def _all_clear(self, since: int) -> None:
+    def _all_clear(self, since: str) -> None:
         if self._keep_watch(alarm="") is not None:
-            when = isoformat(from_millis(since))
+            when = isoformat(from_millis(int(since)))
             logger.info("worker: beat is back; it had been overdue since %s", when)
 
 
 def _told(line: dict[str, Any]) -> str:
-    runs = "1 run" if line["count"] == 1 else f"{line['count']} runs"
-    when = isoformat(from_millis(line["first"]))
-    if line["count"] > 1:
-        when += f" to {isoformat(from_millis(line['last']))}"
-    return (
-        f"{line['entry']!r}, {runs}, scheduled {when}, reason {line['reason']}, "
-        f"instruction {line['instruction']}, result {line['id']}"
-    )
+    """Return a line of the log in words, nothing for one that makes no sense."""
+    try:
+        runs = "1 run" if line["count"] == 1 else f"{line['count']} runs"
+        when = isoformat(from_millis(line["first"]))
+        if line["count"] > 1:
+            when += f" to {isoformat(from_millis(line['last']))}"
+        told = (
+            f"{shown(line['entry'])}, {runs}, scheduled {when}, reason {line['reason']}, "
+            f"instruction {line['instruction']}, result {line['id']}"
+        )
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return ""
+    return one_line(told, 500)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.fire import Fire, isoformat
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Outcome, Reason, to_millis
 from celery_misfire.missed import Report, Reporter, log_line, report
+from celery_misfire.problems import one_line, shown
 from celery_misfire.signals import task_started_late
 from celery_misfire.store import RedisStore
 from celery_misfire.watch import Watch
@@ -47,6 +49,8 @@ CALL_TIMEOUT = 2.0
 LEAVE_ALONE = 5.0
 #: Time given to the reporter when the worker stops, in seconds.
 FAREWELL = 5.0
+
+_NONCE = re.compile(r"\w{1,64}", re.ASCII).fullmatch
 
 T = TypeVar("T")
 
@@ -99,7 +103,7 @@ class _Copy:
 
     def __str__(self) -> str:
         scheduled = isoformat(self.fire.scheduled_fire_time)
-        return f"{self.fire.entry!r} ({self.task}[{self.task_id}], scheduled {scheduled})"
+        return f"{shown(self.fire.entry)} ({one_line(self.task)}[{self.task_id}], scheduled {scheduled})"
 
 
 class _Fields(Protocol):
@@ -243,12 +247,15 @@ class Guard:
         nonce, _, host = rest.partition(":")
         if what == "started" and (nonce == copy.nonce or not self._settings.deduplicate):
             return True
+        if what not in ("started", "merged", "missed"):
+            logger.warning("worker: the register of %s holds something unknown, the run starts", copy)
+            return True
         why = {
             "started": f"{host} started it from another message",
             "merged": f"merged into the late run {rest}",
             "missed": f"it counts as missed ({nonce})",
-        }.get(what, "its register holds something unknown")
-        logger.info("worker: a message of %s is dropped: %s", copy, why)
+        }[what]
+        logger.info("worker: a message of %s is dropped: %s", copy, one_line(why))
         return False
 
     def _tell_late(self, task: Task[Any, Any], copy: _Copy, late_by: float) -> None:
@@ -287,15 +294,18 @@ class Guard:
         if raw is None or request.get("retries"):
             return None
         sent = fire.read(raw)
-        if sent is None or not isinstance(raw.get("nonce"), str):
+        if sent is None:
             return None
-        task_id, generation = request.get("id"), raw.get("generation")
+        task_id, generation, nonce = request.get("id"), raw.get("generation"), raw.get("nonce")
+        if type(generation) is not int or not isinstance(nonce, str) or not _NONCE(nonce):
+            return None
         scheduled = to_millis(sent.scheduled_fire_time)
         if task_id != fire.task_id(self._settings.namespace, sent.entry, generation, scheduled):
             # Another app's, or a task that was given the headers of the one that sent it.
             return None
-        instruction, threshold = raw.get("instruction"), raw.get("threshold")
-        known = instruction in _WHEN_LATE and isinstance(threshold, int | float)
+        instruction, threshold, on_missed = (raw.get(k) for k in ("instruction", "threshold", "on_missed"))
+        known = isinstance(instruction, str) and instruction in _WHEN_LATE
+        known = known and isinstance(threshold, int | float) and threshold >= 0
         due = sent.scheduled_fire_time if sent.outcome is Outcome.FIRED else sent.fire_time
         if eta := request.get("eta"):
             due = max(due, _moment(eta, self._app))
@@ -303,11 +313,11 @@ class Guard:
             task_id=task_id,
             task=request.get("task"),
             fire=sent,
-            nonce=raw["nonce"],
+            nonce=nonce,
             instruction=MisfireInstruction(instruction) if known else None,
             due=due.timestamp(),
             threshold=threshold if known else 0.0,
-            on_missed=raw.get("on_missed"),
+            on_missed=on_missed if isinstance(on_missed, str) else None,
         )
 
     def _line(self, event: str, copy: _Copy, **fields: Any) -> dict[str, Any]:
@@ -354,7 +364,8 @@ class Guard:
 def _may_be_discarded(request: _Fields) -> bool:
     """Tell at a look whether a late start could be the end of this message."""
     raw = request.get(fire.HEADER)
-    return isinstance(raw, dict) and _WHEN_LATE.get(raw.get("instruction", "")) is _Late.DISCARDED
+    instruction = raw.get("instruction") if isinstance(raw, dict) else None
+    return isinstance(instruction, str) and _WHEN_LATE.get(instruction) is _Late.DISCARDED  # type: ignore[call-overload]
 
 
 def _moment(eta: Any, app: Celery) -> datetime:

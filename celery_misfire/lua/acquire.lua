@@ -1,8 +1,8 @@
 -- Take the lease if it is free, or if it is still the value that the caller has seen unchanged for too long.
 -- KEYS: lease, state, log.  ARGV: token, owner, ttl in ms, the lease value to take over ('' = none), the
 -- _meta that the caller has read and understood ('' = none).
--- Returns {'TAKEN', epoch, previous epoch, new lease value}, {'HELD', lease value in force}, or, when there
--- is another _meta, {'META', _meta}: nothing is written to a state that the caller may not understand.
+-- Returns {'TAKEN', epoch, previous epoch, new lease value}, {'HELD', lease value in force, what its holder said
+-- of itself}, or, when there is another _meta, {'META', _meta}: nothing is written to a state that the caller may not understand.
 local function type_of(key) return redis.call('TYPE', key)['ok'] end
 for i, wanted in ipairs({'string', 'hash', 'stream'}) do
   local found = type_of(KEYS[i])
@@ -13,8 +13,11 @@ end
 local meta = redis.call('HGET', KEYS[2], '_meta') or ''
 if meta ~= ARGV[5] then return {'META', meta} end
 local current = redis.call('GET', KEYS[1]) or ''
-if current ~= '' and current ~= ARGV[4] then return {'HELD', current} end
+if current ~= '' and current ~= ARGV[4] then
+  return {'HELD', current, redis.call('HGET', KEYS[2], '_beat') or ''}
+end
 local previous = tonumber(redis.call('HGET', KEYS[2], '_epoch')) or 0
+if not (previous >= 0 and previous < 2 ^ 53) then previous = 0 end
 local time = redis.call('TIME')
 -- Redis's clock keeps the epoch growing through a flush; the comparison keeps it growing through a clock step.
 local epoch = math.max(previous + 1, time[1] * 1000 + math.floor(time[2] / 1000))

@@ -3,7 +3,8 @@
 local held = {}
 for i, key in ipairs(KEYS) do
   if not redis.call('SET', key, ARGV[1], 'NX', 'PX', ARGV[2]) then
-    held[i] = redis.call('GET', key)
+    local found = redis.pcall('GET', key)
+    held[i] = type(found) == 'string' and found or 'unknown'
   else
     held[i] = ARGV[1]
   end

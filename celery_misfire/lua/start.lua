@@ -5,12 +5,13 @@
 -- what becomes the mark if the run starts ('' = it starts in time), length of the log, a line for the log
 -- ('' = none), another for a run that is merged.
 -- Returns the value in the register, and 1 if it was written just now.
-local held = redis.call('GET', KEYS[1])
-if held then return {held, 0} end
+local held = redis.pcall('GET', KEYS[1])
+if held then return {type(held) == 'string' and held or 'unknown', 0} end
 local value, line = ARGV[1], ARGV[6]
 if ARGV[3] ~= '' then
   -- When the last late run started, and its task id.
-  local started, id = string.match(redis.call('GET', KEYS[2]) or '', '^(%d+)|(.*)$')
+  local mark = redis.pcall('GET', KEYS[2])
+  local started, id = string.match(type(mark) == 'string' and mark or '', '^(%d+)|(.*)$')
   if started and tonumber(ARGV[3]) < tonumber(started) then
     value, line = 'merged:' .. id, ARGV[7]
   end

@@ -1,0 +1,164 @@
+"""A connection to the broker that waits for no answer for ever.
+
+Celery's own may: a producer goes on connecting until it can, a socket has no time limit, and RabbitMQ is not
+asked whether it has taken a message.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+from typing import Any
+
+from amqp.exceptions import MessageNacked
+from celery import Celery
+from kombu import Connection, Producer
+
+from celery_misfire.exceptions import BrokerUnavailable, MisfireError
+
+__all__ = ["TIMEOUT", "Broker", "kind"]
+
+logger = logging.getLogger(__name__)
+
+#: Longest wait for one answer of the broker, in seconds.
+TIMEOUT = 5.0
+
+
+class Broker:
+    """The broker of an app, over one connection that is opened when it is needed; for one thread."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._connection: Connection | None = None
+        self._producer: _Producer | None = None
+        self._blocked = False
+
+    @property
+    def producer(self) -> Producer:
+        """A producer on an open channel. On RabbitMQ each message is confirmed before ``publish`` returns.
+
+        Its ``publish`` raises :class:`BrokerUnavailable` when the broker or the way to it failed, a plain
+        :class:`MisfireError` when this message was refused and may have arrived all the same, and anything
+        else when it has not arrived.
+
+        :raises BrokerUnavailable: when the broker can't be reached, or takes no messages.
+        """
+        self._look()
+        if self._producer is None:
+            try:
+                self._producer = self._connect()
+            except Exception as exc:
+                self.drop()
+                raise BrokerUnavailable(kind(exc)) from None
+        return self._producer
+
+    def _look(self) -> None:
+        """Find out what has become of the connection since it was used last."""
+        connection, producer = self._connection, self._producer
+        if connection is None or producer is None:
+            return
+        if _is_amqp(connection):
+            try:
+                while connection.connected and _can_be_read(connection):
+                    connection.drain_events(timeout=TIMEOUT)
+            except BrokerUnavailable:
+                pass
+            except Exception as exc:
+                logger.debug("the connection to the broker has ended: %s", kind(exc))
+                return self.drop()
+            if self._blocked:
+                raise BrokerUnavailable(_BLOCKED)
+        # What the broker may still answer to a message that failed would be taken for the next one's answer.
+        if producer.unfinished or not connection.connected:
+            self.drop()
+
+    def _connect(self) -> _Producer:
+        self._connection = connection = self._app.connection_for_write()
+        options = connection.transport_options or {}
+        if _is_amqp(connection):
+            options = {"connect_timeout": connection.connect_timeout or TIMEOUT} | options
+            # Heartbeats have to be sent while nothing else is, and no wait would end while they come.
+            options |= {"confirm_publish": True, "heartbeat": 0}
+            options |= {"on_blocked": self._block, "on_unblocked": self._unblock}
+        elif connection.transport.driver_name == "redis":
+            options = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT} | options
+        connection.transport_options = options
+        # One try for each broker of the URL. Left to itself, a producer would go on trying for ever.
+        connection.ensure_connection(max_retries=max(0, len(connection.alt) - 1), interval_start=0)
+        if _is_amqp(connection):
+            # As an option of py-amqp's it does not hold in the middle of a frame.
+            connection.connection.sock.settimeout(options.get("read_timeout") or TIMEOUT)
+        return _Producer(connection)
+
+    def _block(self, reason: str) -> None:
+        # Raised where an answer is waited for: none will come soon, and what was sent stays on its way. A new
+        # connection would be blocked as well, and a second message then be on its way.
+        self._blocked = True
+        raise BrokerUnavailable(_BLOCKED)
+
+    def _unblock(self) -> None:
+        self._blocked = False
+
+    def close(self) -> None:
+        """Take leave of the broker."""
+        self._end("release")
+
+    def drop(self) -> None:
+        """Let go of a connection that has failed, without a word to the broker."""
+        self._end("collect")
+
+    def _end(self, how: str) -> None:
+        connection, self._connection, self._producer = self._connection, None, None
+        self._blocked = False
+        if connection is not None:
+            try:
+                getattr(connection, how)()
+            except Exception as exc:
+                logger.debug("closing a connection to the broker failed: %s", kind(exc))
+
+
+class _Producer(Producer):
+    """Tells what the broker does to a message from what is wrong with it, where the two can be told apart."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection.channel(), auto_declare=False)
+        self._client = connection
+        self._failures = (*connection.connection_errors, *connection.recoverable_connection_errors)
+        #: True when a message was begun and it is not known to have been taken.
+        self.unfinished = False
+
+    def publish(self, *args: Any, **kwargs: Any) -> Any:
+        self.unfinished = True
+        try:
+            result = super().publish(*args, **kwargs)
+        except MessageNacked:
+            # Of several queues that it was for, some may have taken it.
+            raise MisfireError("refused by a queue (nack)") from None
+        except Exception as exc:
+            # Py-amqp may raise anything when a connection has ended.
+            if isinstance(exc, self._failures) or not self._client.connected:
+                raise BrokerUnavailable(kind(exc)) from None
+            raise
+        self.unfinished = False
+        return result
+
+
+_BLOCKED = "RabbitMQ takes no messages, its memory or disk is short"
+
+
+def _is_amqp(connection: Connection) -> bool:
+    return bool(connection.transport.driver_name == "py-amqp")
+
+
+def _can_be_read(connection: Connection) -> bool:
+    # Asked of the socket: py-amqp, told not to wait, spins for ever on half a frame.
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.connection.sock, selectors.EVENT_READ)
+        return bool(selector.select(0))
+
+
+def kind(exc: BaseException) -> str:
+    """Return an error without what it may quote: a URL, or arguments."""
+    return f"{type(exc).__name__}" + (
+        f" ({exc.strerror})" if isinstance(exc, OSError) and exc.strerror else ""
+    )
