@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_misfire.conf import read_settings
+from celery_misfire.exceptions import MisfireConfigError
+from celery_misfire.redis_url import sentinels_of
+
+
+@pytest.mark.parametrize(
+    ("url", "sentinels", "options"),
+    [
+        ("sentinel://h", [("h", 26379)], {"db": 0}),
+        ("sentinel://h1:1,h2:2/3", [("h1", 1), ("h2", 2)], {"db": 3}),
+        ("sentinel://h1:1;sentinel://h2:2/3", [("h1", 1), ("h2", 2)], {"db": 0}),
+        (
+            "sentinel://us%40er:p%2Fw%3A@h1:1/2;sentinel://us%40er:p%2Fw%3A@h2:2/2",
+            [("h1", 1), ("h2", 2)],
+            {"username": "us@er", "password": "p/w:", "db": 2},
+        ),
+        ("sentinel://:a,:a@h", None, None),
+        ("sentinel://:a@h1,:a@h2:7", [("h1", 26379), ("h2", 7)], {"password": "a", "db": 0}),
+        ("sentinel://h?master_name=m&db=4", [("h", 26379)], {"master_name": "m", "db": 4}),
+        ("sentinel://[::1]:7", [("::1", 7)], {"db": 0}),
+    ],
+)
+def test_sentinels_are_read_as_celery_writes_them_and_with_commas(
+    url: str, sentinels: list[tuple[str, int]] | None, options: dict[str, Any] | None
+) -> None:
+    if sentinels is None:
+        with pytest.raises(ValueError, match="cannot be read as a URL"):
+            sentinels_of(url)
+    else:
+        assert sentinels_of(url) == (sentinels, options)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (
+            {"misfire_redis_url": "redis://h/1?retry_on_timeout=true"},
+            "misfire_redis_url: 'retry_on_timeout' is set by celery_misfire. Remove it.",
+        ),
+        (
+            {"misfire_redis_url": "redis://h/1", "misfire_redis_options": {"retry": object()}},
+            "misfire_redis_options: 'retry' is set by celery_misfire. Remove it.",
+        ),
+        (
+            {"misfire_redis_url": "sentinel://h/shop?master_name=m"},
+            "misfire_redis_url: the database must be a number, as in 'redis://localhost:6379/1'.",
+        ),
+        (
+            {"misfire_redis_url": "sentinel://h?master_name=m&socket_timeout=3"},
+            "misfire_redis_url: 'socket_timeout' is not read here. Set it in misfire_redis_options.",
+        ),
+        (
+            {"misfire_redis_url": "sentinel://h?mastername=m"},
+            "misfire_redis_url: unknown key 'mastername'. Did you mean 'master_name'?",
+        ),
+        (
+            {
+                "misfire_redis_url": "sentinel://h?master_name=m",
+                "misfire_redis_options": {"sentinel_kwargs": {"pasword": "a-secret"}},
+            },
+            "misfire_redis_options['sentinel_kwargs']: unknown key 'pasword'. Did you mean 'password'?",
+        ),
+        (
+            {
+                "misfire_redis_url": "sentinel://h?master_name=m",
+                "misfire_redis_options": {"sentinel_kwargs": "a-secret"},
+            },
+            "misfire_redis_options['sentinel_kwargs']: expected a dict, got str.",
+        ),
+        (
+            {
+                "misfire_redis_url": "sentinel://h?master_name=m",
+                "misfire_redis_options": {"sentinel_kwargs": {"socket_timeout": 0}},
+            },
+            "misfire_redis_options['sentinel_kwargs']['socket_timeout']: "
+            "expected a number of seconds > 0, got 0.",
+        ),
+    ],
+)
+def test_what_is_wrong_about_a_url_or_its_options_is_told_with_its_place(
+    config: dict[str, Any], problem: str
+) -> None:
+    app = Celery("shop", set_as_current=False)
+    app.conf.update(config)
+    with pytest.raises(MisfireConfigError) as caught:
+        read_settings(app)
+    assert caught.value.problems == (f"celery_misfire: {problem}",)
+
+
+def test_what_the_broker_takes_and_we_do_not_is_left_to_the_broker() -> None:
+    app = Celery("shop", set_as_current=False)
+    app.conf.broker_url = "sentinel://h1/2?socket_timeout=3;sentinel://h2"
+    app.conf.broker_transport_options = {
+        "master_name": "m",
+        "visibility_timeout": 60,
+        "min_other_sentinels": 1,
+    }
+    settings = read_settings(app)
+    assert settings.redis_options == {"master_name": "m"}
+    assert sentinels_of(settings.redis_url) == ([("h1", 26379), ("h2", 26379)], {"db": 2})
