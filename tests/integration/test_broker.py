@@ -1,0 +1,324 @@
+"""What beat's own connection does when the broker, or the way to it, does not do what it should."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import amqp
+import pytest
+from celery import Celery
+from celery.beat import BeatLazyFunc
+from kombu import Queue
+from kombu.exceptions import EncodeError
+
+from celery_misfire import broker as broker_module
+from celery_misfire.beat import MisfireScheduler
+from celery_misfire.broker import Broker
+from celery_misfire.exceptions import BrokerUnavailable, MisfireError
+from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
+from celery_misfire.missed import Part, Report, report
+from tests.support.processes import wait_for
+from tests.support.proxy import Proxy
+from tests.support.rabbitmq import RabbitMQ
+from tests.support.redis_server import RedisServer
+
+#: A time limit for answers that do not come, in seconds, and what a busy machine may add.
+LIMIT, GRACE = 2.0, 8.0
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_module, "TIMEOUT", 30.0)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, patient: None) -> None:
+    monkeypatch.setattr(broker_module, "TIMEOUT", LIMIT)
+
+
+@pytest.fixture
+def proxy(rabbitmq_server: RabbitMQ) -> Iterator[Proxy]:
+    with Proxy(rabbitmq_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def app(proxy: Proxy) -> Iterator[Celery]:
+    app = Celery("broker", broker=proxy.amqp_url, set_as_current=False)
+    app.conf.task_publish_retry = False
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def broker(app: Celery) -> Iterator[Broker]:
+    broker = Broker(app)
+    yield broker
+    broker.drop()
+
+
+def send(app: Celery, broker: Broker, id_: str, **options: Any) -> None:
+    app.send_task("tick", task_id=id_, producer=broker.producer, ignore_result=True, **options)
+
+
+def ids(server: RabbitMQ, queue: str = "celery") -> list[str]:
+    return [m.id for m in server.published(queue)]
+
+
+# -- answers that do not come ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("bytes_of_the_answer", [0, 15])
+def test_a_confirmation_that_is_lost_ends_the_wait_and_the_connection(
+    app: Celery, broker: Broker, proxy: Proxy, rabbitmq_server: RabbitMQ, bytes_of_the_answer: int
+) -> None:
+    send(app, broker, "before")
+    proxy.to_client = bytes_of_the_answer
+
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable, match="TimeoutError"):
+        send(app, broker, "in doubt")
+    assert LIMIT * 0.9 < time.monotonic() - began < GRACE
+
+    proxy.heal()
+    send(app, broker, "in doubt")
+    assert proxy.connections == 2
+    assert ids(rabbitmq_server) == ["before", "in doubt", "in doubt"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_black_hole_ends_the_wait(
+    app: Celery, broker: Broker, proxy: Proxy, rabbitmq_server: RabbitMQ
+) -> None:
+    send(app, broker, "before")
+    proxy.swallow("to_server")
+
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable):
+        # More than all buffers on the way hold.
+        send(app, broker, "lost", args=["x" * 20_000_000])
+    assert time.monotonic() - began < GRACE
+    assert ids(rabbitmq_server) == ["before"]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("missing", [1, 100, 10_000])
+def test_a_broker_that_does_not_answer_ends_the_attempt_to_connect(
+    app: Celery, broker: Broker, proxy: Proxy, missing: int
+) -> None:
+    broker.producer  # noqa: B018
+    app.conf.broker_connection_timeout = LIMIT / 2
+    proxy.to_client = max(0, proxy.seen["to_client"] - missing)
+    broker.drop()
+
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable):
+        broker.producer  # noqa: B018
+    assert time.monotonic() - began < GRACE
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_a_time_limit_of_the_apps_connecting_has_one_of_ours(
+    app: Celery, broker: Broker, proxy: Proxy
+) -> None:
+    app.conf.broker_connection_timeout = None
+    proxy.swallow()
+
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable):
+        broker.producer  # noqa: B018
+    assert time.monotonic() - began < GRACE
+
+
+# -- connections that have ended ---------------------------------------------------------------------------
+
+
+def test_a_connection_that_was_cut_while_idle_is_replaced_before_anything_is_sent(
+    app: Celery, broker: Broker, proxy: Proxy, rabbitmq_server: RabbitMQ
+) -> None:
+    send(app, broker, "1")
+    proxy.cut()
+    send(app, broker, "2")
+    assert proxy.connections == 2
+    assert ids(rabbitmq_server) == ["1", "2"]
+
+
+def test_no_heartbeat_is_due_however_the_app_is_configured(app: Celery, broker: Broker, proxy: Proxy) -> None:
+    app.conf.broker_transport_options = {"heartbeat": 1}
+    send(app, broker, "1")
+    seen = dict(proxy.seen)
+    # RabbitMQ sends one at half the time, and ends a connection that has sent none at twice the time.
+    time.sleep(1.2)
+    assert proxy.seen == seen
+    assert broker.producer.connection.connection.heartbeat == 0
+
+
+def test_the_next_broker_is_taken_when_one_is_away(rabbitmq_server: RabbitMQ, proxy: Proxy) -> None:
+    gone = "amqp://guest:guest@127.0.0.1:1//"
+    app = Celery("failover", broker=[gone, gone, proxy.amqp_url], set_as_current=False)
+    broker = Broker(app)
+    send(app, broker, "1")
+    broker.close()
+    assert ids(rabbitmq_server) == ["1"]
+    app.close()
+
+
+# -- refusals ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_with_one_message_is_not_taken_for_a_failure_of_the_broker(
+    app: Celery, broker: Broker, rabbitmq_server: RabbitMQ
+) -> None:
+    rabbitmq_server.declare("other arguments", **{"x-max-length": 7})
+
+    # Confirmed although the app says otherwise: else nobody would hear of these.
+    app.conf.broker_transport_options = {"confirm_publish": False}
+    with pytest.raises(amqp.NotFound):
+        send(app, broker, "no exchange", exchange="nowhere", routing_key="x")
+    send(app, broker, "1")
+    with pytest.raises(amqp.PreconditionFailed):
+        send(app, broker, "other arguments", queue="other arguments")
+    send(app, broker, "2")
+    with pytest.raises(EncodeError):
+        send(app, broker, "unserialisable", args=[object()])
+    send(app, broker, "3")
+    with pytest.raises(amqp.ChannelError, match="NO_ROUTE"):
+        send(app, broker, "no queue", exchange="amq.fanout", routing_key="x", mandatory=True)
+    send(app, broker, "4")
+    assert ids(rabbitmq_server) == ["1", "2", "3", "4"]
+
+
+def test_a_message_that_a_full_queue_refuses_may_be_in_another_one(
+    app: Celery, broker: Broker, rabbitmq_server: RabbitMQ
+) -> None:
+    arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    rabbitmq_server.declare("full", **arguments)
+    app.conf.task_queues = [Queue("full", routing_key="full", queue_arguments=arguments)]
+    send(app, broker, "1", queue="full")
+    with pytest.raises(MisfireError, match="nack") as refused:
+        send(app, broker, "2", queue="full")
+    assert type(refused.value) is MisfireError
+    rabbitmq_server.drain("full")
+    send(app, broker, "3", queue="full")
+    assert ids(rabbitmq_server, "full") == ["3"]
+
+
+def test_a_queue_that_was_deleted_under_a_connection_is_made_again(
+    app: Celery, broker: Broker, rabbitmq_server: RabbitMQ
+) -> None:
+    send(app, broker, "1", mandatory=True)
+    rabbitmq_server.delete("celery")
+    with pytest.raises(amqp.ChannelError, match="NO_ROUTE"):
+        send(app, broker, "2", mandatory=True)
+    send(app, broker, "2", mandatory=True)
+    assert ids(rabbitmq_server) == ["2"]
+
+
+def test_an_event_that_cannot_be_sent_leaves_no_answer_behind_for_the_next_message(
+    app: Celery, broker: Broker, proxy: Proxy, rabbitmq_server: RabbitMQ
+) -> None:
+    """Celery keeps quiet about an event that fails."""
+    send(app, broker, "1")
+    with pytest.raises(amqp.NotFound):
+        broker.producer.publish({}, exchange="nowhere", routing_key="x")
+    send(app, broker, "2")
+    assert proxy.connections == 2
+    assert ids(rabbitmq_server) == ["1", "2"]
+
+
+def test_a_rabbitmq_that_is_short_of_memory_is_given_one_message_and_then_waited_for(
+    app: Celery, broker: Broker, proxy: Proxy, rabbitmq_server: RabbitMQ
+) -> None:
+    def is_taken(id_: str) -> bool:
+        try:
+            send(app, broker, id_)
+        except BrokerUnavailable as error:
+            return "memory or disk" not in str(error)
+        return True
+
+    rabbitmq_server.control("set_vm_memory_high_watermark", "0")
+    try:
+        wait_for(lambda: not is_taken("1"))
+        sent = proxy.seen["to_server"]
+        assert not any(is_taken("2") for _ in range(10))
+        assert (proxy.seen["to_server"], proxy.connections) == (sent, 1)
+    finally:
+        rabbitmq_server.control("set_vm_memory_high_watermark", "0.4")
+    wait_for(lambda: is_taken("2"))
+    assert ids(rabbitmq_server).count("2") == 1
+
+
+def test_a_report_of_missed_runs_reaches_its_handler_whether_or_not_somebody_listens_to_events(
+    app: Celery, rabbitmq_server: RabbitMQ
+) -> None:
+    moment = datetime(2026, 3, 2, 9, tzinfo=UTC)
+    reason, instruction = Reason.SCHEDULER_DOWN, MisfireInstruction.DO_NOTHING
+    missed = MissedFire("stocks", "tick", "an id", moment, moment, 1, reason, instruction, moment)
+    settings: Any = None
+    parts = (Part.EVENT, Part.HANDLER)
+    assert report(app, settings, Report(missed, on_missed="ops.alarm"), parts) == {}
+    (message,) = rabbitmq_server.published()
+    assert (message.task, message.kwargs["missed"]["entry"]) == ("ops.alarm", "stocks")
+
+
+# -- in one process ----------------------------------------------------------------------------------------
+
+
+def read_missing_file() -> str:
+    return Path("/nonexistent/list of shops").read_text()
+
+
+def look_up() -> None:
+    try:
+        {}["shop"]
+    except KeyError:
+        raise LookupError("no such shop") from None
+
+
+@pytest.fixture
+def beat(redis_server: RedisServer) -> Iterator[MisfireScheduler]:
+    app = Celery("memory", broker="memory://", set_as_current=False)
+    app.conf.misfire_redis_url = redis_server.url
+    # All memory brokers of a process are one.
+    app.conf.task_default_queue = "in one process"
+    arguments = {"good": [], "file": [BeatLazyFunc(read_missing_file)], "lookup": [BeatLazyFunc(look_up)]}
+    app.conf.beat_schedule = {
+        name: {"task": "tick", "schedule": 0.2, "args": args, "misfire": {"threshold": 0.5}}
+        for name, args in arguments.items()
+    }
+    scheduler = MisfireScheduler(app)
+    yield scheduler
+    scheduler.close()
+    app.close()
+
+
+def test_on_kombus_memory_transport_runs_reach_the_same_process_and_one_bad_entry_no_other(
+    beat: MisfireScheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What an argument raises when it is evaluated may look like the broker's own failure."""
+    received: list[dict[str, Any]] = []
+    with beat.app.connection_for_read() as connection, connection.channel() as channel:
+        channel.queue_declare("in one process")
+        deadline = time.monotonic() + 20
+        while len(received) < 6 or len({r.split("'")[1] for r in refused(caplog)}) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(min(0.05, beat.tick()))
+            while message := channel.basic_get("in one process", no_ack=True):
+                received.append(channel.message_to_python(message).headers)
+
+    assert {headers["misfire"]["entry"] for headers in received} == {"good"}
+    assert len({headers["id"] for headers in received}) == len(received)
+    assert not [r for r in caplog.messages if "the broker failed" in r]
+    assert sorted(r.partition("again: ")[2] for r in refused(caplog)) == [
+        "PublishRejected: FileNotFoundError (No such file or directory)",
+        "PublishRejected: LookupError",
+    ]
+
+
+def refused(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r for r in caplog.messages if "cannot be sent and is tried again" in r]
