@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.outcomes import assert_each_ended_once, of_entry, outcomes, scheduled, settle
-from tests.support.processes import CeleryProcess, Message, Project, drain, published, wait_for
+from tests.support.processes import CeleryProcess, Message, Project, drain, published, wait_for, warnings
 from tests.support.redis_server import RedisServer
 
 EVERY_SECOND = {"type": "interval", "seconds": 1}
@@ -38,11 +37,6 @@ REPORTS_AND_STOCKS = {
 def project(tmp_path: Path, redis_server: RedisServer) -> Iterator[Project]:
     with Project(tmp_path, redis_server.url) as project:
         yield project
-
-
-def warnings(log: str) -> list[str]:
-    """Return the lines of a log that are a warning or worse."""
-    return [line for line in log.splitlines() if re.search(r": (WARNING|ERROR|CRITICAL)/", line)]
 
 
 def wait_for_time(project: Project, broker: str) -> None:
@@ -72,7 +66,10 @@ def assert_nothing_lost(project: Project, messages: list[Message], reason: str) 
 # -- away for a while --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("append_only", "trouble"), [("everysec", "freeze and restart"), ("always", "kill")])
+@pytest.mark.parametrize(
+    ("append_only", "trouble"),
+    [pytest.param("everysec", "freeze and restart", marks=pytest.mark.long), ("always", "kill")],
+)
 def test_a_redis_that_is_away_for_a_while_costs_no_run(
     tmp_path: Path, redis_binary: Path, append_only: Any, trouble: str
 ):

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,12 +25,33 @@ from celery_misfire.fire_times import trigger_for
 from celery_misfire.lease import STALL_LIMIT, TRUST, Lease
 from celery_misfire.ledger import WRITE, Commit, Ledger
 from celery_misfire.records import EntryRecord
-from celery_misfire.store import REGISTER_TTL, Acquired, Change, RedisStore, address
+from celery_misfire.redis_url import address
+from celery_misfire.store import REGISTER_TTL, UNKNOWN, Acquired, Change, RedisStore
 from tests.support.processes import wait_for
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import ClusterNode, RedisServer
 
 STATE, LEASE, LOG = (f"celery-misfire:{{test}}:{key}" for key in ("state", "lease", "log"))
 REGISTER = "celery-misfire:{test}:fire:an-id"
+
+
+@pytest.fixture(
+    params=[
+        "redis",
+        pytest.param("cluster", marks=pytest.mark.long),
+        pytest.param("valkey", marks=pytest.mark.long),
+    ]
+)
+def redis_server(request: pytest.FixtureRequest, redis_binary: Path) -> Iterator[RedisServer]:
+    """A fresh, empty server of each kind."""
+    match request.param:
+        case "cluster":
+            server: RedisServer = ClusterNode(redis_binary)
+        case "valkey":
+            server = RedisServer(request.getfixturevalue("valkey_binary"))
+        case _:
+            server = RedisServer(redis_binary)
+    with server:
+        yield server
 
 
 @pytest.fixture
@@ -230,12 +252,13 @@ def test_giving_up_a_lease_without_a_redis_waits_for_nothing(
 
 def test_a_commit_writes_its_records_and_its_log(store: RedisStore):
     take(store)
-    assert store.commit("token", [Change("a", "", "1"), Change("b", "", "2")], [{"n": 1}, {"n": 2}]) == []
+    events = [{"event": str(n)} for n in range(3)]
+    assert store.commit("token", [Change("a", "", "1"), Change("b", "", "2")], events[:2]) == []
     assert store.load() == {"a": "1", "b": "2"}
-    assert store.commit("token", [Change("a", "1", "3"), Change("b", "2", "")], [{"n": 3}]) == []
+    assert store.commit("token", [Change("a", "1", "3"), Change("b", "2", "")], events[2:]) == []
     assert store.load() == {"a": "3"}
-    assert store.log() == [{"n": 1}, {"n": 2}, {"n": 3}]
-    assert store.log(2) == [{"n": 2}, {"n": 3}]
+    assert store.log() == events
+    assert store.log(2) == events[1:]
 
 
 @pytest.mark.parametrize("token", ["", "other", "toke", "token|"])
@@ -244,7 +267,7 @@ def test_a_commit_without_the_lease_writes_nothing(store: RedisStore, redis_serv
     store.commit("token", [Change("a", "", "1")])
     before = contents(redis_server)
     with pytest.raises(LeaseLost):
-        store.commit(token, [Change("a", "1", "2"), Change("b", "", "1")], [{"n": 1}])
+        store.commit(token, [Change("a", "1", "2"), Change("b", "", "1")], [{"event": "1"}])
     assert contents(redis_server) == before
 
 
@@ -256,7 +279,7 @@ def test_a_commit_after_the_lease_has_gone_writes_nothing(
     before = contents(redis_server)
     for token in ("token", ""):
         with pytest.raises(LeaseLost):
-            store.commit(token, [Change("a", "", "1")], [{"n": 1}])
+            store.commit(token, [Change("a", "", "1")], [{"event": "1"}])
     assert contents(redis_server) == before
 
 
@@ -265,28 +288,28 @@ def test_a_commit_with_one_conflict_writes_nothing_at_all(store: RedisStore, red
     store.commit("token", [Change(name, "", "1") for name in "abc"])
     before = contents(redis_server)
     changes = [Change("a", "1", "2"), Change("b", "0", "2"), Change("c", "", "2"), Change("d", "1", "2")]
-    assert store.commit("token", changes, [{"n": 1}]) == ["b", "c", "d"]
+    assert store.commit("token", changes, [{"event": "1"}]) == ["b", "c", "d"]
     assert contents(redis_server) == before
 
 
 def test_a_commit_that_is_sent_twice_works_once(store: RedisStore, redis_server: RedisServer):
     take(store)
     store.commit("token", [Change("c", "", "1")])
-    commit = [Change("a", "", "1"), Change("c", "1", "")], [{"n": 1}]
+    commit = [Change("a", "", "1"), Change("c", "1", "")], [{"event": "1"}]
     assert store.commit("token", *commit) == []
     before = contents(redis_server)
     assert store.commit("token", *commit) == []
     assert contents(redis_server) == before
-    assert store.log() == [{"n": 1}]
+    assert store.log() == [{"event": "1"}]
 
 
 def test_names_and_records_may_hold_any_text(store: RedisStore):
     take(store)
     names = ["_meta", "e:x", "ünï|:{}", "\x00\n", "💥" * 100, "a" * 5000]
-    changes = [Change(f"{name}.", "", f"ö {name}") for name in names]
-    assert store.commit("token", changes, [{"entry": name} for name in names]) == []
-    assert store.load() == {f"{name}.": f"ö {name}" for name in names}
-    assert [line["entry"] for line in store.log()] == names
+    changes = [Change(name, "", f"ö {name}") for name in names]
+    assert store.commit("token", changes, [{"event": name} for name in names]) == []
+    assert store.load() == {name: f"ö {name}" for name in names}
+    assert [line["event"] for line in store.log()] == names
 
 
 def test_bytes_that_are_no_text_can_be_read_and_replaced(store: RedisStore, client: redis.Redis):
@@ -301,12 +324,12 @@ def test_the_log_is_capped(redis_server: RedisServer, client: redis.Redis):
     store = RedisStore(redis_server.url, "test", history=50)
     take(store)
     for n in range(20):
-        store.commit("token", [], [{"n": n}] * 50)
+        store.commit("token", [], [{"event": str(n)}] * 50)
     # Redis drops whole nodes of a stream, of 100 lines each.
     assert 50 <= client.xlen(LOG) <= 200
-    assert store.log(1) == [{"n": 19}]
+    assert store.log(1) == [{"event": "19"}]
     RedisStore(redis_server.url, "off", history=0).acquire("token", 60)
-    RedisStore(redis_server.url, "off", history=0).commit("token", [], [{"n": 1}])
+    RedisStore(redis_server.url, "off", history=0).commit("token", [], [{"event": "1"}])
     assert not client.exists(LOG.replace("test", "off"))
 
 
@@ -331,7 +354,7 @@ def attempts(store: RedisStore) -> dict[str, Callable[[], Any]]:
     return {
         "acquire": lambda: store.acquire("another", 60),
         "renew": lambda: store.renew("token", "token|1|1|here", 60),
-        "commit": lambda: store.commit("token", [Change("a", "", "1")], [{"n": 1}]),
+        "commit": lambda: store.commit("token", [Change("a", "", "1")], [{"event": "1"}]),
         "settle": lambda: store.settle(["an-id"], "missed:capped"),
     }
 
@@ -362,10 +385,12 @@ def test_a_key_of_a_wrong_type_is_named_and_nothing_is_written(
     assert contents(redis_server) == before
 
 
-def test_a_register_of_a_wrong_type_is_an_error_and_left_alone(store: RedisStore, client: redis.Redis):
+def test_a_register_of_a_wrong_type_is_told_as_such_and_left_alone(store: RedisStore, client: redis.Redis):
     client.sadd(REGISTER, "not ours")
-    with pytest.raises(StoreUnavailable):
-        store.settle(["an-id"], "missed:capped")
+    assert store.settle(["an-id"], "missed:capped") == [UNKNOWN]
+    assert store.start("an-id", "started:n:h", entry="e") == (UNKNOWN, False)
+    assert store.start("an-id", "started:n:h", entry="e", sent=1) == (UNKNOWN, False)
+    assert store.register("an-id") == UNKNOWN
     assert client.smembers(REGISTER) == {"not ours"}
 
 
@@ -373,11 +398,11 @@ def test_a_redis_without_memory_leaves_nothing_half_written(
     store: RedisStore, client: redis.Redis, redis_server: RedisServer
 ):
     take(store)
-    store.commit("token", [Change("b", "", "1")], [{"n": 0}])
+    store.commit("token", [Change("b", "", "1")], [{"event": "0"}])
     attempt = attempts(store)
     # A write, a removal and the log: whichever came first must not be done alone.
     attempt["mixed commit"] = lambda: store.commit(
-        "token", [Change("b", "1", ""), Change("a", "", "1")], [{"n": 1}]
+        "token", [Change("b", "1", ""), Change("a", "", "1")], [{"event": "1"}]
     )
     # Nobody leads there: who cannot decide had better not begin to.
     attempt["acquire"] = lambda: RedisStore(redis_server.url, "other").acquire("token", 60)
@@ -493,10 +518,10 @@ def test_a_connection_that_breaks_before_the_answer_is_made_again_and_the_commit
 ):
     done: list[str] = []
     link.losses = 1
-    ledger.commit(Commit({"a": record("a")}, [{"n": 1}], [lambda: done.append("a")]))
+    ledger.commit(Commit({"a": record("a")}, [{"event": "1"}], [lambda: done.append("a")]))
     assert link.lost == 1
     assert store.load() == {"a": records.dumps(record("a"))}
-    assert store.log() == [{"n": 1}]
+    assert store.log() == [{"event": "1"}]
     assert done == ["a"]
     assert not ledger.repeat_unanswered()
 
@@ -508,7 +533,7 @@ def test_a_commit_without_an_answer_is_kept_and_repeated_and_works_once(
     done: list[str] = []
     link.losses, link.cuts = 3, cuts
     with pytest.raises(StoreUnavailable):
-        ledger.commit(Commit({"a": record("a")}, [{"n": 1}], [lambda: done.append("a")]))
+        ledger.commit(Commit({"a": record("a")}, [{"event": "1"}], [lambda: done.append("a")]))
     assert "a" not in ledger
     assert done == []
     with suppress(StoreUnavailable):
@@ -517,7 +542,7 @@ def test_a_commit_without_an_answer_is_kept_and_repeated_and_works_once(
     ledger.repeat_unanswered()
     assert ledger["a"] == record("a")
     assert store.load() == {"a": records.dumps(record("a"))}
-    assert store.log() == [{"n": 1}]
+    assert store.log() == [{"event": "1"}]
     assert done == ["a"]
     assert not ledger.repeat_unanswered()
     ledger.commit(Commit({"a": record("a", 1_700_000_000_001)}))
@@ -527,17 +552,17 @@ def test_a_commit_without_an_answer_is_made_good_in_a_store_that_has_lost_everyt
     ledger: Ledger, link: LossyLink, store: RedisStore, client: redis.Redis
 ):
     done: list[str] = []
-    ledger.commit(Commit({"old": record("old")}, [{"n": 0}]))
+    ledger.commit(Commit({"old": record("old")}, [{"event": "0"}]))
     link.losses = 2
     with pytest.raises(StoreUnavailable):
-        ledger.commit(Commit({"a": record("a")}, [{"n": 1}], [lambda: done.append("a")]))
+        ledger.commit(Commit({"a": record("a")}, [{"event": "1"}], [lambda: done.append("a")]))
     lease = client.get(LEASE)
     client.flushall()
     client.set(LEASE, lease)
     ledger.restore()
     assert {name: records.loads(text) for name, text in store.load().items()} == dict(ledger)
     assert set(ledger) == {"old", "a"}
-    assert store.log() == [{"n": 1}]
+    assert store.log() == [{"event": "1"}]
     assert done == ["a"]
 
 
@@ -572,23 +597,46 @@ def test_a_record_that_cannot_be_read_is_left_out_named_and_can_be_replaced(
     assert dict(ledger) == {"sound": record("sound")}
     assert len(caplog.records) == 2
     assert all("planned from now" in r.message for r in caplog.records)
-    unusable = {name for name in ("sound", "garbage", "swapped", "new") if ledger.is_unusable(name)}
-    assert unusable == {"garbage", "swapped"}
-    ledger.write({name: record(name) for name in unusable})
-    assert not any(map(ledger.is_unusable, unusable))
+    assert ledger.unusable == {"garbage", "swapped"}
+    ledger.write({name: record(name) for name in ("garbage", "swapped")})
+    assert ledger.unusable == set()
     assert set(store.load()) == {"sound", "garbage", "swapped"}
 
 
-def test_a_commit_over_what_somebody_else_has_written_is_not_done(
-    store: RedisStore, leading: Lease, redis_server: RedisServer
+def test_a_commit_that_finds_an_older_state_under_its_own_lease_brings_all_of_it_up_to_date(
+    store: RedisStore, leading: Lease, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ):
+    """As after a failover to a replica that lagged behind: nobody else has led."""
+    ledger = Ledger(store, leading)
+    ledger.write({name: record(name) for name in "abc"})
+    earlier = client.hgetall(STATE)
+    ledger.write({name: record(name, 1_700_000_060_000) for name in "abc"})
+    client.hset(STATE, mapping=earlier)
+    done: list[str] = []
+    ledger.commit(Commit({"a": record("a", 1_700_000_120_000)}, [{"event": "1"}], [lambda: done.append("a")]))
+    assert done == ["a"]
+    assert ledger["a"] == record("a", 1_700_000_120_000)
+    assert {name: records.loads(text) for name, text in store.load().items()} == dict(ledger)
+    assert store.log() == [{"event": "1"}]
+    (warning,) = caplog.records
+    assert f"{STATE} in Redis at " in warning.message
+    assert "went back in time" in warning.message
+
+
+def test_a_commit_against_somebody_who_keeps_writing_is_given_up(store: RedisStore, leading: Lease):
     ledger = Ledger(store, leading)
     ledger.write({"a": record("a")})
-    store.commit(leading.token, [Change("a", records.dumps(record("a")), "theirs")])
-    before = contents(redis_server)
+    commit, theirs = store.commit, iter(range(100))
+
+    def overtaken(token: str, changes: list[Change], log: Any = ()) -> list[str]:
+        held = store.load()["a"]
+        assert commit(token, [Change("a", held, f"theirs {next(theirs)}")]) == []
+        return commit(token, changes, log)
+
+    store.commit = overtaken
     with pytest.raises(LeaseLost, match="written by somebody else"):
-        ledger.commit(Commit({"a": record("a", 1), "b": record("b")}, [{"n": 1}]))
-    assert contents(redis_server) == before
+        ledger.commit(Commit({"a": record("a", 1), "b": record("b")}, [{"event": "1"}]))
+    assert store.load().keys() == {"a"}
     assert dict(ledger) == {"a": record("a")}
 
 
@@ -599,7 +647,7 @@ def test_a_store_that_went_back_in_time_is_brought_up_to_date(
     ledger.write({name: record(name) for name in "abc"})
     earlier = client.hgetall(STATE)
     ledger.write({"a": record("a", 1_700_000_060_000)})
-    ledger.forget("b")
+    ledger.forget(["b"])
     client.hset(STATE, mapping=earlier)
     client.hdel(STATE, "e:c")
     ledger.restore()
