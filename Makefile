@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
+DJANGO := celery_misfire/contrib/django
 
 ifdef UV
 INSTALL := uv pip install --quiet --python $(BIN)/python
@@ -14,7 +15,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long mutation lint format docs clean
+.PHONY: help demo test test-long matrix mutation lint format messages docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +29,9 @@ test: $(VENV)/.test ## Run the tests (ARGS="-k name" goes to pytest)
 test-long: $(VENV)/.test ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m long $(ARGS)
 
+matrix: $(VENV)/.matrix ## Run the tests with each Celery, redis-py and Python (ARGS="-l" lists them)
+	$(BIN)/nox -f .ci/noxfile.py $(ARGS)
+
 lint: $(VENV)/.lint ## Check style, types and the arrows between the modules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,6 +44,12 @@ format: $(VENV)/.lint ## Format the code, and mend what can be mended by itself
 
 mutation: $(VENV)/.test ## Break the planner's branches one by one and see which test notices (10 minutes)
 	$(BIN)/python -m tests.mutation
+
+# Without the date: a catalogue changes when its texts do.
+messages: $(VENV)/.test ## Bring the translations up to date with the texts, and compile them (needs gettext)
+	cd $(DJANGO) && $(CURDIR)/$(BIN)/django-admin makemessages --all --no-location --no-wrap --no-obsolete
+	sed -i '/^"\(POT-Creation-Date\|Report-Msgid-Bugs-To\):/d' $(DJANGO)/locale/*/LC_MESSAGES/django.po
+	cd $(DJANGO) && $(CURDIR)/$(BIN)/django-admin compilemessages
 
 docs: $(VENV)/.docs ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
@@ -63,7 +73,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: pyproject.toml | $(BIN)/python
+$(VENV)/.test $(VENV)/.lint $(VENV)/.matrix $(VENV)/.docs: $(VENV)/.%: pyproject.toml | $(BIN)/python
 	@echo "Setting up $(VENV) for $* (once) ..."
 	$(INSTALL) --editable . --group $*
 	@touch $@

@@ -23,6 +23,7 @@ from billiard.einfo import ExceptionInfo
 from celery import Celery, Task, signals, states
 from celery.exceptions import TaskRevokedError
 
+from celery_misfire import broker as broker_module
 from celery_misfire import missed as missed_module
 from celery_misfire.exceptions import TaskMissed
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
@@ -499,8 +500,7 @@ def test_a_dead_broker_fails_the_parts_that_need_it(app: Celery) -> None:
 def test_a_broker_that_does_not_answer_fails_them_in_time(
     app: Celery, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = {"redis": {"socket_timeout": 0.2, "socket_connect_timeout": 0.2}}
-    monkeypatch.setattr(missed_module, "_TIME_LIMITS", limits)
+    monkeypatch.setattr(broker_module, "TIMEOUT", 0.2)
     app.conf.broker_url = redis_server.url
     redis_server.freeze()
 
@@ -613,6 +613,40 @@ def test_a_result_backend_that_is_away_holds_up_the_result_alone(
         "beat: missed runs cannot be reported (result fails), trying until they can"
     ]
     assert lines(caplog, "again") == ["beat: missed runs can be reported again"]
+
+
+def test_a_result_backend_that_does_not_answer_holds_up_the_result_alone(
+    app: Celery, quick: None, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(missed_module, "BACKEND_TIMEOUT", 0.2)
+    go_on, waiting = threading.Event(), []
+
+    class Frozen(type(app.backend)):  # type: ignore[misc]
+        def get_task_meta(self, *args: Any, **kwargs: Any) -> Any:
+            waiting.append(1)
+            assert go_on.wait(30)
+            return super().get_task_meta(*args, **kwargs)
+
+    register(app, backend=Frozen(app=app, url=server.url))
+    reports = [Report(make_missed(), on_missed="ops.alarm") for _ in range(3)]
+    reporter = Reporter(app, SETTINGS)
+    reporter.start()
+
+    with collected(task_missed) as misses, collected(signals.task_failure) as failures:
+        for each in reports:
+            reporter.submit(each)
+        wait_for(lambda: len(published(server.url)) == 3)
+        tries = wait_for(lambda: reporter._waiting and reporter._waiting[0].tries)
+        wait_for(lambda: reporter._waiting and max(job.tries for job in reporter._waiting) > tries + 1)
+        # What waits in line behind the one that hangs is not begun later, when nobody waits for it.
+        assert len(waiting) == 1
+        assert reporter.finished() == []
+        go_on.set()
+        all_finished(reporter, 3)
+        reporter.stop(5)
+
+    assert {app.backend.get_state(each.missed.task_id) for each in reports} == {MISSED}
+    assert (len(misses), len(failures), len(published(server.url))) == (3, 3, 3)
 
 
 def test_a_broker_that_is_away_holds_up_event_and_handler_alone(
@@ -770,18 +804,41 @@ def test_start_and_stop_may_be_called_at_any_time(app: Celery) -> None:
         assert len(reporter.finished()) == 1
 
 
+#: What Django's settings look like in an app that uses it.
+USED_DJANGO = SimpleNamespace(settings=SimpleNamespace(configured=True))
+
+
 def test_broken_database_connections_are_let_go(
     app: Celery, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[str] = []
     database = SimpleNamespace(close_old_connections=lambda: closed.append(threading.current_thread().name))
     monkeypatch.setitem(sys.modules, "django.db", database)
+    monkeypatch.setitem(sys.modules, "django.conf", USED_DJANGO)
     reporter = Reporter(app, SETTINGS)
     reporter.submit(Report(make_missed()))
     reporter.start()
     reporter.stop(20)
 
-    assert closed[:2] == ["misfire-reporter"] * 2
+    # Signal receivers use those of one thread, a result backend those of the other.
+    assert set(closed) == {"misfire-reporter", "misfire-results"}
+    assert closed[0] == closed[-1] == "misfire-reporter"
+
+
+def test_a_database_that_cannot_be_let_go_stops_nothing(
+    app: Celery, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("the connection is in a state of its own")
+
+    monkeypatch.setitem(sys.modules, "django.db", SimpleNamespace(close_old_connections=broken))
+    monkeypatch.setitem(sys.modules, "django.conf", USED_DJANGO)
+    reporter = Reporter(app, SETTINGS)
+    reporter.submit(Report(make_missed()))
+    reporter.start()
+    reporter.stop(20)
+
+    assert len(reporter.finished()) == 1
 
 
 # -- other packages ----------------------------------------------------------------------------------------
@@ -832,6 +889,22 @@ def test_sentry_takes_the_failure() -> None:
     print(error["type"], [sorted(frame["vars"]) for frame in error["stacktrace"]["frames"]])
     """
     assert run_script(OTHERS + script) == "TaskMissed [['error']]\n"
+
+
+@needs("django")
+def test_a_django_that_is_imported_and_not_used_stops_nothing() -> None:
+    # Sentry imports it wherever it is installed.
+    script = """
+    import django.db
+    from celery_misfire.missed import Reporter
+    app = Celery(broker="memory://", backend="cache+memory://")
+    reporter = Reporter(app, settings)
+    reporter.submit(Report(missed))
+    reporter.start()
+    reporter.stop(20)
+    print(len(reporter.finished()))
+    """
+    assert run_script(OTHERS + script) == "1\n"
 
 
 @needs("django_celery_results")

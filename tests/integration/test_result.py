@@ -310,6 +310,16 @@ def test_a_group_raises_what_its_member_missed(app: Celery, method: str) -> None
 
 
 @pytest.mark.parametrize("method", ["get", "join"])
+def test_a_group_raises_it_again(app: Celery, method: str) -> None:
+    group = group_of(app, store_success(app, 1), store_missed(app))
+    getattr(group, method)(timeout=SOON, propagate=False)
+
+    for _ in range(2):
+        with pytest.raises(TaskMissed):
+            getattr(group, method)(timeout=SOON)
+
+
+@pytest.mark.parametrize("method", ["get", "join"])
 def test_a_group_without_propagate_returns_it_in_its_place(app: Celery, method: str) -> None:
     group = group_of(app, store_success(app, 1), store_missed(app), store_success(app, 3))
 
