@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from importlib import import_module
+
+from django.apps import AppConfig, apps
+from django.utils.translation import gettext_lazy as _
+
+
+class MisfireAppConfig(AppConfig):
+    """The Django app; its tables begin with ``celery_misfire_``."""
+
+    name = "celery_misfire.contrib.django"
+    label = "celery_misfire"
+    verbose_name = _("Misfire handling")
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Register the checks, keep records of missed runs, and add to the admin if the site has one."""
+        import_module("celery_misfire.contrib.django.checks")
+        import_module("celery_misfire.contrib.django.recording").install()
+        if apps.is_installed("django.contrib.admin"):
+            from django.contrib import admin
+
+            own = import_module("celery_misfire.contrib.django.admin")
+            own.replace_registered(admin.site)

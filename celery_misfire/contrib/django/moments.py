@@ -1,0 +1,47 @@
+"""Moments on their way between the planner, the database and a page.
+
+The planner counts milliseconds UTC. With ``USE_TZ = False`` the database has wall time in ``TIME_ZONE``. A
+page shows the current time zone of Django, always with its offset from UTC.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+
+from django.conf import settings
+from django.utils import timezone
+from django.utils.timesince import timesince
+from django.utils.translation import gettext as _
+from django_celery_beat.utils import make_aware
+
+from celery_misfire.misfire import from_millis, to_millis
+
+__all__ = ["as_duration", "as_stored", "as_text", "millis", "now"]
+
+
+def now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def millis(value: datetime) -> int:
+    """Return what a date field holds, in milliseconds UTC."""
+    return to_millis(make_aware(value))
+
+
+def as_stored(moment: int) -> datetime:
+    """Return milliseconds UTC as a date field takes them."""
+    value = from_millis(moment)
+    return value if settings.USE_TZ else timezone.make_naive(value, timezone.get_default_timezone())
+
+
+def as_text(moment: int) -> str:
+    """Return local date and time to the second, with the offset: ``2026-03-29 02:00:00+01:00``."""
+    return timezone.localtime(from_millis(moment)).isoformat(" ", "seconds")
+
+
+def as_duration(length: int) -> str:
+    """Return milliseconds in words, in the two largest units."""
+    if length < 60_000:
+        return _("%(n)d s") % {"n": length // 1000}
+    return timesince(from_millis(0), from_millis(length))

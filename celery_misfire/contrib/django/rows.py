@@ -1,0 +1,219 @@
+"""Rows of django-celery-beat: a periodic task as the planner sees it, and as Celery sends it.
+
+Pure: nothing here reads the clock or the database, but for the schedule that a row refers to.
+
+Moments that were typed in (``start_time``, ``expires``, a clocked time) mean what Django means by them: with
+``USE_TZ = False`` they are wall time in ``TIME_ZONE``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+from celery import Celery, current_app
+from django.conf import settings
+from django.utils import timezone
+from django_celery_beat.models import CrontabSchedule, PeriodicTask
+from django_celery_beat.schedulers import ModelEntry
+from django_celery_beat.utils import make_aware
+from kombu.utils.json import loads
+
+from celery_misfire.contrib.django.moments import as_stored, millis
+from celery_misfire.exceptions import PublishRejected
+from celery_misfire.fire_times import CronTrigger, GridTrigger, trigger_for
+from celery_misfire.misfire import (
+    AUTO_THRESHOLD,
+    FireTimes,
+    Trigger,
+    TriggerState,
+    TriggerType,
+    from_millis,
+)
+from celery_misfire.wall_times import Bounded, Grid
+
+__all__ = ["entry_of", "from_last_run_at", "to_last_run_at", "trigger_of"]
+
+
+def trigger_of(task: PeriodicTask) -> Trigger:
+    """Return the trigger of a periodic task; ``enabled`` is not looked at.
+
+    =================================  =====================================================================
+    interval                           a grid: one interval after first sight, and so on
+    interval with ``start_time``       a grid from there; one that is past when first seen only lends the
+                                       grid its beat, but for one that is past by seconds, which is due
+    crontab, solar                     its fire times from ``start_time`` on; a crontab in its own zone, or
+                                       in the app's when ``DJANGO_CELERY_BEAT_TZ_AWARE`` is off, as stock
+    clocked                            once, not before ``start_time``; also when it is past
+    ``one_off``                        once, at the first of the fire times above; with an interval and a
+                                       ``start_time``: then, also when that is past
+    ``expires``                        no fire time at or after it
+    =================================  =====================================================================
+
+    With several schedules in one row the first of interval, crontab, solar and clocked counts, as in
+    django-celery-beat.
+
+    :raises ValueError: when it can never be scheduled, for example without any schedule.
+    """
+    start, end = _millis(task.start_time), _millis(task.expires)
+    if task.interval is not None:
+        every = trigger_for(task.interval.schedule).interval
+        if start is None:
+            trigger: Trigger = GridTrigger(every, end=end)
+        elif task.one_off:
+            return GridTrigger(None, 0, start, end)
+        else:
+            trigger = _StartedGrid(every, start=start, end=end)
+    elif task.crontab is not None:
+        trigger = _crontab(task.crontab)
+        if start is not None or end is not None:
+            last = None if end is None else end - 1
+            text = f"{trigger.fingerprint} start={start} end={end}"
+            trigger = replace(trigger, fingerprint=text, start=start, end=last)
+    elif task.solar is not None:
+        trigger = trigger_for(task.solar.schedule)
+        if start is not None or end is not None:
+            trigger = _Within(trigger, start, end)
+    elif task.clocked is not None:
+        if (at := _millis(task.clocked.clocked_time)) is None:
+            raise ValueError("its clocked schedule has no time")
+        return GridTrigger(None, 0, at if start is None else max(at, start), end)
+    else:
+        raise ValueError("it has no schedule; choose an interval, a crontab, a solar event or a clocked time")
+    return _OneRun(trigger) if task.one_off else trigger
+
+
+def _crontab(crontab: CrontabSchedule) -> CronTrigger:
+    app_zone = None if _tz_aware() else str(current_app.timezone)
+    return _crontab_of(app_zone, *(getattr(crontab, name) for name in _CRONTAB))
+
+
+_CRONTAB = ("minute", "hour", "day_of_week", "day_of_month", "month_of_year", "timezone")
+
+
+@lru_cache(maxsize=4096)
+def _crontab_of(app_zone: str | None, *fields: Any) -> CronTrigger:
+    """Return the trigger of a crontab; kept, because parsing is slow and many rows say the same.
+
+    :param app_zone: what the schedule itself asks the settings for.
+    """
+    trigger = trigger_for(CrontabSchedule(**dict(zip(_CRONTAB, fields, strict=True))).schedule)
+    assert isinstance(trigger, CronTrigger)
+    return trigger
+
+
+class _StartedGrid(GridTrigger):
+    """A grid that began at the ``start_time`` of its row."""
+
+    __slots__ = ()
+
+    def first_state(self, first_seen: int) -> TriggerState:
+        state = GridTrigger.first_state(self, first_seen)
+        assert self.interval is not None
+        # "Now", pressed in a form, is past before beat reads it.
+        grace = min(AUTO_THRESHOLD, self.interval // 2)
+        if state.next_fire_time is None or first_seen - state.next_fire_time < grace:
+            return state
+        return replace(state, next_fire_time=self.fire_times(state).after(first_seen))
+
+
+@dataclass(frozen=True, slots=True)
+class _Within:
+    """The fire times of a solar event from `start` on and before `end`."""
+
+    trigger: Trigger
+    start: int | None
+    end: int | None
+
+    trigger_type = TriggerType.CRON
+    interval = None
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.trigger.fingerprint} start={self.start} end={self.end}"
+
+    def first_state(self, first_seen: int) -> TriggerState:
+        last = None if self.end is None else self.end - 1
+        state = replace(self.trigger.first_state(first_seen), next_fire_time=None, end_time=last)
+        after = first_seen if self.start is None else max(first_seen, self.start - 1)
+        return replace(state, next_fire_time=self.fire_times(state).after(after))
+
+    def fire_times(self, state: TriggerState) -> FireTimes:
+        last = None if self.end is None else self.end - 1
+        return Bounded(self.trigger.fire_times(state), self.start, last)
+
+
+@dataclass(frozen=True, slots=True)
+class _OneRun:
+    """The first fire time of another trigger, and no more."""
+
+    trigger: Trigger
+
+    trigger_type = TriggerType.ONCE
+    interval = None
+
+    @property
+    def fingerprint(self) -> str:
+        return f"one run of {self.trigger.fingerprint}"
+
+    def first_state(self, first_seen: int) -> TriggerState:
+        found = self.trigger.first_state(first_seen)
+        start, end = found.next_fire_time, found.end_time
+        if start is None:
+            # It never fires: a grid that ends before it begins.
+            return TriggerState(None, first_seen, repeat_count=0, end_time=first_seen - 1)
+        return TriggerState(start, start, repeat_count=0, end_time=end)
+
+    def fire_times(self, state: TriggerState) -> FireTimes:
+        return Grid(state.start_time, None, 0, state.end_time)
+
+
+def entry_of(task: PeriodicTask, app: Celery) -> ModelEntry:
+    """Return what Celery sends, as django-celery-beat makes it of the row; the row stays as it is.
+
+    :raises PublishRejected: when a field is not JSON of its kind, or when there is no schedule.
+        django-celery-beat would disable the row, or fail.
+    """
+    for name, kind in (("args", list), ("kwargs", dict), ("headers", dict)):
+        try:
+            fits = isinstance(loads(getattr(task, name) or "null"), kind | None)
+        except ValueError:
+            fits = False
+        if not fits:
+            # The text itself may be secret.
+            what = "list" if kind is list else "object"
+            raise PublishRejected(f"its field {name!r} is not a JSON {what}")
+    if task.scheduler is None:
+        raise PublishRejected("it has no schedule")
+    entry = ModelEntry(task, app=app)
+    if task.expires is not None:
+        entry.options["expires"] = make_aware(task.expires)
+    return entry
+
+
+def from_last_run_at(value: datetime | None) -> int | None:
+    """Return a row's ``last_run_at`` in milliseconds UTC; None when it never ran.
+
+    Without ``USE_TZ`` its naive values are UTC when ``DJANGO_CELERY_BEAT_TZ_AWARE`` is off, and wall time in
+    ``TIME_ZONE`` when it is on: so django-celery-beat writes them.
+    """
+    if value is not None and timezone.is_naive(value) and not _tz_aware():
+        value = value.replace(tzinfo=UTC)
+    return _millis(value)
+
+
+def to_last_run_at(moment: int) -> datetime:
+    """Return milliseconds UTC as a row's ``last_run_at``; what :func:`from_last_run_at` reads."""
+    if settings.USE_TZ or _tz_aware():
+        return as_stored(moment)
+    return from_millis(moment).replace(tzinfo=None)
+
+
+def _tz_aware() -> bool:
+    return bool(getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True))
+
+
+def _millis(value: datetime | None) -> int | None:
+    return None if value is None else millis(value)

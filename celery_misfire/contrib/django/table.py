@@ -1,0 +1,363 @@
+"""The rows of django-celery-beat, as beat has them in memory; read and written by a thread of its own.
+
+Beat's main loop never waits for the database. It plans by what was read last, and leaves here what is to be
+written: how often each row ran and when, and which rows are finished. While the database is away, that waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from celery import Celery
+from django.db import connections
+from django.db.models import F, QuerySet
+from django_celery_beat.models import PeriodicTask, PeriodicTasks
+from django_celery_beat.schedulers import ModelEntry
+
+from celery_misfire.conf import Settings, unknown_policies
+from celery_misfire.contrib.django.models import MisfirePolicy
+from celery_misfire.contrib.django.rows import entry_of, from_last_run_at, to_last_run_at, trigger_of
+from celery_misfire.exceptions import MisfireConfigError
+from celery_misfire.fire_times import GridTrigger
+from celery_misfire.leader import Definition
+from celery_misfire.misfire import ENDLESS, Trigger, TriggerType
+from celery_misfire.misfire import MisfirePolicy as Policy
+
+__all__ = ["LOOK_EVERY", "Row", "Table", "WrittenEntry"]
+
+logger = logging.getLogger(__name__)
+
+#: The table is asked so often, in seconds, whether django-celery-beat knows of a change.
+LOOK_EVERY = 2.5
+#: All rows are compared so often, in seconds: what ``.update()`` and SQL have changed shows in no other way.
+SCAN_EVERY = 30.0
+#: What was counted is written after so many seconds.
+WRITE_EVERY = 1.0
+#: So many rows are read or written by one statement.
+CHUNK = 500
+
+#: What beat writes itself, or never looks at.
+_OF_NO_MATTER = {"last_run_at", "total_run_count", "date_changed", "description"}
+_SCHEDULES = ("interval", "crontab", "solar", "clocked")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An enabled periodic task; another object when the row has changed.
+
+    :param definition: None when it cannot be scheduled as it is.
+    """
+
+    app: Celery
+    task: PeriodicTask
+    definition: Definition | None
+
+    @property
+    def is_single_run(self) -> bool:
+        return self.definition is not None and self.definition.trigger.trigger_type is TriggerType.ONCE
+
+    @property
+    def ran_before(self) -> bool:
+        """True for a row that was to run once and did: django-celery-beat resets the count of a new one."""
+        return bool(self.task.one_off and self.task.total_run_count > 0)
+
+    @cached_property
+    def entry(self) -> ModelEntry:
+        """Return what Celery sends, see :func:`~celery_misfire.contrib.django.rows.entry_of`."""
+        return entry_of(self.task, self.app)
+
+
+@dataclass(frozen=True)
+class WrittenEntry:
+    """An entry of ``beat_schedule`` that is kept as a row.
+
+    :param fields: as django-celery-beat takes them.
+    :param policy: the fields of its misfire policy; None when the setting says nothing.
+    """
+
+    name: str
+    fields: Mapping[str, Any]
+    policy: Mapping[str, Any] | None
+
+    def write(self) -> None:
+        """Create or update the row, and its policy if the setting has one."""
+        defaults = ModelEntry._unpack_fields(**self.fields)
+        task, _ = PeriodicTask._default_manager.update_or_create(name=self.name, defaults=defaults)
+        if self.policy is not None:
+            MisfirePolicy.objects.update_or_create(periodic_task=task, defaults=self.policy)
+
+
+@dataclass
+class _Due:
+    """What is to be written; taken and given back under a lock.
+
+    :param runs: by primary key, how many runs there were and when the last one was (milliseconds UTC).
+    :param finished: by primary key, rows that never fire again.
+    """
+
+    runs: dict[int, tuple[int, int]] = field(default_factory=dict)
+    finished: dict[int, Row] = field(default_factory=dict)
+
+
+class Table:
+    """The enabled rows by name.
+
+    :param entries: are written before anything is read, in their order.
+    """
+
+    def __init__(self, app: Celery, settings: Settings, entries: Iterable[WrittenEntry]) -> None:
+        self._app, self._settings = app, settings
+        self._entries = list(entries)
+        #: Replaced, never changed: what the main loop has is whole.
+        self.rows: Mapping[str, Row] = {}
+        #: Set when the rows have been read for the first time.
+        self.was_read = threading.Event()
+        self._due = _Due()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="misfire-rows", daemon=True)
+        self._stop = threading.Event()
+        # The rest belongs to the thread.
+        self._by_key: dict[int, Row] = {}
+        self._marks: dict[int, int] = {}
+        self._changed_at: object = None
+        self._look_at = self._scan_at = 0.0
+        self._default_policies: dict[TriggerType, Policy | None] = {}
+        self._trouble = ""
+
+    # -- for the main loop ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """Write what is to be written within `timeout` seconds, and end the thread."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def ran(self, name: str, moment: int) -> None:
+        """Have a run of this row counted, unless there is no such row."""
+        if (row := self.rows.get(name)) is not None:
+            with self._lock:
+                runs, _ = self._due.runs.get(row.task.pk, (0, 0))
+                self._due.runs[row.task.pk] = runs + 1, moment
+
+    def finish(self, row: Row) -> None:
+        """Have a row disabled, as django-celery-beat does, unless it is edited first."""
+        with self._lock:
+            self._due.finished[row.task.pk] = row
+
+    # -- the thread ----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            stopping = self._stop.is_set()
+            try:
+                self._work(stopping)
+            except Exception as exc:
+                self._failed(exc)
+                # Kept as long as it works, whatever CONN_MAX_AGE says for requests: making one costs most.
+                with suppress(Exception):
+                    connections.close_all()
+                self._look_at = time.monotonic() + LOOK_EVERY
+            if stopping:
+                with suppress(Exception):
+                    connections.close_all()
+                return
+            self._stop.wait(WRITE_EVERY)
+
+    def _work(self, stopping: bool) -> None:
+        looks = time.monotonic() >= self._look_at
+        # An idle pass asks nothing of the database, and one with a broken connection does not try.
+        idle = self._trouble or not (self._due.runs or self._due.finished)
+        if idle and not (looks or stopping):
+            return
+        while self._entries:
+            self._write_entry(self._entries[0])
+            del self._entries[0]
+        self._write()
+        if looks and not stopping:
+            self._read()
+            self._look_at = time.monotonic() + LOOK_EVERY
+        if self._trouble:
+            self._trouble = ""
+            logger.info("beat: the database is there again")
+
+    def _failed(self, exc: Exception) -> None:
+        if self._trouble:
+            return
+        # The first line names the table or the server; the others may quote values.
+        self._trouble = f"{type(exc).__name__}: {str(exc).strip().partition(chr(10))[0][:200]}"
+        goes_on = "nothing is planned before they can"
+        if self.was_read.is_set():
+            goes_on = f"going on with {len(self.rows)} as they were, counters are written later"
+        hint = " Has `manage.py migrate` been run?" if "celery_misfire_" in self._trouble else ""
+        logger.error("beat: the periodic tasks cannot be read (%s); %s.%s", self._trouble, goes_on, hint)
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        changed_at = PeriodicTasks.last_change()
+        now = time.monotonic()
+        if changed_at == self._changed_at and now < self._scan_at:
+            return
+        marks = self._scan()
+        if marks != self._marks or not self.was_read.is_set():
+            self._load(marks)
+        self._changed_at, self._scan_at = changed_at, now + SCAN_EVERY
+        self.was_read.set()
+
+    def _scan(self) -> dict[int, int]:
+        """Return, for each enabled row, a number that changes with all that its runs depend on."""
+        # By five queries: a join would send the same schedules over and over.
+        columns = [f.attname for f in PeriodicTask._meta.concrete_fields if f.name not in _OF_NO_MATTER]
+        related = [columns.index(f"{name}_id") for name in _SCHEDULES]
+        schedules: list[dict[Any, int]] = []
+        for name in _SCHEDULES:
+            model = PeriodicTask._meta.get_field(name).related_model
+            schedules.append(
+                {values[0]: hash(values) for values in _raw(model._default_manager.values_list())}
+            )
+        own = [f.attname for f in MisfirePolicy._meta.concrete_fields if not f.primary_key]
+        found = _raw(MisfirePolicy.objects.values_list("periodic_task_id", *own))
+        policies = {values[0]: hash(values) for values in found}
+        rows = PeriodicTask.objects.filter(enabled=True).values_list("pk", *columns)
+        return {
+            values[0]: hash(
+                (
+                    values,
+                    policies.get(values[0]),
+                    *(marks.get(values[1 + at]) for marks, at in zip(schedules, related, strict=True)),
+                )
+            )
+            for values in _raw(rows)
+        }
+
+    def _load(self, marks: dict[int, int]) -> None:
+        """Read the rows that have changed. What changes meanwhile is found by the next scan."""
+        changed = [key for key, mark in marks.items() if self._marks.get(key) != mark]
+        by_key = {key: row for key, row in self._by_key.items() if key in marks}
+        # At the start all of them, and no long list of keys.
+        parts = _chunks(changed) if self._marks else [None]
+        for keys in parts:
+            tasks, policies = PeriodicTask.objects.filter(enabled=True), MisfirePolicy.objects.all()
+            if keys is not None:
+                tasks, policies = tasks.filter(pk__in=keys), policies.filter(periodic_task__in=keys)
+            own = {policy.periodic_task_id: policy.as_entry_key() for policy in policies}
+            for task in tasks.prefetch_related(*_SCHEDULES):
+                by_key[task.pk] = self._row(task, own.get(task.pk))
+        self._by_key, self._marks = by_key, marks
+        self.rows = {row.task.name: row for row in by_key.values()}
+        if not self.was_read.is_set():
+            for warning in unknown_policies(self._settings, self.rows.keys()):
+                logger.warning("beat: %s", warning)
+        logger.info("beat: %d periodic tasks, %d of them new or changed", len(by_key), len(changed))
+
+    def _row(self, task: PeriodicTask, misfire: object) -> Row:
+        name = str(task.name)
+        try:
+            trigger = trigger_of(task)
+        except Exception as exc:
+            logger.error("beat: periodic task %r is left out: %s", name, exc)
+            return Row(self._app, task, None)
+        try:
+            policy = self._policy(name, misfire, trigger.trigger_type)
+        except MisfireConfigError as exc:
+            # A task that runs by the site's policy is better than one that does not run.
+            logger.error("beat: the policy of periodic task %r is not used: %s", name, exc)
+            policy = replace(self._settings, policies={}).policy_for(name, None, trigger.trigger_type)
+        anchor = _anchor(task, trigger)
+        return Row(self._app, task, Definition(name, str(task.task), trigger, policy, anchor))
+
+    def _policy(self, name: str, misfire: object, type_: TriggerType) -> Policy | None:
+        if misfire is not None or name in self._settings.policies:
+            return self._settings.policy_for(name, misfire, type_)
+        if type_ not in self._default_policies:
+            self._default_policies[type_] = self._settings.policy_for(name, None, type_)
+        return self._default_policies[type_]
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    def _write_entry(self, entry: WrittenEntry) -> None:
+        try:
+            entry.write()
+        except Exception as exc:
+            if isinstance(exc, OSError) or type(exc).__module__ == "django.db.utils":
+                raise
+            logger.error("beat: entry %r cannot be written as a row: %s", entry.name, exc)
+
+    def _write(self) -> None:
+        with self._lock:
+            due, self._due = self._due, _Due()
+        try:
+            self._write_runs(due.runs)
+            self._write_finished(due.finished)
+        finally:
+            # What could not be written comes again, with what has come meanwhile.
+            with self._lock:
+                for key, (runs, moment) in due.runs.items():
+                    more, later = self._due.runs.get(key, (0, moment))
+                    self._due.runs[key] = runs + more, later
+                self._due.finished = due.finished | self._due.finished
+
+    def _write_runs(self, runs: dict[int, tuple[int, int]]) -> None:
+        # Rows that ran as often, and in the same second, share a statement.
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for key, (n, moment) in runs.items():
+            alike[n, moment // 1000].append(key)
+        for (n, _), keys in alike.items():
+            for chunk in _chunks(keys):
+                last = to_last_run_at(max(runs[key][1] for key in chunk))
+                rows = PeriodicTask.objects.filter(pk__in=chunk)
+                rows.update(last_run_at=last, total_run_count=F("total_run_count") + n)
+                for key in chunk:
+                    del runs[key]
+
+    def _write_finished(self, finished: dict[int, Row]) -> None:
+        for key, row in list(finished.items()):
+            task = row.task
+            unedited = PeriodicTask.objects.filter(
+                pk=key,
+                enabled=True,
+                one_off=task.one_off,
+                start_time=task.start_time,
+                expires=task.expires,
+                clocked=task.clocked_id,
+            )
+            if task.clocked is not None:
+                unedited = unedited.filter(clocked__clocked_time=task.clocked.clocked_time)
+            # As django-celery-beat leaves them: a disabled row has no last run, a one-off starts from 0.
+            values: dict[str, Any] = {"enabled": False, "last_run_at": None}
+            if task.one_off:
+                values["total_run_count"] = 0
+            if unedited.update(**values):
+                logger.info("beat: periodic task %r is finished, and disabled", task.name)
+            del finished[key]
+            self._scan_at = 0.0
+
+
+def _raw(rows: QuerySet[Any, tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
+    """Return the values as the driver has them: to compare them, nothing needs to be converted."""
+    sql, params = rows.query.sql_with_params()
+    with connections[rows.db].cursor() as cursor:
+        cursor.execute(sql, params)
+        values: list[tuple[Any, ...]] = cursor.fetchall()
+        return values
+
+
+def _chunks(keys: list[int]) -> Iterable[list[int]]:
+    return (keys[start : start + CHUNK] for start in range(0, len(keys), CHUNK))
+
+
+def _anchor(task: PeriodicTask, trigger: Trigger) -> int | None:
+    """Return when a row on an interval ran last under another scheduler; a start_time says it better."""
+    plain = isinstance(trigger, GridTrigger) and (trigger.start, trigger.repeat_count) == (None, ENDLESS)
+    return from_last_run_at(task.last_run_at) if plain else None

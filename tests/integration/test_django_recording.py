@@ -1,0 +1,173 @@
+"""Records of missed runs in the database, and what ``manage.py check`` says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import celery._state
+import pytest
+from celery import Celery
+from django.test import override_settings
+
+from celery_misfire import conf, missed
+from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
+from celery_misfire.missed import Report, Reporter
+from tests.support.django_project import SCHEDULER, STOCK, DjangoProject, connected, sqlite
+from tests.support.processes import wait_for
+
+FIRST = datetime(2026, 3, 10, 2, 0, tzinfo=UTC)
+MISSED = MissedFire(
+    entry="nightly",
+    task="shop.reports",
+    task_id="0cd4f0b0-0000-5000-8000-000000000001",
+    first=FIRST,
+    last=FIRST,
+    count=1,
+    reason=Reason.SCHEDULER_DOWN,
+    instruction=MisfireInstruction.DO_NOTHING,
+    detected_at=FIRST,
+)
+
+
+def keep(record: MissedFire) -> None:
+    from celery_misfire.contrib.django.recording import keep
+
+    keep(record)
+
+
+def records() -> Any:
+    from celery_misfire.contrib.django.models import MissedFire
+
+    return MissedFire.objects
+
+
+def test_a_record_is_kept_once_however_often_it_comes(any_site: DjangoProject) -> None:
+    for _ in range(3):
+        keep(MISSED)
+    keep(replace(MISSED, task_id="another", count=10**15))
+    assert records().count() == 2
+    found = records().get(task_id=MISSED.task_id)
+    assert {field.name: getattr(found, field.name) for field in fields(MISSED)} == vars(MISSED)
+
+
+def test_any_name_can_be_kept(any_site: DjangoProject) -> None:
+    keep(replace(MISSED, entry="é" * 400, task="x\0" * 400))
+    found = records().get()
+    assert (found.entry, found.task) == ("é" * 255, "x" * 255)
+
+
+def test_without_use_tz_the_database_has_local_time(site: DjangoProject) -> None:
+    with override_settings(USE_TZ=False, TIME_ZONE="Asia/Tokyo"):
+        keep(MISSED)
+        assert records().get().first == datetime(2026, 3, 10, 11, 0)
+
+
+def test_a_record_waits_until_the_database_is_there(
+    site: DjangoProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from django.db import connections
+
+    from celery_misfire.contrib.django import recording
+
+    recording.install()
+    assert missed.recorders.count(recording.keep) == 1
+    monkeypatch.setattr(missed, "FIRST_PAUSE", 0.1)
+    # As during a migration, or an outage.
+    path = connections.settings["default"]["NAME"]
+    connections.settings["default"]["NAME"] = "/nowhere/at.all"
+    app = Celery("records", broker="memory://", backend="cache+memory://", set_as_current=False)
+    settings = conf.Settings(redis_url="redis://localhost:1/0", namespace="records")
+    reporter = Reporter(app, settings)
+    reporter.start()
+    try:
+        reporter.submit(Report(MISSED))
+        wait_for(lambda: missed.Part.RECORD in reporter._broken)
+        assert reporter.finished() == []
+        connections.settings["default"]["NAME"] = path
+        wait_for(lambda: [report.missed for report in reporter.finished()] == [MISSED])
+    finally:
+        reporter.stop(20)
+        app.close()
+    assert records().get().task_id == MISSED.task_id
+
+
+# -- checks ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def app(site: DjangoProject) -> Iterator[Celery]:
+    before = celery._state._tls.current_app
+    app = Celery("checked", broker=site.url, set_as_current=True)
+    app.conf.beat_scheduler = SCHEDULER
+    try:
+        yield app
+    finally:
+        celery._state._set_current_app(before)
+        app.close()
+
+
+def said(*, deploy: bool = False) -> list[str]:
+    """Return what our checks say: id and text."""
+    from django.core.checks import run_checks
+
+    messages = run_checks(tags=["celery_misfire"], include_deployment_checks=deploy)
+    return [f"{message.id}: {message.msg} {message.hint or ''}".strip() for message in messages]
+
+
+def test_a_site_that_is_set_up_right_has_nothing_to_hear(app: Celery) -> None:
+    app.conf.beat_schedule = {
+        "a": {"task": "t", "schedule": 60, "misfire": "do_nothing", "enabled": False, "description": "x"}
+    }
+    assert said(deploy=True) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"beat_scheduler": STOCK}, f"W003: CELERY_BEAT_SCHEDULER is {STOCK!r}"),
+        ({"beat_scheduler": "celery_misfire.beat:MisfireScheduler"}, "W003: "),
+        ({"beat_scheduler": "no.such:Scheduler"}, "W003: "),
+        ({"beat_scheduler": "misfire-django"}, "W002: CELERY_BEAT_SCHEDULER is the alias"),
+        ({"beat_cron_starting_deadline": 60}, "W004: CELERY_BEAT_CRON_STARTING_DEADLINE"),
+        ({"misfire_threshold": "soon"}, "E001: celery_misfire: misfire_threshold"),
+        (
+            {"beat_schedule": {"a": {"task": "t", "schedule": 60, "misfire": "often"}}},
+            "E001: celery_misfire: beat_schedule['a']",
+        ),
+        (
+            {"beat_schedule": {"a": {"task": "t", "schedule": 60, "onoff": 1}}},
+            "E001: celery_misfire: beat_schedule['a']",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told(app: Celery, settings: dict[str, Any], expected: str) -> None:
+    app.conf.update(settings)
+    [line] = said()
+    assert line.startswith(f"celery_misfire.{expected}")
+
+
+def test_a_site_without_its_celery_app_is_told_how_to_load_it(site: DjangoProject) -> None:
+    before = celery._state._tls.current_app
+    celery._state._tls.current_app = None
+    celery._state.set_default_app(Celery("default", set_as_current=False))
+    try:
+        [line] = said()
+    finally:
+        celery._state._set_current_app(before)
+    assert line.startswith("celery_misfire.W001")
+    assert "__init__.py" in line
+
+
+def test_redis_and_tables_are_looked_for_before_a_deployment_only(
+    app: Celery, site: DjangoProject, tmp_path: Any
+) -> None:
+    app.conf.misfire_redis_url = "redis://:hunter2@127.0.0.1:1/0"
+    with connected(sqlite(tmp_path / "empty.sqlite3")):
+        assert said() == []
+        lines = said(deploy=True)
+    assert [line.split(":")[0] for line in lines] == ["celery_misfire.W005", "celery_misfire.E002"]
+    assert "hunter2" not in str(lines)
+    assert "celery_misfire, django_celery_beat" in lines[1]

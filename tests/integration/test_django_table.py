@@ -1,0 +1,335 @@
+"""The rows in beat's memory against a real database: what is seen, what is written, what is left alone."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.schedules import crontab, schedule
+
+from celery_misfire import conf
+from celery_misfire.exceptions import PublishRejected
+from celery_misfire.misfire import MisfireInstruction, to_millis
+from tests.support.django_project import DjangoProject, now
+from tests.support.processes import wait_for
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    app = Celery("rows", broker="redis://localhost:1/0", set_as_current=False)
+    app.conf.misfire_policies = {"by name": "do_nothing"}
+    yield app
+    app.close()
+
+
+def table_of(app: Celery, *entries: Any) -> Any:
+    """Return a table whose thread has not been started: the test does its work."""
+    from celery_misfire.contrib.django.table import Table
+
+    return Table(app, conf.read_settings(app), entries)
+
+
+def look(table: Any, *, scan: bool = True) -> None:
+    """Let the table look at the database now; with a scan, as if the time for one had come."""
+    table._look_at = 0.0
+    if scan:
+        table._scan_at = 0.0
+    table._work(False)
+
+
+def rows() -> Any:
+    from django_celery_beat.models import PeriodicTask
+
+    return PeriodicTask.objects
+
+
+def last_change() -> Any:
+    from django_celery_beat.models import PeriodicTasks
+
+    return PeriodicTasks.last_change()
+
+
+def test_every_enabled_row_is_loaded_at_any_hour(any_site: DjangoProject, app: Celery) -> None:
+    for hour in range(24):
+        any_site.add(f"at {hour}", crontab={"minute": "0", "hour": str(hour)})
+    any_site.add("far", clocked=now() + timedelta(days=30))
+    any_site.add("off", interval=60, enabled=False)
+    table = table_of(app)
+    look(table)
+    assert set(table.rows) == {f"at {hour}" for hour in range(24)} | {"far"}
+    from django_celery_beat.schedulers import DatabaseScheduler
+
+    stock = DatabaseScheduler(app=app, lazy=True).enabled_models()
+    assert len(stock) < len(table.rows)
+
+
+def test_any_way_to_change_a_row_is_seen_and_the_others_stay_the_same(
+    any_site: DjangoProject, app: Celery
+) -> None:
+    from django.db import connection
+    from django_celery_beat.models import CrontabSchedule, IntervalSchedule
+
+    from celery_misfire.contrib.django.models import MisfirePolicy
+
+    for name in ("saved", "updated", "by sql", "its schedule", "its policy", "policy by sql", "renamed"):
+        any_site.add(name, crontab={"minute": "0"}, misfire={"threshold": 30})
+    for name in ("same", "disabled", "deleted"):
+        any_site.add(name, interval=60)
+    table = table_of(app)
+    look(table)
+    before = dict(table.rows)
+    look(table)
+    assert table.rows == before
+
+    row = rows().get(name="saved")
+    row.args = "[1]"
+    row.save()
+    rows().filter(name="updated").update(queue="other")
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE django_celery_beat_periodictask SET task = 'other' WHERE name = 'by sql'")
+    CrontabSchedule.objects.filter(periodictask__name="its schedule").update(minute="5")
+    policy = MisfirePolicy.objects.get(periodic_task__name="its policy")
+    policy.instruction = "do_nothing"
+    policy.save()
+    MisfirePolicy.objects.filter(periodic_task__name="policy by sql").update(max_catch_up=3)
+    rows().filter(name="renamed").update(name="new name")
+    rows().filter(name="disabled").update(enabled=False)
+    rows().filter(name="deleted").delete()
+    any_site.add("added", interval=IntervalSchedule.objects.get().every)
+    look(table)
+
+    after = table.rows
+    assert set(after) == set(before) - {"renamed", "disabled", "deleted"} | {"new name", "added"}
+    assert after["same"] is before["same"]
+    assert after["saved"].entry.args == [1]
+    assert after["updated"].entry.options["queue"] == "other"
+    assert after["by sql"].definition.task == "other"
+    schedules = [rows["its schedule"].definition.trigger.fingerprint for rows in (before, after)]
+    assert schedules[0] != schedules[1]
+    assert after["its policy"].definition.policy.instruction is MisfireInstruction.DO_NOTHING
+    assert after["policy by sql"].definition.policy.max_catch_up == 3
+
+
+def test_what_django_celery_beat_notes_is_seen_without_a_scan(site: DjangoProject, app: Celery) -> None:
+    site.add("first", interval=60)
+    table = table_of(app)
+    look(table)
+    rows().filter(name="first").update(enabled=False)
+    look(table, scan=False)
+    assert set(table.rows) == {"first"}
+    site.add("second", interval=60)
+    look(table, scan=False)
+    assert set(table.rows) == {"second"}
+
+
+def test_policies_come_from_the_row_then_by_name_then_from_the_site(site: DjangoProject, app: Celery) -> None:
+    site.add("by name", interval=60)
+    row = site.add("both", interval=60, misfire={"instruction": "fire_now"})
+    app.conf.misfire_policies = {
+        "by name": "do_nothing",
+        "both": {"instruction": "do_nothing", "threshold": 7},
+    }
+    site.add("off", interval=60, misfire={"instruction": "off"})
+    site.add("mail alone", interval=60, misfire={"mail_to": "ops@example.org"})
+    app.conf.misfire_policies["mail alone"] = False
+    table = table_of(app)
+    look(table)
+    policies = {name: row.definition.policy for name, row in table.rows.items()}
+    assert policies["by name"].instruction is MisfireInstruction.DO_NOTHING
+    assert (policies["both"].instruction, policies["both"].threshold) == (MisfireInstruction.FIRE_NOW, 7)
+    assert policies["off"] is None
+    assert policies["mail alone"] is None
+    assert row.name == "both"
+
+
+def test_a_wrong_row_is_told_and_left_alone_and_the_others_go_on(
+    site: DjangoProject, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    from django_celery_beat.models import IntervalSchedule
+
+    site.add("good", interval=60)
+    site.add("secret args", interval=60, args="[hunter2")
+    site.add("headers", interval=60, headers="[1]")
+    site.add("wrong policy", crontab={"minute": "0"}, misfire={"instruction": "fire_now"})
+    broken = site.add("no interval", interval=50)
+    IntervalSchedule.objects.filter(pk=broken.interval_id).update(every=0)
+    kept = list(rows().order_by("pk").values())
+    table = table_of(app)
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            look(table)
+    assert caplog.text.count("'no interval' is left out") == 1
+    assert caplog.text.count("policy of periodic task 'wrong policy' is not used") == 1
+    assert table.rows["no interval"].definition is None
+    assert table.rows["wrong policy"].definition.policy.instruction is MisfireInstruction.SMART_POLICY
+    for name, field in (("secret args", "args"), ("headers", "headers")):
+        with pytest.raises(PublishRejected, match=field) as caught:
+            _ = table.rows[name].entry
+        assert "hunter2" not in str(caught.value)
+    assert table.rows["good"].entry.args == []
+    assert list(rows().order_by("pk").values()) == kept
+
+
+def test_a_row_is_sent_with_the_options_that_stock_would_use(any_site: DjangoProject, app: Celery) -> None:
+    from django_celery_beat.schedulers import ModelEntry
+
+    expires = now() + timedelta(days=1)
+    options = {"exchange": "x", "routing_key": "k", "priority": 5, "headers": '{"a": 1}'}
+    any_site.add("queue", interval=60, queue="q", expires=expires, kwargs='{"k": "v"}', args="[1, 2]")
+    any_site.add("exchange", interval=60, expire_seconds=9, **options)
+    table = table_of(app)
+    look(table)
+    for name in ("queue", "exchange"):
+        ours, stock = table.rows[name].entry, ModelEntry(rows().get(name=name), app=app)
+        assert (ours.task, ours.args, ours.kwargs) == (stock.task, stock.args, stock.kwargs)
+        assert ours.options == stock.options
+
+
+def test_runs_are_counted_and_nothing_else_of_a_row_is_written(any_site: DjangoProject, app: Celery) -> None:
+    any_site.add("counted", interval=60, total_run_count=5)
+    table = table_of(app)
+    look(table)
+    # Meanwhile somebody edits it.
+    rows().filter(name="counted").update(args="[3]", total_run_count=7)
+    moment, before = now().replace(microsecond=250_000), last_change()
+    for second in range(3):
+        table.ran("counted", to_millis(moment) + 1000 * second)
+    table.ran("nobody", to_millis(moment))
+    table._work(True)
+    row = rows().get()
+    assert (row.total_run_count, row.last_run_at, row.args) == (10, moment + timedelta(seconds=2), "[3]")
+    assert last_change() == before
+    table._work(True)
+    assert rows().get().total_run_count == 10
+
+
+def test_a_thousand_runs_are_written_by_a_few_statements(site: DjangoProject, app: Celery) -> None:
+    from django.db import connection
+    from django.test.utils import CaptureQueriesContext
+
+    template = site.add("0", interval=60)
+    rows().bulk_create(
+        type(template)(name=str(n), task="record", interval=template.interval) for n in range(1, 1000)
+    )
+    table = table_of(app)
+    look(table)
+    moment = to_millis(now().replace(microsecond=0))
+    for n in range(1000):
+        table.ran(str(n), moment + n % 100)
+    connection.force_debug_cursor = True
+    with CaptureQueriesContext(connection) as queries:
+        table._write()
+    assert len(queries) <= 4
+    assert set(rows().values_list("total_run_count", flat=True)) == {1}
+
+
+def test_counts_wait_for_a_database_that_is_away(
+    site: DjangoProject, app: Celery, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from django.db import connections
+
+    from celery_misfire.contrib.django import table as module
+
+    monkeypatch.setattr(module, "LOOK_EVERY", 0.2)
+    monkeypatch.setattr(module, "WRITE_EVERY", 0.1)
+    monkeypatch.setitem(connections.settings["default"], "OPTIONS", {"timeout": 0.1})
+    site.add("counted", interval=60)
+    table = table_of(app)
+    table.start()
+    try:
+        assert table.was_read.wait(20)
+        locked = sqlite3.connect(site.database["NAME"])
+        locked.execute("BEGIN EXCLUSIVE")
+        with caplog.at_level(logging.INFO):
+            table.ran("counted", to_millis(now()))
+            wait_for(lambda: "cannot be read" in caplog.text)
+            table.ran("counted", to_millis(now()))
+            time.sleep(1)
+            assert set(table.rows) == {"counted"}
+            locked.rollback()
+            wait_for(lambda: "the database is there again" in caplog.text)
+        assert caplog.text.count("cannot be read") == 1
+        wait_for(lambda: rows().get().total_run_count == 2)
+    finally:
+        table.stop(20)
+
+
+def test_what_was_counted_is_written_when_beat_stops(site: DjangoProject, app: Celery) -> None:
+    site.add("counted", interval=60)
+    table = table_of(app)
+    table.start()
+    assert table.was_read.wait(20)
+    table.ran("counted", to_millis(now()))
+    table.stop(20)
+    assert rows().get().total_run_count == 1
+
+
+@pytest.mark.parametrize("edited", [False, True], ids=["as it was", "edited"])
+def test_a_finished_row_is_disabled_as_by_stock_unless_it_was_edited(
+    any_site: DjangoProject, app: Celery, edited: bool
+) -> None:
+    any_site.add("once", clocked=now(), total_run_count=1, last_run_at=now())
+    any_site.add("ended", interval=60, expires=now(), total_run_count=8, last_run_at=now())
+    table = table_of(app)
+    look(table)
+    if edited:
+        from django_celery_beat.models import ClockedSchedule
+
+        ClockedSchedule.objects.update(clocked_time=now() + timedelta(days=1))
+        rows().filter(name="ended").update(expires=None)
+    for row in table.rows.values():
+        table.finish(row)
+    look(table)
+    left = {row.name: (row.enabled, row.total_run_count, row.last_run_at is None) for row in rows().all()}
+    if edited:
+        assert left == {"once": (True, 1, False), "ended": (True, 8, False)}
+        assert set(table.rows) == {"once", "ended"}
+    else:
+        assert left == {"once": (False, 0, True), "ended": (False, 8, True)}
+        assert table.rows == {}
+
+
+def test_an_interval_goes_on_from_the_last_run_under_stock(site: DjangoProject, app: Celery) -> None:
+    ran = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
+    site.add("interval", interval=60, last_run_at=ran)
+    site.add("started", interval=60, last_run_at=ran, start_time=ran)
+    site.add("crontab", crontab={"minute": "0"}, last_run_at=ran)
+    table = table_of(app)
+    look(table)
+    anchors = {name: row.definition.anchor for name, row in table.rows.items()}
+    assert anchors == {"interval": to_millis(ran), "started": None, "crontab": None}
+
+
+def test_entries_of_the_settings_are_rows_with_their_policies(site: DjangoProject, app: Celery) -> None:
+    from celery_misfire.contrib.django.beat import _policy_fields
+    from celery_misfire.contrib.django.models import MisfirePolicy
+    from celery_misfire.contrib.django.table import WrittenEntry
+
+    fields = {"task": "record", "schedule": schedule(60), "args": (1,), "options": {"queue": "q"}}
+    policy = _policy_fields({"instruction": "do_nothing", "max_lateness": timedelta(hours=1)})
+    look(table_of(app, WrittenEntry("entry", fields, policy)))
+    # In the admin, both are changed.
+    rows().update(queue="r", description="mine", total_run_count=3)
+    MisfirePolicy.objects.update(instruction="fire_now", threshold=5, mail_to="ops@example.org")
+    table = table_of(
+        app,
+        WrittenEntry("entry", fields | {"schedule": crontab(minute="5")}, policy),
+        WrittenEntry("wrong", {"task": "record", "schedule": schedule(60), "unknown": 1}, None),
+        WrittenEntry("silent", fields, _policy_fields(None)),
+        WrittenEntry("off", fields, _policy_fields(False)),
+    )
+    look(table)
+    row = rows().get(name="entry")
+    assert (row.queue, row.description, row.total_run_count, row.interval) == ("q", "mine", 3, None)
+    found = MisfirePolicy.objects.get(periodic_task=row)
+    assert (found.instruction, found.threshold, found.max_lateness) == ("do_nothing", None, 3600)
+    assert found.mail_to == "ops@example.org"
+    assert set(table.rows) == {"entry", "silent", "off"}
+    assert MisfirePolicy.objects.filter(periodic_task__name="silent").count() == 0
+    assert table.rows["off"].definition.policy is None
