@@ -1,0 +1,131 @@
+"""What each misfire instruction does: a sentence, and what it would make of one task's next outage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from celery import current_app
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+from django_celery_beat.models import PeriodicTask
+
+from celery_misfire import conf
+from celery_misfire.contrib.django import moments, whatif
+from celery_misfire.contrib.django.history import open_store
+from celery_misfire.contrib.django.models import Instruction
+from celery_misfire.contrib.django.overview import label_of
+from celery_misfire.contrib.django.state import records_of
+from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
+from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, Trigger
+
+__all__ = ["Example", "Explained", "explain"]
+
+_SENTENCES = {
+    Instruction.DEFAULT: gettext_lazy("What the settings of the site say."),
+    Instruction.SMART_POLICY: gettext_lazy("The usual choice for each kind of schedule."),
+    Instruction.IGNORE_MISFIRE_POLICY: gettext_lazy("Every late run is made, oldest first, however many."),
+    Instruction.FIRE_ONCE_NOW: gettext_lazy(
+        "One late run stands for all of them, and the schedule goes on as it was."
+    ),
+    Instruction.DO_NOTHING: gettext_lazy("No late run is made; each is recorded as missed."),
+    Instruction.FIRE_NOW: gettext_lazy("One late run is made at once; an interval starts again from there."),
+    Instruction.NOW_EXISTING: gettext_lazy(
+        "One late run stands for all of them, and the interval starts again from there; "
+        "the number of runs still to come stays."
+    ),
+    Instruction.NOW_REMAINING: gettext_lazy(
+        "One late run stands for all of them, and the interval starts again from there; "
+        "what passed counts as used."
+    ),
+    Instruction.NEXT_EXISTING: gettext_lazy(
+        "No late run is made; the next one comes when it was due anyway; the counter leaves out the missed."
+    ),
+    Instruction.NEXT_REMAINING: gettext_lazy(
+        "No late run is made; the next one comes when it was due anyway; the counter takes in the missed."
+    ),
+    Instruction.OFF: gettext_lazy("Late runs are dropped, and nothing is recorded."),
+}
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A choice, what it does, what it stands for here ('' for nothing else), and what came of the outage."""
+
+    choice: Instruction
+    sentence: str
+    here: str = ""
+    outcome: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """What the choices do.
+
+    :param outage: an outage over the task's next two fire times; '' when there is no task, or no fire time.
+    :param problem: why there is no outage.
+    """
+
+    choices: Sequence[Explained]
+    outage: str = ""
+    problem: str = ""
+
+
+def explain(
+    choices: Sequence[Instruction],
+    task: PeriodicTask | None = None,
+    trigger: Trigger | None = None,
+) -> Example:
+    """Explain these choices, for a task if there is one, with the rest of its policy as it is."""
+    plain = Example([Explained(choice, str(_SENTENCES[choice])) for choice in choices])
+    if task is None or trigger is None:
+        return plain
+    try:
+        settings = conf.read_settings(current_app)
+        own = getattr(task, "misfire_policy", None)
+        key = own.as_entry_key() if own is not None else None
+        rest = {k: v for k, v in key.items() if k != "instruction"} if isinstance(key, dict) else None
+        site = settings.policy_for(task.name, rest, trigger.trigger_type)
+    except MisfireConfigError as exc:
+        return replace(plain, problem=str(exc))
+    policies: dict[Instruction, MisfirePolicy | None] = {Instruction.DEFAULT: site, Instruction.OFF: None}
+    for choice in set(choices) - policies.keys():
+        policies[choice] = replace(site or MisfirePolicy(), instruction=MisfireInstruction(choice.value))
+    try:
+        outage, outcome_of = _outage(task, trigger)
+    except Exception as exc:
+        # A schedule of the site's own may raise anything.
+        outage, outcome_of = "", lambda policy: ""
+        plain = replace(plain, problem=str(exc))
+    explained = []
+    for one in plain.choices:
+        policy = policies[one.choice]
+        here = ""
+        if one.choice in (Instruction.DEFAULT, Instruction.SMART_POLICY):
+            here = label_of(policy, trigger.trigger_type)
+        outcome = "" if policy is None else outcome_of(policy)
+        explained.append(replace(one, here=here, outcome=outcome))
+    return replace(plain, choices=explained, outage=outage)
+
+
+def _outage(task: PeriodicTask, trigger: Trigger) -> tuple[str, Callable[[MisfirePolicy], str]]:
+    """Return an outage in words, and what a policy would make of it; '' for a task that never fires again."""
+    now = moments.now()
+    try:
+        record = records_of(open_store(current_app), [task.name]).get(task.name)
+    except StoreUnavailable:
+        record = None
+    state = whatif.first_state(trigger, record, now)
+    form = whatif.WhatIfForm(whatif.defaults(trigger, state, None, now), trigger)
+    if state.next_fire_time is None or not form.is_valid():
+        return "", lambda policy: ""
+    down, up = form.cleaned_data["down"], form.cleaned_data["up"]
+
+    def ask(policy: MisfirePolicy) -> whatif.Answer:
+        return whatif.ask(task.name, trigger, state, policy, down, up)
+
+    answer = ask(MisfirePolicy())
+    told = (answer.timeline.told(moments.millis(moment)) for moment in (down, up))
+    outage = _("Beat is away from %(down)s to %(up)s.") % dict(zip(("down", "up"), told, strict=True))
+    # The first sentence says how many fire times there are, whatever the policy.
+    return f"{outage} {answer.sentences[0]}", lambda policy: " ".join(ask(policy).sentences[1:])

@@ -1,0 +1,448 @@
+"""The admin of periodic tasks: what its list says, and the misfire policy in its form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from html import unescape
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from tests.support.admin_site import AdminSite, admin_site, now
+from tests.support.redis_server import RedisServer
+
+LIST = "/admin/django_celery_beat/periodictask/"
+VIEW = ("view_periodictask", "view_missedfire")
+EDIT = (*VIEW, "add_periodictask", "change_periodictask", "add_misfirepolicy", "change_misfirepolicy")
+
+HOUR = 3_600_000
+
+
+@pytest.fixture(scope="module")
+def site_of_the_module(redis_binary: Path) -> Iterator[AdminSite]:
+    with RedisServer(redis_binary) as redis, admin_site(redis.url) as site:
+        yield site
+
+
+@pytest.fixture
+def site(site_of_the_module: AdminSite) -> Iterator[AdminSite]:
+    with site_of_the_module.fresh() as site:
+        yield site
+
+
+def crontab(**fields: Any) -> Any:
+    from django_celery_beat.models import CrontabSchedule
+
+    return CrontabSchedule.objects.get_or_create(timezone="Europe/Berlin", **fields)[0]
+
+
+def hourly(name: str, **fields: Any) -> Any:
+    from django_celery_beat.models import PeriodicTask
+
+    defaults = {"task": "shop.reports", "crontab": crontab(minute="0")}
+    return PeriodicTask.objects.create(name=name, **{**defaults, **fields})
+
+
+def every(name: str, minutes: int, **fields: Any) -> Any:
+    from django_celery_beat.models import IntervalSchedule, PeriodicTask
+
+    interval = IntervalSchedule.objects.get_or_create(every=minutes, period="minutes")[0]
+    return PeriodicTask.objects.create(name=name, task="shop.stocks", interval=interval, **fields)
+
+
+def policy(task: Any, **fields: Any) -> Any:
+    from celery_misfire.contrib.django.models import MisfirePolicy
+
+    return MisfirePolicy.objects.create(periodic_task=task, **fields)
+
+
+def missed(task: Any, *, count: int = 1, hours_ago: float = 1) -> Any:
+    from celery_misfire.contrib.django.models import MissedFire
+
+    moment = datetime.now(UTC) - timedelta(hours=hours_ago)
+    return MissedFire.objects.create(
+        task_id=f"{task.name} {moment}",
+        entry=task.name,
+        task=task.task,
+        first=moment,
+        last=moment,
+        count=count,
+        reason="scheduler_down",
+        instruction="do_nothing",
+        detected_at=moment,
+    )
+
+
+def cells(page: str, column: str) -> list[str]:
+    """Return the text of a column, row by row, as one sees it."""
+    found = re.findall(rf'class="field-{column}[^"]*">(.*?)</t[dh]>', page, re.S)
+    return [unescape(re.sub(r"<[^>]+>", "", cell)).replace("\xa0", " ") for cell in found]
+
+
+def body(client: Any, url: str) -> str:
+    answer = client.get(url)
+    assert answer.status_code == 200
+    return str(answer.content.decode())
+
+
+# -- the list ----------------------------------------------------------------------------------------------
+
+
+def test_the_list_tells_the_next_fire_time_in_local_time_with_its_offset(site: AdminSite) -> None:
+    moment = int(datetime(2027, 1, 15, 1, tzinfo=UTC).timestamp() * 1000)
+    site.plan(hourly("winter"), next_fire_time=moment)
+    site.plan(hourly("summer"), next_fire_time=moment + 180 * 24 * HOUR)
+    page = body(site.client(*VIEW), LIST)
+    assert cells(page, "misfire_next") == ["2027-07-14 03:00:00+02:00", "2027-01-15 02:00:00+01:00"]
+    assert cells(page, "misfire_late_by") == ["-", "-"]
+
+
+def test_a_task_that_is_late_by_its_threshold_is_overdue_and_a_word_says_so(site: AdminSite) -> None:
+    site.plan(hourly("two hours"), next_fire_time=now() - 2 * HOUR)
+    patient = hourly("patient")
+    policy(patient, threshold=3 * 3600)
+    site.plan(patient, next_fire_time=now() - 2 * HOUR)
+    page = body(site.client(*VIEW), LIST)
+    assert cells(page, "misfire_late_by") == ["2 hours", "2 hours overdue"]
+    assert page.count('class="misfire-overdue"') == 1
+
+
+def test_a_disabled_task_is_never_overdue(site: AdminSite) -> None:
+    site.plan(hourly("off", enabled=False), next_fire_time=now() - 2 * HOUR)
+    page = body(site.client(*VIEW), LIST)
+    assert (cells(page, "misfire_next"), cells(page, "misfire_late_by")) == (["-"], ["-"])
+
+
+def test_what_beat_has_not_planned_yet_is_said_to_be_so(site: AdminSite) -> None:
+    hourly("new")
+    edited = hourly("edited")
+    site.plan(edited)
+    edited.crontab = crontab(minute="30")
+    edited.save()
+    assert cells(body(site.client(*VIEW), LIST), "misfire_next") == ["Not planned yet"] * 2
+
+
+def test_the_policy_is_shown_resolved(site: AdminSite) -> None:
+    hourly("a")
+    policy(hourly("b"), instruction="do_nothing")
+    policy(hourly("c"), instruction="off")
+    every("d", 15)
+    policy(hourly("e"), threshold=5)
+    policy(hourly("f"), instruction="fire_now")
+    with site.settings(misfire_policies={"a": "ignore_misfire_policy"}):
+        page = body(site.client(*VIEW), LIST)
+    assert cells(page, "misfire_resolved")[::-1] == [
+        "Run every missed occurrence",
+        "Do nothing until the next fire time",
+        "Off: plan from now and record nothing",
+        "Smart policy: Wait for the next fire time, remaining count",
+        "Smart policy: Run once now",
+        "Not valid",
+    ]
+
+
+def test_the_number_of_missed_runs_leads_to_their_list(site: AdminSite) -> None:
+    task = hourly("<b>'quoted' & \"more\"</b>")
+    missed(task, count=3)
+    missed(task, count=2, hours_ago=5)
+    missed(task, count=100, hours_ago=30)
+    missed(hourly("other"), count=7)
+    client = site.client(*VIEW)
+    page = body(client, LIST)
+    assert cells(page, "misfire_missed") == ["7", "5"]
+    link = next(
+        unescape(found)
+        for found in re.findall(r'href="([^"]*missedfire/\?[^"]*)"', page)
+        if "quoted" in found
+    )
+    assert parse_qs(urlsplit(link).query)["entry"] == [task.name]
+    assert cells(body(client, link), "count") == ["3", "2"]
+
+
+def test_without_redis_the_list_shows_dashes_and_one_message(site: AdminSite) -> None:
+    task = hourly("a")
+    missed(task)
+    site.plan(task)
+    with site.settings(misfire_redis_url="redis://:secret@127.0.0.1:1/0"):
+        page = body(site.client(*VIEW), LIST)
+    assert cells(page, "misfire_next") == ["-"]
+    assert cells(page, "misfire_missed") == ["1"]
+    assert cells(page, "misfire_resolved") == ["Smart policy: Run once now"]
+    assert page.count("What beat plans is not known at the moment") == 1
+    assert "secret" not in page
+
+
+def test_with_wrong_settings_the_list_says_what_is_wrong(site: AdminSite) -> None:
+    hourly("a")
+    with site.settings(misfire_threshold="soon"):
+        page = body(site.client(*VIEW), LIST)
+    assert "misfire_threshold" in page
+    assert cells(page, "misfire_resolved") == ["-"]
+
+
+def test_a_thousand_rows_cost_as_many_queries_as_ten(site: AdminSite, monkeypatch: Any) -> None:
+    from django.contrib import admin
+    from django.db import connection
+    from django.test.utils import CaptureQueriesContext
+    from django_celery_beat.models import PeriodicTask
+
+    from celery_misfire.contrib.django.models import MisfirePolicy
+
+    monkeypatch.setattr(admin.site._registry[PeriodicTask], "list_per_page", 1000, raising=False)
+    client = site.client(*VIEW)
+    schedule = crontab(minute="0")
+
+    def add(first: int, last: int) -> None:
+        rows = [
+            PeriodicTask(name=f"task {n}", task="shop.reports", crontab=schedule) for n in range(first, last)
+        ]
+        PeriodicTask.objects.bulk_create(rows)
+        created = list(PeriodicTask.objects.filter(name__in=[row.name for row in rows]))
+        MisfirePolicy.objects.bulk_create(
+            [MisfirePolicy(periodic_task=row, instruction="do_nothing") for row in created[::2]]
+        )
+        site.plan(*created)
+
+    def asked() -> tuple[int, int]:
+        calls = redis_calls(site)
+        with CaptureQueriesContext(connection) as queries:
+            page = body(client, LIST)
+        assert "Not planned yet" not in page
+        return len(queries), redis_calls(site) - calls
+
+    add(0, 10)
+    few = asked()
+    add(10, 1000)
+    assert asked() == few
+    assert few[0] <= 12
+    assert few[1] == 1
+
+
+def redis_calls(site: AdminSite) -> int:
+    """Return how often the state has been read."""
+    import redis
+
+    with redis.Redis.from_url(site.url) as client:
+        stats = client.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("hmget", "hgetall", "hget"))
+
+
+def test_another_apps_columns_inlines_and_fieldsets_stay(site: AdminSite) -> None:
+    from django.contrib import admin
+    from django_celery_beat.admin import PeriodicTaskAdmin
+    from django_celery_beat.models import PeriodicTask
+
+    from celery_misfire.contrib.django.admin import PeriodicTaskMixin, PolicyInline, replace_registered
+    from celery_misfire.contrib.django.models import MissedFire
+
+    class TheirInline(admin.TabularInline):  # type: ignore[type-arg]
+        model = MissedFire
+
+    class TheirAdmin(PeriodicTaskAdmin):  # type: ignore[misc]
+        list_display = ("name", "theirs")
+        inlines = (TheirInline,)
+        fieldsets = (("Theirs", {"fields": ("name",)}),)
+
+        def theirs(self, task: Any) -> str:
+            return "theirs"
+
+    their_site = admin.AdminSite("theirs")
+    their_site.register(PeriodicTask, TheirAdmin)
+    replace_registered(their_site)
+    replace_registered(their_site)
+    found = their_site._registry[PeriodicTask]
+    assert isinstance(found, TheirAdmin)
+    assert isinstance(found, PeriodicTaskMixin)
+    request: Any = None
+    assert found.get_list_display(request)[:2] == ["name", "theirs"]
+    assert "misfire_next" in found.get_list_display(request)
+    assert found.get_inlines(request, None) == [TheirInline, PolicyInline]
+    assert found.fieldsets == TheirAdmin.fieldsets
+    assert their_site.is_registered(MissedFire)
+
+
+# -- the form ----------------------------------------------------------------------------------------------
+
+
+def offered(page: str) -> list[str]:
+    select = re.search(r'<select name="misfire_policy-0-instruction".*?</select>', page, re.S)
+    assert select
+    return re.findall(r'<option value="([^"]*)"', select[0])
+
+
+def form(page: str, **changes: Any) -> dict[str, str]:
+    """Return what a browser would send for the form of the page, with these changes."""
+    data: dict[str, str] = {}
+    for tag in re.findall(r"<input [^>]*>", page):
+        fields = dict(re.findall(r'(\w+)="([^"]*)"', tag))
+        is_sent = fields.get("type") != "submit" and (fields.get("type") != "checkbox" or " checked" in tag)
+        if "name" in fields and is_sent:
+            data[fields["name"]] = unescape(fields.get("value", "on" if " checked" in tag else ""))
+    for name, inner in re.findall(r'<textarea name="([^"]*)"[^>]*>(.*?)</textarea>', page, re.S):
+        data[name] = unescape(inner).lstrip("\n")
+    for name, inner in re.findall(r'<select name="([^"]*)"[^>]*>(.*?)</select>', page, re.S):
+        chosen = re.search(r'value="([^"]*)" selected', inner)
+        data[name] = unescape(chosen[1]) if chosen else ""
+    return data | {name.replace("policy_", "misfire_policy-0-"): value for name, value in changes.items()}
+
+
+def test_the_drop_down_offers_what_fits_the_schedule(site: AdminSite) -> None:
+    client = site.client(*EDIT)
+    cron = offered(body(client, f"{LIST}{hourly('cron').pk}/change/"))
+    assert cron == ["", "smart_policy", "ignore_misfire_policy", "fire_once_now", "do_nothing", "off"]
+    interval = offered(body(client, f"{LIST}{every('interval', 15).pk}/change/"))
+    assert len(interval) == 11
+    assert "fire_now" in interval
+
+
+def test_a_new_task_is_offered_everything_with_the_types_it_fits(site: AdminSite) -> None:
+    page = body(site.client(*EDIT), f"{LIST}add/")
+    assert len(offered(page)) == 11
+    assert "Fire now (interval, clocked, one-off)" in page
+
+
+def test_each_choice_is_explained_by_what_it_would_do_to_this_very_task(site: AdminSite) -> None:
+    task = every("stocks", 15)
+    due = now() - now() % 60_000 + 10 * 60_000
+    site.plan(task, next_fire_time=due, start_time=due)
+    page = unescape(body(site.client(*EDIT), f"{LIST}{task.pk}/change/"))
+
+    def clock(moment: int) -> str:
+        from zoneinfo import ZoneInfo
+
+        return f"{datetime.fromtimestamp(moment / 1000, ZoneInfo('Europe/Berlin')):%H:%M}"
+
+    told = re.search(r"<dt>Run every missed occurrence.*?</dd>", page, re.S)
+    assert told
+    first, second, third = (clock(due + n * 15 * 60_000) for n in range(3))
+    assert first in told[0]
+    assert second in told[0]
+    assert f"Next: {third}" in re.sub(r"Next: .*, (\d\d:\d\d)", r"Next: \1", told[0])
+    assert "2 fire times fall into the outage" in page
+
+
+def test_the_form_works_without_redis(site: AdminSite) -> None:
+    task = hourly("a")
+    with site.settings(misfire_redis_url="redis://127.0.0.1:1/0"):
+        page = body(site.client(*EDIT), f"{LIST}{task.pk}/change/")
+    assert "2 fire times fall into the outage" in page
+
+
+def test_a_policy_is_made_with_its_task_and_beat_is_told(site: AdminSite) -> None:
+    from django_celery_beat.models import PeriodicTask, PeriodicTasks
+
+    client = site.client(*EDIT)
+    data = form(
+        body(client, f"{LIST}add/"),
+        name="nightly",
+        task="shop.billing",
+        crontab=crontab(minute="0", hour="2").pk,
+        policy_instruction="ignore_misfire_policy",
+        policy_threshold="90",
+        policy_max_catch_up="10",
+        policy_max_lateness="7200",
+        policy_on_missed="shop.tell",
+        policy_mail_to="a@example.org, b@example.org",
+    )
+    answer = client.post(f"{LIST}add/", data)
+    assert answer.status_code == 302, re.findall(r"errorlist.*?</ul>", answer.content.decode(), re.S)
+    made = PeriodicTask.objects.get(name="nightly").misfire_policy
+    assert made.as_entry_key() == {
+        "instruction": "ignore_misfire_policy",
+        "threshold": 90.0,
+        "max_catch_up": 10,
+        "max_lateness": 7200.0,
+        "on_missed": "shop.tell",
+    }
+    told = PeriodicTasks.last_change()
+    data = form(body(client, f"{LIST}{made.periodic_task_id}/change/"), policy_instruction="do_nothing")
+    assert client.post(f"{LIST}{made.periodic_task_id}/change/", data).status_code == 302
+    made.refresh_from_db()
+    assert made.instruction == "do_nothing"
+    assert PeriodicTasks.last_change() > told
+
+
+def test_a_task_saved_without_a_choice_has_no_policy_of_its_own(site: AdminSite) -> None:
+    from celery_misfire.contrib.django.models import MisfirePolicy
+
+    task = hourly("a")
+    client = site.client(*EDIT)
+    data = form(body(client, f"{LIST}{task.pk}/change/"), description="changed")
+    assert client.post(f"{LIST}{task.pk}/change/", data).status_code == 302
+    assert not MisfirePolicy.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("policy_threshold", "0", "Enter a number of seconds greater than 0"),
+        ("policy_max_catch_up", "0", "To run nothing, choose another instruction"),
+        ("policy_max_lateness", "1e12", "at most 100 years"),
+        ("policy_mail_to", "a@example.org, nobody", "“nobody” is no email address"),
+        ("policy_instruction", "sometimes", "Select a valid choice"),
+        ("policy_instruction", "fire_now", "“Fire now” does not fit this schedule. Choose one of: As set"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_words(site: AdminSite, field: str, value: str, told: str) -> None:
+    from celery_misfire.contrib.django.models import MisfirePolicy
+
+    task = hourly("a")
+    client = site.client(*EDIT)
+    data = form(body(client, f"{LIST}{task.pk}/change/"), **{field: value})
+    answer = client.post(f"{LIST}{task.pk}/change/", data)
+    assert answer.status_code == 200
+    assert told in unescape(answer.content.decode())
+    assert not MisfirePolicy.objects.exists()
+
+
+def test_an_instruction_is_judged_by_the_schedule_that_is_saved_with_it(site: AdminSite) -> None:
+    task = every("a", 15)
+    policy(task, instruction="fire_now")
+    client = site.client(*EDIT)
+    data = form(body(client, f"{LIST}{task.pk}/change/"), interval="", crontab=crontab(minute="0").pk)
+    answer = client.post(f"{LIST}{task.pk}/change/", data)
+    assert "“Fire now” does not fit this schedule" in unescape(answer.content.decode())
+    data["misfire_policy-0-instruction"] = "fire_once_now"
+    assert client.post(f"{LIST}{task.pk}/change/", data).status_code == 302
+
+
+def test_whoever_may_only_look_can_change_nothing(site: AdminSite) -> None:
+    task = hourly("a")
+    policy(task, instruction="do_nothing")
+    page = body(site.client(*VIEW, "view_misfirepolicy"), f"{LIST}{task.pk}/change/")
+    assert "Do nothing until the next fire time" in page
+    assert "misfire_policy-0-instruction" not in page
+
+
+def test_names_are_escaped_wherever_they_are_shown(site: AdminSite) -> None:
+    from django_celery_beat.models import PeriodicTask
+
+    names = ["<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "🎉" * 50, "x" * 200]
+    for name in names:
+        task = hourly(name, task=name[:200])
+        missed(task)
+        site.plan(task)
+    client = site.client(superuser=True)
+    pages = [LIST, "/admin/celery_misfire/missedfire/"]
+    pages += [
+        f"{LIST}{task.pk}/{page}/" for task in PeriodicTask.objects.all() for page in ("change", "timeline")
+    ]
+    for url in pages:
+        page = body(client, url)
+        assert "<script>alert" not in page
+        assert "<img src=x" not in page
+
+
+def test_timeline_and_what_if_are_a_click_away(site: AdminSite) -> None:
+    task = hourly("a")
+    site.plan(task)
+    client = site.client(*EDIT)
+    page = body(client, f"{LIST}{task.pk}/change/")
+    for name in ("timeline", "what-if"):
+        assert f'href="{LIST}{task.pk}/{name}/"' in page
+        assert body(client, f"{LIST}{task.pk}/{name}/")
+    assert f'href="{LIST}{task.pk}/timeline/"' in body(client, LIST)
