@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -106,3 +107,11 @@ class Child:
                 end = "".join(self.output().splitlines(keepends=True)[-15:])
                 raise RuntimeError(f"{self.log.name}: waited for {text!r} in vain; its last lines:\n{end}")
             time.sleep(0.05)
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

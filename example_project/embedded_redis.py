@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from example_project.child_process import Child
+from example_project.child_process import Child, free_port
 
 #: The oldest Redis that celery-misfire works with.
 MINIMUM_VERSION = (6, 2)
@@ -93,7 +93,7 @@ class EmbeddedRedis:
         """
         given = self.port
         for _attempt in range(5):
-            self.port = given or _free_port()
+            self.port = given or free_port()
             self.child = self._launch()
             if self._wait_until_ready(self.child):
                 return
@@ -145,13 +145,6 @@ def redis_url() -> Iterator[str]:
         return
     with EmbeddedRedis() as server:
         yield server.url
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _answers(port: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -18,14 +19,14 @@ import redis
 from celery_misfire.exceptions import TaskMissed
 from example_project.child_process import Child
 from example_project.demo.screen import Screen
-from example_project.demo.site import Site
+from example_project.demo.site import PASSWORD, USER, Site
 from example_project.demo.tally import Tally, check, table, tally
 from example_project.embedded_redis import RedisNotFound, redis_url
 
 #: Seconds of each part.
 RUNNING, OUTAGE, AFTERWARDS, SETTLING = 8.0, 10.0, 6.0, 10.0
 #: The invoice falls due in the middle of the outage, and is found too late to be on time.
-INVOICE_DUE_AFTER, INVOICE_LATE_BY = 15.0, 3.0
+INVOICE_DUE_AFTER, INVOICE_LATE_BY = 15.0, 4.0
 
 
 class DemoFailed(Exception):
@@ -124,6 +125,18 @@ def missed_results(site: Site) -> Iterator[str]:
                 raise DemoFailed(f"{line['entry']}: the result of its missed runs is {result.state}")
 
 
+def serve(site: Site, screen: Screen) -> None:
+    """Let somebody look at what has happened in the admin, for as long as they like."""
+    url = site.serve()
+    screen.say()
+    screen.say("5  The same in the Django admin, while worker and beat go on")
+    screen.say(f"    {url}   user {USER}, password {PASSWORD}")
+    screen.say("    missed runs:    celery_misfire/missedfire/")
+    screen.say("    periodic tasks: django_celery_beat/periodictask/")
+    with contextlib.suppress(EOFError):
+        input("    Press Enter to stop everything ...")
+
+
 def main() -> int:
     """Run the demo; return the exit code."""
     screen = Screen()
@@ -134,6 +147,8 @@ def main() -> int:
             site = Site(Path(directory), url)
             try:
                 show(site, screen)
+                if sys.stdin.isatty() and sys.stdout.isatty():
+                    serve(site, screen)
             except redis.RedisError as error:
                 screen.say(
                     f"The Redis of the demo does not answer ({type(error).__name__}). Check REDIS_URL."

@@ -15,9 +15,12 @@ from typing import Any
 import redis
 
 from celery_misfire.store import RedisStore
-from example_project.child_process import Child
+from example_project.child_process import Child, free_port
 
 ROOT = Path(__file__).parents[2]
+
+#: Who may log in where the demo serves the admin.
+USER = PASSWORD = "demo"
 
 
 class Site:
@@ -58,14 +61,26 @@ class Site:
 
     def start(self, name: str, *options: str) -> Child:
         """Start a ``celery`` command; its log is ``<name>.log``."""
-        child = Child(
-            [sys.executable, "-m", "celery", "-A", "example_project.shop", name, "--loglevel=INFO", *options],
-            log=self.directory / f"{name}.log",
-            env=os.environ | self.environment,
-            cwd=self.directory,
+        command = [sys.executable, "-m", "celery", "-A", "example_project.shop", name, "--loglevel=INFO"]
+        return self._child(name, [*command, *options])
+
+    def serve(self) -> str:
+        """Start the site's web server on a free port, with a user who may do everything; return the URL.
+
+        :raises RuntimeError: when it does not start.
+        """
+        subprocess.run(
+            [sys.executable, "-m", "django", "createsuperuser", "--noinput", "--email", "demo@example.com"],
+            env=os.environ
+            | self.environment
+            | {"DJANGO_SUPERUSER_USERNAME": USER, "DJANGO_SUPERUSER_PASSWORD": PASSWORD},
+            check=True,
+            stdout=subprocess.DEVNULL,
         )
-        self._children.append(child)
-        return child
+        address = f"127.0.0.1:{free_port()}"
+        server = self._child("server", [sys.executable, "-m", "django", "runserver", "--noreload", address])
+        server.wait_for_output("Quit the server", timeout=30)
+        return f"http://{address}/admin/"
 
     def start_worker(self) -> Child:
         worker = self.start(
@@ -76,6 +91,16 @@ class Site:
 
     def start_beat(self) -> Child:
         return self.start("beat", "--pidfile=")
+
+    def _child(self, name: str, command: list[str]) -> Child:
+        child = Child(
+            command,
+            log=self.directory / f"{name}.log",
+            env=os.environ | self.environment,
+            cwd=self.directory,
+        )
+        self._children.append(child)
+        return child
 
     def runs(self) -> list[sqlite3.Row]:
         """Return the journal: what the tasks themselves wrote into the database."""

@@ -74,7 +74,7 @@ def test_the_demo_counts_every_fire_time_and_leaves_nothing_behind(demo: Demo):
     counts = {row["entry"]: [int(n) for n in row.groups()[1:]] for row in ROW.finditer(demo.output())}
     assert len(counts) == 6, demo.output()
     for expected, *outcomes in counts.values():
-        assert expected == sum(outcomes)
+        assert expected == sum(outcomes), demo.output()
     # Each as [expected, fired, recovered, merged, missed]; the outage takes ten seconds.
     assert counts["reports"][2] >= 4
     assert counts["reports"][3:] == [0, 0]

@@ -1,0 +1,198 @@
+"""What somebody does in the admin, in a real browser, with a real beat and worker behind it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from example_project.child_process import Child
+from example_project.demo.site import PASSWORD, USER, Site
+from tests.support.browser import chromium, find_chromium
+from tests.support.processes import wait_for
+from tests.support.redis_server import RedisServer
+
+playwright = pytest.importorskip("playwright.sync_api")
+
+NAME = "stock prices of today"
+VIEWER = "viewer"
+
+#: What the tests need beside what the shop has: a period to choose, and somebody who may look.
+SEED = f"""
+import django; django.setup()
+from django.contrib.auth.models import Permission, User
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+IntervalSchedule.objects.create(every=2, period="seconds")
+viewer = User.objects.create_user("{VIEWER}", password="{PASSWORD}", is_staff=True)
+viewer.user_permissions.set(Permission.objects.filter(codename__in=["view_missedfire", "view_periodictask"]))
+"""
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[playwright.Browser]:
+    program = find_chromium()
+    if program is None:
+        message = "no chromium on this machine"
+        if os.environ.get("REQUIRE_SERVICES") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    with chromium(program) as browser:
+        yield browser
+
+
+class Shop(Site):
+    """The example site with its web server, and nothing on its schedule but what the tests put there."""
+
+    address = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | {"SHOP_ENTRIES": "none"}
+
+    def open(self) -> None:
+        self.prepare()
+        self.address = self.serve().removesuffix("admin/")
+        self.python(SEED)
+
+    def python(self, code: str) -> str:
+        """Run code in the site's environment; return what it prints."""
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | self.environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout
+
+    def page(self, browser: playwright.Browser, user: str | None = USER) -> playwright.Page:
+        """Return a new window, in which this user has logged in."""
+        page = browser.new_context(base_url=self.address).new_page()
+        page.set_default_timeout(20_000)
+        if user:
+            page.goto("/admin/")
+            page.fill("#id_username", user)
+            page.fill("#id_password", PASSWORD)
+            page.click("input[type=submit]")
+        return page
+
+
+@pytest.fixture
+def shop(redis_server: RedisServer, tmp_path: Path) -> Iterator[Shop]:
+    shop = Shop(tmp_path, redis_server.url)
+    try:
+        shop.open()
+        yield shop
+    finally:
+        shop.stop()
+
+
+def missed_in(page: playwright.Page) -> int:
+    """Return how many missed runs the list has, all its records together."""
+    page.goto("/admin/celery_misfire/missedfire/")
+    return sum(int(text) for text in page.locator("td.field-count").all_inner_texts())
+
+
+def until_missed(page: playwright.Page, shop: Shop, beat: Child) -> int:
+    assert beat.alive, shop.last_words()
+    return missed_in(page)
+
+
+@pytest.mark.timeout(240)
+def test_somebody_chooses_an_instruction_sees_what_was_missed_and_runs_one_of_them(
+    shop: Shop, browser: playwright.Browser
+):
+    shop.start_worker()
+    page = shop.page(browser)
+
+    page.goto("/admin/django_celery_beat/periodictask/add/")
+    page.fill("#id_name", NAME)
+    page.fill("#id_task", "shop.fetch_stock_price")
+    page.select_option("#id_interval", label="every 2 seconds")
+    page.select_option("#id_misfire_policy-0-instruction", value="do_nothing")
+    page.click("input[name=_save]")
+    assert "was added successfully" in page.inner_text(".messagelist")
+
+    beat = shop.start_beat()
+    wait_for(lambda: shop.runs() or not beat.alive, 60, what="the first run")
+    beat.kill()
+    away_from = datetime.now(UTC)
+    wait_for(lambda: (datetime.now(UTC) - away_from).total_seconds() > 6, 30)
+    beat = shop.start_beat()
+    count = wait_for(lambda: until_missed(page, shop, beat), 60, every=0.5, what="missed runs")
+    assert count >= 2
+    beat.stop()
+
+    page.click("#result_list tbody th a")
+    text = page.inner_text("#content")
+    assert NAME in text
+    assert "do nothing" in text.lower()
+    wanted = page.locator("section[aria-labelledby=misfire-occurrences] tbody tr").nth(1)
+    before = {run["scheduled_fire_time"] for run in shop.runs()}
+    wanted.get_by_role("link").click()
+    assert "original scheduled fire time" in page.inner_text("#content")
+    page.get_by_role("button", name="Yes, run now").click()
+
+    late = wait_for(
+        lambda: [run for run in shop.runs() if run["scheduled_fire_time"] not in before], 30, what="the run"
+    )
+    assert len(late) == 1
+    assert late[0]["entry"] == NAME
+    assert late[0]["outcome"] == "recovered"
+    scheduled = datetime.fromisoformat(late[0]["scheduled_fire_time"]).replace(tzinfo=UTC)
+    assert scheduled < datetime.fromisoformat(late[0]["fire_time"]).replace(tzinfo=UTC)
+    # It was the second of the missed ones, two seconds after the first, and cannot be had again.
+    page.goto("/admin/celery_misfire/missedfire/")
+    page.click("#result_list tbody th a")
+    rows = page.locator("section[aria-labelledby=misfire-occurrences] tbody tr")
+    assert f"by {USER}" in rows.nth(1).inner_text()
+    assert rows.nth(1).get_by_role("link").count() == 0
+    assert rows.nth(0).get_by_role("link").count() == 1
+    assert len([run for run in shop.runs() if run["scheduled_fire_time"] not in before]) == 1
+
+    viewer = shop.page(browser, VIEWER)
+    viewer.goto(page.url)
+    assert NAME in viewer.inner_text("#content")
+    assert viewer.get_by_role("link", name=re.compile("Run")).count() == 0
+    address = rows.nth(0).get_by_role("link").get_attribute("href")
+    answer = viewer.goto(address)
+    assert answer is not None
+    assert answer.status == 403
+    viewer.goto("/admin/celery_misfire/missedfire/")
+    assert "run" not in viewer.inner_text(".actions").lower() if viewer.locator(".actions").count() else True
+
+    nobody = shop.page(browser, None)
+    for place in (page.url, "/admin/celery_misfire/missedfire/", address):
+        nobody.goto(place)
+        assert nobody.locator("#id_password").count() == 1
+
+
+@pytest.mark.timeout(120)
+def test_the_picture_of_what_if_changes_with_the_instruction(shop: Shop, browser: playwright.Browser):
+    number = shop.python(
+        "import django; django.setup()\n"
+        "from django_celery_beat.models import CrontabSchedule, PeriodicTask\n"
+        "hourly = CrontabSchedule.objects.create(minute='0')\n"
+        "print(PeriodicTask.objects.create(name='hourly', task='shop.make_report', crontab=hourly).pk)"
+    ).split()[-1]
+    page = shop.page(browser)
+    page.goto(f"/admin/django_celery_beat/periodictask/{number}/what-if/")
+    seen = {}
+    for instruction in ("do_nothing", "fire_once_now", "ignore_misfire_policy"):
+        page.select_option("select[name=instruction]", value=instruction)
+        page.get_by_role("button", name="Show").click()
+        page.wait_for_url(re.compile(f"instruction={instruction}"))
+        seen[instruction] = (page.inner_text(".mf-sentence"), page.inner_html(".mf-picture svg >> nth=0"))
+    sentences, pictures = zip(*seen.values(), strict=True)
+    assert len(set(sentences)) == len(set(pictures)) == 3
+    page.get_by_role("link", name="Use this instruction").click()
+    assert page.input_value("#id_misfire_policy-0-instruction") == "ignore_misfire_policy"
+    # Nothing has been saved by that.
+    page.goto("/admin/django_celery_beat/periodictask/")
+    assert "smart policy" in page.inner_text("#result_list tbody tr >> nth=0").lower()
