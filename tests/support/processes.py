@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -249,6 +250,12 @@ class Project:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def warnings(log: str) -> list[str]:
+    """Return the lines of a log that warn or worse, but for the advice about the test's own Redis."""
+    lines = [line for line in log.splitlines() if re.search(r": (WARNING|ERROR|CRITICAL)/", line)]
+    return [line for line in lines if "it keeps nothing on disk" not in line]
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

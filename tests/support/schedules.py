@@ -5,26 +5,37 @@ An entry is one of ``beat_schedule``, with ``schedule`` described as one of::
     {"type": "interval", "seconds": 2, "relative": false}
     {"type": "crontab", "minute": "*/5", ...}
     {"type": "simple", "start": 1700000000.0, "interval": 1, "repeat_count": 3, "end": null}
+    {"type": "cron", "expression": "0/2 * * * * ?"}
     {"type": "own", "every": 3, "start": 1700000000.0}
     {"type": "raising", "until": path, "every": 1}
+    {"type": "odd", "kind": "hangs", "every": 1}
+    {"type": "solar", "event": "sunset", "lat": 52.5, "lon": 13.4}
+    {"type": "clocked", "at": 1700000000.0}
 
-``start`` and ``end`` are in seconds since 1970. ``own`` is a class of the app's own, with no start by
+``start``, ``at`` and ``end`` are in seconds since 1970. ``own`` is a class of the app's own, with no start by
 default. ``raising`` raises whatever it is asked: for ever, ``until`` a file exists, or ``during`` its
-existence; else it is like ``own``. ``"unserialisable": true`` stands for arguments that no message can carry,
-or a path for such that none can until the file exists.
+existence; else it is like ``own``. ``odd`` has the kinds of :class:`OddSchedule`.
+
+``"unserialisable": true`` stands for arguments that no message can carry, or a path for such that none can
+until the file exists.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
-from celery.schedules import BaseSchedule, crontab, schedule
+from celery.schedules import BaseSchedule, crontab, schedule, solar
 
 from celery_misfire.misfire import from_millis, to_millis
-from celery_misfire.schedules import simple
+from celery_misfire.schedules import cron, simple
+
+#: What every error on purpose says as well.
+SAYS = os.environ.get("MISFIRE_TEST_SAYS", "")
 
 
 class OwnSchedule(BaseSchedule):
@@ -56,7 +67,35 @@ class RaisingSchedule(OwnSchedule):
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
         if _exists(self.during) if self.during else not _exists(self.until):
-            raise RuntimeError("this schedule is broken on purpose")
+            raise RuntimeError(f"this schedule is broken on purpose {SAYS}")
+        return super().remaining_estimate(last_run_at)
+
+
+class OddSchedule(OwnSchedule):
+    """Like :class:`OwnSchedule`, but for what it does when it is asked."""
+
+    def __init__(self, kind: str, every: float = 1, **options: Any) -> None:
+        super().__init__(every, **options)
+        self.kind, self.asked = kind, 0
+
+    def remaining_estimate(self, last_run_at: datetime) -> Any:
+        match self.kind:
+            case "hangs":
+                time.sleep(3600)
+            case "spins":
+                while True:
+                    pass
+            case "slow":
+                time.sleep(0.3)
+            case "exits":
+                raise SystemExit(3)
+            case "stuck":
+                return timedelta(0)
+            case "text":
+                return "soon"
+            case "changes":
+                self.asked += 1
+                self.every *= self.asked
         return super().remaining_estimate(last_run_at)
 
 
@@ -69,7 +108,7 @@ class Unserialisable:
     def __json__(self) -> str:
         # Kombu asks for this, and takes an error here for one of the message.
         if not _exists(self.until):
-            raise TypeError("cannot be serialised, on purpose")
+            raise TypeError(f"cannot be serialised, on purpose {SAYS}")
         return "serialised"
 
 
@@ -92,10 +131,20 @@ def build_schedule(described: dict[str, Any], app: Celery | None = None) -> Base
         case "simple":
             moments = {name: _moment(options.pop(name, None)) for name in ("start", "end")}
             return simple(**moments, **options)
+        case "cron":
+            return cron(**options)
         case "own":
             return OwnSchedule(**options, app=app)
         case "raising":
             return RaisingSchedule(**options, app=app)
+        case "odd":
+            return OddSchedule(**options, app=app)
+        case "solar":
+            return solar(**options, app=app)
+        case "clocked":
+            from django_celery_beat.clockedschedule import clocked
+
+            return clocked(_moment(options.pop("at")), **options, app=app)
         case unknown:
             raise ValueError(f"no such schedule type: {unknown!r}")
 

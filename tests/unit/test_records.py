@@ -272,3 +272,23 @@ def test_a_removed_entry_owes_a_record_for_all_that_was_decided_but_what_a_worke
         (NOW + 2 * MINUTE, 8, Reason.ENTRY_DELETED),
     ]
     assert (gone.runs, gone.intents, gone.state.next_fire_time) == ((), (), None)
+
+
+@pytest.mark.parametrize("periods", [-3, 0, 1, 1000])
+def test_an_interval_goes_on_from_an_anchor_with_the_first_fire_time_after_now(periods: int) -> None:
+    trigger = trigger_for(60)
+    for passed in (0, 1, 59_999):
+        now = 10**12
+        anchor = now - periods * 60_000 - passed
+        record = records.first_seen("a", "t", trigger, now, from_now=False, anchor=anchor)
+        assert record.state.next_fire_time == now + 60_000 - passed
+        assert record.generation == now
+        times = trigger.fire_times(record.state)
+        assert times.after(now + 60_000 - passed) == now + 120_000 - passed
+
+
+def test_an_anchor_means_nothing_to_a_schedule_without_an_interval() -> None:
+    once = trigger_for(crontab(minute=0))
+    now = 10**12
+    plain = records.first_seen("a", "t", once, now, from_now=False)
+    assert records.first_seen("a", "t", once, now, from_now=False, anchor=now - 1234) == plain
