@@ -130,9 +130,9 @@ def serve(site: Site, screen: Screen) -> None:
     url = site.serve()
     screen.say()
     screen.say("5  The same in the Django admin, while worker and beat go on")
-    screen.say(f"    {url}   user {USER}, password {PASSWORD}")
-    screen.say("    missed runs:    celery_misfire/missedfire/")
-    screen.say("    periodic tasks: django_celery_beat/periodictask/")
+    screen.say(f"    user {USER}, password {PASSWORD}")
+    screen.say(f"    missed runs:    {url}celery_misfire/missedfire/")
+    screen.say(f"    periodic tasks: {url}django_celery_beat/periodictask/")
     with contextlib.suppress(EOFError):
         input("    Press Enter to stop everything ...")
 

@@ -161,6 +161,15 @@ def test_a_site_without_its_celery_app_is_told_how_to_load_it(site: DjangoProjec
     assert "__init__.py" in line
 
 
+def test_an_app_that_made_itself_the_default_is_taken_for_one(app: Celery) -> None:
+    before = celery._state.default_app
+    app.set_default()
+    try:
+        assert said() == []
+    finally:
+        celery._state.set_default_app(before)
+
+
 def test_redis_and_tables_are_looked_for_before_a_deployment_only(
     app: Celery, site: DjangoProject, tmp_path: Any
 ) -> None:

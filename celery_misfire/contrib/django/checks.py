@@ -35,7 +35,8 @@ Apps = Iterable[AppConfig] | None
 def check_app(app_configs: Apps, **_: Any) -> list[CheckMessage]:
     """Check the configuration of the Celery app."""
     app = celery_state.get_current_app()
-    if app is celery_state.default_app:  # type: ignore[attr-defined]
+    # An app may make itself the default; Celery's own substitute has this name.
+    if app is celery_state.default_app and app.main == "default":  # type: ignore[attr-defined]
         return [
             Warning(
                 "No Celery app has been loaded.",
