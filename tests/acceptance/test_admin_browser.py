@@ -34,7 +34,8 @@ viewer.user_permissions.set(Permission.objects.filter(codename__in=["view_missed
 """
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while it is open an event loop runs in this thread, and Django takes no query there.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[playwright.Browser]:
     program = find_chromium()
     if program is None:
