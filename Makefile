@@ -15,7 +15,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long matrix mutation lint format messages docs clean
+.PHONY: help demo test test-long matrix bench mutation lint format messages docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ lint: $(VENV)/.lint ## Check style, types and the arrows between the modules
 format: $(VENV)/.lint ## Format the code, and mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/.test ## Measure the scheduler on the database beside stock django-celery-beat (3 minutes)
+	$(BIN)/python -m tests.benchmarks.django_rows $(ARGS)
 
 mutation: $(VENV)/.test ## Break the planner's branches one by one and see which test notices (10 minutes)
 	$(BIN)/python -m tests.mutation
