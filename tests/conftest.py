@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,23 @@ def log_of_our_own() -> Iterator[None]:
     logger.setLevel(logging.DEBUG)
     yield
     logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def environment_of_our_own() -> Iterator[None]:
+    """Take back what the import of a Django site, or a change of its settings, puts into the environment.
+
+    Celery apps and child processes of later tests would take themselves for parts of that site.
+    """
+    names = ("DJANGO_SETTINGS_MODULE", "TZ")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    time.tzset()
 
 
 @pytest.fixture(autouse=True)
