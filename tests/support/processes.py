@@ -41,7 +41,7 @@ NAMESPACE = "acceptance"
 T = TypeVar("T")
 
 
-def wait_for(predicate: Callable[[], T], timeout: float = 20.0, *, every: float = 0.05, what: str = "") -> T:
+def wait_for(predicate: Callable[[], T], timeout: float = 40.0, *, every: float = 0.05, what: str = "") -> T:
     """Call `predicate` until its answer is true, and return that answer.
 
     :raises AssertionError: after `timeout` seconds; the message has `what` and the last answer.
