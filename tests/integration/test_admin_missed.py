@@ -330,6 +330,22 @@ def test_the_action_asks_first_and_runs_the_selected_oldest_first(site: AdminSit
     assert times(sent(site)) == ["08:00", "09:00", "10:00"]
 
 
+def test_the_question_about_many_records_costs_a_few_queries(site: AdminSite) -> None:
+    from django.db import connection
+    from django.test.utils import CaptureQueriesContext
+
+    client = site.client(*RUN)
+    names = [f"task {n}" for n in range(30)]
+    records = []
+    for name in names:
+        hourly(name)
+        records.append(missed(name, count=2))
+    with CaptureQueriesContext(connection) as queries:
+        text = page(client, f"{LIST}run/?" + "&".join(f"run={record.pk}" for record in records))
+    assert text.count("10:00:00+01:00") == 30
+    assert len(queries) < 20
+
+
 def test_too_many_are_refused_before_anything_is_sent(site: AdminSite) -> None:
     hourly()
     records = [missed(first=NINE + n * HOUR) for n in range(101)]
@@ -368,6 +384,26 @@ def test_what_was_never_missed_is_not_run(site: AdminSite, name: str) -> None:
     name = name.format(pk=record.pk)
     assert "There is nothing to run" in page(client, f"{LIST}run/?run={name}") or name == ""
     run(client, name)
+    assert sent(site) == []
+
+
+@pytest.mark.parametrize("name", ["9" * 30, "9" * 5000, "7:" + "9" * 5000, "٣", "-1", "x:y", ":"])
+def test_a_name_of_no_record_is_nothing_to_run(site: AdminSite, name: str) -> None:
+    client = site.client(*RUN)
+    assert "There is nothing to run" in unescape(client.get(f"{LIST}run/", {"run": name}).content.decode())
+    run(client, name)
+    assert sent(site) == []
+
+
+@pytest.mark.parametrize(
+    "fields", [{"hour": "99"}, {"minute": "a-b"}, {"day_of_month": "30", "month_of_year": "2"}]
+)
+def test_a_row_whose_schedule_nobody_can_read_is_told(site: AdminSite, fields: Any) -> None:
+    from django_celery_beat.models import CrontabSchedule
+
+    hourly(crontab=CrontabSchedule.objects.bulk_create([CrontabSchedule(**fields)])[0])
+    text = run(site.client(*RUN), name_of(missed()))
+    assert "not sent. The periodic task cannot be sent: its row cannot be read" in text
     assert sent(site) == []
 
 
@@ -485,10 +521,22 @@ def test_old_records_are_forgotten_with_who_had_them_run(site: AdminSite) -> Non
     run(site.client(*RUN), name_of(old, old.first))
     assert OccurrenceRun.objects.count() == 1
     assert purge("--dry-run") == "2 records would be deleted."
-    assert purge() == "2 records deleted."
+    with site.settings(misfire_keep_missed=3600 * 24 * 365):
+        assert purge() == "1 record deleted."
+    assert purge() == "1 record deleted."
     assert OccurrenceRun.objects.count() == 0
     assert purge("--older-than", "12h") == "2 records deleted."
+    missed(first=today, detected_at=today)
+    assert purge("--older-than", "0d") == "1 record deleted."
     assert not MissedFire.objects.exists()
+
+
+def test_with_wrong_settings_nothing_is_forgotten(site: AdminSite) -> None:
+    from django.core.management import CommandError
+
+    missed()
+    with site.settings(misfire_keep_missed=-1), pytest.raises(CommandError, match="misfire_keep_missed"):
+        purge()
 
 
 @pytest.mark.parametrize("text", ["90", "-1d", "d", "1y", ""])

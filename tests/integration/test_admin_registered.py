@@ -1,11 +1,13 @@
-"""The admin class that is registered for periodic tasks is extended, whoever registered it, in any order."""
+"""The admin beside other apps: one with its own class for periodic tasks, and django-celery-results."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +74,15 @@ def look(directory: Path, *apps: str) -> Any:
         (directory / name).mkdir()
         (directory / name / "__init__.py").touch()
         (directory / name / "admin.py").write_text(text)
+    return answer_of(LOOK, directory, *apps)
+
+
+def answer_of(script: str, directory: Path, *apps: str) -> Any:
+    """Return what a script says on a site with these apps."""
     settings = {**SETTINGS, "INSTALLED_APPS": [*apps, *REST]}
     paths = os.pathsep.join([str(directory), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     answer = subprocess.run(
-        [sys.executable, "-c", LOOK],
+        [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": paths, "MISFIRE_TEST_DJANGO": json.dumps(settings)},
         capture_output=True,
         text=True,
@@ -108,3 +115,51 @@ def test_the_order_of_the_apps_does_not_matter(tmp_path: Path, apps: tuple[str, 
 
 def test_a_site_without_the_admin_starts(tmp_path: Path) -> None:
     assert look(tmp_path, BEAT, OURS) == {}
+
+
+RESULTS = """
+import json, logging
+from datetime import UTC, datetime
+from tests.support import django_settings
+django_settings.set_up()
+from celery import Celery
+from django.core.management import call_command
+from django.contrib.auth.models import User
+from django.test import Client
+from celery_misfire import conf
+from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
+from celery_misfire.missed import Report, report
+logging.disable(logging.CRITICAL)
+call_command("migrate", verbosity=0)
+app = Celery("shop", broker="memory://", backend="django-db", set_as_current=True)
+app.conf.update(result_extended=True, misfire_redis_url="redis://localhost:1/0")
+at = datetime(2026, 3, 10, 2, tzinfo=UTC)
+for entry in ("stocks", "billing"):
+    missed = MissedFire(
+        entry=entry, task="shop." + entry, task_id=entry, first=at, last=at, count=1, detected_at=at,
+        reason=Reason.SCHEDULER_DOWN, instruction=MisfireInstruction.DO_NOTHING,
+    )
+    assert report(app, conf.read_settings(app), Report(missed)) == {}
+client = Client()
+client.force_login(User.objects.create_superuser("x"))
+url = "/admin/django_celery_results/taskresult/"
+print(json.dumps([
+    client.get(url, query).content.decode()
+    for query in ({}, {"periodic_task_name": "stocks"}, {"status__exact": "MISSED"})
+] + [client.get(f"{url}1/change/").content.decode()]))
+"""
+
+
+@pytest.mark.skipif(not find_spec("django_celery_results"), reason="needs django_celery_results")
+def test_the_list_of_results_shows_a_missed_run_and_of_which_periodic_task(tmp_path: Path) -> None:
+    both, filtered, by_state, one = answer_of(RESULTS, tmp_path, ADMIN, BEAT, "django_celery_results", OURS)
+
+    def cells(page: str, column: str) -> list[str]:
+        found = re.findall(rf'class="field-{column}[^"]*">(.*?)</t[dh]>', page)
+        return sorted(re.sub("<[^>]+>", "", cell) for cell in found)
+
+    assert cells(both, "status") == ["MISSED", "MISSED"]
+    assert cells(both, "periodic_task_name") == cells(by_state, "periodic_task_name") == ["billing", "stocks"]
+    assert cells(filtered, "periodic_task_name") == ["stocks"]
+    assert "MISSED" in one
+    assert "scheduler_down" in one

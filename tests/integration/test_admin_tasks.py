@@ -184,6 +184,46 @@ def test_with_wrong_settings_the_list_says_what_is_wrong(site: AdminSite) -> Non
     assert cells(page, "misfire_resolved") == ["-"]
 
 
+def test_a_schedule_that_nobody_can_read_breaks_no_page(site: AdminSite) -> None:
+    from django_celery_beat.models import CrontabSchedule, IntervalSchedule, SolarSchedule
+
+    def row(name: str, **schedule: Any) -> Any:
+        # Written past the forms, as by SQL.
+        [(field, made)] = schedule.items()
+        type(made).objects.bulk_create([made])
+        return hourly(name, **{"crontab": None, field: made})
+
+    tasks = [
+        row("hour 99", crontab=CrontabSchedule(minute="0", hour="99")),
+        row("lustra", interval=IntervalSchedule(every=5, period="lustra")),
+        row("too long", interval=IntervalSchedule(every=2**31 - 1, period="days")),
+        row("at the pole", solar=SolarSchedule(event="sunrise", latitude=89, longitude=0)),
+    ]
+    client = site.client(superuser=True)
+    assert cells(body(client, LIST), "misfire_resolved").count("Not valid") == 3
+    for task in tasks:
+        pages = [f"{LIST}{task.pk}/{page}/" for page in ("change", "timeline", "what-if")]
+        records = [missed(task, count=count, hours_ago=count) for count in (1, 3, 300)]
+        pages += [f"/admin/celery_misfire/missedfire/{record.pk}/change/" for record in records]
+        pages += [f"/admin/celery_misfire/missedfire/run/?run={record.pk}" for record in records]
+        for url in pages:
+            body(client, url)
+
+
+def test_a_policy_that_does_not_fit_is_not_valid_and_the_task_is_expected_all_the_same(
+    site: AdminSite,
+) -> None:
+    task = hourly("a")
+    policy(task, instruction="fire_now")
+    [record] = site.plan(task)
+    page = body(site.client(*VIEW), LIST)
+    assert cells(page, "misfire_resolved") == ["Not valid"]
+    [text] = cells(page, "misfire_next")
+    assert datetime.fromisoformat(text).timestamp() == record.state.next_fire_time // 1000
+    page = body(site.client(*VIEW), f"{LIST}{task.pk}/what-if/")
+    assert "Smart policy: Run once now" in page
+
+
 def test_a_thousand_rows_cost_as_many_queries_as_ten(site: AdminSite, monkeypatch: Any) -> None:
     from django.contrib import admin
     from django.db import connection

@@ -250,10 +250,10 @@ def in_german(page: str, *german: str) -> None:
 
 @pytest.fixture
 def client(site: AdminSite, monkeypatch: pytest.MonkeyPatch) -> Any:
-    from celery_misfire.contrib.django import history, moments
+    from celery_misfire.contrib.django import moments, state
 
     # A busy machine is no Redis that is away.
-    monkeypatch.setattr(history, "PATIENCE", 20.0)
+    monkeypatch.setattr(state, "PATIENCE", 20.0)
     monkeypatch.setattr(moments, "now", lambda: NOW)
     return site.client(superuser=True)
 

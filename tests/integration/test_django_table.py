@@ -270,6 +270,30 @@ def test_what_was_counted_is_written_when_beat_stops(site: DjangoProject, app: C
     assert rows().get().total_run_count == 1
 
 
+@pytest.mark.parametrize("keep", [timedelta(days=30), None], ids=["30 days", "for ever"])
+def test_records_are_kept_as_long_as_the_setting_says(
+    site: DjangoProject, app: Celery, monkeypatch: pytest.MonkeyPatch, keep: timedelta | None
+) -> None:
+    from celery_misfire.contrib.django import recording
+    from celery_misfire.contrib.django.models import MissedFire
+
+    monkeypatch.setattr(recording, "BATCH", 2)
+    values: dict[str, Any] = {"entry": "a", "task": "x", "count": 1, "reason": "paused", "instruction": "off"}
+    for days in (1, 29, 31, 32, 400):
+        found = now() - timedelta(days=days)
+        moments = dict.fromkeys(("first", "last", "detected_at"), found)
+        MissedFire.objects.create(task_id=str(days), **values, **moments)
+    app.conf.misfire_keep_missed = keep
+    table = table_of(app)
+    for left in (3, 2, 2) if keep else (5,):
+        look(table)
+        assert MissedFire.objects.count() == left
+    # The next ones are looked for an hour later.
+    MissedFire.objects.update(detected_at=now() - timedelta(days=31))
+    look(table)
+    assert MissedFire.objects.count() == left
+
+
 @pytest.mark.parametrize("edited", [False, True], ids=["as it was", "edited"])
 def test_a_finished_row_is_disabled_as_by_stock_unless_it_was_edited(
     any_site: DjangoProject, app: Celery, edited: bool

@@ -45,10 +45,10 @@ def site(whole_site: AdminSite, server: RedisServer, monkeypatch: pytest.MonkeyP
     """The site, with nothing in its database and in Redis."""
     from django.core.management import call_command
 
-    from celery_misfire.contrib.django import history, moments
+    from celery_misfire.contrib.django import moments, state
 
     # A busy machine is no Redis that is away.
-    monkeypatch.setattr(history, "PATIENCE", 20.0)
+    monkeypatch.setattr(state, "PATIENCE", 20.0)
     call_command("flush", interactive=False, verbosity=0)
     server.client().flushall()
     monkeypatch.setattr(moments, "now", lambda: NOW)
@@ -146,15 +146,16 @@ def test_the_last_day_is_shown_with_its_outage_and_with_what_is_expected(site, s
 def test_history_and_simulation_agree_for_every_instruction(site, server, schedule):
     from celery_misfire.contrib.django import history, whatif
     from celery_misfire.contrib.django.rows import trigger_of
+    from celery_misfire.contrib.django.state import open_store, read
 
     fields = {"interval": every(every=30, period="minutes")} if schedule == "interval" else {}
     kind = "endless" if schedule == "interval" else "cron"
     tasks = [make_task(f"task {i}", str(i), **fields) for i in FITTING[TriggerType(kind)]]
     with_an_outage(server, *tasks)
-    store = history.open_store(current_app)
+    store = open_store(current_app)
     for instruction, task in zip(FITTING[TriggerType(kind)], tasks, strict=True):
         trigger = trigger_of(task)
-        stored = history.read(store, task.name, NOW - 24 * HOUR, NOW)
+        stored = read(store, task.name, NOW - 24 * HOUR, NOW)
         past = history.history(
             stored.lines, task.name, NOW - 24 * HOUR, NOW, trigger=trigger, record=stored.record
         )
@@ -164,13 +165,13 @@ def test_history_and_simulation_agree_for_every_instruction(site, server, schedu
         )
         shown = answer.timeline
         told = {(o.scheduled, str(o.outcome), o.fire_time) for o in shown.occurrences if o.scheduled <= NOW}
-        read = {
+        found = {
             (o.scheduled, str(o.outcome), o.fire_time)
             for o in past.occurrences
             if shown.start <= o.scheduled <= shown.end
         }
         assert len(told) >= 3
-        assert read == told, instruction
+        assert found == told, instruction
 
 
 def test_a_dense_schedule_makes_a_small_page_with_counts(site, server):
@@ -198,6 +199,16 @@ def test_names_are_escaped_everywhere(site, server):
         assert len(pictures(text)) == (2 if page == "timeline" else 6)
 
 
+def test_a_strict_content_security_policy_lets_everything_through(site, server):
+    task = make_task()
+    with_an_outage(server, task)
+    client = site.client("view_periodictask")
+    for page in ("timeline", "what-if"):
+        text = get(client, task, page).content.decode()
+        assert "celery_misfire/picture.css" in text
+        assert not re.search(r"<style| style=|<script>| on[a-z]+=", text)
+
+
 def test_a_log_that_begins_later_says_from_when_on_it_knows(site, server):
     task = make_task()
     past = past_of(server, task, begin=NOON - 5 * HOUR)
@@ -210,9 +221,9 @@ def test_a_log_that_begins_later_says_from_when_on_it_knows(site, server):
 
 
 def test_of_a_log_that_is_too_long_the_newest_lines_are_read(site, server, monkeypatch):
-    from celery_misfire.contrib.django import history
+    from celery_misfire.contrib.django import state
 
-    monkeypatch.setattr(history, "LINES", 10)
+    monkeypatch.setattr(state, "LINES", 10)
     task = make_task()
     with_an_outage(server, task)
     response = timeline_of(site.client("view_periodictask"), task)
@@ -244,11 +255,11 @@ def elsewhere(site: AdminSite, redis_server: RedisServer) -> Iterator[RedisServe
 
 
 def test_without_redis_the_pages_say_so_and_do_not_hang(site, elsewhere, monkeypatch):
-    from celery_misfire.contrib.django import history
+    from celery_misfire.contrib.django import state
 
     task = make_task()
     with_an_outage(elsewhere, task)
-    monkeypatch.setattr(history, "PATIENCE", 1.0)
+    monkeypatch.setattr(state, "PATIENCE", 1.0)
     client = site.client("view_periodictask")
     elsewhere.freeze()
     try:

@@ -124,6 +124,8 @@ def let_pass(server: RedisServer, length: timedelta) -> None:
             for moment in ("next_fire_time", "previous_fire_time", "start_time"):
                 if record["state"][moment]:
                     record["state"][moment] -= millis
+            if record.get("paused_from"):
+                record["paused_from"] -= millis
             client.hset(STATE, key, json.dumps(record))
 
 

@@ -201,8 +201,10 @@ def test_an_edit_of_the_schedule_changes_the_fingerprint(changed: dict[str, Any]
         (row(interval=IntervalSchedule(every=500, period="microseconds")), "at least a millisecond"),
         (row(clocked=ClockedSchedule(clocked_time=None)), "no time"),
         (row(crontab=CrontabSchedule(hour="25")), "25"),
+        (row(interval=IntervalSchedule(every=5, period="lustra")), "lustra"),
+        (row(interval=IntervalSchedule(every=2**31 - 1, period="days")), "2147483647"),
     ],
-    ids=["none", "zero", "too short", "no time", "bad crontab"],
+    ids=["none", "zero", "too short", "no time", "bad crontab", "no unit", "too long"],
 )
 def test_a_row_that_cannot_be_scheduled_says_why(wrong: PeriodicTask, said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -12,10 +12,9 @@ from django_celery_beat.models import PeriodicTask
 
 from celery_misfire import conf
 from celery_misfire.contrib.django import moments, whatif
-from celery_misfire.contrib.django.history import open_store
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.overview import label_of
-from celery_misfire.contrib.django.state import records_of
+from celery_misfire.contrib.django.state import open_store, records_of
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, Trigger
 

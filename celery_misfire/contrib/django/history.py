@@ -1,7 +1,4 @@
-"""What became of an entry's occurrences, put together from the log and from the entry's record.
-
-:func:`history` is pure; :func:`read` gets what it needs from the store, in four calls at most.
-"""
+"""What became of an entry's occurrences, put together from the log and from the entry's record. Pure."""
 
 from __future__ import annotations
 
@@ -9,27 +6,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from celery import Celery
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from celery_misfire import conf, records
+from celery_misfire import records
 from celery_misfire.contrib.django.models import MissReason
-from celery_misfire.contrib.django.state import records_of
 from celery_misfire.contrib.django.timeline import Occurrence, Outage
 from celery_misfire.misfire import AUTO_THRESHOLD, FireTimes, Outcome, Reason, Trigger, TriggerState
 from celery_misfire.records import EntryRecord
-from celery_misfire.store import RedisStore
 
-__all__ = ["History", "Stored", "expand", "expected", "history", "is_current", "open_store", "read", "why"]
+__all__ = ["History", "expand", "expected", "history", "is_current", "moment_of", "why"]
 
 #: A stretch of more occurrences than this stays one.
 EXPANDED = 500
-#: So many lines of the log are read at most, the newest: a little more than a log keeps by default.
-LINES = 12_000
-#: Longest wait for one answer of Redis, in seconds: somebody is waiting for a page.
-PATIENCE = 2.0
 
 #: Reasons that tell of a time in which beat could not work.
 OUTAGES: Mapping[str, str | Promise] = {
@@ -52,44 +42,6 @@ class History:
     outages: tuple[Outage, ...]
     known_from: int | None = None
     overdue: int = 0
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What the store holds of one entry.
-
-    :param lines: the log of all entries from `since` on, oldest first.
-    :param known_from: where the log begins, if that is later than `since`; now, when it is empty.
-    :param record: None: beat has not seen the entry yet, or its record cannot be read.
-    """
-
-    lines: Sequence[Mapping[str, Any]]
-    known_from: int | None
-    record: EntryRecord | None
-
-
-def open_store(app: Celery) -> RedisStore:
-    """Return the store of an app, for a page: with little patience.
-
-    :raises MisfireConfigError: when the settings are wrong.
-    """
-    settings = conf.read_settings(app)
-    options = {**settings.redis_options, "socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE}
-    return RedisStore(settings.redis_url, settings.namespace, options, settings.history, PATIENCE)
-
-
-def read(store: RedisStore, entry: str, since: int, now: int) -> Stored:
-    """Read what the store holds of an entry.
-
-    :raises StoreUnavailable: Redis is away, or too slow.
-    """
-    oldest = store.log_after("0-0", 1)
-    begins = int(oldest[0][0].partition("-")[0]) if oldest else now
-    lines: list[dict[str, Any]] = [line for _id, line in store.log_after(f"{since}-0", LINES + 1)]
-    if len(lines) > LINES:
-        lines = store.log(LINES)
-        begins = next((t for t in map(_time, lines) if t is not None), begins)
-    return Stored(lines, None if begins <= since else begins, records_of(store, [entry]).get(entry))
 
 
 def is_current(record: EntryRecord, trigger: Trigger) -> bool:
@@ -289,9 +241,10 @@ def _outages(lines: Sequence[Mapping[str, Any]], last_sign: int | None) -> Itera
 
 def _sign(line: Mapping[str, Any]) -> int | None:
     """Return when beat gave a sign of life by this line; a worker's line is none."""
-    return None if "worker" in line else _time(line)
+    return None if "worker" in line else moment_of(line)
 
 
-def _time(line: Mapping[str, Any]) -> int | None:
+def moment_of(line: Mapping[str, Any]) -> int | None:
+    """Return when a line was written, by the clock of its writer; None when it does not say."""
     found = line.get("now", line.get("fire_time"))
     return found if isinstance(found, int) else None

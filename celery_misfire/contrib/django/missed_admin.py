@@ -19,7 +19,6 @@ from django.utils.translation import gettext_lazy, ngettext
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.contrib.django import moments
-from celery_misfire.contrib.django.history import open_store
 from celery_misfire.contrib.django.log_lines import in_words
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
 from celery_misfire.contrib.django.running import (
@@ -28,9 +27,9 @@ from celery_misfire.contrib.django.running import (
     CannotRun,
     occurrences_of,
     run,
-    task_of,
+    tasks_of,
 )
-from celery_misfire.contrib.django.state import log_of
+from celery_misfire.contrib.django.state import log_of, open_store
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -161,7 +160,7 @@ class MissedFireAdmin(_ModelAdmin):
         return super().change_view(request, object_id, form_url, extra_context)
 
     def _about(self, request: HttpRequest, missed: MissedFire) -> dict[str, Any]:
-        task = task_of(missed)
+        task = tasks_of([missed]).get(missed.entry)
         known = occurrences_of(missed, task)
         made = self._made(missed)
         rows = [
@@ -243,21 +242,19 @@ class MissedFireAdmin(_ModelAdmin):
             if len(records) == 1:
                 return HttpResponseRedirect(reverse(name + "change", args=[*records]))
             return HttpResponseRedirect(reverse(name + "changelist"))
-        shown, tasks = wanted[:MOST], dict[str, PeriodicTask | None]()
-        for missed, _moment in shown:
-            if missed.entry not in tasks:
-                tasks[missed.entry] = task_of(missed)
+        shown = wanted[:MOST]
+        tasks = tasks_of(missed for missed, _moment in shown)
         context = {
             **self.admin_site.each_context(request),
             "title": _("Run missed occurrences"),
             "opts": self.opts,
             "media": self.media,
             "not_shown": len(wanted) - len(shown),
-            "gone": [entry for entry, task in tasks.items() if task is None],
+            "gone": sorted({missed.entry for missed, _moment in shown} - tasks.keys()),
             "rows": [
                 {
                     "missed": missed,
-                    "task": tasks[missed.entry],
+                    "task": tasks.get(missed.entry),
                     "time": moments.as_text(moment),
                     "value": f"{missed.pk}:{moment}",
                 }
@@ -268,13 +265,19 @@ class MissedFireAdmin(_ModelAdmin):
 
     def _wanted(self, request: HttpRequest, names: Sequence[str]) -> list[tuple[MissedFire, int]]:
         """Return the occurrences that are named and have not been run, in the order of the naming."""
-        pairs = [name.partition(":") for name in names]
-        keys = {int(pk) for pk, _colon, _moment in pairs if pk.isdecimal()}
-        records = {missed.pk: missed for missed in self.get_queryset(request).filter(pk__in=keys)}
-        known = {pk: occurrences_of(missed, task_of(missed)).times for pk, missed in records.items()}
-        made = {pk: self._made(missed) for pk, missed in records.items()}
+        pairs = [(int(pk), c, m) for pk, c, m in (n.partition(":") for n in names) if _is_key(pk)]
+        keys = {pk for pk, _colon, _moment in pairs}
+        records = {
+            missed.pk: missed
+            for missed in self.get_queryset(request).filter(pk__in=keys).prefetch_related("runs")
+        }
+        tasks = tasks_of(records.values())
+        known = {pk: occurrences_of(m, tasks.get(m.entry)).times for pk, m in records.items()}
+        made = {
+            pk: {moments.millis(r.scheduled_fire_time) for r in m.runs.all()} for pk, m in records.items()
+        }
         found: dict[tuple[int, int], MissedFire] = {}
-        for pk, colon, moment in ((int(pk), c, m) for pk, c, m in pairs if pk.isdecimal()):
+        for pk, colon, moment in pairs:
             for time in known.get(pk, ()):
                 if (not colon or str(time) == moment) and (colon or time not in made[pk]):
                     found[pk, time] = records[pk]
@@ -310,3 +313,8 @@ class MissedFireAdmin(_ModelAdmin):
     def _run_url(self, names: Sequence[str]) -> str:
         url = reverse(f"{self.admin_site.name}:celery_misfire_missedfire_run")
         return f"{url}?{urlencode({'run': names}, doseq=True)}"
+
+
+def _is_key(text: str) -> bool:
+    """True for what may be a primary key: databases refuse numbers of more than eight bytes."""
+    return text.isdecimal() and len(text) <= 18

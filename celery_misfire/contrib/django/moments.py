@@ -26,7 +26,7 @@ def now() -> int:
 
 def millis(value: datetime) -> int:
     """Return what a date field holds, in milliseconds UTC."""
-    return to_millis(make_aware(value))
+    return to_millis(value if timezone.is_aware(value) else make_aware(value))
 
 
 def as_stored(moment: int) -> datetime:

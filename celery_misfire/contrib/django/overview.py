@@ -15,11 +15,10 @@ from django_celery_beat.models import PeriodicTask
 
 from celery_misfire import conf
 from celery_misfire.conf import Settings
-from celery_misfire.contrib.django.history import open_store
 from celery_misfire.contrib.django.models import Instruction, MissedFire
 from celery_misfire.contrib.django.moments import as_stored
-from celery_misfire.contrib.django.rows import trigger_of
-from celery_misfire.contrib.django.state import records_of
+from celery_misfire.contrib.django.rows import site_policy, trigger_of
+from celery_misfire.contrib.django.state import open_store, records_of
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import MisfirePolicy, Trigger, TriggerType, resolve, threshold_millis
 from celery_misfire.records import EntryRecord
@@ -71,12 +70,16 @@ def look_at(tasks: Sequence[PeriodicTask], now: int) -> tuple[dict[int, Standing
         standing = standings[task.pk]
         try:
             trigger = trigger_of(task)
-            policy = policy_of(task, trigger, settings)
-        except (ValueError, MisfireConfigError):
-            # Its form says what is wrong; beat leaves it out as well.
+        except ValueError:
+            # Beat leaves it out as well.
             standing.policy = _("Not valid")
             continue
-        standing.policy = named(policy, trigger.trigger_type)
+        try:
+            policy = policy_of(task, trigger, settings)
+            standing.policy = named(policy, trigger.trigger_type)
+        except MisfireConfigError:
+            # Its form says what is wrong.
+            policy, standing.policy = site_policy(task, trigger, settings), _("Not valid")
         if records is not None and task.enabled:
             _look(standing, trigger, policy, records.get(task.name), now)
     return standings, problem
@@ -90,7 +93,11 @@ def _look(
         return
     due = standing.next_fire_time = record.state.next_fire_time
     if due is not None and due < now:
-        following = trigger.fire_times(record.state).after(due)
+        try:
+            following = trigger.fire_times(record.state).after(due)
+        except Exception:
+            # A schedule may fail in its own code, such as the sun's at the poles.
+            following = None
         standing.late_by = now - due
         standing.is_overdue = now - due >= threshold_millis(policy, due, following)
 

@@ -1,4 +1,4 @@
-"""Keeps the records of missed runs in the database, for the admin; fed by beat and by workers."""
+"""The records of missed runs in the database, for the admin: beat and workers write them; age ends them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from celery_misfire.misfire import MissedFire as Record
 from celery_misfire.misfire import to_millis
 from celery_misfire.missed import recorders
 
-__all__ = ["install", "keep"]
+__all__ = ["forget", "install", "keep"]
+
+#: So many records are deleted in one transaction.
+BATCH = 1000
 
 
 def install() -> None:
@@ -44,3 +47,13 @@ def keep(missed: Record) -> None:
             values[column.name] = values[column.name].replace("\0", "")[: column.max_length]
     MissedFire.objects.bulk_create([MissedFire(**values)], ignore_conflicts=True)
     tell(MissedFire.objects.get(task_id=values["task_id"]))
+
+
+def forget(before: int) -> int:
+    """Delete records that were found before this moment (milliseconds UTC), with who had them run after all.
+
+    :returns: how many; 0 when there are no more of them.
+    """
+    old = MissedFire.objects.filter(detected_at__lt=as_stored(before)).order_by("pk")
+    _all, of_each = MissedFire.objects.filter(pk__in=list(old.values_list("pk", flat=True)[:BATCH])).delete()
+    return of_each.get(MissedFire._meta.label, 0)

@@ -16,17 +16,19 @@ from typing import Any
 from celery import Celery, current_app
 from django.conf import settings
 from django.utils import timezone
-from django_celery_beat.models import CrontabSchedule, PeriodicTask
+from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 from django_celery_beat.schedulers import ModelEntry
 from django_celery_beat.utils import make_aware
 from kombu.utils.json import loads
 
+from celery_misfire.conf import Settings
 from celery_misfire.contrib.django.moments import as_stored, millis
 from celery_misfire.exceptions import PublishRejected
 from celery_misfire.fire_times import CronTrigger, GridTrigger, trigger_for
 from celery_misfire.misfire import (
     AUTO_THRESHOLD,
     FireTimes,
+    MisfirePolicy,
     Trigger,
     TriggerState,
     TriggerType,
@@ -34,7 +36,7 @@ from celery_misfire.misfire import (
 )
 from celery_misfire.wall_times import Bounded, Grid
 
-__all__ = ["entry_of", "from_last_run_at", "to_last_run_at", "trigger_of"]
+__all__ = ["entry_of", "from_last_run_at", "site_policy", "to_last_run_at", "trigger_of"]
 
 
 def trigger_of(task: PeriodicTask) -> Trigger:
@@ -57,9 +59,19 @@ def trigger_of(task: PeriodicTask) -> Trigger:
 
     :raises ValueError: when it can never be scheduled, for example without any schedule.
     """
+    try:
+        return _trigger_of(task)
+    except ValueError:
+        raise
+    except Exception as exc:
+        # Rows are also written past the forms, and a schedule may be of another class.
+        raise ValueError(f"its schedule cannot be read ({type(exc).__name__}: {exc})") from exc
+
+
+def _trigger_of(task: PeriodicTask) -> Trigger:
     start, end = _millis(task.start_time), _millis(task.expires)
     if task.interval is not None:
-        every = trigger_for(task.interval.schedule).interval
+        every = _every(task.interval.every, task.interval.period)
         if start is None:
             trigger: Trigger = GridTrigger(every, end=end)
         elif task.one_off:
@@ -83,6 +95,12 @@ def trigger_of(task: PeriodicTask) -> Trigger:
     else:
         raise ValueError("it has no schedule; choose an interval, a crontab, a solar event or a clocked time")
     return _OneRun(trigger) if task.one_off else trigger
+
+
+@lru_cache(maxsize=4096)
+def _every(every: int, period: str) -> int | None:
+    """Return an interval in milliseconds; kept, because many rows say the same."""
+    return trigger_for(IntervalSchedule(every=every, period=period).schedule).interval
 
 
 def _crontab(crontab: CrontabSchedule) -> CronTrigger:
@@ -170,10 +188,15 @@ class _OneRun:
         return Grid(state.start_time, None, 0, state.end_time)
 
 
+def site_policy(task: PeriodicTask, trigger: Trigger, settings: Settings) -> MisfirePolicy | None:
+    """Return what the settings say for all, None for off: in force where the policy of a row is not valid."""
+    return replace(settings, policies={}).policy_for(str(task.name), None, trigger.trigger_type)
+
+
 def entry_of(task: PeriodicTask, app: Celery) -> ModelEntry:
     """Return what Celery sends, as django-celery-beat makes it of the row; the row stays as it is.
 
-    :raises PublishRejected: when a field is not JSON of its kind, or when there is no schedule.
+    :raises PublishRejected: when a field is not JSON of its kind, or when the schedule cannot be read.
         django-celery-beat would disable the row, or fail.
     """
     for name, kind in (("args", list), ("kwargs", dict), ("headers", dict)):
@@ -187,7 +210,10 @@ def entry_of(task: PeriodicTask, app: Celery) -> ModelEntry:
             raise PublishRejected(f"its field {name!r} is not a JSON {what}")
     if task.scheduler is None:
         raise PublishRejected("it has no schedule")
-    entry = ModelEntry(task, app=app)
+    try:
+        entry = ModelEntry(task, app=app)
+    except Exception as exc:
+        raise PublishRejected(f"its row cannot be read ({exc})") from exc
     if task.expires is not None:
         entry.options["expires"] = make_aware(task.expires)
     return entry

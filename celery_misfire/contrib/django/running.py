@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -21,10 +22,10 @@ from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
 from celery_misfire.contrib.django.rows import entry_of, trigger_of
 from celery_misfire.exceptions import PublishRejected
-from celery_misfire.misfire import Outcome
+from celery_misfire.misfire import Outcome, Trigger
 from celery_misfire.records import occurrences
 
-__all__ = ["AlreadyRun", "CannotRun", "Occurrences", "occurrences_of", "run", "task_of"]
+__all__ = ["AlreadyRun", "CannotRun", "Occurrences", "occurrences_of", "run", "tasks_of"]
 
 #: So many occurrences of a record are shown and can be run.
 MOST = 100
@@ -54,9 +55,10 @@ class Occurrences:
     was_edited: bool = False
 
 
-def task_of(missed: MissedFire) -> PeriodicTask | None:
-    """Return the periodic task of a record, None when it is gone, or comes from the settings alone."""
-    return PeriodicTask.objects.filter(name=missed.entry).first()
+def tasks_of(records: Iterable[MissedFire]) -> dict[str, PeriodicTask]:
+    """Return the periodic tasks of records by name; none for one that is gone, or in the settings alone."""
+    tasks = PeriodicTask.objects.filter(name__in={missed.entry for missed in records})
+    return {task.name: task for task in tasks.select_related("interval", "crontab", "solar", "clocked")}
 
 
 def occurrences_of(missed: MissedFire, task: PeriodicTask | None) -> Occurrences:
@@ -64,27 +66,30 @@ def occurrences_of(missed: MissedFire, task: PeriodicTask | None) -> Occurrences
     first, last = moments.millis(missed.first), moments.millis(missed.last)
     if missed.count == 1:
         return Occurrences((first,))
-    ends = Occurrences((first, last), was_edited=True)
-    if task is None:
-        return ends
-    try:
-        trigger = trigger_of(task)
-        state = trigger.first_state(first)
-        times = tuple(islice(occurrences(trigger, state, first, last), MOST + 1))
-    except ValueError:
-        return ends
-    if missed.count <= MOST:
-        return Occurrences(times) if len(times) == missed.count and times[-1] == last else ends
-    if trigger.interval is None:
+    if task is not None:
+        # A schedule may fail in its own code, such as the sun's at the poles.
+        with suppress(Exception):
+            if times := _computed(trigger_of(task), first, last, missed.count):
+                return Occurrences(times)
+    return Occurrences((first, last), was_edited=True)
+
+
+def _computed(trigger: Trigger, first: int, last: int, count: int) -> tuple[int, ...]:
+    """Return the first fire times of these; none when the trigger has others."""
+    state = trigger.first_state(first)
+    times = tuple(islice(occurrences(trigger, state, first, last), MOST + 1))
+    if count <= MOST:
+        agrees = len(times) == count and times[-1] == last
+    elif trigger.interval is not None:
+        agrees = first + (count - 1) * trigger.interval == last
+    else:
         found = trigger.fire_times(state)
         agrees = (
-            found.count(first, last) == missed.count
+            found.count(first, last) == count
             and found.after(first - 1) == first
             and found.after(last - 1) == last
         )
-    else:
-        agrees = first + (missed.count - 1) * trigger.interval == last
-    return Occurrences(times[:MOST]) if agrees else ends
+    return times[:MOST] if agrees else ()
 
 
 def run(app: Celery, missed: MissedFire, scheduled: int, user: Any) -> OccurrenceRun:
@@ -102,7 +107,7 @@ def run(app: Celery, missed: MissedFire, scheduled: int, user: Any) -> Occurrenc
         settings = conf.read_settings(app)
     except ImproperlyConfigured as exc:
         raise CannotRun(str(exc)) from None
-    task = task_of(missed)
+    task = tasks_of([missed]).get(missed.entry)
     if task is None:
         raise CannotRun(_("There is no periodic task of this name any more, so nobody knows what to send."))
     id_ = fire.task_id(settings.namespace, missed.entry, _BY_HAND, scheduled)
@@ -167,8 +172,6 @@ def _entry(app: Celery, task: PeriodicTask) -> ModelEntry:
         entry = entry_of(task, app)
     except PublishRejected as exc:
         raise CannotRun(_("The periodic task cannot be sent: %(problem)s.") % {"problem": exc}) from None
-    except (TypeError, AttributeError):
-        raise CannotRun(_("The periodic task has no schedule, or headers that are none.")) from None
     expires = entry.options.get("expires")
     if isinstance(expires, datetime) and moments.millis(expires) <= moments.now():
         # That was the end of the schedule; here it would throw the message away.

@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,15 @@ from django_celery_beat.schedulers import ModelEntry
 
 from celery_misfire.conf import Settings, unknown_policies
 from celery_misfire.contrib.django.models import MisfirePolicy
-from celery_misfire.contrib.django.rows import entry_of, from_last_run_at, to_last_run_at, trigger_of
+from celery_misfire.contrib.django.moments import now
+from celery_misfire.contrib.django.recording import forget
+from celery_misfire.contrib.django.rows import (
+    entry_of,
+    from_last_run_at,
+    site_policy,
+    to_last_run_at,
+    trigger_of,
+)
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.fire_times import GridTrigger
 from celery_misfire.leader import Definition
@@ -39,6 +47,8 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY = 2.5
 #: All rows are compared so often, in seconds: what ``.update()`` and SQL have changed shows in no other way.
 SCAN_EVERY = 30.0
+#: Records that are older than wanted are looked for so often, in seconds.
+FORGET_EVERY = 3600.0
 #: What was counted is written after so many seconds.
 WRITE_EVERY = 1.0
 #: So many rows are read or written by one statement.
@@ -128,8 +138,8 @@ class Table:
         self._by_key: dict[int, Row] = {}
         self._marks: dict[int, int] = {}
         self._changed_at: object = None
-        self._look_at = self._scan_at = 0.0
-        self._default_policies: dict[TriggerType, Policy | None] = {}
+        self._look_at = self._scan_at = self._forget_at = 0.0
+        self._policies: dict[tuple[str, str, TriggerType], Policy | None] = {}
         self._trouble = ""
 
     # -- for the main loop ---------------------------------------------------------------------------------
@@ -186,10 +196,19 @@ class Table:
         self._write()
         if looks and not stopping:
             self._read()
+            self._forget()
             self._look_at = time.monotonic() + LOOK_EVERY
         if self._trouble:
             self._trouble = ""
             logger.info("beat: the database is there again")
+
+    def _forget(self) -> None:
+        keep = self._settings.keep_missed
+        if keep is None or time.monotonic() < self._forget_at:
+            return
+        # One batch at a time: meanwhile nothing else is read or written.
+        if not forget(now() - round(keep * 1000)):
+            self._forget_at = time.monotonic() + FORGET_EVERY
 
     def _failed(self, exc: Exception) -> None:
         if self._trouble:
@@ -206,13 +225,13 @@ class Table:
 
     def _read(self) -> None:
         changed_at = PeriodicTasks.last_change()
-        now = time.monotonic()
-        if changed_at == self._changed_at and now < self._scan_at:
+        at = time.monotonic()
+        if changed_at == self._changed_at and at < self._scan_at:
             return
         marks = self._scan()
         if marks != self._marks or not self.was_read.is_set():
             self._load(marks)
-        self._changed_at, self._scan_at = changed_at, now + SCAN_EVERY
+        self._changed_at, self._scan_at = changed_at, at + SCAN_EVERY
         self.was_read.set()
 
     def _scan(self) -> dict[int, int]:
@@ -273,16 +292,16 @@ class Table:
         except MisfireConfigError as exc:
             # A task that runs by the site's policy is better than one that does not run.
             logger.error("beat: the policy of periodic task %r is not used: %s", name, exc)
-            policy = replace(self._settings, policies={}).policy_for(name, None, trigger.trigger_type)
+            policy = site_policy(task, trigger, self._settings)
         anchor = _anchor(task, trigger)
         return Row(self._app, task, Definition(name, str(task.task), trigger, policy, anchor))
 
     def _policy(self, name: str, misfire: object, type_: TriggerType) -> Policy | None:
-        if misfire is not None or name in self._settings.policies:
-            return self._settings.policy_for(name, misfire, type_)
-        if type_ not in self._default_policies:
-            self._default_policies[type_] = self._settings.policy_for(name, None, type_)
-        return self._default_policies[type_]
+        # Rows that say the same share one policy.
+        key = (name if name in self._settings.policies else "", repr(misfire), type_)
+        if key not in self._policies:
+            self._policies[key] = self._settings.policy_for(name, misfire, type_)
+        return self._policies[key]
 
     # -- writing -------------------------------------------------------------------------------------------
 

@@ -18,17 +18,17 @@ from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest
 from django.template.response import TemplateResponse
 from django.utils import timezone
-from django.utils.safestring import mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire import conf
 from celery_misfire.contrib.django import moments, timeline, whatif
-from celery_misfire.contrib.django.history import Stored, expected, history, is_current, open_store, read
+from celery_misfire.contrib.django.history import expected, history, is_current
 from celery_misfire.contrib.django.overview import named, policy_of
-from celery_misfire.contrib.django.rows import trigger_of
-from celery_misfire.contrib.django.state import records_of
+from celery_misfire.contrib.django.picture import picture, strip
+from celery_misfire.contrib.django.rows import site_policy, trigger_of
+from celery_misfire.contrib.django.state import Stored, open_store, read, records_of
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import FITTING, MisfirePolicy, Trigger, TriggerState
 from celery_misfire.store import RedisStore
@@ -99,7 +99,7 @@ def timeline_view(
     context = {
         "title": _("Timeline"),
         "timeline": shown,
-        "picture": timeline.picture(shown),
+        "picture": picture(shown),
         "following": None if following is None else shown.told(following),
         "problems": problems,
     }
@@ -172,7 +172,7 @@ def _answers(
             {
                 "label": label,
                 "chosen": instruction is policy.instruction,
-                "strip": timeline.strip(tried.timeline, f"mf-{instruction}"),
+                "strip": strip(tried.timeline, f"mf-{instruction}"),
                 "sentence": tried.outcome,
                 "query": urlencode({**form.data, "instruction": str(instruction)}),
             }
@@ -180,7 +180,7 @@ def _answers(
     return {
         "answer": answer,
         "timeline": answer.timeline,
-        "picture": timeline.picture(answer.timeline),
+        "picture": picture(answer.timeline),
         "others": others,
         "chosen": named(policy, trigger.trigger_type),
     }
@@ -215,9 +215,13 @@ def _ask_store(question: Callable[[RedisStore], T], problems: list[str]) -> T | 
 def _policy(task: PeriodicTask, trigger: Trigger) -> MisfirePolicy | None:
     """Return the policy of a task as beat sees it; None when misfire handling is off, or cannot be read."""
     try:
-        return policy_of(task, trigger, conf.read_settings(current_app))
+        settings = conf.read_settings(current_app)
     except MisfireConfigError:
         return None
+    try:
+        return policy_of(task, trigger, settings)
+    except MisfireConfigError:
+        return site_policy(task, trigger, settings)
 
 
 def _page(
@@ -235,7 +239,6 @@ def _page(
             **model_admin.admin_site.each_context(request),
             "opts": model_admin.model._meta,
             "task": task,
-            "style": mark_safe(timeline.STYLE),
             "can_change": model_admin.has_change_permission(request, task),
             **context,
         },
