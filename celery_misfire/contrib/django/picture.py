@@ -263,7 +263,9 @@ class _Drawing:
                 if not whole_day or day == day_before:
                     self._parts.append(_label(x, along + 4, clock, "mf-quiet", "end"))
             else:
-                self._parts.append(_label(along, layout.high + 17, clock, "mf-quiet", "middle"))
+                # Nothing is seen of what hangs over the edge.
+                x, anchor = (layout.end + 12, "end") if along > layout.end - 18 else (along, "middle")
+                self._parts.append(_label(x, layout.high + 17, clock, "mf-quiet", anchor))
                 if day != day_before:
                     self._parts.append(_label(along, layout.high + 33, day, "mf-small", "middle"))
             day_before = day
