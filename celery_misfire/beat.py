@@ -72,7 +72,7 @@ class MisfireMixin(Scheduler):
         self._ask_again_at = 0.0
         self._trouble = _Trouble()
         self._broker = Broker(app)
-        self._sent: Exception | None = None
+        self._failure: Exception | None = None
         self._configured: Mapping[str, Any] = maybe_evaluate(app.conf.beat_schedule) or {}
         self._settings, policies = conf.read_config(app, self._configured, self.entry_keys)
         self._description = describe(app, self._settings, self._configured, policies)
@@ -208,8 +208,7 @@ class MisfireMixin(Scheduler):
             if not self._lease.held and not self._take_over():
                 return max(0.05, min(self._ask_again_at - uptime(), self._settings.standby_poll))
             if self._changed:
-                self._changed = False
-                self._leader.adopt(self._definitions())
+                self._adopt()
             delay = self._leader.tick()
         except LeaseLost as exc:
             self._lease.lost()
@@ -224,6 +223,15 @@ class MisfireMixin(Scheduler):
         self._trouble.over("the store is there again")
         return min(delay, float(self.max_interval))  # type: ignore[arg-type] # never None on an instance
 
+    def _adopt(self) -> None:
+        self._changed = False
+        try:
+            self._leader.adopt(self._definitions())
+        except StoreUnavailable:
+            # Half of it is done.
+            self._changed = True
+            raise
+
     def _take_over(self) -> bool:
         """Ask for the lease; True when it is ours and the state is in memory."""
         if uptime() < self._ask_again_at:
@@ -234,10 +242,12 @@ class MisfireMixin(Scheduler):
         if acquired is None:
             self._advise(advice)
             self._trouble.over("the store is there again")
-            self._stand_by(f"another beat leads ({self._lease.holder})")
+            leader = self._lease.holder
+            self._stand_by(f"another beat leads ({leader})" if leader else "the other beat's state has gone")
             self._compare()
             return False
         try:
+            self._changed = False
             self._leader.take_over(acquired, self._definitions())
             self._store.describe(self._lease.token, *self._description)
         except BaseException:
@@ -272,7 +282,7 @@ class MisfireMixin(Scheduler):
             self._store.tell_leader(text)
 
     def _stand_by(self, why: str) -> None:
-        if self._leading or self._leading is None:
+        if self._leading:
             logger.warning("beat: %s; standing by", why)
         else:
             self._trouble.note(f"{why}; standing by")
@@ -300,13 +310,14 @@ class MisfireMixin(Scheduler):
             "headers": copy.deepcopy(options.get("headers") or {}) | self._headers(message),
             "retry": False,
         }
-        self._sent = None
+        # Until it is known to have been sent: whoever overrides or patches apply_entry may leave it out.
+        self._failure = PublishRejected("apply_entry sent nothing")
         try:
             self.apply_entry(entry, producer=self.producer)
         finally:
             entry.options = options
-        if self._sent is not None:
-            raise _verdict(self._sent) from None
+        if self._failure is not None:
+            raise _verdict(self._failure) from None
 
     def _headers(self, message: Message) -> dict[str, Any]:
         intent, policy = message.intent, message.definition.policy
@@ -337,10 +348,13 @@ class MisfireMixin(Scheduler):
         # Else a result backend would subscribe to the result, and hang beat when it is away.
         _join_will_block(True)
         try:
-            return super().apply_async(entry, producer=producer, advance=False, **kwargs)
+            result = super().apply_async(entry, producer=producer, advance=False, **kwargs)
         except Exception as exc:
-            self._sent = exc
+            self._failure = exc
             return None
+        else:
+            self._failure = None
+            return result
         finally:
             _join_will_block(blocks)
 

@@ -206,6 +206,8 @@ class Settings:
     :param missed_results: ``"summary"``: one record per outage and entry; ``"each"``: one per run.
     :param on_missed: name of the task that is sent with each record of missed runs.
     :param mail_to: addresses that get mail about missed runs; for django-celery-beat only.
+    :param keep_missed: how long records of missed runs stay in the database; None: until somebody deletes
+        them. For django-celery-beat only.
     :param on_resume: ``"reschedule"``: a time of pause is no outage; ``"misfire"``: it is one, as in Quartz.
     :param send_task_failure: send Celery's ``task_failure``, too, for each record of missed runs.
     :param result_state: state of the result of a missed run, ``"MISSED"`` or ``"FAILURE"``.
@@ -230,6 +232,7 @@ class Settings:
     missed_results: str = "summary"
     on_missed: str | None = None
     mail_to: tuple[str, ...] = ()
+    keep_missed: float | None = None
     on_resume: str = "reschedule"
     send_task_failure: bool = True
     result_state: str = "MISSED"
@@ -276,6 +279,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "missed_results": partial(_one_of, ("summary", "each")),
     "on_missed": _task_name,
     "mail_to": _addresses,
+    "keep_missed": as_seconds,
     "on_resume": partial(_one_of, ("reschedule", "misfire")),
     "send_task_failure": _yes_or_no,
     "result_state": partial(_one_of, ("MISSED", "FAILURE")),

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 from celery_misfire import records
@@ -61,7 +62,7 @@ LONGEST_SLEEP = 5.0
 KEEP_REMOVED = 7 * 24 * 3600 * 1000
 #: An entry that cannot be planned is mentioned so often, in seconds.
 REMIND_EVERY = 3600.0
-#: A wall clock that gains so much on the steady clock between two looks, in milliseconds, was set.
+#: A wall clock that gains or loses so much on the steady clock between two looks, in milliseconds, was set.
 CLOCK_JUMP = 1_000
 
 
@@ -186,8 +187,10 @@ class Leader:
         :raises StoreUnavailable, LeaseLost: it is to be done again.
         """
         now = self._wall()
-        went_on = self._epoch > 0 and acquired.previous_epoch <= self._epoch
+        went_on = 0 < self._epoch >= acquired.previous_epoch and not self._lease.superseded
         if went_on:
+            # At once: interrupted here, we are still the ones who know best.
+            self._epoch = acquired.epoch
             reason = Reason.STORE_UNAVAILABLE
             if acquired.cold:
                 logger.warning("beat: %s was lost; it is restored from memory", self._store)
@@ -204,10 +207,10 @@ class Leader:
             self._epoch = 0
             self._reports.forget()
             self._ledger.load()
-        self._lease.other_was_alive = False
         self.adopt(definitions, from_now=acquired.cold and not went_on)
         if acquired.cold:
             self._store.write_meta(self._lease.token, self._app)
+        self._lease.other_was_alive = self._lease.superseded = False
         self._epoch = acquired.epoch
         self._outages.append((reason, now))
         self._ledger.log(
@@ -220,6 +223,8 @@ class Leader:
         :param from_now: no entry has a past (the store was empty).
         """
         now = self._wall()
+        # Before anything is made of what is in memory.
+        self._repeat_unanswered(now)
         fresh = {d.name: self._guarded(d) for d in definitions}
         self._definitions.clear()
         self._definitions.update(fresh)
@@ -305,9 +310,7 @@ class Leader:
         """
         now = self._wall()
         self._notice_clock_jump(now)
-        if self._ledger.repeat_unanswered():
-            self._outages.append((Reason.STORE_UNAVAILABLE, now))
-            self._rebuild_queues()
+        self._repeat_unanswered(now)
         self._reports.acknowledge()
         if not self._broker_is_there(now):
             return self._sleep(until_broker=True)
@@ -339,12 +342,19 @@ class Leader:
                 waits.append((self._timeline[0][0] - self._wall()) / 1000)
         return max(0.0, min(waits))
 
+    def _repeat_unanswered(self, now: int) -> None:
+        if self._ledger.repeat_unanswered():
+            self._outages.append((Reason.STORE_UNAVAILABLE, now))
+            self._rebuild_queues()
+
     def _notice_clock_jump(self, now: int) -> None:
         offset = now - self._steady() * 1000
         gained = offset - self._clock_offset
         if gained > CLOCK_JUMP:
             logger.warning("beat: the clock was set forward by %.1f s", gained / 1000)
             self._outages.append((Reason.CLOCK_JUMP, now))
+        elif gained < -CLOCK_JUMP:
+            logger.warning("beat: the clock was set back by %.1f s; nothing runs twice", -gained / 1000)
         self._clock_offset = offset
 
     def _reason(self, name: str, scheduled: int) -> Reason:
@@ -387,7 +397,10 @@ class Leader:
 
     def _due(self, now: int) -> list[str]:
         """Take the entries to be planned now off the timeline, oldest first, one batch at most."""
-        due = {name: None for name, pause in self._broken.items() if pause.until <= self._steady()}
+        steady = self._steady()
+        # Few at a time: each may take its time to fail again.
+        again = (name for name, pause in self._broken.items() if pause.until <= steady)
+        due = dict.fromkeys(islice(again, BATCH // 10))
         while self._timeline and self._timeline[0][0] <= now and len(due) < BATCH:
             moment, name = heapq.heappop(self._timeline)
             if self._ledger[name].state.next_fire_time == moment and name not in self._broken:
@@ -440,7 +453,9 @@ class Leader:
 
     def _break(self, name: str, exc: Exception) -> None:
         """Leave out an entry that cannot be planned, and try again later."""
-        steady, pause = self._steady(), self._broken.setdefault(name, _Pause())
+        steady, pause = self._steady(), self._broken.pop(name, None) or _Pause()
+        # At the end of the line.
+        self._broken[name] = pause
         if steady - self._told_broken.get(name, -REMIND_EVERY) >= REMIND_EVERY:
             self._told_broken[name] = steady
             pause.told = True
@@ -517,7 +532,8 @@ class Leader:
     def _catch_up_some(self, now: int) -> None:
         """Claim and send one batch of late runs; each entry has its share, then waits for its next turn."""
         commit, room = Commit(), BATCH
-        for name in [n for n in self._catch_up if not self._is_paused(n)]:
+        # As many as one run each leaves room for.
+        for name in list(islice((n for n in self._catch_up if not self._is_paused(n)), BATCH)):
             if room <= 0:
                 break
             del self._catch_up[name]
@@ -575,7 +591,7 @@ class Leader:
             judged = records.with_missed(judged, refused, MisfireInstruction.DO_NOTHING, now)
             self._tell_missed(commit, judged, known)
         commit.new[name] = judged
-        commit.then.append(partial(self._enqueue, name))
+        commit.then.append(partial(self._reports.hand_over, name))
         if misfire is not None:
             n = misfire.outcomes.get(Outcome.MISSED, 0)
             lost = [Missed(misfire.first, misfire.last, n, misfire.reason)] if n else []

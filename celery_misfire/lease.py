@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.problems import LONGEST, one_line
-from celery_misfire.store import Acquired, RedisStore
+from celery_misfire.store import NO_STATE, Acquired, RedisStore
 
 __all__ = ["Lease", "uptime"]
 
@@ -54,8 +54,10 @@ class Lease:
         self._seen: tuple[str, float] = ("", clock())
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        #: True when the lease was seen to be renewed by somebody else since we last asked to lead.
+        #: True when the lease was seen to be renewed by somebody else since we last led.
         self.other_was_alive = False
+        #: True when somebody else has had the lease since then: what we remember is old.
+        self.superseded = False
 
     @property
     def token(self) -> str:
@@ -69,7 +71,7 @@ class Lease:
 
     @property
     def holder(self) -> str:
-        """Host and process of the other beat that holds the lease, as last seen."""
+        """Host and process of the other beat that holds the lease, as last seen; '' if its state is gone."""
         return one_line(self._seen[0].split("|")[-1])
 
     def main_loop_is_alive(self) -> None:
@@ -80,21 +82,24 @@ class Lease:
         """Try to take the lease; None when another beat holds it.
 
         A lease that has not changed for a whole time to live on our own clock is taken over, whatever the
-        store's clock says (it may have been set back). Our own, when its trust ran out, is taken again.
+        store's clock says (it may have been set back). Our own, when its trust ran out, is taken again. A
+        store that lost its state under another beat is left to that one for as long: if it is alive, it
+        restores the state from its memory.
 
         :raises StoreUnavailable, NewerSchema: as :meth:`RedisStore.acquire`.
         """
         value, since = self._seen
         stale = value if value and self._clock() - since >= self._ttl else ""
         token, asked = uuid.uuid4().hex, self._clock()
-        answer = self._store.acquire(token, self._ttl, self._value or stale)
+        answer = self._store.acquire(token, self._ttl, self._value or stale, yields=value != "")
         if isinstance(answer, str) and self._value and answer.startswith(f"{self._token}|"):
             # Renewed by the thread in the meantime.
             answer = self._store.acquire(token, self._ttl, answer)
         if isinstance(answer, str):
             if answer != value:
-                self.other_was_alive = self.other_was_alive or bool(value)
+                self.other_was_alive = self.other_was_alive or (value != "" and answer != NO_STATE)
                 self._seen = (answer, self._clock())
+            self.superseded = True
             self._forget()
             return None
         with self._lock:
@@ -117,13 +122,15 @@ class Lease:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=self._ttl)
         self._thread, self._stop = None, threading.Event()
-        token = self._token
-        self._forget()
-        if token is not None:
+        self._trusted_until = 0.0
+        if self._token is not None:
             try:
-                self._store.release(token)
+                self._store.release(self._token)
             except StoreUnavailable as exc:
+                # It stays ours, and is taken again if we go on.
                 logger.warning("beat: the lease could not be given up and will run out: %s", exc)
+                return
+        self._forget()
 
     def _forget(self) -> None:
         with self._lock:

@@ -12,9 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import partial
@@ -30,6 +29,7 @@ from celery.backends.rpc import RPCBackend
 from celery.utils.nodenames import gethostname, nodename
 from kombu.exceptions import EncodeError, OperationalError
 
+from celery_misfire.aside import Aside
 from celery_misfire.broker import Broker
 from celery_misfire.exceptions import BrokerUnavailable, TaskMissed
 from celery_misfire.fire import isoformat
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MISSED",
-    "Aside",
     "Part",
     "Report",
     "Reporter",
@@ -62,6 +61,8 @@ MISSED = "MISSED"
 BACKEND_TIMEOUT = 5.0
 #: First and longest pause before what failed is tried again, in seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+#: So many finished reports are handed back at a time, and struck from the records together.
+AT_A_TIME = 200
 #: What cannot succeed is tried so often, in case it can.
 HOPELESS_TRIES = 3
 
@@ -201,7 +202,7 @@ def report(
             try:
                 do = partial(_DO[part], app, settings, item, used)
                 if aside is not None and part in (Part.RESULT, Part.CANVAS):
-                    aside.do(do)
+                    _do_in_time(aside, do)
                 else:
                     do()
             # SystemExit: a receiver of a signal may raise anything, and this may be a thread's only chance.
@@ -213,6 +214,29 @@ def report(
         if broker is None:
             used.close()
     return failed
+
+
+def _do_in_time(aside: Aside, do: Callable[[], None]) -> None:
+    """Have something done by the other thread, and raise what it raises.
+
+    Result backends have time limits and retries of their own: many minutes on Redis, none on most databases.
+    They are the app's, and stay as they are.
+
+    :raises TimeoutError: after ``BACKEND_TIMEOUT``. What had begun by then may still be done.
+    """
+
+    def work() -> None:
+        _refresh_django_connections()
+        try:
+            do()
+        finally:
+            _refresh_django_connections()
+
+    done = aside.do(work)
+    try:
+        done.result(BACKEND_TIMEOUT)
+    finally:
+        done.cancel()
 
 
 def _store_result(app: Celery, settings: Settings, item: Report, broker: Broker) -> None:
@@ -382,55 +406,8 @@ def _einfo(error: TaskMissed) -> ExceptionInfo:
 @dataclass
 class _Job:
     report: Report
-    left: list[Part] = field(default_factory=lambda: list(Part))
+    left: list[Part]
     tries: int = 0
-
-
-class Aside:
-    """A daemon thread that does things for another one, which waits for each only so long.
-
-    Result backends have time limits and retries of their own: many minutes on Redis, none on most databases.
-    They are the app's, and stay as they are.
-    """
-
-    def __init__(self) -> None:
-        self._inbox: SimpleQueue[tuple[Future[None], Callable[[], None]] | None] | None = None
-
-    def do(self, work: Callable[[], None]) -> None:
-        """Have something done, and raise what it raises.
-
-        :raises TimeoutError: after ``BACKEND_TIMEOUT``. What had begun by then may still be done.
-        """
-        if self._inbox is None:
-            self._inbox = SimpleQueue()
-            args = (self._inbox,)
-            threading.Thread(target=self._run, args=args, name="misfire-results", daemon=True).start()
-        done: Future[None] = Future()
-        self._inbox.put((done, work))
-        try:
-            done.result(BACKEND_TIMEOUT)
-        finally:
-            done.cancel()
-
-    def close(self) -> None:
-        """End the thread when it has done what is there."""
-        if self._inbox is not None:
-            self._inbox.put(None)
-            self._inbox = None
-
-    @staticmethod
-    def _run(inbox: SimpleQueue[tuple[Future[None], Callable[[], None]] | None]) -> None:
-        while (item := inbox.get()) is not None:
-            done, work = item
-            if done.set_running_or_notify_cancel():
-                _refresh_django_connections()
-                try:
-                    work()
-                except BaseException as exc:
-                    done.set_exception(exc)
-                else:
-                    done.set_result(None)
-                _refresh_django_connections()
 
 
 class Reporter:
@@ -445,8 +422,9 @@ class Reporter:
         self._settings = settings
         self._who = who
         self._broker = Broker(app)
-        self._aside = Aside()
-        self._inbox: SimpleQueue[Report | Mapping[str, Any] | None] = SimpleQueue()
+        #: There from the first report on.
+        self._aside: Aside | None = None
+        self._inbox: SimpleQueue[_Job | Mapping[str, Any] | None] = SimpleQueue()
         self._done: SimpleQueue[Report] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -470,17 +448,17 @@ class Reporter:
         if self._thread is not None:
             self._thread.join(timeout)
 
-    def submit(self, report: Report) -> None:
-        """Have a report made."""
-        self._inbox.put(report)
+    def submit(self, report: Report, parts: Iterable[Part] = tuple(Part)) -> None:
+        """Have a report made, or what is left of it."""
+        self._inbox.put(_Job(report, list(parts)))
 
     def announce(self, misfire: Mapping[str, Any]) -> None:
         """Have ``misfire_detected`` sent with these arguments, ``sender`` among them."""
         self._inbox.put(misfire)
 
     def finished(self) -> list[Report]:
-        """Return the reports that have been made since the last call, in the order in which they were."""
-        return [self._done.get_nowait() for _ in range(self._done.qsize())]
+        """Return the next reports that have been made, in the order in which they were; so many at most."""
+        return [self._done.get_nowait() for _ in range(min(self._done.qsize(), AT_A_TIME))]
 
     def _run(self) -> None:
         while True:
@@ -497,13 +475,15 @@ class Reporter:
                 # An idle connection would be closed by the broker, and the next report fail on it.
                 self._broker.close()
                 if self._stopping:
-                    self._aside.close()
+                    if self._aside is not None:
+                        self._aside.close()
+                        self._aside = None
                     return
 
-    def _work(self, item: Report | Mapping[str, Any] | None) -> None:
+    def _work(self, item: _Job | Mapping[str, Any] | None) -> None:
         _refresh_django_connections()
-        if isinstance(item, Report):
-            self._begin(_Job(item))
+        if isinstance(item, _Job):
+            self._begin(item)
         elif item is not None:
             self._announce(item)
         last_chance = self._stopping and self._inbox.empty()
@@ -548,6 +528,7 @@ class Reporter:
 
     def _try(self, job: _Job) -> None:
         """Do what is left of a job; what fails, and may succeed another time, is left then."""
+        self._aside = self._aside or Aside("misfire-results")
         failed = report(self._app, self._settings, job.report, job.left, self._broker, self._aside)
         job.tries += 1
         job.left = []

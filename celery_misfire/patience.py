@@ -7,14 +7,13 @@ an error, and the thread goes on: what it finds is there when the schedule is as
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import cached_property, partial
-from queue import SimpleQueue
 from typing import Any
 
+from celery_misfire.aside import Aside
 from celery_misfire.calendars import ExcludingTrigger
 from celery_misfire.fire_times import CalendarTrigger, CronTrigger, GridTrigger, RelativeTrigger
 from celery_misfire.misfire import FireTimes, Trigger, TriggerState, TriggerType
@@ -49,7 +48,7 @@ class Patience:
     """
 
     def __init__(self) -> None:
-        self._helper: _Helper | None = None
+        self._helper: Aside | None = None
         self._wasted = 0.0
         self._looked_at = 0.0
 
@@ -59,9 +58,8 @@ class Patience:
 
     def ask(self, question: Callable[[], Any]) -> Future[Any]:
         """Return the answer; it may not be there yet."""
-        helper = self._helper = self._helper or _Helper()
-        answer: Future[Any] = Future()
-        helper.questions.put((question, answer))
+        helper = self._helper = self._helper or Aside("misfire-schedule")
+        answer = helper.do(partial(_answer, question))
         begun = time.monotonic()
         self._wasted = max(0.0, self._wasted - (begun - self._looked_at) / 10)
         self._looked_at = begun
@@ -70,29 +68,20 @@ class Patience:
         except TimeoutError:
             # The helper is left to that question, and ends with it.
             helper.name = SLOW
-            helper.questions.put(None)
+            helper.close()
             self._helper = None
             self._wasted += time.monotonic() - begun
         return answer
 
 
-class _Helper(threading.Thread):
-    def __init__(self) -> None:
-        # A daemon: beat does not wait for it at its end.
-        super().__init__(name="misfire-schedule", daemon=True)
-        self.questions: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
-        self.start()
-
-    def run(self) -> None:
-        while (task := self.questions.get()) is not None:
-            question, answer = task
-            try:
-                answer.set_result(question())
-            except Exception as exc:
-                answer.set_exception(exc)
-            except BaseException as exc:
-                # A schedule must not end beat by SystemExit.
-                answer.set_exception(RuntimeError(f"it raised {type(exc).__name__}"))
+def _answer(question: Callable[[], Any]) -> Any:
+    try:
+        return question()
+    except Exception:
+        raise
+    except BaseException as exc:
+        # A schedule must not end beat by SystemExit.
+        raise RuntimeError(f"it raised {type(exc).__name__}") from None
 
 
 class _GuardedTrigger:

@@ -31,8 +31,8 @@ from celery_misfire.misfire import (
 #: Version of the state in Redis. A beat refuses to work on a newer one.
 SCHEMA = 1
 
-#: A record longer than this is not ours.
-MAX_LENGTH = 65_536
+#: A record longer than this is not ours: 20,000 runs that wait to be sent take less.
+MAX_LENGTH = 4_000_000
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ leader.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from celery_misfire import records
@@ -16,12 +18,15 @@ from celery_misfire.fire import task_id
 from celery_misfire.ledger import Commit, Ledger
 from celery_misfire.misfire import MissedFire, from_millis
 from celery_misfire.missed import Report
+from celery_misfire.problems import brief
 from celery_misfire.records import EntryRecord, Unreported
 
 if TYPE_CHECKING:
     from celery_misfire.leader import Definition
 
 __all__ = ["Reporter", "Reports"]
+
+logger = logging.getLogger(__name__)
 
 #: So many occurrences of one miss are handed over at a time, where each has a report of its own.
 PORTION = 100
@@ -56,8 +61,8 @@ class Reports:
     ) -> None:
         self._ledger, self._definitions, self._reporter = ledger, definitions, reporter
         self._namespace, self._each = namespace, each
-        #: How many reports of each miss are still to be made.
-        self._left: dict[tuple[str, Unreported], int] = {}
+        #: How many reports of each miss are still to be made, and what of it is to be handed over after them.
+        self._left: dict[tuple[str, Unreported], tuple[int, tuple[Unreported, ...]]] = {}
 
     @property
     def waiting(self) -> bool:
@@ -74,17 +79,31 @@ class Reports:
         on_missed = definition.policy.on_missed if definition and definition.policy else None
         for lost in record.missed:
             if (name, lost) not in self._left:
-                fires = self._fires(record, lost)
-                self._left[name, lost] = len(fires)
-                for fire in fires:
+                spans, rest = self._portion(record, lost)
+                self._left[name, lost] = len(spans), rest
+                for span in spans:
+                    fire = self.fire(record, lost, *span)
                     self._reporter.submit(Report(missed=fire, on_missed=on_missed, key=(name, lost)))
 
-    def _fires(self, record: EntryRecord, lost: Unreported) -> list[MissedFire]:
-        """Return one record for all of them, or, if each is wanted, one for each of the oldest."""
-        spans = [(lost.first, lost.last, lost.count)]
-        if self._reports_each(record, lost):
-            spans = [(t, t, 1) for t in self._oldest(record, lost, PORTION)]
-        return [self.fire(record, lost, *span) for span in spans]
+    def _portion(
+        self, record: EntryRecord, lost: Unreported
+    ) -> tuple[list[tuple[int, int, int]], tuple[Unreported, ...]]:
+        """Return first, last and count of each record to be made now, and what is left for later."""
+        together = [(lost.first, lost.last, lost.count)]
+        # After an edit the old fire times are not known any more.
+        known = record.name in self._definitions and lost.generation == record.generation
+        if not self._each or lost.count == 1 or not known:
+            return together, ()
+        trigger = self._definitions[record.name].trigger
+        try:
+            times = records.occurrences(trigger, record.state, lost.first, lost.last)
+            found = list(islice(times, PORTION + 1))
+        except Exception as exc:
+            # A schedule of the app's own may raise anything. No occurrence goes without a record for that.
+            logger.warning("beat: the missed runs of %r are reported together: %s", record.name, brief(exc))
+            return together, ()
+        rest = (replace(lost, first=following, count=lost.count - PORTION) for following in found[PORTION:])
+        return [(moment, moment, 1) for moment in found[:PORTION]], tuple(rest)
 
     def fire(self, record: EntryRecord, lost: Unreported, first: int, last: int, count: int) -> MissedFire:
         """Return the record of a miss, or of a part of it."""
@@ -100,20 +119,6 @@ class Reports:
             detected_at=from_millis(lost.detected_at),
         )
 
-    def _reports_each(self, record: EntryRecord, lost: Unreported) -> bool:
-        # After an edit the old fire times are not known any more.
-        return (
-            self._each
-            and lost.count > 1
-            and record.name in self._definitions
-            and lost.generation == record.generation
-        )
-
-    def _oldest(self, record: EntryRecord, lost: Unreported, n: int) -> list[int]:
-        trigger = self._definitions[record.name].trigger
-        times = records.occurrences(trigger, record.state, lost.first, lost.last)
-        return [moment for _, moment in zip(range(n), times, strict=False)]
-
     def acknowledge(self) -> None:
         """Strike from the records what the reporter has finished."""
         commit = Commit()
@@ -122,21 +127,15 @@ class Reports:
             if (name, lost) not in self._left:
                 continue
             commit.log.append(_missed_line(report.missed))
-            self._left[name, lost] -= 1
-            if not self._left[name, lost]:
-                del self._left[name, lost]
+            count, rest = self._left.pop((name, lost))
+            if count > 1:
+                self._left[name, lost] = count - 1, rest
+            else:
                 record = commit.new.get(name, self._ledger[name])
-                rest = self._still_unreported(record, lost)
                 commit.new[name] = replace(record, missed=tuple(m for m in record.missed if m != lost) + rest)
                 commit.then.append(partial(self.hand_over, name))
         if commit.new or commit.log:
             self._ledger.commit(commit)
-
-    def _still_unreported(self, record: EntryRecord, lost: Unreported) -> tuple[Unreported, ...]:
-        if not self._reports_each(record, lost) or lost.count <= PORTION:
-            return ()
-        following = self._oldest(record, lost, PORTION + 1)[-1]
-        return (replace(lost, first=following, count=lost.count - PORTION),)
 
 
 def _missed_line(missed: MissedFire) -> dict[str, Any]:

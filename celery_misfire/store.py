@@ -30,7 +30,7 @@ from celery_misfire.problems import shown
 from celery_misfire.records import SCHEMA
 from celery_misfire.redis_url import address, scheme_of, sentinels_of
 
-__all__ = ["LONGEST_CALL", "OLDEST", "Acquired", "Change", "RedisStore", "Watched"]
+__all__ = ["LONGEST_CALL", "NO_STATE", "OLDEST", "Acquired", "Change", "RedisStore", "Watched"]
 
 #: How long a register is kept, in milliseconds: longer than a broker may hold a message back.
 REGISTER_TTL = 24 * 3600 * 1000
@@ -40,6 +40,9 @@ NOTE_TTL = 300
 
 # Fields of the state: what the leading beat said of itself, and of its entries.
 _DESCRIPTION = ("_beat", "_beat_entries")
+
+#: Instead of the value of a lease: there is no state, and the lease was left to somebody else.
+NO_STATE = "|"
 
 #: What is found in a register that is none, in lua/ as well.
 UNKNOWN = "unknown"
@@ -153,17 +156,18 @@ class RedisStore:
 
     # -- lease ---------------------------------------------------------------------------------------------
 
-    def acquire(self, token: str, ttl: float, seen: str = "") -> Acquired | str:
+    def acquire(self, token: str, ttl: float, seen: str = "", *, yields: bool = False) -> Acquired | str:
         """Take the lease if it is free or still holds the value `seen`.
 
         :param ttl: seconds after which it is free unless renewed.
-        :returns: what was taken, or the value of the lease that somebody else holds.
+        :param yields: do not take a free one where there is no state.
+        :returns: what was taken, or the value of the lease that somebody else holds, or ``NO_STATE``.
         :raises NewerSchema: when the state was written by a newer version; nothing has been written then.
         """
         keys = [self.lease_key, self.state_key, self.log_key]
-        meta = ""
+        meta, free = "", NO_STATE if yields else ""
         while True:
-            answer = self._run("acquire", keys, [token, self.owner, _ms(ttl), seen, meta])
+            answer = self._run("acquire", keys, [token, self.owner, _ms(ttl), seen, meta, free])
             if answer[0] == "META":
                 meta = answer[1]
                 self._check_schema(meta)

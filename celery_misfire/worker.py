@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -33,7 +33,7 @@ from celery_misfire import conf, fire, result
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.fire import Fire, isoformat
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Outcome, Reason, to_millis
-from celery_misfire.missed import Report, Reporter, log_line, report
+from celery_misfire.missed import Part, Report, Reporter, log_line, report
 from celery_misfire.problems import one_line, shown
 from celery_misfire.signals import task_started_late
 from celery_misfire.store import RedisStore
@@ -123,7 +123,7 @@ class Guard:
     def __init__(self, app: Celery, settings: conf.Settings, hostname: str) -> None:
         self._app, self._settings, self._hostname = app, settings, hostname
         self._main_process = os.getpid()
-        self._reporter = Reporter(app, settings, who="worker")
+        self._reporters: dict[int, Reporter] = {}
         self._stores: dict[int, RedisStore] = {}
         self._away_until: float | None = None
 
@@ -269,14 +269,15 @@ class Guard:
         task_started_late.send(sender=task, fire=copy.fire, late_by=late_by)
 
     def _report(self, item: Report) -> None:
-        if os.getpid() == self._main_process:
-            # The main loop must not wait, and this process lives on.
-            self._reporter.submit(item)
+        # The main loop must not wait, and that process lives on.
+        left: Iterable[Part] = tuple(Part)
+        if os.getpid() != self._main_process:
+            # This one may not: now, and only what fails is tried for as long as it does.
+            left = report(self._app, self._settings, item)
+        if left:
+            self._reporter.start()
+            self._reporter.submit(item, left)
             self._reporter.finished()
-            return
-        for part, error in report(self._app, self._settings, item).items():
-            kind, line = type(error).__name__, log_line(item.missed)
-            logger.error("worker: %s of a report failed (%s): %s", part, kind, line)
 
     def start(self) -> None:
         """Get ready to make reports."""
@@ -324,6 +325,14 @@ class Guard:
         scheduled = {} if "first" in fields else {"scheduled": to_millis(copy.fire.scheduled_fire_time)}
         line = {"event": event, "entry": copy.fire.entry, **scheduled, **fields}
         return {**line, "id": copy.task_id, "worker": self._hostname}
+
+    @property
+    def _reporter(self) -> Reporter:
+        """The reporter of this process: a thread does not go with it into a child."""
+        pid = os.getpid()
+        if pid not in self._reporters:
+            self._reporters = {pid: Reporter(self._app, self._settings, who="worker")}
+        return self._reporters[pid]
 
     @property
     def _store(self) -> RedisStore:

@@ -1,6 +1,6 @@
 -- Take the lease if it is free, or if it is still the value that the caller has seen unchanged for too long.
 -- KEYS: lease, state, log.  ARGV: token, owner, ttl in ms, the lease value to take over ('' = none), the
--- _meta that the caller has read and understood ('' = none).
+-- _meta that the caller has read and understood ('' = none), what a free lease without a state counts as ('' = free).
 -- Returns {'TAKEN', epoch, previous epoch, new lease value}, {'HELD', lease value in force, what its holder said
 -- of itself}, or, when there is another _meta, {'META', _meta}: nothing is written to a state that the caller may not understand.
 local function type_of(key) return redis.call('TYPE', key)['ok'] end
@@ -12,7 +12,7 @@ for i, wanted in ipairs({'string', 'hash', 'stream'}) do
 end
 local meta = redis.call('HGET', KEYS[2], '_meta') or ''
 if meta ~= ARGV[5] then return {'META', meta} end
-local current = redis.call('GET', KEYS[1]) or ''
+local current = redis.call('GET', KEYS[1]) or (meta == '' and ARGV[6] or '')
 if current ~= '' and current ~= ARGV[4] then
   return {'HELD', current, redis.call('HGET', KEYS[2], '_beat') or ''}
 end

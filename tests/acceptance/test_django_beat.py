@@ -205,7 +205,7 @@ def test_rows_that_end_are_disabled_and_a_kill_loses_nothing(site: DjangoProject
     time.sleep(2.5)
     beat = site.leading_beat()
     ending = ("once", "clocked", "past", "past, left out", "expires", "ran under stock")
-    wait_for(lambda: not rows().filter(name__in=ending, enabled=True).exists(), 60, what="rows to be disabled")
+    wait_for(lambda: not rows().filter(name__in=ending, enabled=True).exists(), 60, what="disabled rows")
     # Until beat has read that; so there is nothing more to come of them.
     site.misses(*ending)
     beat.stop()

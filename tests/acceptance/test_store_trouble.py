@@ -344,7 +344,7 @@ DAMAGE = {
     "empty list": lambda text: "[]",
     "number": lambda text: "7",
     "truncated": lambda text: text[:-20],
-    "100 KB": lambda text: text[:-1] + " " * 100_000 + "}",
+    "5 MB": lambda text: text[:-1] + " " * 5_000_000 + "}",
     "deep": lambda text: "[" * 60_000,
     "other entry": _with(name="reports"),
     "other version": _with(v=0),
@@ -366,7 +366,7 @@ def test_a_record_that_cannot_be_read_costs_its_entry_the_past_and_no_other_anyt
 ):
     entries: dict[str, Any] = {name: {"schedule": EVERY_SECOND} for name in DAMAGE}
     # What is over must not run (again) because nobody remembers it.
-    entries["100 KB"] = {"schedule": {"type": "simple", "start": time.time() - 60}}
+    entries["5 MB"] = {"schedule": {"type": "simple", "start": time.time() - 60}}
     project.configure({**entries, **REPORTS_AND_STOCKS}, misfire_threshold=2)
     beat = project.leading_beat()
     wait_for_time(project, redis_server.url)
@@ -379,7 +379,7 @@ def test_a_record_that_cannot_be_read_costs_its_entry_the_past_and_no_other_anyt
     beat = project.leading_beat()
     back = project.terms()[-1]["now"]
     wait_for_time(project, redis_server.url)
-    wait_for(lambda: {m.misfire["entry"] for m in published(redis_server.url)} >= set(entries) - {"100 KB"})
+    wait_for(lambda: {m.misfire["entry"] for m in published(redis_server.url)} >= set(entries) - {"5 MB"})
     settle(project, *entries, *REPORTS_AND_STOCKS)
     beat.stop()
     after, log, decisions = published(redis_server.url), project.log()[seen:], project.decisions()
@@ -394,7 +394,7 @@ def test_a_record_that_cannot_be_read_costs_its_entry_the_past_and_no_other_anyt
         assert "ERROR" in error
         assert len(error) < 300
         assert f"misfire of {name!r}" not in log
-    assert of_entry(after, "100 KB") == []
+    assert of_entry(after, "5 MB") == []
     assert {d["entry"] for d in decisions if d["event"] in ("misfire", "missed")} == set(REPORTS_AND_STOCKS)
     assert "Traceback" not in log
     assert_nothing_lost(project, before + after, "scheduler_down")

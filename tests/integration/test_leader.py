@@ -11,12 +11,13 @@ from celery.schedules import crontab, schedule
 from cronsim import CronSim
 
 from celery_misfire import records
-from celery_misfire.exceptions import BrokerUnavailable, LeaseLost, PublishRejected
+from celery_misfire.exceptions import BrokerUnavailable, LeaseLost, PublishRejected, StoreUnavailable
 from celery_misfire.fire_times import trigger_for
 from celery_misfire.leader import BATCH, Definition, Leader, Message
-from celery_misfire.lease import Lease
+from celery_misfire.lease import Lease, uptime
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
 from celery_misfire.missed import Report
+from celery_misfire.reports import PORTION
 from celery_misfire.schedules import simple
 from celery_misfire.store import Change, RedisStore
 
@@ -454,6 +455,45 @@ def test_each_missed_occurrence_has_its_own_record_on_request_through_a_crash(wo
     assert len(ids) == 250
 
 
+@pytest.mark.parametrize("breaks", ["at once", "after a portion"])
+def test_where_each_miss_is_reported_one_broken_schedule_keeps_no_entry_from_anything(world, breaks):
+    world.each = True
+    trigger = Raising()
+    trigger.broken = False
+    world.definitions = [Definition("odd", "shop.odd", trigger, MisfirePolicy("do_nothing"))]
+    world.entry("good", schedule(60))
+    begin = world.now
+    world.start()
+    world.stop()
+    world.now += 250 * MINUTE + SECOND
+    world.start()
+    submit, portion = world.submit, []
+
+    def breaking(report: Report) -> None:
+        portion.append(report)
+        trigger.broken = trigger.broken or len(portion) == PORTION
+        submit(report)
+
+    world.submit = breaking
+    commit = world.store.commit
+
+    def breaking_commit(token, changes, log=()):
+        trigger.broken = trigger.broken or (breaks == "at once" and bool(changes))
+        return commit(token, changes, log)
+
+    world.store.commit = breaking_commit
+    world.run(world.now + SECOND)
+    world.store.commit = commit
+    world.crash()
+    world.start()
+    begin_again = world.now
+    world.run(begin_again + 5 * MINUTE)
+    odd = [r.missed for r in world.missed if r.missed.entry == "odd"]
+    assert sum(m.count for m in odd) == 250
+    assert to_millis(odd[0].first) == begin + MINUTE
+    assert len([s for s in world.scheduled("good") if s > begin_again]) == 5
+
+
 def test_a_schedule_that_began_before_it_was_first_seen_has_misfired_unless_nothing_was_known(world):
     late = simple(start=DAY - timedelta(minutes=10), repeat_count=0)
     world.entry("cold", late, "do_nothing")
@@ -490,6 +530,18 @@ def test_a_clock_that_was_set_forward_is_the_reason(world):
     world.now += HOUR
     world.run(world.now + SECOND)
     assert {r.missed.reason for r in world.missed} == {"clock_jump"}
+
+
+def test_a_clock_that_was_set_back_is_told_and_nothing_runs_twice(world, caplog):
+    world.entry("report", schedule(60))
+    begin = world.now
+    world.start()
+    world.run(begin + 10 * MINUTE)
+    world.leader._steady = lambda: (world.now + 5 * MINUTE) / 1000
+    world.now -= 5 * MINUTE
+    world.run(begin + 12 * MINUTE)
+    assert world.scheduled() == [begin + n * MINUTE for n in range(1, 13)]
+    assert [m for m in caplog.messages if "the clock was set back by 300.0 s" in m]
 
 
 # -- the schedule changes -----------------------------------------------------------------------------------
@@ -688,6 +740,78 @@ def test_with_a_lost_store_and_no_memory_nothing_runs_and_nothing_is_missed(worl
     world.run(world.now + 30 * SECOND)
     assert (world.sent, world.missed) == ([], [])
     assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1
+
+
+def test_a_beat_that_stood_by_meanwhile_does_not_restore_a_lost_store_from_what_it_remembers(
+    world, monkeypatch
+):
+    world.entry("report", schedule(60), "ignore_misfire_policy")
+    begin = world.now
+    first = world.start()
+    lease = world.lease
+    world.run(begin + 2 * MINUTE)
+    world.store._redis.delete(world.store.lease_key)
+    lease.lost()
+    world.start()
+    world.run(begin + 10 * MINUTE)
+    assert lease.acquire() is None
+    world.stop()
+    world.store._redis.flushall()
+    world.leader, world.lease = first, lease
+    world.sent.clear()
+    assert lease.acquire() is None, "the other one may be there"
+    monkeypatch.setattr(lease, "_clock", lambda: uptime() + 3600)
+    first.take_over(lease.acquire(), world.definitions)
+    world.run(begin + 20 * MINUTE)
+    assert min(world.scheduled()) > begin + 10 * MINUTE
+
+
+@pytest.mark.parametrize("fails", ["commit", "write_meta"])
+def test_a_restoration_that_was_interrupted_is_begun_again(world, monkeypatch, fails):
+    world.entry("report", schedule(60), "ignore_misfire_policy")
+    begin = world.now
+    leader = world.start()
+    world.run(begin + 2 * MINUTE)
+    world.store._redis.flushall()
+    world.now += 90 * SECOND
+    world.lease.lost()
+
+    def away(*_: object) -> None:
+        raise StoreUnavailable("away again")
+
+    acquired = world.lease.acquire()
+    monkeypatch.setattr(world.store, fails, away)
+    with pytest.raises(StoreUnavailable):
+        leader.take_over(acquired, world.definitions)
+    monkeypatch.undo()
+    world.lease.release()
+    leader.take_over(world.lease.acquire(), world.definitions)
+    world.run(begin + 5 * MINUTE)
+    assert world.scheduled() == [begin + n * MINUTE for n in range(1, 6)]
+
+
+def test_an_edit_does_not_make_an_acknowledgement_without_an_answer_forgotten(world, monkeypatch):
+    world.entry("report", schedule(60))
+    begin = world.now
+    leader = world.start()
+    world.run(begin + MINUTE - SECOND)
+    commit = world.store.commit
+
+    def loses_the_answer(token, changes, log=()):
+        done = commit(token, changes, log)
+        if any(line["event"] == "sent" for line in log):
+            raise StoreUnavailable("no answer")
+        return done
+
+    monkeypatch.setattr(world.store, "commit", loses_the_answer)
+    with pytest.raises(StoreUnavailable):
+        world.run(begin + 2 * MINUTE)
+    monkeypatch.undo()
+    world.entry("stocks", schedule(60))
+    leader.adopt(world.definitions)
+    world.run(begin + 2 * MINUTE)
+    assert world.scheduled("report") == [begin + MINUTE, begin + 2 * MINUTE]
+    assert world.scheduled("stocks") == [begin + 2 * MINUTE]
 
 
 # -- refusals, outages and turns ----------------------------------------------------------------------------

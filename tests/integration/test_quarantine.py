@@ -13,7 +13,7 @@ from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 
 from celery_misfire.calendars import weekly
 from celery_misfire.fire_times import trigger_for
-from celery_misfire.leader import Definition
+from celery_misfire.leader import BATCH, Definition
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
 from celery_misfire.patience import PATIENCE, SLOW, Patience
 from celery_misfire.schedules import excluding
@@ -372,3 +372,27 @@ def test_what_can_be_computed_is_asked_without_a_thread() -> None:
         trigger = trigger_for(sound)
         assert patience.guard(trigger) is trigger
     assert patience.guard(trigger_for(Minutely())) != trigger_for(Minutely())
+
+
+def test_however_many_are_broken_one_step_tries_a_few_of_them_and_all_get_their_turn(world: World) -> None:
+    tried: list[int] = []
+
+    def fails(n: int) -> Callable[[], object]:
+        def fail() -> object:
+            tried.append(n)
+            raise RuntimeError("no idea")
+
+        return fail
+
+    for n in range(300):
+        world.entry(f"odd {n}", Minutely(fails(n)))
+    leader = world.start()
+    tried.clear()
+    world.now += 2 * SECOND
+    steps = 0
+    while len(set(tried)) < 300:
+        before = len(tried)
+        leader.tick()
+        assert len(tried) - before <= BATCH // 10
+        steps += 1
+        assert steps <= 30

@@ -180,6 +180,54 @@ def test_a_lease_that_has_not_changed_for_its_time_to_live_on_ones_own_clock_is_
     assert not client.exists(LEASE)
 
 
+def test_a_store_that_lost_its_state_under_another_beat_is_left_to_that_one_for_a_time_to_live(
+    store: RedisStore, client: redis.Redis
+):
+    clock = Clock()
+    leader, standby = (Lease(store, ttl=30, renew_every=1000, clock=clock) for _ in range(2))
+    try:
+        assert leader.acquire()
+        store.write_meta(leader.token, "test")
+        assert standby.acquire() is None
+        # However long it took to come back.
+        clock.now += 100
+        client.flushall()
+        assert standby.acquire() is None
+        assert (standby.holder, client.exists(STATE)) == ("", 0)
+        clock.now += 29
+        assert standby.acquire() is None
+        assert leader.acquire()
+        store.write_meta(leader.token, "test")
+        clock.now += 2
+        assert standby.acquire() is None
+        assert standby.holder == store.owner
+        client.flushall()
+        assert standby.acquire() is None
+        clock.now += 30
+        assert standby.acquire()
+    finally:
+        standby.release()
+        leader.release()
+
+
+def test_a_lease_that_could_not_be_given_up_is_still_ones_own(redis_server: RedisServer, client: redis.Redis):
+    store = RedisStore(redis_server.url, "test")
+    lease = Lease(store, ttl=300, renew_every=100)
+    assert lease.acquire()
+    release, store.release = store.release, unavailable
+    lease.release()
+    assert client.exists(LEASE)
+    store.release = release
+    assert lease.acquire()
+    assert not lease.superseded
+    lease.release()
+    assert not client.exists(LEASE)
+
+
+def unavailable(*_: Any) -> None:
+    raise StoreUnavailable("away")
+
+
 def test_a_lease_that_changes_in_the_last_moment_is_not_taken_over(store: RedisStore):
     seen = take(store, "other").value
     store.renew("other", "other|1|1|here", 60)

@@ -14,14 +14,18 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery, Task, chain, chord, group
+from celery.backends.redis import RedisBackend
 from celery.signals import worker_init
+from kombu.exceptions import OperationalError
 
 import celery_misfire
 from celery_misfire import worker as worker_module
+from celery_misfire.conf import read_settings
 from celery_misfire.exceptions import TaskMissed
-from celery_misfire.missed import MISSED
+from celery_misfire.missed import MISSED, Report
 from celery_misfire.store import RedisStore
 from celery_misfire.worker import Guard, Request
+from tests.integration.test_missed import make_missed
 from tests.support.fires import Fires
 from tests.support.processes import NAMESPACE, CeleryProcess, Project, wait_for
 from tests.support.redis_server import RedisServer
@@ -534,6 +538,29 @@ def test_an_error_in_the_guard_is_logged_and_the_run_starts(app: Celery, caplog:
         assert not guard.refuses(SimpleNamespace(request_dict=fields))  # type: ignore[arg-type]
         assert not guard.expires(SimpleNamespace(request_dict=fields))  # type: ignore[arg-type]
     assert [r.getMessage() for r in caplog.records] == ["worker: unexpected error, the run starts"] * 3
+
+
+def test_what_fails_of_a_report_in_a_process_of_the_pool_is_done_as_soon_as_it_can_be(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.conf.result_backend = app.conf.broker_url
+    guard = Guard(app, read_settings(app), "worker@test")
+    monkeypatch.setattr(guard, "_main_process", 0)
+    store_result, tries = RedisBackend.store_result, []
+
+    def fails_once(*args: Any, **kwargs: Any) -> Any:
+        tries.append(args)
+        if len(tries) == 1:
+            raise OperationalError("away")
+        return store_result(*args, **kwargs)
+
+    monkeypatch.setattr(RedisBackend, "store_result", fails_once)
+    missed = make_missed()
+    guard._report(Report(missed))
+    assert len(tries) == 1
+    wait_for(lambda: app.AsyncResult(missed.task_id).state == MISSED, what="the result")
+    assert len(tries) == 2
+    guard.close()
 
 
 def test_a_request_class_of_the_apps_own_stays(app: Celery) -> None:

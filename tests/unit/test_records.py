@@ -21,7 +21,7 @@ from celery_misfire.misfire import (
     plan,
     to_millis,
 )
-from celery_misfire.records import EntryRecord, Intent, Unreported, dumps, loads
+from celery_misfire.records import MAX_LENGTH, EntryRecord, Intent, Unreported, dumps, loads
 from celery_misfire.schedules import simple
 
 NOW = to_millis(datetime(2026, 3, 2, tzinfo=UTC))
@@ -88,6 +88,12 @@ def test_a_record_survives_its_text(record):
     assert dumps(loads(dumps(record))) == dumps(record)
 
 
+def test_a_record_of_an_entry_that_has_been_refused_for_long_can_be_read():
+    """One that runs each second, and may be five hours late."""
+    record = claimed(*(unsent(moment) for moment in range(NOW, NOW + 18_000_000, 1000)))
+    assert loads(dumps(record)) == record
+
+
 @settings(deadline=None)
 @given(entry_records(), st.data())
 def test_a_text_with_one_character_changed_is_refused_or_another_record(record, data):
@@ -116,7 +122,7 @@ def test_a_text_with_one_character_changed_is_refused_or_another_record(record, 
         "[" * 50_000,
         "1e999",
         "\x80\x04\x95",
-        "{" + " " * 70_000 + "}",
+        "{" + " " * MAX_LENGTH + "}",
     ],
     ids=range(12),
 )

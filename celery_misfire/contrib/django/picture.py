@@ -264,8 +264,8 @@ class _Drawing:
                     self._parts.append(_label(x, along + 4, clock, "mf-quiet", "end"))
             else:
                 # Nothing is seen of what hangs over the edge.
-                x, anchor = (layout.end + 12, "end") if along > layout.end - 18 else (along, "middle")
-                self._parts.append(_label(x, layout.high + 17, clock, "mf-quiet", anchor))
+                at, anchor = (layout.end + 12, "end") if along > layout.end - 18 else (along, "middle")
+                self._parts.append(_label(at, layout.high + 17, clock, "mf-quiet", anchor))
                 if day != day_before:
                     self._parts.append(_label(along, layout.high + 33, day, "mf-small", "middle"))
             day_before = day
