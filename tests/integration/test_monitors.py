@@ -29,7 +29,8 @@ def make_missed() -> MissedFire:
 @pytest.fixture
 def app(redis_server: RedisServer) -> Celery:
     app = Celery("monitored", broker=redis_server.url, set_as_current=False)
-    app.task(name="shop.reports")(_nothing)
+    # Else every later app of this process has it.
+    app.task(name="shop.reports", shared=False)(_nothing)
     return app
 
 
