@@ -117,7 +117,7 @@ class DjangoProject(Project):
 def let_pass(server: RedisServer, length: timedelta) -> None:
     """Move all that the store remembers into the past; to beat it is as if it had been away so long.
 
-    But for Celery's own clean-up: it is due at four o'clock, and in the hours before that it would be due then.
+    But for Celery's own clean-up, which is due at four o'clock: in the hours before, it would be due then.
     """
     client, millis = server.client(), length // timedelta(milliseconds=1)
     for key, text in client.hgetall(STATE).items():
