@@ -432,7 +432,9 @@ def _error(exc: Exception) -> str:
     # The text of a network error can repeat the URL; its kind and Redis's own words are enough.
     if isinstance(exc, _IN_ITS_WORDS):
         # Of an error inside a script, the place in it tells nobody anything.
-        return re.sub(r"\.? script: .*", "", str(exc).split("\n")[0])[:200].rstrip(".")
+        text = re.sub(r"\.? script: .*", "", str(exc).split("\n")[0])
+        # As Redis 6.2 begins it.
+        return re.sub(r"^Error running script [^@]*(@user_script: ?\d+: )*-?", "", text)[:200].rstrip(".")
     kind = type(exc).__name__
     if isinstance(exc, MasterNotFoundError):
         # Its text has the errors of the sentinels that were asked, addresses and all.

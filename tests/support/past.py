@@ -63,10 +63,11 @@ class Past:
         rows = self._client.xrange(self._store.log_key)
         self._client.delete(self._store.log_key)
         at = 0
-        for _id, fields in rows:
+        # Numbered here, as Redis does it by itself from 7.0 on.
+        for number, (_id, fields) in enumerate(rows):
             line = json.loads(fields[b"d"])
             at = max(at, line.get("now", line.get("fire_time", at)))
-            self._client.xadd(self._store.log_key, fields, id=f"{at}-*")
+            self._client.xadd(self._store.log_key, fields, id=f"{at}-{number}")
 
     # The publisher
     def connect(self) -> None:
