@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -490,13 +490,15 @@ def test_a_redis_that_still_loads_its_data_is_waited_for(
         beat = Beat(server.url, caplog)
         try:
             beat.run_until_sent()
+            # Loading, a Redis answers after every 2 MB; so this is long enough, and not in one piece.
             with server.client() as client:
-                client.mset({f"key:{n}": "x" for n in range(4_000)})
+                client.config_set("rdbcompression", "no")
+                client.mset({f"key:{n}": "x" * 100_000 for n in range(600)})
                 client.bgrewriteaof()
                 wait_for(lambda: not client.info("persistence")["aof_rewrite_in_progress"], what="the file")
             server.kill()
-            # Microseconds for each key; and it answers in between.
-            server.options += ("--key-load-delay", "300", "--loading-process-events-interval-bytes", "1024")
+            # Microseconds for each key.
+            server.options += ("--key-load-delay", "3000")
             server.begin_to_start()
             beat.run_until(lambda: beat.said("loading the dataset"), "word of the loading")
             beat.run_until_sent()
@@ -685,6 +687,11 @@ def commands_used(client: redis.Redis) -> set[str]:
     return {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
 
 
+def whole(commands: Iterable[str]) -> set[str]:
+    """Return the commands without their subcommands, which Redis 6.2 counts and logs as one."""
+    return {name.split("|")[0] for name in commands}
+
+
 def test_the_documented_rights_are_enough_and_none_of_them_is_too_many(redis_server: RedisServer):
     with redis_server.client() as client:
         words = documented_user("shop")
@@ -694,8 +701,12 @@ def test_the_documented_rights_are_enough_and_none_of_them_is_too_many(redis_ser
         use_all_of(store_of(misfire_redis_url=f"redis://beat:{password}@127.0.0.1:{redis_server.port}/0"))
         granted = {word[1:] for word in words if word.startswith("+")}
         used = commands_used(client) - {"config|resetstat"}
-        assert used <= granted | GREETINGS
-        assert granted - used <= OPTIONAL
+        if client.info("server")["redis_version"].startswith("6.2."):
+            granted, greetings, optional = whole(granted), whole(GREETINGS), whole(OPTIONAL)
+        else:
+            greetings, optional = GREETINGS, OPTIONAL
+        assert used <= granted | greetings
+        assert granted - used <= optional
         for word in ("get foreign", "set foreign 1", "keys *", "flushall", "eval return 0"):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 redis.Redis(port=redis_server.port, username="beat", password=password).execute_command(
@@ -736,7 +747,8 @@ def test_a_real_beat_and_a_real_worker_work_with_the_documented_rights_alone(
             assert worker.alive
             beat.stop()
             worker.stop()
-            assert client.acl_log() == [] or {line["object"] for line in client.acl_log()} <= OPTIONAL
+            refused = {line["object"] for line in client.acl_log()}
+            assert refused <= GREETINGS | OPTIONAL | whole(GREETINGS)
         assert "Give the user the rights" not in project.log() + project.log("worker")
         assert password not in project.log() + project.log("worker")
 
@@ -772,7 +784,7 @@ def test_a_node_without_the_slot_of_our_keys_is_refused_at_the_start(
             client.execute_command("CLUSTER", "DELSLOTS", slot)
             owner.execute_command("CLUSTER", "FLUSHSLOTS")
             owner.execute_command("CLUSTER", "ADDSLOTS", slot)
-            client.execute_command("CLUSTER", "MEET", "127.0.0.1", other.port, other.bus_port)
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", other.port)
             wait_for(lambda: client.cluster("info")["cluster_state"] == "ok", what="a cluster")
             wait_for(lambda: moved(client, slot), what="the other's slot to be known")
         beat = Beat(node.url, caplog)
