@@ -168,10 +168,18 @@ def test_after_kills_in_a_burst_every_occurrence_has_exactly_one_fate(
     burst = RabbitBurst(project, store, rabbitmq_server)
     in_the_middle = 0
     start_beat = project.beat_at_gate()
-    for _ in range(kills):
+    for number in range(1, kills + 1):
         beat = start_beat()
         start_beat = project.beat_at_gate(wait=False)
         burst.wait_for_messages(random.randint(1, 150))
+        match number % 10:
+            case 5:
+                rabbitmq_server.restart()
+                burst.wait_for_messages(1)
+            case 0:
+                store.kill()
+                store.start()
+                burst.wait_for_messages(1)
         assert beat.alive
         beat.kill()
         in_the_middle += burst.unpublished() > 0

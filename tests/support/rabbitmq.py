@@ -207,6 +207,10 @@ class RabbitTap:
         except amqp.NotFound:
             self._connection = None
             return self._taken
+        except self._connection.recoverable_connection_errors:
+            # The server was restarted since the last look.
+            self._connection = None
+            return len(self)
         return self._taken + declared.message_count
 
     def read(self) -> list[Message]:
