@@ -36,11 +36,13 @@ from celery_misfire.exceptions import (
     StoreUnavailable,
 )
 from celery_misfire.fire_times import GridTrigger, trigger_for
-from celery_misfire.leader import Definition, Leader, Message
+from celery_misfire.intents import Message
+from celery_misfire.leader import Leader
 from celery_misfire.lease import Lease, uptime
 from celery_misfire.misfire import ENDLESS, Trigger, to_millis
 from celery_misfire.missed import Reporter
 from celery_misfire.problems import as_line, brief, one_line, shown
+from celery_misfire.records import Definition
 from celery_misfire.redis_url import address
 from celery_misfire.store import LONGEST_CALL, RedisStore
 
@@ -296,7 +298,7 @@ class MisfireMixin(Scheduler):
         return self._broker.producer
 
     def connect(self) -> None:
-        """Make sure that the broker can be reached (:class:`~celery_misfire.leader.Publisher`)."""
+        """Make sure that the broker can be reached (:class:`~celery_misfire.intents.Publisher`)."""
         self.producer  # noqa: B018 - a look connects
 
     def publish(self, message: Message) -> None:

@@ -36,6 +36,21 @@ MAX_LENGTH = 4_000_000
 
 
 @dataclass(frozen=True)
+class Definition:
+    """An entry of the schedule, as far as its record depends on it.
+
+    :param anchor: when an entry on an interval last ran elsewhere, in milliseconds UTC: seen for the first
+        time here, it goes on from that.
+    """
+
+    name: str
+    task: str
+    trigger: Trigger
+    policy: MisfirePolicy | None
+    anchor: int | None = None
+
+
+@dataclass(frozen=True)
 class Intent:
     """An occurrence that was claimed to be sent and is not known to have been sent.
 
@@ -376,6 +391,7 @@ def _check(record: EntryRecord) -> None:
 __all__ = [
     "MAX_LENGTH",
     "SCHEMA",
+    "Definition",
     "EntryRecord",
     "Intent",
     "Unreported",

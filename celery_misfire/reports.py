@@ -1,4 +1,4 @@
-"""The misses that wait to be reported: handed to the reporter, and struck from the records when they are.
+"""What is told of misfires and misses: to the log at once, to everybody else by the reporter.
 
 A miss stays in its entry's record until the reporter is done with it, so that a crash leaves it to the next
 leader.
@@ -7,22 +7,19 @@ leader.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 from celery_misfire import records
 from celery_misfire.fire import task_id
 from celery_misfire.ledger import Commit, Ledger
-from celery_misfire.misfire import MissedFire, from_millis
-from celery_misfire.missed import Report
-from celery_misfire.problems import brief
-from celery_misfire.records import EntryRecord, Unreported
-
-if TYPE_CHECKING:
-    from celery_misfire.leader import Definition
+from celery_misfire.misfire import Misfire, Missed, MissedFire, Outcome, from_millis
+from celery_misfire.missed import Report, log_line
+from celery_misfire.problems import brief, one_line, shown
+from celery_misfire.records import Definition, EntryRecord, Unreported
 
 __all__ = ["Reporter", "Reports"]
 
@@ -119,6 +116,64 @@ class Reports:
             detected_at=from_millis(lost.detected_at),
         )
 
+    def tell_misfire(
+        self,
+        commit: Commit,
+        name: str,
+        misfire: Misfire,
+        lost: Sequence[Missed],
+        now: int,
+        following: int | None,
+    ) -> None:
+        """Add the news of a misfire to a commit: it is told when the commit is done."""
+        commit.log.append(_misfire_line(name, misfire, now))
+        commit.then.append(partial(self._tell_now, name, misfire, lost, now, following))
+
+    def tell_missed(self, commit: Commit, record: EntryRecord, known: int) -> None:
+        """Add a line for what is missed without a misfire: what ended, was refused, or is gone.
+
+        :param known: how many of the record's misses have been told already.
+        """
+        for lost in record.missed[known:]:
+            fire = self.fire(record, lost, lost.first, lost.last, lost.count)
+            commit.then.append(partial(logger.warning, "beat: %s", log_line(fire)))
+
+    def _tell_now(
+        self, name: str, misfire: Misfire, lost: Sequence[Missed], now: int, following: int | None
+    ) -> None:
+        task = self._definitions[name].task
+        instruction = str(misfire.instruction)
+        if misfire.resolved is not misfire.instruction:
+            instruction += f" -> {misfire.resolved}"
+        outcomes = [f"{n} {o}" for o, n in misfire.outcomes.items() if o is not Outcome.MISSED]
+        for m in lost:
+            id_ = task_id(self._namespace, name, self._ledger[name].generation, m.first)
+            outcomes.append(f"{m.count} missed ({m.reason}, result {id_})")
+        logger.warning(
+            "beat: misfire of %s (%s): scheduled %s, now %s, late by %.3f s (%s), %s: %s; next %s",
+            shown(name),
+            one_line(task),
+            from_millis(misfire.first).isoformat(),
+            from_millis(now).isoformat(),
+            misfire.late_by / 1000,
+            misfire.reason,
+            instruction,
+            ", ".join(outcomes),
+            "never" if following is None else from_millis(following).isoformat(),
+        )
+        self._reporter.announce(
+            {
+                "sender": task,
+                "entry": name,
+                "scheduled_fire_time": from_millis(misfire.first),
+                "late_by": misfire.late_by / 1000,
+                "instruction": misfire.instruction,
+                "resolved": misfire.resolved,
+                "outcomes": dict(misfire.outcomes),
+                "reason": misfire.reason,
+            }
+        )
+
     def acknowledge(self) -> None:
         """Strike from the records what the reporter has finished."""
         commit = Commit()
@@ -148,4 +203,19 @@ def _missed_line(missed: MissedFire) -> dict[str, Any]:
         "reason": missed.reason,
         "instruction": missed.instruction,
         "id": missed.task_id,
+    }
+
+
+def _misfire_line(name: str, misfire: Misfire, now: int) -> dict[str, Any]:
+    return {
+        "event": "misfire",
+        "entry": name,
+        "first": misfire.first,
+        "last": misfire.last,
+        "count": misfire.count,
+        "now": now,
+        "reason": misfire.reason,
+        "instruction": misfire.instruction,
+        "resolved": misfire.resolved,
+        "outcomes": misfire.outcomes,
     }

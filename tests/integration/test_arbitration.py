@@ -13,7 +13,7 @@ import pytest
 from celery.schedules import schedule
 
 from celery_misfire.fire import task_id
-from celery_misfire.leader import Message
+from celery_misfire.intents import Message
 from celery_misfire.misfire import Outcome
 from celery_misfire.records import Intent
 from celery_misfire.store import RedisStore

@@ -21,8 +21,8 @@ from django.utils.translation.template import templatize
 
 from celery_misfire import conf
 from celery_misfire.contrib import django as app
-from celery_misfire.leader import Definition
 from celery_misfire.misfire import from_millis, to_millis
+from celery_misfire.records import Definition
 from tests.support.admin_site import NAMESPACE, AdminSite, admin_site
 from tests.support.past import Past
 from tests.support.redis_server import RedisServer

@@ -13,10 +13,12 @@ from cronsim import CronSim
 from celery_misfire import records
 from celery_misfire.exceptions import BrokerUnavailable, LeaseLost, PublishRejected, StoreUnavailable
 from celery_misfire.fire_times import trigger_for
-from celery_misfire.leader import BATCH, Definition, Leader, Message
+from celery_misfire.intents import Message
+from celery_misfire.leader import BATCH, Leader
 from celery_misfire.lease import Lease, uptime
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
 from celery_misfire.missed import Report
+from celery_misfire.records import Definition
 from celery_misfire.reports import PORTION
 from celery_misfire.schedules import simple
 from celery_misfire.store import Change, RedisStore
@@ -618,7 +620,7 @@ def test_where_a_pause_is_an_outage_what_an_entry_would_have_run_while_it_was_go
     assert (told["entry"], told["reason"]) == ("gone", "paused")
     # From here on it is late for reasons of its own.
     world.broker_is_up = False
-    world.leader._connected = False
+    world.leader._intents.connected = False
     world.run(world.now + 10 * MINUTE)
     world.broker_is_up = True
     world.run(world.now + 10 * SECOND)

@@ -13,9 +13,10 @@ from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 
 from celery_misfire.calendars import weekly
 from celery_misfire.fire_times import trigger_for
-from celery_misfire.leader import BATCH, Definition
+from celery_misfire.leader import BATCH
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
 from celery_misfire.patience import PATIENCE, SLOW, Patience
+from celery_misfire.records import Definition
 from celery_misfire.schedules import excluding
 from tests.integration.test_leader import HOUR, MINUTE, SECOND, World
 from tests.support.processes import wait_for

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 
 import redis
 
-from celery_misfire.leader import Definition, Leader, Message
+from celery_misfire.intents import Message
+from celery_misfire.leader import Leader
 from celery_misfire.lease import Lease
 from celery_misfire.missed import Report
+from celery_misfire.records import Definition
 from celery_misfire.store import RedisStore
 
 

@@ -22,7 +22,8 @@ from celery_misfire.beat import FAREWELL, MisfireMixin
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
-from celery_misfire.leader import Definition, Message
+from celery_misfire.intents import Message
+from celery_misfire.records import Definition
 
 __all__ = ["DatabaseScheduler"]
 

@@ -35,9 +35,9 @@ from celery_misfire.contrib.django.rows import (
 )
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.fire_times import GridTrigger
-from celery_misfire.leader import Definition
 from celery_misfire.misfire import ENDLESS, Trigger, TriggerType
 from celery_misfire.misfire import MisfirePolicy as Policy
+from celery_misfire.records import Definition
 
 __all__ = ["LOOK_EVERY", "Row", "Table", "WrittenEntry"]
 

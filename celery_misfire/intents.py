@@ -1,0 +1,380 @@
+"""The intents of all entries: runs that are claimed and not known to have been sent.
+
+Each is sent and then acknowledged: struck from its record. What a crash, a failure or a refusal leaves is
+judged again, and sent again under the same id.
+
+Nothing here knows Celery: sending is the :class:`Publisher`'s business.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableSequence, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+from celery_misfire import records
+from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
+from celery_misfire.fire import task_id
+from celery_misfire.lease import Lease
+from celery_misfire.ledger import Commit, Ledger
+from celery_misfire.misfire import (
+    MisfireInstruction,
+    Missed,
+    Outcome,
+    Reason,
+    resolve,
+    threshold_millis,
+)
+from celery_misfire.problems import brief
+from celery_misfire.records import Definition, EntryRecord, Intent
+from celery_misfire.reports import Reports
+from celery_misfire.store import RedisStore
+
+__all__ = ["Intents", "Message", "Pause", "Publisher"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Message:
+    """A run to be sent.
+
+    :param fire_time: now, in milliseconds UTC.
+    :param threshold: how late it may be, in milliseconds; with the policy, for the worker to judge by.
+    """
+
+    definition: Definition
+    intent: Intent
+    task_id: str
+    fire_time: int
+    threshold: int
+    resolved: MisfireInstruction
+
+
+class Publisher(Protocol):
+    def connect(self) -> None:
+        """Make sure that the broker can be reached. :raises BrokerUnavailable: when it cannot."""
+
+    def publish(self, message: Message) -> None:
+        """Send the task of an entry.
+
+        :raises BrokerUnavailable: when the broker failed; the message may have arrived all the same.
+        :raises PublishRejected: when this message cannot be sent; it has not arrived.
+        """
+
+
+@dataclass
+class Pause:
+    """When something that failed is tried again; each failure in a row doubles the wait.
+
+    :param own_fault: it was refused for what it is; else the broker failed.
+    :param told: the log was told so; it will want to know of the end.
+    """
+
+    until: float = 0.0
+    length: float = 0.0
+    own_fault: bool = False
+    told: bool = False
+
+    def prolong(self, now: float, first: float = 1.0, longest: float = 60.0) -> None:
+        self.length = min(longest, self.length * 2 or first)
+        self.until = now + self.length
+
+
+class Intents:
+    """What is to be sent, for all entries.
+
+    :param definitions: the entries of the schedule; shared with the leader.
+    :param outages: why runs are late, and up to when; shared with the leader.
+    :param reason: why the occurrence of an entry that is scheduled at this time is late.
+    :param wall: the wall clock, in milliseconds UTC.
+    :param steady: a clock that nobody sets, in seconds.
+    """
+
+    def __init__(
+        self,
+        store: RedisStore,
+        lease: Lease,
+        ledger: Ledger,
+        definitions: Mapping[str, Definition],
+        publisher: Publisher,
+        reports: Reports,
+        *,
+        namespace: str,
+        outages: MutableSequence[tuple[Reason, int]],
+        reason: Callable[[str, int], Reason],
+        wall: Callable[[], int],
+        steady: Callable[[], float],
+    ) -> None:
+        self._store, self._lease, self._ledger = store, lease, ledger
+        self._definitions, self._publisher, self._reports = definitions, publisher, reports
+        self._namespace, self._outages, self._reason = namespace, outages, reason
+        self._wall, self._steady = wall, steady
+        #: Entries that have any. A dict, for its order.
+        self._unsent: dict[str, None] = {}
+        self._refused: dict[str, Pause] = {}
+        #: The wait for the broker; without length as long as messages get through.
+        self._broker = Pause()
+        #: False when the broker has failed, or was not asked yet.
+        self.connected = False
+
+    def rebuild(self, present: Mapping[str, EntryRecord]) -> None:
+        """Begin anew with the records of the entries that are there."""
+        self._unsent = {n: None for n, r in present.items() if r.intents}
+        self._refused = {n: p for n, p in self._refused.items() if n in self._definitions}
+
+    def unsent(self, limit: int) -> list[str]:
+        """Return entries with intents that are to be sent now."""
+        return [n for n in self._unsent if not self.is_paused(n)][:limit]
+
+    # -- the broker ----------------------------------------------------------------------------------------
+
+    def connect(self, now: int) -> bool:
+        """Return True when it is worth claiming: what cannot be sent is better judged when it can be."""
+        if self.connected:
+            return True
+        if self._steady() < self._broker.until:
+            return False
+        try:
+            self._publisher.connect()
+        except BrokerUnavailable as exc:
+            self._broker_failed(exc)
+            return False
+        if self._broker.length:
+            self._outages.append((Reason.BROKER_UNAVAILABLE, now))
+        self.connected = True
+        return True
+
+    def _broker_failed(self, exc: Exception) -> None:
+        if not self._broker.length:
+            logger.warning("beat: the broker failed, nothing is sent until it is back: %s", exc)
+        self._broker.prolong(self._steady(), first=0.2, longest=5.0)
+        self.connected = False
+
+    def _broker_works(self) -> None:
+        if self._broker.length:
+            logger.info("beat: the broker is there again")
+            self._broker = Pause()
+
+    # -- refusals ------------------------------------------------------------------------------------------
+
+    def refuse(self, name: str, exc: Exception) -> None:
+        """Leave an entry aside that cannot be sent, and try again later."""
+        if name not in self._refused:
+            logger.error("beat: entry %r cannot be sent and is tried again: %s", name, brief(exc))
+            self._ledger.log({"event": "refused", "entry": name, "error": type(exc).__name__})
+        self._leave_aside(name).own_fault = True
+
+    def _leave_aside(self, name: str) -> Pause:
+        pause = self._refused.setdefault(name, Pause())
+        if not self.is_paused(name):
+            # Else it was a later run that failed as well: those before it do not wait longer for that.
+            pause.prolong(self._steady())
+        return pause
+
+    def is_paused(self, name: str) -> bool:
+        """Return True while an entry that could not be sent waits for its next try."""
+        return name in self._refused and self._refused[name].until > self._steady()
+
+    def next_tries(self) -> Iterable[float]:
+        """Yield when, on the steady clock, something that failed is tried again."""
+        if not self.connected:
+            yield self._broker.until
+        else:
+            yield from (pause.until for pause in self._refused.values())
+
+    # -- judging again -------------------------------------------------------------------------------------
+
+    def send_again(self, names: Sequence[str], now: int) -> None:
+        """Send what was claimed before and not acknowledged: after a crash, a failure, a refusal."""
+        commit = Commit()
+        for name in names:
+            try:
+                self._judge_again(name, now, commit)
+            except MisfireError:
+                raise
+            except Exception as exc:
+                self.refuse(name, exc)
+        self._ledger.commit(commit)
+        self.publish(list(commit.new))
+
+    def _judge_again(self, name: str, now: int, commit: Commit) -> None:
+        """What is known not to have been sent and is too late by now, gets what its instruction says."""
+        definition, record = self._definitions[name], self._ledger.with_certainty(self._ledger[name])
+        hopeless = [i for i in record.intents if self._is_hopeless(name, i, now)]
+        record = replace(record, intents=tuple(i for i in record.intents if i not in hopeless))
+        in_doubt = {i.scheduled for i in record.intents if not i.unsent and self._is_arbitrable(name, i, now)}
+        judge = partial(
+            records.judge_again,
+            trigger=definition.trigger,
+            policy=definition.policy,
+            now=now,
+            reason=partial(self._reason, name),
+        )
+        judged, misfire = judge(_with_doubt(record, in_doubt, doubt=False))
+        while started := self.close_registers(name, _missing(record, judged), Reason.QUEUE_LATE):
+            # They were sent after all. What is left does not change by that: the oldest stays the oldest.
+            commit.log += [self._sent_before(name, i) for i in record.intents if i.scheduled in started]
+            record = replace(record, intents=tuple(i for i in record.intents if i.scheduled not in started))
+            judged, misfire = judge(_with_doubt(record, in_doubt, doubt=False))
+        judged = _with_doubt(judged, in_doubt, doubt=True)
+        self.close_registers(name, hopeless, Reason.PUBLISH_REJECTED)
+        if hopeless:
+            refused = [Missed(i.scheduled, i.scheduled, 1, Reason.PUBLISH_REJECTED) for i in hopeless]
+            known = len(judged.missed)
+            judged = records.with_missed(judged, refused, MisfireInstruction.DO_NOTHING, now)
+            self._reports.tell_missed(commit, judged, known)
+        commit.new[name] = judged
+        commit.then.append(partial(self._reports.hand_over, name))
+        if misfire is not None:
+            n = misfire.outcomes.get(Outcome.MISSED, 0)
+            lost = [Missed(misfire.first, misfire.last, n, misfire.reason)] if n else []
+            self._reports.tell_misfire(commit, name, misfire, lost, now, record.state.next_fire_time)
+
+    def _is_arbitrable(self, name: str, intent: Intent, now: int) -> bool:
+        """True for a late run that may be judged again although it is in doubt: its register decides.
+
+        So it does where workers ask the registers, and where a beat closed it and then died.
+        """
+        late = intent.outcome is Outcome.FIRED and now - intent.scheduled >= self._threshold(name, intent)
+        return late and (
+            self._store.is_guarded() or self._store.register(self._id(name, intent)).startswith("missed")
+        )
+
+    def _is_hopeless(self, name: str, intent: Intent, now: int) -> bool:
+        """True for a run whose message was refused for longer than it may be late."""
+        pause = self._refused.get(name)
+        since = intent.scheduled if intent.outcome is Outcome.FIRED else intent.claimed_at
+        return (
+            pause is not None
+            and pause.own_fault
+            and intent.unsent
+            and now - since >= self._threshold(name, intent)
+        )
+
+    def _threshold(self, name: str, intent: Intent) -> int:
+        definition = self._definitions[name]
+        times = definition.trigger.fire_times(self._ledger[name].state)
+        return threshold_millis(definition.policy, intent.scheduled, times.after(intent.scheduled))
+
+    def close_registers(self, name: str, intents: Sequence[Intent], reason: Reason) -> set[int]:
+        """See to it that no worker starts what is to be missed; return what one has started already."""
+        held = self._store.settle([self._id(name, i) for i in intents], f"missed:{reason}")
+        return {i.scheduled for i, value in zip(intents, held, strict=True) if not value.startswith("missed")}
+
+    # -- sending -------------------------------------------------------------------------------------------
+
+    def publish(self, names: Sequence[str], claimed_at: int | None = None) -> None:
+        """Send the intents of these entries and acknowledge what was sent.
+
+        :param claimed_at: only those that were claimed then; older ones have to be judged again before.
+        """
+        work = [(i, n) for n in names for i in self._ledger[n].intents if claimed_at in (None, i.claimed_at)]
+        # On time before late, oldest first.
+        work.sort(key=lambda w: (w[0].outcome is not Outcome.FIRED, w[0].scheduled))
+        sent: dict[tuple[str, int], Message] = {}
+        tried: dict[tuple[str, int], bool] = {}
+        try:
+            for intent, name in work:
+                if not self._lease.held:
+                    break
+                key = (name, intent.scheduled)
+                if self.is_paused(name) and key not in self._ledger.untried:
+                    # Refused before: it waits for its time, and holds up no later run.
+                    continue
+                # In doubt from here on: whatever interrupts the attempt, the message may have arrived.
+                tried[key] = False
+                try:
+                    sent[key] = self._send(name, intent)
+                    self._broker_works()
+                except PublishRejected as exc:
+                    tried[key] = True
+                    self.refuse(name, exc)
+                except BrokerUnavailable as exc:
+                    # The failure may be this entry's own: it does not come first again.
+                    self._leave_aside(name)
+                    self._broker_failed(exc)
+                    break
+                except Exception as exc:
+                    # A schedule of the app's own may raise anything, and must not keep the others waiting.
+                    self.refuse(name, exc)
+        finally:
+            self._acknowledge(names, sent, tried)
+
+    def _send(self, name: str, intent: Intent) -> Message:
+        definition, type_ = self._definitions[name], self._ledger[name].state.trigger_type
+        asked = definition.policy.instruction if definition.policy else MisfireInstruction.DO_NOTHING
+        message = Message(
+            definition,
+            intent,
+            self._id(name, intent),
+            self._wall(),
+            self._threshold(name, intent),
+            resolve(asked, type_),
+        )
+        self._publisher.publish(message)
+        return message
+
+    def _acknowledge(
+        self,
+        names: Sequence[str],
+        sent: Mapping[tuple[str, int], Message],
+        tried: Mapping[tuple[str, int], bool],
+    ) -> None:
+        """Take what was sent out of the records.
+
+        :param tried: for each attempt that was made, whether it is certain that the message did not arrive.
+        """
+        self._ledger.untried -= tried.keys()
+        commit = Commit(log=[_sent_line(m) for m in sent.values()])
+        for name in names:
+            record = self._ledger.with_certainty(self._ledger[name])
+            left = tuple(
+                replace(i, unsent=tried.get((name, i.scheduled), i.unsent))
+                for i in record.intents
+                if (name, i.scheduled) not in sent
+            )
+            commit.new[name] = replace(record, intents=left)
+            if left:
+                self._unsent[name] = None
+            else:
+                self._unsent.pop(name, None)
+                self._refused.pop(name, None)
+        self._ledger.commit(commit)
+
+    def _sent_before(self, name: str, intent: Intent) -> dict[str, Any]:
+        """Return the line of the log for a run that a worker had from a beat that could not write it."""
+        return _sent(name, intent, intent.claimed_at, self._id(name, intent))
+
+    def _id(self, name: str, intent: Intent) -> str:
+        return task_id(self._namespace, name, intent.generation, intent.scheduled)
+
+
+def _missing(before: EntryRecord, after: EntryRecord) -> list[Intent]:
+    """Return the intents that are gone."""
+    left = {i.scheduled for i in after.intents}
+    return [i for i in before.intents if i.scheduled not in left]
+
+
+def _with_doubt(record: EntryRecord, scheduled: Collection[int], *, doubt: bool) -> EntryRecord:
+    """Return the record with some of its intents in doubt, or not."""
+    intents = (replace(i, unsent=not doubt) if i.scheduled in scheduled else i for i in record.intents)
+    return replace(record, intents=tuple(intents))
+
+
+def _sent_line(message: Message) -> dict[str, Any]:
+    return _sent(message.definition.name, message.intent, message.fire_time, message.task_id)
+
+
+def _sent(entry: str, intent: Intent, fire_time: int, id_: str) -> dict[str, Any]:
+    return {
+        "event": "sent",
+        "entry": entry,
+        "outcome": intent.outcome,
+        "scheduled": intent.scheduled,
+        "fire_time": fire_time,
+        "merged": intent.merged,
+        "id": id_,
+    }
