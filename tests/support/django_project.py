@@ -25,6 +25,7 @@ import pytest
 
 from celery_misfire.misfire import to_millis
 from tests.support import django_settings
+from tests.support.outcomes import of_entry
 from tests.support.postgres import Postgres, find_postgres
 from tests.support.processes import NAMESPACE, CeleryProcess, Project, published, wait_for
 from tests.support.redis_server import RedisServer
@@ -109,9 +110,11 @@ class DjangoProject(Project):
         return record is not None and record.removed_at is None
 
     def runs_of(self, name: str) -> list[str]:
-        """Return the outcomes with which runs of this row were sent, oldest first."""
-        misfires = [m.misfire for m in published(self.url)]
-        return [m["outcome"] for m in misfires if m is not None and m["entry"] == name]
+        """Return the outcomes with which runs of this row were sent, oldest first.
+
+        One that was sent twice under its id, as after a kill, is one.
+        """
+        return list({m.id: m.misfire["outcome"] for m in of_entry(published(self.url), name)}.values())
 
 
 def let_pass(server: RedisServer, length: timedelta) -> None:
