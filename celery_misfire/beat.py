@@ -229,7 +229,7 @@ class MisfireMixin(Scheduler):
         self._changed = False
         try:
             self._leader.adopt(self._definitions())
-        except StoreUnavailable:
+        except BaseException:
             # Half of it is done.
             self._changed = True
             raise
@@ -318,8 +318,14 @@ class MisfireMixin(Scheduler):
             self.apply_entry(entry, producer=self.producer)
         finally:
             entry.options = options
-        if self._failure is not None:
-            raise _verdict(self._failure) from None
+        if self._failure is None:
+            return
+        failure = _verdict(self._failure)
+        if self._broker.last_taken != message.task_id:
+            raise failure from None
+        # In an apply_async of the app's own, or in a receiver of a signal.
+        name = shown(message.definition.name)
+        logger.warning("beat: a run of entry %s was sent, and an error came after that: %s", name, failure)
 
     def _headers(self, message: Message) -> dict[str, Any]:
         intent, policy = message.intent, message.definition.policy

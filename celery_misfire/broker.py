@@ -52,6 +52,11 @@ class Broker:
                 raise BrokerUnavailable(kind(exc)) from None
         return self._producer
 
+    @property
+    def last_taken(self) -> str:
+        """The task id of the last message that this connection has taken, '' for none."""
+        return self._producer.last_taken if self._producer else ""
+
     def _look(self) -> None:
         """Find out what has become of the connection since it was used last."""
         connection, producer = self._connection, self._producer
@@ -81,10 +86,18 @@ class Broker:
             options |= {"confirm_publish": True, "heartbeat": 0}
             options |= {"on_blocked": self._block, "on_unblocked": self._unblock}
         elif connection.transport.driver_name == "redis":
-            options = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT} | options
-        connection.transport_options = options
+            options = _time_limits(TIMEOUT) | options
+            # Repeated by redis-py, a message would be there twice and look like one that came again.
+            options["retry_on_timeout"] = False
         # One try for each broker of the URL. Left to itself, a producer would go on trying for ever.
-        connection.ensure_connection(max_retries=max(0, len(connection.alt) - 1), interval_start=0)
+        tries = max(1, len(connection.alt))
+        if connection.transport_cls == "sentinel":
+            # Each try asks them all, one after the other, and of the limits above none holds for them.
+            given = options.get("sentinel_kwargs") or {}
+            options["sentinel_kwargs"] = _time_limits(TIMEOUT / tries) | given | {"retry": None}
+            tries = 1
+        connection.transport_options = options
+        connection.ensure_connection(max_retries=tries - 1, interval_start=0)
         if _is_amqp(connection):
             # As an option of py-amqp's it does not hold in the middle of a frame.
             connection.connection.sock.settimeout(options.get("read_timeout") or TIMEOUT)
@@ -126,11 +139,20 @@ class _Producer(Producer):
         self._failures = (*connection.connection_errors, *connection.recoverable_connection_errors)
         #: True when a message was begun and it is not known to have been taken.
         self.unfinished = False
+        #: The task id of the last message that was taken.
+        self.last_taken = ""
 
     def publish(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().publish(*args, **kwargs)
+        # Events have none.
+        self.last_taken = kwargs.get("correlation_id") or self.last_taken
+        return result
+
+    def _publish(self, *args: Any, **kwargs: Any) -> Any:
+        # Here, not in publish(): what fails before it, while a message is made, is no failure of the broker.
         self.unfinished = True
         try:
-            result = super().publish(*args, **kwargs)
+            result = super()._publish(*args, **kwargs)
         except MessageNacked:
             # Of several queues that it was for, some may have taken it.
             raise MisfireError("refused by a queue (nack)") from None
@@ -141,6 +163,10 @@ class _Producer(Producer):
             raise
         self.unfinished = False
         return result
+
+
+def _time_limits(seconds: float) -> dict[str, float]:
+    return {"socket_timeout": seconds, "socket_connect_timeout": seconds}
 
 
 _BLOCKED = "RabbitMQ takes no messages, its memory or disk is short"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import amqp
 import pytest
-from celery import Celery
+from celery import Celery, Task
 from celery.beat import BeatLazyFunc
 from kombu import Queue
 from kombu.exceptions import EncodeError
@@ -21,7 +24,7 @@ from celery_misfire.broker import Broker
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
 from celery_misfire.missed import Part, Report, report
-from tests.support.processes import wait_for
+from tests.support.processes import published, wait_for
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.redis_server import RedisServer
@@ -264,6 +267,105 @@ def test_a_report_of_missed_runs_reaches_its_handler_whether_or_not_somebody_lis
     assert report(app, settings, Report(missed, on_missed="ops.alarm"), parts) == {}
     (message,) = rabbitmq_server.published()
     assert (message.task, message.kwargs["missed"]["entry"]) == ("ops.alarm", "stocks")
+
+
+# -- Redis -------------------------------------------------------------------------------------------------
+
+
+def redis_app(server: RedisServer, **options: Any) -> Celery:
+    app = Celery("broker", broker=server.url, set_as_current=False)
+    app.conf.broker_transport_options = options
+    return app
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("options", [{}, {"retry_on_timeout": True}])
+def test_a_message_that_is_not_answered_is_not_repeated_behind_our_back(
+    redis_server: RedisServer, options: dict[str, Any]
+) -> None:
+    app = redis_app(redis_server, **options)
+    broker = Broker(app)
+    send(app, broker, "first", retry=False)
+    redis_server.freeze()
+    # As a Redis does that answers late: after the first time limit, and before a second one.
+    later = threading.Timer(LIMIT * 1.5, redis_server.thaw)
+    later.start()
+    with pytest.raises(BrokerUnavailable):
+        send(app, broker, "second", retry=False)
+    later.join()
+    broker.drop()
+    wait_for(lambda: len(published(redis_server.url)) == 2)
+    app.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"sentinel_kwargs": {"password": "x"}}])
+def test_sentinels_that_do_not_answer_end_the_attempt_to_connect(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker_module, "TIMEOUT", 1.5)
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        url = ";".join(f"sentinel://127.0.0.1:{one.getsockname()[1]}" for one in silent)
+        app = Celery("broker", broker=url, set_as_current=False)
+        app.conf.broker_transport_options = {"master_name": "mymaster", **options}
+        begin = time.monotonic()
+        with pytest.raises(BrokerUnavailable):
+            Broker(app).producer  # noqa: B018 - a look connects
+        assert time.monotonic() - begin < 1.5 + GRACE
+
+
+def turn(beat: MisfireScheduler, until: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 30
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(min(0.05, beat.tick()))
+
+
+def decisions(beat: MisfireScheduler, event: str) -> list[dict[str, Any]]:
+    return [line for line in beat._store.log() if line["event"] == event]
+
+
+@contextlib.contextmanager
+def beat_on(app: Celery, server: RedisServer, entries: dict[str, Any]) -> Iterator[MisfireScheduler]:
+    app.conf.misfire_redis_url = server.url
+    app.conf.beat_schedule = entries
+    beat = MisfireScheduler(app)
+    yield beat
+    beat.close()
+    app.close()
+
+
+def test_a_message_that_cannot_be_made_is_no_failure_of_redis(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Kombu raises a KeyError for a compression it does not know, and counts one as a failure of Redis."""
+    tick = {"task": "tick", "schedule": 0.2, "misfire": {"threshold": 0.5}}
+    entries = {"good": tick, "bad": {**tick, "options": {"compression": "none such"}}}
+    with beat_on(redis_app(redis_server), redis_server, entries) as beat:
+        turn(beat, lambda: decisions(beat, "missed"))
+        assert {line["entry"] for line in decisions(beat, "missed")} == {"bad"}
+    assert "the broker failed" not in caplog.text
+
+
+class Audited(Task):
+    def apply_async(self, *args: Any, **kwargs: Any) -> Any:
+        super().apply_async(*args, **kwargs)
+        raise RuntimeError("the audit table of customer 4711 is away")
+
+
+def test_an_error_that_comes_when_the_message_was_taken_makes_no_run_a_missed_one(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Celery("broker", broker=redis_server.url, task_cls=Audited, set_as_current=False)
+    app.task(name="tick", shared=False)(look_up)
+    tick = {"task": "tick", "schedule": 0.2, "misfire": {"threshold": 0.5}}
+    with beat_on(app, redis_server, {"a": tick}) as beat:
+        turn(beat, lambda: len(decisions(beat, "sent")) >= 5)
+        assert decisions(beat, "missed") == []
+        sent = [line["id"] for line in decisions(beat, "sent")]
+    assert [m.id for m in published(redis_server.url)][: len(sent)] == sent
+    assert "a run of entry 'a' was sent, and an error came after that: RuntimeError" in caplog.text
+    assert "4711" not in caplog.text
 
 
 # -- in one process ----------------------------------------------------------------------------------------
