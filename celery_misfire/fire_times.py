@@ -419,9 +419,10 @@ def _zone_of(schedule: Any) -> Zone:
 # What the virtual clock answers for "never again"; later than any moment.
 _NEVER = 1 << 62
 
-# So many fire times are walked through one by one, and so often one question is put to ``is_due``.
+# So many fire times are walked through one by one.
 _MAX_STEPS = 10_000
-_MAX_LOOKS = 1_000
+# So often one question is put to ``is_due``: enough for a long weekend, looked at every few seconds.
+_MAX_LOOKS = 100_000
 
 # So many fire times are kept when the ones before them are not needed any more, and so many other answers.
 _KEPT = 100

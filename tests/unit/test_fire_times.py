@@ -887,9 +887,23 @@ def test_an_is_due_that_is_never_due_is_given_up_after_bounded_looks() -> None:
 
     waiting = Waiting(app=app)
     waiting.looks = []
-    with pytest.raises(ValueError, match="is_due was not due in 1000 looks, up to 2026-05-01 01:23:20"):
+    with pytest.raises(ValueError, match="is_due was not due in 100000 looks, up to 2026-05-06 18:53:20"):
         trigger_for(waiting).first_state(at("2026-05-01"))
-    assert len(waiting.looks) == 1_000
+    assert len(waiting.looks) == 100_000
+
+
+def test_an_is_due_that_looks_every_few_seconds_finds_its_way_through_a_weekend() -> None:
+    class OfficeHours(schedule):
+        def is_due(self, last_run_at: datetime) -> schedstate:
+            now = self.now()
+            if now.weekday() >= 5 or not 9 <= now.hour < 17:
+                return schedstate(False, 5)
+            return super().is_due(last_run_at)
+
+    trigger = trigger_for(OfficeHours(timedelta(minutes=1), app=app))
+    times = trigger.fire_times(trigger.first_state(at("2026-05-01 16:58")))
+    assert times.after(at("2026-05-01 16:58")) == at("2026-05-01 16:59")
+    assert times.after(at("2026-05-01 16:59")) == at("2026-05-04 09:00")
 
 
 def test_what_the_schedule_raises_passes_through() -> None:
