@@ -21,7 +21,6 @@ from celery_misfire.lease import Lease
 from celery_misfire.ledger import Commit, Ledger
 from celery_misfire.misfire import (
     MisfireInstruction,
-    Missed,
     Outcome,
     Reason,
     resolve,
@@ -88,7 +87,7 @@ class Intents:
 
     :param definitions: the entries of the schedule; shared with the leader.
     :param outages: why runs are late, and up to when; shared with the leader.
-    :param reason: why the occurrence of an entry that is scheduled at this time is late.
+    :param reason: why an occurrence is late, by entry, scheduled time and generation.
     :param wall: the wall clock, in milliseconds UTC.
     :param steady: a clock that nobody sets, in seconds.
     """
@@ -104,7 +103,7 @@ class Intents:
         *,
         namespace: str,
         outages: MutableSequence[tuple[Reason, int]],
-        reason: Callable[[str, int], Reason],
+        reason: Callable[[str, int, int], Reason],
         wall: Callable[[], int],
         steady: Callable[[], float],
     ) -> None:
@@ -123,7 +122,9 @@ class Intents:
     def rebuild(self, present: Mapping[str, EntryRecord]) -> None:
         """Begin anew with the records of the entries that are there."""
         self._unsent = {n: None for n, r in present.items() if r.intents}
-        self._refused = {n: p for n, p in self._refused.items() if n in self._definitions}
+        # One that somebody else has sent by now is not waited for.
+        pending = {n for n, r in present.items() if r.intents or r.runs}
+        self._refused = {n: p for n, p in self._refused.items() if n in pending}
 
     def unsent(self, limit: int) -> list[str]:
         """Return entries with intents that are to be sent now."""
@@ -165,7 +166,9 @@ class Intents:
         if name not in self._refused:
             logger.error("beat: entry %r cannot be sent and is tried again: %s", name, brief(exc))
             self._ledger.log({"event": "refused", "entry": name, "error": type(exc).__name__})
-        self._leave_aside(name).own_fault = True
+        pause = self._leave_aside(name)
+        # A schedule that cannot be asked just now says nothing about the message.
+        pause.own_fault = pause.own_fault or isinstance(exc, PublishRejected)
 
     def _leave_aside(self, name: str) -> Pause:
         pause = self._refused.setdefault(name, Pause())
@@ -204,34 +207,30 @@ class Intents:
         """What is known not to have been sent and is too late by now, gets what its instruction says."""
         definition, record = self._definitions[name], self._ledger.with_certainty(self._ledger[name])
         hopeless = [i for i in record.intents if self._is_hopeless(name, i, now)]
-        record = replace(record, intents=tuple(i for i in record.intents if i not in hopeless))
-        in_doubt = {i.scheduled for i in record.intents if not i.unsent and self._is_arbitrable(name, i, now)}
+        record = _without(record, hopeless)
         judge = partial(
             records.judge_again,
             trigger=definition.trigger,
             policy=definition.policy,
             now=now,
-            reason=partial(self._reason, name),
+            reason=lambda i: self._reason(name, i.scheduled, i.generation),
+            arbitrable={i.scheduled for i in record.intents if self._is_arbitrable(name, i, now)},
         )
-        judged, misfire = judge(_with_doubt(record, in_doubt, doubt=False))
-        while started := self.close_registers(name, _missing(record, judged), Reason.QUEUE_LATE):
-            # They were sent after all. What is left does not change by that: the oldest stays the oldest.
-            commit.log += [self._sent_before(name, i) for i in record.intents if i.scheduled in started]
-            record = replace(record, intents=tuple(i for i in record.intents if i.scheduled not in started))
-            judged, misfire = judge(_with_doubt(record, in_doubt, doubt=False))
-        judged = _with_doubt(judged, in_doubt, doubt=True)
-        self.close_registers(name, hopeless, Reason.PUBLISH_REJECTED)
-        if hopeless:
-            refused = [Missed(i.scheduled, i.scheduled, 1, Reason.PUBLISH_REJECTED) for i in hopeless]
-            known = len(judged.missed)
-            judged = records.with_missed(judged, refused, MisfireInstruction.DO_NOTHING, now)
-            self._reports.tell_missed(commit, judged, known)
+        judged, misfire = judge(record)
+        while started := self._started(commit, name, _missing(record, judged), Reason.QUEUE_LATE):
+            # What is left does not change by that: the oldest stays the oldest.
+            record = _without(record, started)
+            judged, misfire = judge(record)
+        if misfire is not None:
+            next_, known = record.state.next_fire_time, len(record.missed)
+            self._reports.tell_misfire(commit, judged, known, misfire, now, next_)
+        sent = self._started(commit, name, hopeless, Reason.PUBLISH_REJECTED)
+        refused = [(i, Reason.PUBLISH_REJECTED) for i in hopeless if i not in sent]
+        known = len(judged.missed)
+        judged = records.with_unsent(judged, refused, MisfireInstruction.DO_NOTHING, now)
+        self._reports.tell_missed(commit, judged, known)
         commit.new[name] = judged
         commit.then.append(partial(self._reports.hand_over, name))
-        if misfire is not None:
-            n = misfire.outcomes.get(Outcome.MISSED, 0)
-            lost = [Missed(misfire.first, misfire.last, n, misfire.reason)] if n else []
-            self._reports.tell_misfire(commit, name, misfire, lost, now, record.state.next_fire_time)
 
     def _is_arbitrable(self, name: str, intent: Intent, now: int) -> bool:
         """True for a late run that may be judged again although it is in doubt: its register decides.
@@ -239,30 +238,40 @@ class Intents:
         So it does where workers ask the registers, and where a beat closed it and then died.
         """
         late = intent.outcome is Outcome.FIRED and now - intent.scheduled >= self._threshold(name, intent)
-        return late and (
+        in_doubt = late and not intent.unsent
+        return in_doubt and (
             self._store.is_guarded() or self._store.register(self._id(name, intent)).startswith("missed")
         )
 
     def _is_hopeless(self, name: str, intent: Intent, now: int) -> bool:
-        """True for a run whose message was refused for longer than it may be late."""
-        pause = self._refused.get(name)
+        """True for a run whose message was refused for longer than it may be late.
+
+        Also for one of which a beat has said so in its register, and then died.
+        """
         since = intent.scheduled if intent.outcome is Outcome.FIRED else intent.claimed_at
-        return (
-            pause is not None
-            and pause.own_fault
-            and intent.unsent
-            and now - since >= self._threshold(name, intent)
-        )
+        if not intent.unsent or now - since < self._threshold(name, intent):
+            return False
+        pause = self._refused.get(name)
+        if pause is not None and pause.own_fault:
+            return True
+        return self._store.register(self._id(name, intent)) == f"missed:{Reason.PUBLISH_REJECTED}"
 
     def _threshold(self, name: str, intent: Intent) -> int:
         definition = self._definitions[name]
         times = definition.trigger.fire_times(self._ledger[name].state)
         return threshold_millis(definition.policy, intent.scheduled, times.after(intent.scheduled))
 
-    def close_registers(self, name: str, intents: Sequence[Intent], reason: Reason) -> set[int]:
+    def _started(self, commit: Commit, name: str, intents: Sequence[Intent], reason: Reason) -> list[Intent]:
+        """Close registers, and add what was sent after all to the log; return that."""
+        started = self.close_registers(name, intents, reason)
+        # By a beat that could not write it.
+        commit.log += [_sent_line(name, i, i.claimed_at, self._id(name, i)) for i in started]
+        return started
+
+    def close_registers(self, name: str, intents: Sequence[Intent], reason: Reason) -> list[Intent]:
         """See to it that no worker starts what is to be missed; return what one has started already."""
         held = self._store.settle([self._id(name, i) for i in intents], f"missed:{reason}")
-        return {i.scheduled for i, value in zip(intents, held, strict=True) if not value.startswith("missed")}
+        return [i for i, value in zip(intents, held, strict=True) if not value.startswith("missed")]
 
     # -- sending -------------------------------------------------------------------------------------------
 
@@ -278,15 +287,16 @@ class Intents:
         tried: dict[tuple[str, int], bool] = {}
         try:
             for intent, name in work:
-                if not self._lease.held:
+                if not (self._lease.held and self.connected):
                     break
                 key = (name, intent.scheduled)
                 if self.is_paused(name) and key not in self._ledger.untried:
                     # Refused before: it waits for its time, and holds up no later run.
                     continue
-                # In doubt from here on: whatever interrupts the attempt, the message may have arrived.
-                tried[key] = False
                 try:
+                    self._publisher.connect()
+                    # In doubt from here on: whatever interrupts the attempt, the message may have arrived.
+                    tried[key] = False
                     sent[key] = self._send(name, intent)
                     self._broker_works()
                 except PublishRejected as exc:
@@ -328,7 +338,8 @@ class Intents:
         :param tried: for each attempt that was made, whether it is certain that the message did not arrive.
         """
         self._ledger.untried -= tried.keys()
-        commit = Commit(log=[_sent_line(m) for m in sent.values()])
+        log = [_sent_line(m.definition.name, m.intent, m.fire_time, m.task_id) for m in sent.values()]
+        commit = Commit(log=log)
         for name in names:
             record = self._ledger.with_certainty(self._ledger[name])
             left = tuple(
@@ -344,10 +355,6 @@ class Intents:
                 self._refused.pop(name, None)
         self._ledger.commit(commit)
 
-    def _sent_before(self, name: str, intent: Intent) -> dict[str, Any]:
-        """Return the line of the log for a run that a worker had from a beat that could not write it."""
-        return _sent(name, intent, intent.claimed_at, self._id(name, intent))
-
     def _id(self, name: str, intent: Intent) -> str:
         return task_id(self._namespace, name, intent.generation, intent.scheduled)
 
@@ -358,17 +365,11 @@ def _missing(before: EntryRecord, after: EntryRecord) -> list[Intent]:
     return [i for i in before.intents if i.scheduled not in left]
 
 
-def _with_doubt(record: EntryRecord, scheduled: Collection[int], *, doubt: bool) -> EntryRecord:
-    """Return the record with some of its intents in doubt, or not."""
-    intents = (replace(i, unsent=not doubt) if i.scheduled in scheduled else i for i in record.intents)
-    return replace(record, intents=tuple(intents))
+def _without(record: EntryRecord, intents: Collection[Intent]) -> EntryRecord:
+    return replace(record, intents=tuple(i for i in record.intents if i not in intents))
 
 
-def _sent_line(message: Message) -> dict[str, Any]:
-    return _sent(message.definition.name, message.intent, message.fire_time, message.task_id)
-
-
-def _sent(entry: str, intent: Intent, fire_time: int, id_: str) -> dict[str, Any]:
+def _sent_line(entry: str, intent: Intent, fire_time: int, id_: str) -> dict[str, Any]:
     return {
         "event": "sent",
         "entry": entry,

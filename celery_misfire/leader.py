@@ -40,6 +40,8 @@ BATCH = 100
 SHARE = 20
 #: Catching up gets a turn at least so often, in seconds, however busy beat is with what is on time.
 CATCH_UP_EVERY = 1.0
+#: An entry whose runs cannot be sent is looked at again so soon, in milliseconds.
+PUT_OFF = 1_000
 #: Longest sleep, in seconds: the lease's thread wants to see the main loop go on.
 LONGEST_SLEEP = 5.0
 #: The record of a removed entry is kept so long, in milliseconds, so that its return is noticed.
@@ -203,12 +205,13 @@ class Leader:
             from_now = from_now or name in self._ledger.unusable
             anchor = definition.anchor
             return records.first_seen(name, task, trigger, now, from_now=from_now, anchor=anchor)
-        back = record.removed_at is not None
-        if from_now or record.fingerprint != trigger.fingerprint or (back and not self._resume_misfires):
+        if from_now or record.fingerprint != trigger.fingerprint:
             return records.edited(record, task, trigger, now)
-        if back:
+        if record.removed_at is None:
+            return None if record.task == task else replace(record, task=task)
+        if self._resume_misfires:
             return records.resumed(record, task, now)
-        return None if record.task == task else replace(record, task=task)
+        return records.returned(record, task, trigger, now)
 
     def _rebuild_queues(self) -> None:
         present = {n: r for n, r in self._ledger.items() if n in self._definitions}
@@ -249,7 +252,7 @@ class Leader:
                 return 0.0
         self._caught_up_at = self._steady()
         unsent = self._intents.unsent(BATCH)
-        late = any(not self._intents.is_paused(n) for n in self._catch_up)
+        late = any(map(self._may_catch_up, self._catch_up))
         if unsent:
             self._intents.send_again(unsent, now)
         # Else one would wait for the other as long as there is always something due.
@@ -283,9 +286,9 @@ class Leader:
             logger.warning("beat: the clock was set back by %.1f s; nothing runs twice", -gained / 1000)
         self._clock_offset = offset
 
-    def _reason(self, name: str, scheduled: int) -> Reason:
-        """Return why an occurrence that is still to be decided is late, if it is."""
-        if scheduled < self._ledger[name].generation:
+    def _reason(self, name: str, scheduled: int, generation: int) -> Reason:
+        """Return why an occurrence of this generation is late, if it is."""
+        if scheduled < generation:
             return Reason.START_IN_PAST
         if self._ledger[name].paused_from is not None:
             return Reason.PAUSED
@@ -300,11 +303,29 @@ class Leader:
         # Few at a time: each may take its time to fail again.
         again = (name for name, pause in self._broken.items() if pause.until <= steady)
         due = dict.fromkeys(islice(again, BATCH // 10))
+        put_off = []
         while self._timeline and self._timeline[0][0] <= now and len(due) < BATCH:
             moment, name = heapq.heappop(self._timeline)
-            if self._ledger[name].state.next_fire_time == moment and name not in self._broken:
+            next_ = self._ledger[name].state.next_fire_time
+            if next_ is None or next_ > moment or name in self._broken:
+                continue
+            if self._is_full(name):
+                put_off.append((now + PUT_OFF, name))
+            else:
                 due[name] = None
+        for item in put_off:
+            heapq.heappush(self._timeline, item)
         return list(due)
+
+    def _is_full(self, name: str) -> bool:
+        """True for an entry whose runs cannot be sent, and of which enough are waiting for that.
+
+        What is due meanwhile is decided when it is judged by its instruction, not to be sent as well.
+        """
+        return len(self._ledger[name].intents) >= BATCH
+
+    def _may_catch_up(self, name: str) -> bool:
+        return not self._intents.is_paused(name) and not self._is_full(name)
 
     def _decide(self, names: Sequence[str], now: int) -> None:
         commit, room = Commit(), BATCH
@@ -323,7 +344,7 @@ class Leader:
         if name in self._unadopted:
             record = self._adopted(name, now, from_now=self._unadopted[name]) or record
         elif record is not None and record.state.next_fire_time is not None:
-            reason = self._reason(name, record.state.next_fire_time)
+            reason = self._reason(name, record.state.next_fire_time, record.generation)
         assert record is not None
         made = plan(definition.trigger, record.state, definition.policy, now, reason)
         decided = records.with_plan(record, made, now)
@@ -335,9 +356,8 @@ class Leader:
         commit.new[name] = decided
         commit.then.append(partial(self._enqueue, name))
         if made.misfire is not None:
-            self._reports.tell_misfire(
-                commit, name, made.misfire, made.missed, now, decided.state.next_fire_time
-            )
+            next_, known = decided.state.next_fire_time, len(record.missed)
+            self._reports.tell_misfire(commit, decided, known, made.misfire, now, next_)
         else:
             self._reports.tell_missed(commit, decided, len(record.missed))
         return len(decided.intents) - len(record.intents)
@@ -379,7 +399,7 @@ class Leader:
         """Claim and send one batch of late runs; each entry has its share, then waits for its next turn."""
         commit, room = Commit(), BATCH
         # As many as one run each leaves room for.
-        for name in list(islice((n for n in self._catch_up if not self._intents.is_paused(n)), BATCH)):
+        for name in list(islice(filter(self._may_catch_up, self._catch_up), BATCH)):
             if room <= 0:
                 break
             del self._catch_up[name]
@@ -395,4 +415,7 @@ class Leader:
             if claimed.runs:
                 commit.then.append(partial(self._catch_up.setdefault, name))
         self._ledger.commit(commit)
-        self._intents.publish(list(commit.new), claimed_at=now)
+        # What was in time when it was decided may be too late by now.
+        again = [n for n, r in commit.new.items() if any(i.outcome is Outcome.FIRED for i in r.intents)]
+        self._intents.send_again(again, now)
+        self._intents.publish([n for n in commit.new if n not in again], claimed_at=now)

@@ -8,7 +8,7 @@ JSON text with its version in it; the store compares and replaces it whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -129,7 +129,7 @@ def first_seen(
 
 
 def edited(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryRecord:
-    """Return the record of an entry whose schedule was edited, or that came back: planned from now.
+    """Return the record of an entry whose schedule was edited: planned from now.
 
     What was claimed under the old schedule is still sent; what was only decided is given up.
     """
@@ -138,18 +138,31 @@ def edited(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryR
     return replace(fresh, generation=generation, intents=record.intents, missed=record.missed)
 
 
-def removed(record: EntryRecord, now: int, started: Collection[int] = ()) -> EntryRecord:
+def returned(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryRecord:
+    """Return the record of an entry that came back unchanged, and whose time away was no outage.
+
+    It is planned from now. One that runs a number of times has not got the runs back that it has made.
+    """
+    fresh, state = edited(record, task, trigger, now), record.state
+    if (state.repeat_count or 0) <= 0 and (state.max_runs or 0) <= 1:
+        return fresh
+    finished = record.paused_from is None
+    next_ = None if finished else trigger.fire_times(state).after(now)
+    return replace(fresh, state=replace(state, next_fire_time=next_))
+
+
+def removed(record: EntryRecord, now: int, started: Collection[Intent] = ()) -> EntryRecord:
     """Return the record of an entry that is gone from the schedule: nothing more is sent.
 
-    :param started: scheduled times of intents that a worker is known to have started.
+    :param started: intents that a worker is known to have started.
     """
-    unsent = [i.scheduled for i in record.intents if i.scheduled not in started]
-    lost = [Missed(scheduled, scheduled, 1, Reason.ENTRY_DELETED) for scheduled in unsent]
-    lost += [Missed(r.first, r.last, r.count, Reason.ENTRY_DELETED) for r in record.runs]
+    unsent = [(i, Reason.ENTRY_DELETED) for i in record.intents if i not in started]
+    undone = [Missed(r.first, r.last, r.count, Reason.ENTRY_DELETED) for r in record.runs]
     next_ = record.state.next_fire_time
     state = replace(record.state, next_fire_time=None)
     gone = replace(record, state=state, runs=(), intents=(), removed_at=now, paused_from=next_)
-    return with_missed(gone, lost, MisfireInstruction.DO_NOTHING, now)
+    gone = with_unsent(gone, unsent, MisfireInstruction.DO_NOTHING, now)
+    return with_missed(gone, undone, MisfireInstruction.DO_NOTHING, now)
 
 
 def resumed(record: EntryRecord, task: str, now: int) -> EntryRecord:
@@ -180,11 +193,27 @@ def with_plan(record: EntryRecord, plan: Plan, now: int) -> EntryRecord:
 
 
 def with_missed(
-    record: EntryRecord, missed: tuple[Missed, ...] | list[Missed], instruction: MisfireInstruction, now: int
+    record: EntryRecord, missed: Iterable[Missed], instruction: MisfireInstruction, now: int
 ) -> EntryRecord:
     """Return the record with these misses still to be reported."""
     new = tuple(
         Unreported(m.first, m.last, m.count, m.reason, instruction, now, record.generation) for m in missed
+    )
+    return replace(record, missed=record.missed + new)
+
+
+def with_unsent(
+    record: EntryRecord,
+    lost: Iterable[tuple[Intent, Reason]],
+    instruction: MisfireInstruction,
+    now: int,
+) -> EntryRecord:
+    """Return the record with intents that are given up, and why, still to be reported.
+
+    Each is of the generation in which it was claimed, which makes the task id that it has had.
+    """
+    new = tuple(
+        Unreported(i.scheduled, i.scheduled, 1, reason, instruction, now, i.generation) for i, reason in lost
     )
     return replace(record, missed=record.missed + new)
 
@@ -199,35 +228,30 @@ def claim(record: EntryRecord, trigger: Trigger, now: int, limit: int) -> EntryR
         for taken, scheduled in enumerate(times, start=1):
             intent = Intent(scheduled, record.generation, stretch.outcome, now)
             claimed.append(replace(intent, merged=stretch.merged, last_missed=stretch.last_missed))
-            if len(claimed) == limit and taken < stretch.count:
-                rest = replace(stretch, first=next(times), count=stretch.count - taken)
-                runs.insert(0, rest)
+            if len(claimed) == limit:
+                # Not by the count, which is an estimate where a schedule of the app's own is asked.
+                if (following := next(times, None)) is not None:
+                    runs.insert(0, replace(stretch, first=following, count=max(1, stretch.count - taken)))
                 break
     return replace(record, runs=tuple(runs), intents=record.intents + tuple(claimed))
 
 
-class occurrences:  # noqa: N801 - used as a function; a class because claim() needs to peek
-    """Iterate over the fire times from `first` to `last`, both known to be fire times.
+def occurrences(trigger: Trigger, state: TriggerState, first: int, last: int) -> Iterator[int]:
+    """Yield the fire times from `first` to `last`, both known to be fire times.
 
     A grid that has been moved since is rebuilt from `first`, so old decisions can be carried out.
     """
-
-    def __init__(self, trigger: Trigger, state: TriggerState, first: int, last: int) -> None:
-        if state.repeat_count is not None:
-            state = replace(state, start_time=first, repeat_count=ENDLESS, end_time=None)
-        self._times = trigger.fire_times(state) if first < last else None
-        self._next: int | None = first
-        self._last = last
-
-    def __iter__(self) -> occurrences:
-        return self
-
-    def __next__(self) -> int:
-        current = self._next
-        if current is None or current > self._last:
-            raise StopIteration
-        self._next = self._times.after(current) if self._times else None
-        return current
+    yield first
+    if first == last:
+        # Without asking the schedule, which may cost something.
+        return
+    if state.repeat_count is not None:
+        state = replace(state, start_time=first, repeat_count=ENDLESS, end_time=None)
+    times = trigger.fire_times(state)
+    following = times.after(first)
+    while following is not None and following <= last:
+        yield following
+        following = times.after(following)
 
 
 def judge_again(
@@ -235,14 +259,17 @@ def judge_again(
     trigger: Trigger,
     policy: MisfirePolicy | None,
     now: int,
-    reason: Callable[[int], Reason],
+    reason: Callable[[Intent], Reason],
+    arbitrable: Collection[int] = (),
 ) -> tuple[EntryRecord, Misfire | None]:
     """Judge once more the runs in time that are certain not to have been sent, and are too late by now.
 
     An intent in doubt stays as it is, however late: sent again under the same id it is the same run, while
     a record of it as missed could be a lie.
 
-    :param reason: why the occurrence scheduled at this time is late.
+    :param reason: why the occurrence is late.
+    :param arbitrable: scheduled times of intents in doubt that are judged all the same, as there is somebody
+        who knows whether they were started.
     """
     asked = policy.instruction if policy else MisfireInstruction.DO_NOTHING
     resolved = resolve(asked, record.state.trigger_type)
@@ -251,16 +278,17 @@ def judge_again(
     late: list[Intent] = []
     for intent in record.intents:
         threshold = threshold_millis(policy, intent.scheduled, times.after(intent.scheduled))
-        certain = intent.unsent and intent.outcome is Outcome.FIRED
-        (late if certain and now - intent.scheduled >= threshold else stay).append(intent)
+        certain = intent.unsent or intent.scheduled in arbitrable
+        is_late = intent.outcome is Outcome.FIRED and now - intent.scheduled >= threshold
+        (late if certain and is_late else stay).append(intent)
     if not late:
         return record, None
     late.sort(key=lambda intent: intent.scheduled)
     first, last = late[0], late[-1]
     run: list[Intent] = []
-    lost: list[Missed] = []
+    lost: list[tuple[Intent, Reason]] = []
     if resolved in _RUNS_NONE:
-        lost = [Missed(i.scheduled, i.scheduled, 1, reason(i.scheduled)) for i in late]
+        lost = [(i, reason(i)) for i in late]
     elif resolved is MisfireInstruction.IGNORE_MISFIRE_POLICY:
         run = [replace(i, outcome=Outcome.RECOVERED) for i in late]
     else:
@@ -280,12 +308,12 @@ def judge_again(
         last=last.scheduled,
         count=len(late),
         late_by=now - first.scheduled,
-        reason=reason(first.scheduled),
+        reason=reason(first),
         instruction=asked,
         resolved=resolved,
         outcomes={outcome: n for outcome, n in outcomes.items() if n},
     )
-    return with_missed(judged, lost, resolved, now), misfire
+    return with_unsent(judged, lost, resolved, now), misfire
 
 
 _RUNS_NONE = frozenset(
@@ -350,8 +378,8 @@ def loads(text: str) -> EntryRecord:
     return record
 
 
-#: A moment further away than this is not one: the year 5138.
-_FAR = 10**14
+#: Moments lie between these two: the years 1 and 5138.
+_FIRST, _FAR = -62_135_596_800_000, 10**14
 
 
 def _check(record: EntryRecord) -> None:
@@ -384,7 +412,7 @@ def _check(record: EntryRecord) -> None:
         raise ValueError("not a record: a text is missing")
     if not all(isinstance(intent.unsent, bool) for intent in record.intents):
         raise ValueError("not a record: neither true nor false")
-    if not all(type(m) is int and abs(m) < _FAR for m in moments):
+    if not all(type(m) is int and _FIRST <= m < _FAR for m in moments):
         raise ValueError("not a record: a moment is not a whole number in range")
 
 
@@ -404,7 +432,9 @@ __all__ = [
     "occurrences",
     "removed",
     "resumed",
+    "returned",
     "unknown",
     "with_missed",
     "with_plan",
+    "with_unsent",
 ]

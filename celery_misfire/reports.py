@@ -10,13 +10,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, Protocol, cast
 
 from celery_misfire import records
 from celery_misfire.fire import task_id
 from celery_misfire.ledger import Commit, Ledger
-from celery_misfire.misfire import Misfire, Missed, MissedFire, Outcome, from_millis
+from celery_misfire.misfire import Misfire, MissedFire, Outcome, from_millis
 from celery_misfire.missed import Report, log_line
 from celery_misfire.problems import brief, one_line, shown
 from celery_misfire.records import Definition, EntryRecord, Unreported
@@ -119,15 +119,20 @@ class Reports:
     def tell_misfire(
         self,
         commit: Commit,
-        name: str,
+        record: EntryRecord,
+        known: int,
         misfire: Misfire,
-        lost: Sequence[Missed],
         now: int,
         following: int | None,
     ) -> None:
-        """Add the news of a misfire to a commit: it is told when the commit is done."""
-        commit.log.append(_misfire_line(name, misfire, now))
-        commit.then.append(partial(self._tell_now, name, misfire, lost, now, following))
+        """Add the news of a misfire to a commit: it is told when the commit is done.
+
+        :param known: how many of the record's misses are of something else.
+        :param following: the next fire time, None when there is none.
+        """
+        commit.log.append(_misfire_line(record.name, misfire, now))
+        lost = record.missed[known:]
+        commit.then.append(partial(self._tell_now, record.name, misfire, lost, now, following))
 
     def tell_missed(self, commit: Commit, record: EntryRecord, known: int) -> None:
         """Add a line for what is missed without a misfire: what ended, was refused, or is gone.
@@ -139,16 +144,18 @@ class Reports:
             commit.then.append(partial(logger.warning, "beat: %s", log_line(fire)))
 
     def _tell_now(
-        self, name: str, misfire: Misfire, lost: Sequence[Missed], now: int, following: int | None
+        self, name: str, misfire: Misfire, lost: Sequence[Unreported], now: int, following: int | None
     ) -> None:
         task = self._definitions[name].task
         instruction = str(misfire.instruction)
         if misfire.resolved is not misfire.instruction:
             instruction += f" -> {misfire.resolved}"
         outcomes = [f"{n} {o}" for o, n in misfire.outcomes.items() if o is not Outcome.MISSED]
-        for m in lost:
-            id_ = task_id(self._namespace, name, self._ledger[name].generation, m.first)
-            outcomes.append(f"{m.count} missed ({m.reason}, result {id_})")
+        for reason, alike in groupby(lost, lambda miss: miss.reason):
+            first, *more = alike
+            count = first.count + sum(miss.count for miss in more)
+            id_ = task_id(self._namespace, name, first.generation, first.first)
+            outcomes.append(f"{count} missed ({reason}, result {id_})")
         logger.warning(
             "beat: misfire of %s (%s): scheduled %s, now %s, late by %.3f s (%s), %s: %s; next %s",
             shown(name),

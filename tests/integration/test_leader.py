@@ -11,7 +11,13 @@ from celery.schedules import crontab, schedule
 from cronsim import CronSim
 
 from celery_misfire import records
-from celery_misfire.exceptions import BrokerUnavailable, LeaseLost, PublishRejected, StoreUnavailable
+from celery_misfire.exceptions import (
+    BrokerUnavailable,
+    LeaseLost,
+    MisfireError,
+    PublishRejected,
+    StoreUnavailable,
+)
 from celery_misfire.fire_times import trigger_for
 from celery_misfire.intents import Message
 from celery_misfire.leader import BATCH, Leader
@@ -911,3 +917,191 @@ def test_what_has_to_be_sent_again_gets_its_turn_while_beat_is_busy_all_the_time
         delay = leader.tick()
         world.now += round(delay * 1000)
     assert world.scheduled("a") == [begin + SECOND]
+
+
+def test_a_beat_that_leads_again_does_not_wait_for_what_another_one_has_sent(world):
+    world.entry("daily", schedule(60), MisfirePolicy("do_nothing", threshold=30))
+    begin = world.now
+    first = world.start()
+    world.run(begin + 59 * SECOND)
+    world.refuses = lambda _: BrokerUnavailable("down")
+    world.now = begin + MINUTE
+    first.tick()
+    lease = world.lease
+    lease.release()
+    world.refuses = lambda _: None
+    world.start()
+    world.run(begin + MINUTE + 10 * SECOND)
+    assert world.scheduled() == [begin + MINUTE]
+    world.lease.release()
+    lease.superseded = True
+    first.take_over(lease.acquire(), world.definitions)
+    assert min(first.tick() for _ in range(3)) > 0
+
+
+def claim_without_an_answer(world: World) -> None:
+    """Let the leader claim what is due and not hear that it was done."""
+    commit = world.store.commit
+
+    def lost(*arguments):
+        commit(*arguments)
+        raise StoreUnavailable("no answer")
+
+    world.store.commit = lost
+    with pytest.raises(StoreUnavailable):
+        world.leader.tick()
+    world.store.commit = commit
+
+
+def test_a_schedule_that_cannot_be_asked_for_a_moment_makes_no_run_a_refused_one(world):
+    trigger = Raising()
+    trigger.broken = False
+    policy = MisfirePolicy("fire_once_now", threshold=10)
+    world.definitions = [Definition("odd", "shop.odd", trigger, policy)]
+    begin = world.now
+    leader = world.start()
+    world.run(begin + 59 * SECOND)
+    world.now = begin + MINUTE
+    claim_without_an_answer(world)
+    world.now += 20 * SECOND
+    trigger.broken = True
+    leader.tick()
+    trigger.broken = False
+    world.run(world.now + 20 * SECOND)
+    assert world.scheduled() == [begin + MINUTE]
+    assert world.missed == []
+
+
+def test_runs_that_were_in_time_when_they_were_decided_are_judged_before_they_are_sent(world):
+    for n in range(4):
+        world.entry(f"e{n}", schedule(1), MisfirePolicy("do_nothing", threshold=60))
+    begin = world.now
+    world.start()
+    world.run(begin + SECOND + 500)
+    world.crash()
+    world.sent.clear()
+    world.now = begin + 51 * SECOND
+    world.refuses = lambda _: BrokerUnavailable("down")
+    world.start().tick()
+    world.broker_is_up = False
+    world.run(world.now + HOUR)
+    world.broker_is_up, world.refuses = True, lambda _: None
+    world.run(world.now + 10 * SECOND)
+    late = [m for m in world.sent if m.fire_time - m.intent.scheduled >= 60 * SECOND]
+    # The one that is in doubt.
+    assert [(m.definition.name, m.intent.scheduled) for m in late] == [("e0", begin + 2 * SECOND)]
+
+
+def test_a_broker_that_is_found_to_be_away_before_a_message_is_begun_leaves_no_doubt(world):
+    world.entry("a", schedule(60), MisfirePolicy("do_nothing", threshold=1))
+    begin = world.now
+    leader = world.start()
+    world.run(begin + 59 * SECOND)
+    world.broker_is_up = False
+    assert leader._intents.connected
+    world.run(begin + 70 * SECOND)
+    world.broker_is_up = True
+    world.run(begin + 130 * SECOND)
+    assert world.scheduled() == [begin + 2 * MINUTE]
+    (report,) = world.missed
+    assert to_millis(report.missed.first) == begin + MINUTE
+
+
+def test_a_run_that_is_missed_after_an_edit_keeps_its_id_and_its_reason(world):
+    world.entry("a", schedule(60), MisfirePolicy("do_nothing", threshold=10))
+    begin = world.now
+    tried = []
+
+    def refuses(message: Message) -> Exception:
+        tried.append(message.task_id)
+        return PublishRejected("EncodeError")
+
+    world.refuses = refuses
+    leader = world.start()
+    world.run(begin + MINUTE + SECOND)
+    world.entry("a", schedule(300), MisfirePolicy("do_nothing", threshold=10))
+    leader.adopt(world.definitions)
+    world.run(begin + 2 * MINUTE)
+    (report,) = world.missed
+    assert {report.missed.task_id} == set(tried)
+    assert report.missed.reason == "publish_rejected"
+
+
+def test_a_run_that_an_outage_made_late_was_not_there_too_early_after_an_edit(world):
+    world.entry("a", schedule(60), MisfirePolicy("do_nothing", threshold=10))
+    begin = world.now
+    leader = world.start()
+    world.run(begin + 59 * SECOND)
+    world.now = begin + MINUTE
+    claim_without_an_answer(world)
+    world.broker_is_up = leader._intents.connected = False
+    world.now += 2 * SECOND
+    world.entry("a", schedule(300), MisfirePolicy("do_nothing", threshold=10))
+    leader.adopt(world.definitions)
+    world.run(begin + 2 * MINUTE)
+    world.broker_is_up = True
+    world.run(begin + 3 * MINUTE)
+    (report,) = world.missed
+    assert report.missed.reason == "store_unavailable"
+
+
+@pytest.mark.parametrize("instruction", ["do_nothing", "ignore_misfire_policy"])
+def test_the_record_of_an_entry_that_is_never_taken_and_never_surely_refused_stays_small(world, instruction):
+    world.entry("a", schedule(1), MisfirePolicy(instruction, threshold=10))
+    begin = world.now
+    world.refuses = lambda _: MisfireError("refused by a queue (nack)")
+    leader = world.start()
+    world.run(begin + HOUR)
+    assert len(leader.record("a").intents) <= 2 * BATCH
+    world.refuses = lambda _: None
+    world.run(begin + HOUR + 5 * MINUTE)
+    decided = Counter(world.scheduled())
+    for report in world.missed:
+        decided.update(range(to_millis(report.missed.first), to_millis(report.missed.last) + 1, SECOND))
+    assert decided == Counter(begin + n * SECOND for n in range(1, 3901))
+
+
+def test_what_a_beat_said_of_a_refused_run_before_it_died_is_what_becomes_of_it(world, monkeypatch):
+    world.entry("a", schedule(60), MisfirePolicy("fire_once_now", threshold=10))
+    begin = world.now
+    world.refuses = lambda _: PublishRejected("EncodeError")
+    world.start()
+    world.run(begin + MINUTE + SECOND)
+
+    class PowerCut(BaseException):
+        pass
+
+    settle = world.store.settle
+
+    def die(ids, value):
+        held = settle(ids, value)
+        if held:
+            raise PowerCut
+        return held
+
+    monkeypatch.setattr(world.store, "settle", die)
+    with pytest.raises(PowerCut):
+        world.run(begin + 2 * MINUTE - SECOND)
+    world.crash()
+    world.refuses = lambda _: None
+    world.start()
+    world.run(begin + 2 * MINUTE + SECOND)
+    # A worker would drop it: the register says that it is missed.
+    assert world.scheduled() == [begin + 2 * MINUTE]
+    (report,) = world.missed
+    assert (to_millis(report.missed.first), report.missed.reason) == (begin + MINUTE, "publish_rejected")
+
+
+@pytest.mark.parametrize("runs", [5, 8])
+def test_an_entry_that_was_gone_for_a_while_does_not_begin_its_count_anew(world, runs):
+    world.entry("a", simple(interval=3600, repeat_count=7))
+    begin = world.now
+    leader = world.start()
+    world.run(begin + runs * HOUR + SECOND)
+    assert len(world.sent) == runs
+    leader.adopt([])
+    world.now += MINUTE
+    leader.adopt(world.definitions)
+    world.run(begin + 50 * HOUR)
+    assert world.scheduled() == [begin + n * HOUR for n in range(1, 9)]
+    assert world.missed == []

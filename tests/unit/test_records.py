@@ -143,6 +143,7 @@ def test_a_text_that_is_no_record_is_refused(text):
         ("runs", [{}]),
         ("intents", [[1]]),
         ("missed", [{"reason": "boredom"}]),
+        ("generation", -9 * 10**13),
         ("state", {"next_fire_time": "soon", "start_time": 0}),
         ("state", {"next_fire_time": None}),
         ("state", None),
@@ -189,6 +190,35 @@ def test_old_decisions_are_carried_out_on_their_own_grid_after_it_has_moved():
     record = records.claim(record, trigger, later, 100)
     assert [i.scheduled - NOW for i in record.intents] == [n * MINUTE for n in range(1, 7)]
     assert record.intents[-1].merged == 2
+
+
+class FewerThanCounted:
+    """The fire times of a schedule whose number was estimated."""
+
+    trigger_type, interval, fingerprint = "cron", None, "few"
+
+    def __init__(self, real: int) -> None:
+        self.last = NOW + real * MINUTE
+
+    def fire_times(self, state):
+        return self
+
+    def after(self, moment):
+        return moment + MINUTE if moment < self.last else None
+
+
+@pytest.mark.parametrize("counted", [35, 40, 45])
+def test_what_was_counted_wrong_is_claimed_in_the_same_portions_and_to_the_end(counted):
+    trigger = FewerThanCounted(40)
+    stretch = Runs(NOW + MINUTE, trigger.last, counted, Outcome.RECOVERED)
+    state = TriggerState(next_fire_time=trigger.last + MINUTE, start_time=NOW)
+    record = EntryRecord("a", "t", NOW, "few", state, runs=(stretch,))
+    portions = []
+    while record.runs:
+        before = len(record.intents)
+        record = records.claim(record, trigger, NOW, 20)
+        portions.append(len(record.intents) - before)
+    assert portions == [20, 20]
 
 
 # -- judging again ------------------------------------------------------------------------------------------
@@ -272,7 +302,7 @@ def test_nothing_due_before_now_is_left_when_an_entry_begins_anew():
 def test_a_removed_entry_owes_a_record_for_all_that_was_decided_but_what_a_worker_has_started():
     record = claimed(unsent(NOW), unsent(NOW + MINUTE))
     record = replace(record, runs=(Runs(NOW + 2 * MINUTE, NOW + 9 * MINUTE, 8, Outcome.RECOVERED),))
-    gone = records.removed(record, NOW, started={NOW})
+    gone = records.removed(record, NOW, started=record.intents[:1])
     assert [(m.first, m.count, m.reason) for m in gone.missed] == [
         (NOW + MINUTE, 1, Reason.ENTRY_DELETED),
         (NOW + 2 * MINUTE, 8, Reason.ENTRY_DELETED),
