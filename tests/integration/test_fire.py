@@ -14,6 +14,7 @@ from celery_misfire.fire import HEADER, header
 from celery_misfire.misfire import Outcome, to_millis
 from example_project.child_process import Child
 from tests.support.redis_server import RedisServer
+from tests.support.results import let_go
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,6 +84,7 @@ def client(request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: 
     try:
         yield client
     finally:
+        let_go(client)
         client.close()
         worker.stop()
 

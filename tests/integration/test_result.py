@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import pickle
 import threading
 import time
@@ -23,6 +22,7 @@ from celery_misfire.exceptions import TaskMissed
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
 from celery_misfire.missed import MISSED, result_of
 from tests.support.redis_server import RedisServer
+from tests.support.results import let_go
 
 NINE = datetime(2026, 3, 2, 9, tzinfo=UTC)
 
@@ -85,9 +85,7 @@ def url(request: pytest.FixtureRequest, server: RedisServer, tmp_path: Path) -> 
 def app(url: str, server: RedisServer) -> Iterator[Celery]:
     app = Celery("results", broker=server.url, backend=url, set_as_current=False)
     yield celery_misfire.install(app)
-    # A result that somebody still waits for unsubscribes when it goes; let it go while its server is there.
-    app.backend._pending_results.concrete.clear()
-    gc.collect()
+    let_go(app)
     app.close()
 
 
