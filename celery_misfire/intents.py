@@ -295,16 +295,19 @@ class Intents:
                     continue
                 try:
                     self._publisher.connect()
+                    message = self._message(name, intent)
                     # In doubt from here on: whatever interrupts the attempt, the message may have arrived.
                     tried[key] = False
-                    sent[key] = self._send(name, intent)
+                    self._publisher.publish(message)
+                    sent[key] = message
                     self._broker_works()
                 except PublishRejected as exc:
                     tried[key] = True
                     self.refuse(name, exc)
                 except BrokerUnavailable as exc:
-                    # The failure may be this entry's own: it does not come first again.
-                    self._leave_aside(name)
+                    if key in tried:
+                        # The failure may be this entry's own: it does not come first again.
+                        self._leave_aside(name)
                     self._broker_failed(exc)
                     break
                 except Exception as exc:
@@ -313,10 +316,10 @@ class Intents:
         finally:
             self._acknowledge(names, sent, tried)
 
-    def _send(self, name: str, intent: Intent) -> Message:
+    def _message(self, name: str, intent: Intent) -> Message:
         definition, type_ = self._definitions[name], self._ledger[name].state.trigger_type
         asked = definition.policy.instruction if definition.policy else MisfireInstruction.DO_NOTHING
-        message = Message(
+        return Message(
             definition,
             intent,
             self._id(name, intent),
@@ -324,8 +327,6 @@ class Intents:
             self._threshold(name, intent),
             resolve(asked, type_),
         )
-        self._publisher.publish(message)
-        return message
 
     def _acknowledge(
         self,
