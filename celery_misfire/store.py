@@ -433,6 +433,8 @@ def _error(exc: Exception) -> str:
     if isinstance(exc, _IN_ITS_WORDS):
         # Of an error inside a script, the place in it tells nobody anything.
         text = re.sub(r"\.? script: .*", "", str(exc).split("\n")[0])
+        # Of a login that Redis does not understand, they are user and password.
+        text = re.sub(r",? with args beginning with.*", "", text)
         # As Redis 6.2 begins it.
         return re.sub(r"^Error running script [^@]*(@user_script: ?\d+: )*-?", "", text)[:200].rstrip(".")
     kind = type(exc).__name__
@@ -452,6 +454,7 @@ _IN_ITS_WORDS = (redis.ResponseError, redis.AuthenticationError, redis.BusyLoadi
 
 _LOGIN = "Check user and password; in a URL write special characters as %XX."
 _RIGHTS = "Give the user the rights that are listed in the documentation."
+_HELLO = "Set misfire_redis_options = {'protocol': 2}. Redis 6.2 or newer is needed."
 _NODE = "The keys of this namespace are on another node of the cluster; name that one."
 
 #: What Redis says when it will not work with us as we are set up, and what to do then.
@@ -463,6 +466,8 @@ _REFUSALS = (
     (redis.exceptions.MovedError, "", _NODE),
     (redis.ResponseError, "MOVED ", _NODE),
     (redis.ResponseError, "DB index is out of range", "Check the number of the database."),
+    (redis.ResponseError, "unknown command 'HELLO'", _HELLO),
+    (redis.ResponseError, "unknown command `HELLO`", _HELLO),
     (redis.ResponseError, "unknown command", "celery_misfire cannot do without it."),
 )
 

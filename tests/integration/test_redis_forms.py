@@ -560,6 +560,42 @@ def test_a_redis_that_will_never_work_with_us_ends_beat_at_its_start(
     assert PASSWORD not in problem + caplog.text
 
 
+@pytest.mark.parametrize(
+    ("renamed", "options", "words"),
+    [
+        (
+            ["HELLO"],
+            {"protocol": 3},
+            "Set misfire_redis_options = {'protocol': 2}. Redis 6.2 or newer is needed",
+        ),
+        (["AUTH"], {"protocol": 2}, "unknown command .AUTH.. celery_misfire cannot do without it"),
+    ],
+)
+def test_a_redis_that_repeats_the_login_in_its_answer_does_not_bring_it_into_ours(
+    redis_binary: Path,
+    caplog: pytest.LogCaptureFixture,
+    renamed: list[str],
+    options: dict[str, Any],
+    words: str,
+):
+    flags = [flag for command in renamed for flag in ("--rename-command", command, "")]
+    with RedisServer(redis_binary, *flags) as server:
+        beat = Beat(
+            f"redis://default:{QUOTED}@127.0.0.1:{server.port}/0", caplog, misfire_redis_options=options
+        )
+        try:
+            with pytest.raises(MisfireConfigError, match=words) as caught:
+                beat.tick()
+            with pytest.raises(StoreRefused) as refused:
+                beat.scheduler._store.load()
+        finally:
+            beat.close()
+    shown = f"{caught.value!r} {caught.value.__cause__} {refused.value!r} {refused.value.__cause__}"
+    assert "with args" not in shown + caplog.text
+    assert PASSWORD not in shown + caplog.text
+    assert "p@ss" not in shown + caplog.text
+
+
 @contextmanager
 def altered(server: RedisServer, old: bytes, new: bytes) -> Iterator[int]:
     """Yield a port behind which the answers of a server are changed; the length must stay the same."""
