@@ -305,11 +305,16 @@ class MisfireMixin(Scheduler):
         """Send the task of an entry through Celery's ``apply_entry``, with what a fire carries."""
         entry = self.schedule[message.definition.name]
         options: dict[str, Any] = entry.options or {}
+        try:
+            headers = copy.deepcopy(options.get("headers") or {}) | self._headers(message)
+        except Exception as exc:
+            # Its text is that of the headers' own code, and may repeat them.
+            raise PublishRejected(kind(exc)) from None
         # The options are the configuration's own: what is added must not stay there.
         # Mandatory: else RabbitMQ drops what no queue takes, and a queue can be deleted at any time.
         entry.options = {"mandatory": True, **options} | {
             "task_id": message.task_id,
-            "headers": copy.deepcopy(options.get("headers") or {}) | self._headers(message),
+            "headers": headers,
             "retry": False,
         }
         # Until it is known to have been sent: whoever overrides or patches apply_entry may leave it out.

@@ -7,7 +7,7 @@ Redis, in ``redis_url.py``, in the words of ``problems.py``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
@@ -329,6 +329,12 @@ _ENTRY_TYPES: tuple[tuple[str, str, tuple[type, ...]], ...] = (
     ("options", "a dict", (Mapping,)),
     ("last_run_at", "a datetime", (datetime,)),
 )
+# Only those that make a message impossible; Celery and its brokers have many more.
+_OPTION_TYPES: tuple[tuple[str, str, tuple[type, ...]], ...] = (
+    ("headers", "a dict", (Mapping,)),
+    ("expires", "a number of seconds or a datetime", (int, float, datetime, str)),
+    ("countdown", "a number of seconds", (int, float)),
+)
 
 
 def _check_name(name: object) -> str:
@@ -350,6 +356,14 @@ def _keys_of(entry: Any) -> Mapping[Any, Any]:
     raise ValueError(f"expected a dict, got {type(entry).__name__}.")
 
 
+def _check_types(
+    problems: Problems, place: str, given: Mapping[Any, Any], expected: Iterable[tuple[str, str, Any]]
+) -> None:
+    for key, kind, types in expected:
+        if given.get(key) is not None and not isinstance(given[key], types):
+            problems.add(f"{place}.{key}", f"expected {kind}, got {type(given[key]).__name__}.")
+
+
 def _check_entry(problems: Problems, place: str, entry: Mapping[Any, Any], known: Collection[str]) -> None:
     """Check all of an entry but its schedule and its policy."""
     for key in entry:
@@ -360,11 +374,16 @@ def _check_entry(problems: Problems, place: str, entry: Mapping[Any, Any], known
     for key, example in (("task", "'shop.reports'"), ("schedule", "crontab(minute=0)")):
         if entry.get(key) is None:
             problems.add(place, f"{key!r} is missing. Add it, for example {key!r}: {example}.")
-    for key, kind, types in _ENTRY_TYPES:
-        if entry.get(key) is not None and not isinstance(entry[key], types):
-            problems.add(f"{place}.{key}", f"expected {kind}, got {type(entry[key]).__name__}.")
+    _check_types(problems, place, entry, _ENTRY_TYPES)
     options = entry.get("options")
     options = options if isinstance(options, Mapping) else {}
+    _check_types(problems, f"{place}.options", options, _OPTION_TYPES)
+    if isinstance(expires := options.get("expires"), str):
+        try:
+            datetime.fromisoformat(expires)
+        except ValueError:
+            what = f"expected a number of seconds or a datetime, got {shown(expires)}."
+            problems.add(f"{place}.options.expires", what)
     for key in options:
         if key == "misfire":
             fix = "With add_periodic_task use misfire_policies."
@@ -600,9 +619,8 @@ def warnings_for(app: Celery, settings: Settings, beat_schedule: Mapping[str, An
                 what = f"{key!r} holds the run back after it was sent, and it counts as on time."
                 warnings.append(as_line(f"{place}.options", f"{what} Use the schedule for that."))
         expires, threshold = options.get("expires"), policy.threshold if policy else None
-        seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
-        if isinstance(seconds, int | float) and isinstance(threshold, float) and seconds < threshold:
-            what = f"a run expires after {seconds:g} s, before it is a misfire (threshold {threshold:g} s)."
+        if isinstance(expires, int | float) and isinstance(threshold, float) and expires < threshold:
+            what = f"a run expires after {expires:g} s, before it is a misfire (threshold {threshold:g} s)."
             warnings.append(as_line(f"{place}.options", f"{what} Give 'expires' more time."))
         for limit, what in (
             (threshold, "threshold ({:g}): no late run is ever made up for"),

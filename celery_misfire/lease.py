@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
-from celery_misfire.problems import LONGEST, one_line
+from celery_misfire.problems import LONGEST, brief, one_line
 from celery_misfire.store import NO_STATE, Acquired, RedisStore
 
 __all__ = ["Lease", "uptime"]
@@ -107,7 +107,7 @@ class Lease:
             self._trusted_until = asked + self._ttl * TRUST
             self._main_loop_seen = self._clock()
             self._seen = ("", self._clock())
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._keep, name="misfire-lease", daemon=True)
             self._thread.start()
         return answer
@@ -140,7 +140,11 @@ class Lease:
         stop = self._stop
         while not stop.wait(self._renew_every):
             if self._token is not None and self._clock() - self._main_loop_seen < STALL_LIMIT:
-                self._renew()
+                try:
+                    self._renew()
+                except Exception as exc:
+                    # Without this thread the lease would run out again and again.
+                    logger.error("beat: the lease could not be renewed: %s", brief(exc))
 
     def _renew(self) -> None:
         with self._lock:

@@ -381,6 +381,9 @@ class RedisStore:
                 self._redis.connection_pool.disconnect(inuse_connections=False)
             text, fix = f"{self._place}: {_error(exc)}", _fix(exc)
             raise (StoreRefused(f"{text}. {fix}") if fix else StoreUnavailable(text)) from None
+        except Exception as exc:
+            # A credential provider's own, or redis-py's for an option: whatever it says may be secret.
+            raise StoreUnavailable(f"{self._place}: {type(exc).__name__}") from None
 
 
 def _script(name: str) -> str:

@@ -79,6 +79,25 @@ def test_what_a_scheduler_of_the_apps_own_does_not_send_does_not_count_as_sent(
     assert "apply_entry sent nothing" in caplog.text
 
 
+class Uncopyable:
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError("cannot copy canary-4711")
+
+
+@pytest.mark.parametrize("headers", [{"x": Uncopyable()}, [("a", 1)]])
+def test_headers_of_which_no_message_can_be_made_are_a_refusal_like_any_other(
+    make: Make, caplog: pytest.LogCaptureFixture, headers: Any
+) -> None:
+    caplog.set_level(logging.WARNING)
+    beat = make()
+    entry = {"task": "shop.stocks", "schedule": 0.2, "misfire": {"threshold": 0.5}}
+    # Later than the configuration is checked, as a row of a database is.
+    beat.update_from_dict({"bad": entry | {"options": {"headers": headers}}})
+    run(beat, lambda: "reason publish_rejected" in caplog.text)
+    assert beat.schedule["bad"].options["headers"] is headers
+    assert "canary" not in caplog.text
+
+
 def test_a_lost_state_is_restored_by_the_beat_that_led_though_another_one_stands_by(
     make: Make, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:

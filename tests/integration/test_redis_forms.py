@@ -507,6 +507,43 @@ def test_a_redis_that_still_loads_its_data_is_waited_for(
         assert len(beat.said("loading the dataset in memory; standing by")) == 1
 
 
+class Vault(redis.CredentialProvider):
+    """Has the login, except when it is sealed."""
+
+    sealed = False
+
+    def get_credentials(self) -> tuple[str, str]:
+        if self.sealed:
+            raise RuntimeError("no token for canary-4711")
+        return "beat", PASSWORD
+
+
+def test_a_credential_provider_that_fails_is_a_store_that_is_away_and_the_lease_is_renewed_again(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+):
+    vault = Vault()
+    with server.client() as client:
+        client.acl_setuser("beat", enabled=True, passwords=[f"+{PASSWORD}"], commands=["+@all"], keys=["*"])
+        beat = Beat(server.url, caplog, misfire_redis_options={"credential_provider": vault})
+        try:
+            beat.run_until_sent()
+            vault.sealed = True
+            client.client_kill_filter(user="beat")
+            beat.run_until(lambda: beat.said("RuntimeError; standing by"), "word of the trouble")
+            # The thread that renews the lease meets it as well.
+            time.sleep(1.5)
+            vault.sealed = False
+            beat.run_until_sent()
+            # Longer than the lease is trusted without a renewal.
+            begin = time.monotonic()
+            beat.run_until(lambda: time.monotonic() - begin > 4, "end of the wait")
+        finally:
+            beat.close()
+    assert len(beat.said("the lease is lost")) <= 1
+    assert "canary" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
 # -- wrong from the start ----------------------------------------------------------------------------------
 
 

@@ -272,6 +272,29 @@ def test_a_thread_renews_the_lease_until_the_main_loop_stands_still(store: Redis
     assert not client.exists(LEASE)
 
 
+def test_the_thread_outlives_an_error_and_a_dead_one_is_replaced(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    lease = Lease(store, ttl=300, renew_every=0.05)
+    lease.acquire()
+
+    def fail(*_: Any) -> str:
+        raise RuntimeError("no idea")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "renew", fail)
+        wait_for(lambda: "the lease could not be renewed: RuntimeError" in caplog.text)
+    before = lease._value
+    wait_for(lambda: lease._value != before, what="a renewal")
+    lease._stop.set()
+    lease._thread.join()
+    lease._stop.clear()
+    lease.acquire()
+    before = lease._value
+    wait_for(lambda: lease._value != before, what="a renewal")
+    lease.release()
+
+
 def test_the_thread_notices_that_the_lease_was_lost(store: RedisStore, client: redis.Redis):
     lease = Lease(store, ttl=300, renew_every=0.05)
     assert lease.acquire()

@@ -333,6 +333,26 @@ WRONG_ENTRIES: list[tuple[Any, list[str]]] = [
         HOURLY | {"options": {"headers": {"misfire": 1}}},
         ["beat_schedule['x'].options.headers: 'misfire' is reserved. Give the header another name."],
     ),
+    *(
+        (HOURLY | {"options": {"headers": value}}, [f"beat_schedule['x'].options.headers: {text}"])
+        for value, text in (
+            ([("misfire", 1)], "expected a dict, got list."),
+            ("canary", "expected a dict, got str."),
+        )
+    ),
+    *(
+        (HOURLY | {"options": {"expires": value}}, [f"beat_schedule['x'].options.expires: {text}"])
+        for value, text in (
+            ([1], "expected a number of seconds or a datetime, got list."),
+            # Celery sends none of these.
+            (timedelta(hours=1), "expected a number of seconds or a datetime, got timedelta."),
+            ("soon", "expected a number of seconds or a datetime, got 'soon'."),
+        )
+    ),
+    (
+        HOURLY | {"options": {"countdown": "5"}},
+        ["beat_schedule['x'].options.countdown: expected a number of seconds, got str."],
+    ),
     # types
     (
         HOURLY | {"task": len},
@@ -558,7 +578,7 @@ HARDLY_MEANT: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     ),
     (
         {},
-        {"options": {"expires": timedelta(seconds=4)}, "misfire": {"threshold": 5}},
+        {"options": {"expires": 4.0}, "misfire": {"threshold": 5}},
         [
             "beat_schedule['x'].options: a run expires after 4 s, before it is a misfire (threshold 5 s). "
             "Give 'expires' more time."
@@ -593,6 +613,7 @@ HARDLY_MEANT: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     # nothing to say
     ({}, {"options": {"expires": 5}, "misfire": {"threshold": 5}}, []),
     ({}, {"options": {"expires": 5}}, []),
+    ({}, {"options": {"expires": "2026-03-01T12:00:00+00:00", "headers": None}}, []),
     ({}, {"options": {"expires": 5}, "misfire": False}, []),
     ({}, {"misfire": {"threshold": 30, "max_lateness": 60}}, []),
     ({}, {"args": [datetime(2026, 3, 1), date(2026, 3, 1)], "kwargs": {"who": ["a"]}}, []),
