@@ -41,7 +41,7 @@ from celery_misfire.leader import Leader
 from celery_misfire.lease import Lease, uptime
 from celery_misfire.misfire import ENDLESS, Trigger, to_millis
 from celery_misfire.missed import Reporter
-from celery_misfire.problems import as_line, brief, one_line, shown
+from celery_misfire.problems import as_line, brief, named, one_line
 from celery_misfire.records import Definition
 from celery_misfire.redis_url import address
 from celery_misfire.store import LONGEST_CALL, RedisStore
@@ -179,7 +179,7 @@ class MisfireMixin(Scheduler):
                 anchor = self._anchor(entry, trigger)
             except Exception as exc:
                 # At start the configuration has been checked; this entry was added later.
-                self._trouble.mention(f"entry {shown(name)} is left out: {brief(exc)}", key=name)
+                self._trouble.mention(f"entry {named(name)} is left out: {brief(exc)}", key=name)
                 continue
             yield Definition(name, str(entry.task), trigger, policy, anchor)
 

@@ -23,10 +23,13 @@ from celery_misfire.fire_times import trigger_for
 from celery_misfire.misfire import FITTING, MisfireInstruction, MisfirePolicy, TriggerType
 from celery_misfire.problems import (
     Problems,
+    as_bool,
+    as_count,
     as_line,
     as_mapping,
     as_seconds,
     hidden,
+    named,
     policy_value,
     shown,
     suggestion,
@@ -67,18 +70,6 @@ def _one_of(words: Collection[str], value: object) -> str:
     if isinstance(value, str) and value in words:
         return str(value)
     raise ValueError(unknown_word(value, words))
-
-
-def _yes_or_no(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"expected True or False, got {shown(value)}.")
-    return value
-
-
-def _count(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"expected a whole number >= 0, got {shown(value)}.")
-    return value
 
 
 _threshold = partial(policy_value, "threshold")
@@ -281,15 +272,15 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "mail_to": _addresses,
     "keep_missed": as_seconds,
     "on_resume": partial(_one_of, ("reschedule", "misfire")),
-    "send_task_failure": _yes_or_no,
+    "send_task_failure": as_bool,
     "result_state": partial(_one_of, ("MISSED", "FAILURE")),
-    "worker_guard": _yes_or_no,
-    "deduplicate": _yes_or_no,
+    "worker_guard": as_bool,
+    "deduplicate": as_bool,
     "check_rate": as_seconds,
     "lease_ttl": as_seconds,
     "lease_renew": as_seconds,
     "standby_poll": as_seconds,
-    "history": _count,
+    "history": as_count,
 }
 
 # Entries that say the same share one object: a schedule can have 100,000 of them.
@@ -312,7 +303,7 @@ def _policy_of(
         ("beat_schedule[{}].misfire", misfire),
     ):
         if value is not None:
-            with problems.at(place.format(shown(entry))):
+            with problems.at(place.format(named(entry))):
                 keys = policy_keys(value, trigger_type)
                 off = keys is False
                 merged |= keys or {}
@@ -433,7 +424,7 @@ def _entry_policy(
     except ValueError as exc:
         problems.add("beat_schedule", str(exc))
         return None
-    place, trigger_type = f"beat_schedule[{shown(name)}]", None
+    place, trigger_type = f"beat_schedule[{named(name)}]", None
     keys: Mapping[Any, Any] = {}
     with problems.at(place):
         keys = _keys_of(entry)
@@ -501,7 +492,7 @@ def _read(app: Celery) -> tuple[Settings, Problems]:
         problems.add("misfire_namespace", f"{what} Set misfire_namespace, for example 'shop'.")
     policies: dict[str, Any] = {}
     for entry, policy in values.get("policies", {}).items():
-        with problems.at(f"misfire_policies[{shown(entry)}]"):
+        with problems.at(f"misfire_policies[{named(entry)}]"):
             policies[entry] = policy_keys(policy)
     ttl = values.get("lease_ttl", Settings.lease_ttl)
     in_step = {
@@ -594,7 +585,7 @@ ENTRIES_OF_CELERY = {"celery.backend_cleanup"}
 def unknown_policies(settings: Settings, names: Collection[str]) -> list[str]:
     """Return a warning for every name in ``misfire_policies`` that is no entry, at least not yet."""
     return [
-        as_line(f"misfire_policies[{shown(name)}]", f"no entry has this name.{suggestion(name, names)}")
+        as_line(f"misfire_policies[{named(name)}]", f"no entry has this name.{suggestion(name, names)}")
         for name in settings.policies
         if name not in names
     ]
@@ -611,7 +602,7 @@ def warnings_for(app: Celery, settings: Settings, beat_schedule: Mapping[str, An
         fix = "Use max_lateness in a misfire policy."
         warnings.append(as_line("beat_cron_starting_deadline", f"{shown(deadline)} is not used here. {fix}"))
     for name, entry in beat_schedule.items():
-        keys, place = _keys_of(entry), f"beat_schedule[{shown(name)}]"
+        keys, place = _keys_of(entry), f"beat_schedule[{named(name)}]"
         options = keys.get("options") or {}
         policy = _policy_of(Problems(), settings, name, keys.get("misfire"), None)
         for key in ("eta", "countdown"):

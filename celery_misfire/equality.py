@@ -17,7 +17,7 @@ from celery import Celery
 
 from celery_misfire.conf import Settings
 from celery_misfire.misfire import MisfirePolicy
-from celery_misfire.problems import shown
+from celery_misfire.problems import named, shown
 
 __all__ = ["describe", "difference"]
 
@@ -102,6 +102,6 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _named(names: set[str]) -> str:
-    told = ", ".join(shown(name) for name in sorted(names)[:NAMED])
+    told = ", ".join(named(name) for name in sorted(names)[:NAMED])
     more = len(names) - NAMED
     return f"{'entry' if len(names) == 1 else 'entries'} {told}" + (f" and {more} more" if more > 0 else "")

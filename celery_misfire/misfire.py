@@ -14,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 
+from celery_misfire.texts import kind_of, shown, unknown_word
+
 __all__ = [
     "ENDLESS",
     "FITTING",
@@ -168,19 +170,19 @@ class MisfirePolicy:
         limit = self.max_catch_up
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
             raise ValueError(
-                f"max_catch_up: expected a whole number from 1, got {limit!r}. "
+                f"max_catch_up: expected a whole number from 1, got {shown(limit)}. "
                 "To run nothing use the instruction 'do_nothing'."
             )
         if self.on_missed is not None and not (isinstance(self.on_missed, str) and self.on_missed):
-            raise ValueError(f"on_missed: expected the name of a task, got {self.on_missed!r}.")
+            given = shown(self.on_missed) if isinstance(self.on_missed, str) else kind_of(self.on_missed)
+            raise ValueError(f"on_missed: expected the name of a task, got {given}.")
 
 
 def _instruction(value: object) -> MisfireInstruction:
     try:
         return MisfireInstruction(str(value))
     except ValueError:
-        allowed = ", ".join(MisfireInstruction)
-        raise ValueError(f"instruction: {value!r} is unknown. Allowed: {allowed}.") from None
+        raise ValueError(f"instruction: {unknown_word(value, tuple(MisfireInstruction))}") from None
 
 
 # Longer is a mistake of units, and would overflow later.
@@ -191,9 +193,9 @@ def _seconds(name: str, value: object, also: str = "") -> float:
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected a number of seconds > 0{also}, got {value!r}.")
+        raise ValueError(f"{name}: expected a number of seconds > 0{also}, got {shown(value)}.")
     if value > _HUNDRED_YEARS:
-        raise ValueError(f"{name}: expected seconds, got more than 100 years: {value!r}.")
+        raise ValueError(f"{name}: expected seconds, got more than 100 years: {shown(value)}.")
     return float(value)
 
 

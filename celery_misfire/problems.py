@@ -5,23 +5,37 @@ A problem has a place, the value and what to do; never a URL, a password or a ta
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from celery import Signature, Task
+
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.misfire import MisfirePolicy
+from celery_misfire.texts import (
+    brief,
+    hidden,
+    named,
+    one_line,
+    shown,
+    suggestion,
+    unknown_key,
+    unknown_word,
+)
 
 __all__ = [
     "Problems",
     "Wrong",
+    "as_bool",
+    "as_count",
     "as_line",
     "as_mapping",
     "as_seconds",
     "brief",
     "hidden",
+    "named",
     "one_line",
     "policy_value",
     "shown",
@@ -74,69 +88,10 @@ class Problems:
             raise MisfireConfigError(as_line(place, text) for place, text in self.found)
 
 
-# What follows the name of a secret in the repr of a dict or of a call, or in the query of a URL.
-_SECRET = re.compile(
-    r"((?i:pass|secret|token|api_?key|credential)\w*['\"]?\s*[:=]\s*)"
-    # Of what begins with a bracket, the end is not known.
-    r"(b?'(?:\\.|[^'\\])*'|b?\"(?:\\.|[^\"\\])*\"|[\[({].*|[^\s,)\]}]+)",
-    re.DOTALL,
-)
-
-
-def hidden(text: str) -> str:
-    """Return a text without the secrets in it."""
-    return _SECRET.sub(r"\1***", re.sub(r"://.*@", "://***@", text))
-
-
-def shown(value: object) -> str:
-    """Return the value as it may be shown: its secrets hidden, cut at 80 characters."""
-    try:
-        # A member of an enumeration of names is shown as one would write it.
-        text = hidden(repr(str(value) if isinstance(value, str) else value))
-    except Exception:
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def as_line(place: str, text: str) -> str:
     """Return a problem, or a warning, as one line."""
     line = f"celery_misfire: {place}: {text}"
     return one_line(" ".join(re.sub(r"://\S*@", "://***@", line).splitlines()), LONGEST)
-
-
-def one_line(text: str, longest: int = 200) -> str:
-    """Return a text that came from elsewhere as it may stand in a log: escaped, and cut."""
-    text = text if len(text) <= longest else f"{text[: longest - 3]}..."
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def brief(exc: BaseException) -> str:
-    """Return the kind and the first line of an error: enough to find it, too little to carry arguments."""
-    try:
-        text = hidden(str(exc).strip().split("\n")[0])
-    except Exception:
-        text = ""
-    return one_line(f"{type(exc).__name__}: {text}" if text else type(exc).__name__)
-
-
-def suggestion(word: object, words: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` when one of the words is close, else nothing."""
-    if not isinstance(word, str):
-        return ""
-    plain = re.sub(r"\W+", "_", word.lower()).removeprefix("misfire_instruction_")
-    known = {str(candidate).lower(): str(candidate) for candidate in words}
-    near = difflib.get_close_matches(plain, known, n=1, cutoff=0.7)
-    near = near or [candidate for candidate in known if plain and candidate.startswith(plain)]
-    return f" Did you mean {known[near[0]]!r}?" if near else ""
-
-
-def unknown_word(value: object, words: Collection[str], allowed: str = "Allowed") -> str:
-    return f"{shown(value)} is unknown.{suggestion(value, words)} {allowed}: {', '.join(words)}."
-
-
-def unknown_key(key: object, words: Collection[str], what: str = "") -> str:
-    fix = suggestion(key, words) or f" Allowed: {', '.join(words)}."
-    return f"{what or f'unknown key {shown(key)}'}.{fix}"
 
 
 # -- what a value must be ----------------------------------------------------------------------------------
@@ -148,12 +103,27 @@ def as_mapping(value: object) -> dict[Any, Any]:
     return dict(value)
 
 
+def as_bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"expected True or False, got {shown(value)}.")
+    return value
+
+
+def as_count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"expected a whole number >= 0, got {shown(value)}.")
+    return value
+
+
 def policy_value(key: str, value: object) -> Any:
     """Return a value as a policy takes it: the rules for seconds, limits and task names are written there."""
     try:
         return getattr(MisfirePolicy(**{key: value}), key)  # type: ignore[arg-type]  # it checks
     except ValueError as exc:
-        raise ValueError(str(exc).removeprefix(f"{key}: ").replace(repr(value), shown(value))) from None
+        text = str(exc).removeprefix(f"{key}: ")
+    if key == "on_missed" and isinstance(value, Signature | Task):
+        text = f"{text} Write its name, {value.task if isinstance(value, Signature) else value.name!r}."
+    raise ValueError(text)
 
 
 def as_seconds(value: object) -> float:

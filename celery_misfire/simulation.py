@@ -20,6 +20,7 @@ from celery_misfire.misfire import (
     to_millis,
 )
 from celery_misfire.records import occurrences
+from celery_misfire.texts import kind_of
 
 __all__ = ["SimulatedFire", "SimulatedMiss", "Simulation", "simulate", "simulate_trigger"]
 
@@ -69,7 +70,7 @@ class Simulation:
 def simulate(
     schedule: Any,
     *,
-    policy: MisfirePolicy,
+    policy: MisfirePolicy | str,
     down_at: datetime,
     up_at: datetime,
     until: datetime,
@@ -79,10 +80,15 @@ def simulate(
     to `up_at`, and runs on to `until` (a fire at that instant is made). Runs take no time.
 
     :param schedule: any Celery schedule, or a number of seconds, or a timedelta.
-    :param policy: the misfire policy; its instruction must fit the type of the schedule.
+    :param policy: the misfire policy, or the name of an instruction; it must fit the type of the schedule.
     :param start: when the entry was first seen; None: at `down_at`.
     :raises ValueError: for naive datetimes, times out of order, and an instruction that does not fit.
     """
+    if isinstance(policy, str):
+        policy = MisfirePolicy(policy)  # type: ignore[arg-type]  # it checks
+    if not isinstance(policy, MisfirePolicy):
+        forms = "a MisfirePolicy or the name of an instruction"
+        raise TypeError(f"policy: expected {forms}, got {kind_of(policy)}.")
     seen = start or down_at
     trigger = trigger_for(schedule)
     state = trigger.first_state(to_millis(seen))

@@ -9,9 +9,11 @@ import math
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import date, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
+from celery import Celery
 from celery.schedules import crontab, schedule
 
 from celery_misfire.conf import Settings, read_config, read_settings, warnings_for
@@ -27,6 +29,11 @@ UNREADABLE = "cannot be read as a URL. In a password write special characters as
 NAMESPACE_RULE = "Set misfire_namespace to 1 to 64 of a-z, A-Z, 0-9, '_', '-', '.'."
 NAME_RULE = "beat_schedule: entry name must be a non-empty string of at most 200 characters"
 LONG = "x" * 300
+
+
+@Celery("shop", set_as_current=False).task(name="shop.alert")
+def alert(*_: Any, **__: Any) -> None:
+    """To be sent with a record of missed runs."""
 
 
 class BrokenRepr:
@@ -129,7 +136,16 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
         ["misfire_mail_to: expected a list of mail addresses, got str."],
     ),
     ({"misfire_mail_to": ["ops"]}, ["misfire_mail_to: 'ops' is no mail address."]),
-    ({"misfire_on_missed": 3}, ["misfire_on_missed: expected the name of a task, got 3."]),
+    ({"misfire_on_missed": 3}, ["misfire_on_missed: expected the name of a task, got int."]),
+    (
+        {"misfire_on_missed": alert.s("canary", to="canary")},
+        ["misfire_on_missed: expected the name of a task, got Signature. Write its name, 'shop.alert'."],
+    ),
+    (
+        {"misfire_on_missed": alert},
+        ["misfire_on_missed: expected the name of a task, got Task. Write its name, 'shop.alert'."],
+    ),
+    ({"misfire_on_missed": ("canary",)}, ["misfire_on_missed: expected the name of a task, got tuple."]),
     ({"misfire_on_missed": ""}, ["misfire_on_missed: expected the name of a task, got ''."]),
     # instructions
     (
@@ -466,7 +482,15 @@ WRONG_ENTRIES: list[tuple[Any, list[str]]] = [
                 f".max_catch_up: expected a whole number from 1, got '{'x' * 76}.... "
                 "To run nothing use the instruction 'do_nothing'.",
             ),
-            ({"on_missed": 5}, ".on_missed: expected the name of a task, got 5."),
+            (
+                {"on_missed": partial(len, "canary")},
+                ".on_missed: expected the name of a task, got partial.",
+            ),
+            (
+                [alert, {"x": (alert.s("canary"), {partial(len, "canary")})}],
+                ": expected a name, a dict such as {'instruction': 'fire_once_now'}, "
+                "a MisfirePolicy or False, got [Task, {'x': (Signature, {partial})}].",
+            ),
         )
     ),
     (
@@ -493,6 +517,15 @@ WRONG_SCHEDULES: list[tuple[Any, list[str]]] = [
     ({7: HOURLY}, [f"{NAME_RULE}, got 7."]),
     ({LONG: HOURLY}, [f"{NAME_RULE}, got '{'x' * 76}...."]),
     ({"\ud800": HOURLY}, [f"{NAME_RULE} that UTF-8 can write, got '\\ud800'."]),
+    # a name is no secret, whatever it speaks of; a URL is one, wherever it stands
+    (
+        {"reset password: daily": HOURLY | {"misfire": "skip"}},
+        [f"beat_schedule['reset password: daily'].misfire: 'skip' is unknown. Allowed for cron: {FIT_CRON}."],
+    ),
+    (
+        {"redis://:canary@h": HOURLY | {"misfire": "skip"}},
+        [f"beat_schedule['redis://***@h'].misfire: 'skip' is unknown. Allowed for cron: {FIT_CRON}."],
+    ),
     (
         {"two\nlines": HOURLY | {"misfire": "skip"}},
         [f"beat_schedule['two\\nlines'].misfire: 'skip' is unknown. Allowed for cron: {FIT_CRON}."],

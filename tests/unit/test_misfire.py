@@ -398,14 +398,42 @@ def test_a_long_outage_is_counted_without_walking_through_it(schedule_, away, co
         {"max_lateness": 0},
         {"max_lateness": float("inf")},
         {"on_missed": ""},
-        {"on_missed": 7},
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused_by_field_and_value(wrong):
     ((field, value),) = wrong.items()
     with pytest.raises(ValueError, match=field) as error:
         MisfirePolicy(**wrong)
-    assert repr(value) in str(error.value)
+    assert repr(value)[:70] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (
+            {"instruction": "fire_once"},
+            r"'fire_once' is unknown\. Did you mean 'fire_once_now'\? Allowed: smart",
+        ),
+        ({"instruction": "redis://:canary@h"}, r"'redis://\*\*\*@h' is unknown"),
+        ({"threshold": "password=canary"}, r"got 'password=\*\*\*"),
+        ({"on_missed": ["canary"]}, r"on_missed: expected the name of a task, got list\.$"),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_told_the_way_out_and_no_secret(wrong, words):
+    with pytest.raises(ValueError, match=words) as error:
+        MisfirePolicy(**wrong)
+    assert "canary" not in str(error.value)
+
+
+def test_a_simulation_takes_the_name_of_an_instruction_and_refuses_what_is_no_policy():
+    away = {"down_at": at(9), "up_at": at(11), "until": at(12)}
+    named = simulate(crontab(minute=0), policy="do_nothing", **away)
+    assert named == simulate(crontab(minute=0), policy=MisfirePolicy("do_nothing"), **away)
+    assert named.missed
+    with pytest.raises(ValueError, match="Did you mean 'do_nothing'"):
+        simulate(crontab(minute=0), policy="do_nothin", **away)
+    with pytest.raises(TypeError, match="expected a MisfirePolicy or the name of an instruction, got dict"):
+        simulate(crontab(minute=0), policy={"instruction": "do_nothing"}, **away)
 
 
 def test_seconds_may_be_given_as_a_timedelta():

@@ -1,0 +1,123 @@
+"""How values and errors of the app's own are put into words: short, on one line, and without secrets.
+
+Of the standard library alone, as the planner uses it too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable
+from typing import Any
+
+__all__ = [
+    "brief",
+    "hidden",
+    "kind_of",
+    "named",
+    "one_line",
+    "shown",
+    "suggestion",
+    "unknown_key",
+    "unknown_word",
+]
+
+# What follows the name of a secret in the repr of a dict or of a call, or in the query of a URL.
+_SECRET = re.compile(
+    r"((?i:pass|secret|token|api_?key|credential)\w*['\"]?\s*[:=]\s*)"
+    # Of what begins with a bracket, the end is not known.
+    r"(b?'(?:\\.|[^'\\])*'|b?\"(?:\\.|[^\"\\])*\"|[\[({].*|[^\s,)\]}]+)",
+    re.DOTALL,
+)
+
+# Their reprs show the arguments of a call. Known by name: a look does not have to load Celery.
+_CALLS = {("celery.canvas", "Signature"), ("celery.app.task", "Task"), ("functools", "partial")}
+
+
+def _without_login(text: str) -> str:
+    return re.sub(r"://.*@", "://***@", text)
+
+
+def hidden(text: str) -> str:
+    """Return a text without the secrets in it."""
+    return _SECRET.sub(r"\1***", _without_login(text))
+
+
+def shown(value: object) -> str:
+    """Return the value as it may be shown: its secrets and arguments hidden, cut at 80 characters."""
+    try:
+        # A member of an enumeration of names is shown as one would write it.
+        text = hidden(repr(str(value) if isinstance(value, str) else _without_arguments(value)))
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    return _cut(text)
+
+
+def named(name: object) -> str:
+    """Return a name as it may be shown: as it is, even when it speaks of passwords."""
+    return _cut(_without_login(repr(str(name)))) if isinstance(name, str) else shown(name)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class _Bare(str):
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _call(value: Any) -> str:
+    """Return which kind of call a value is, '' for none."""
+    classes = value.__class__.__mro__
+    return next((cls.__name__ for cls in classes if (cls.__module__, cls.__name__) in _CALLS), "")
+
+
+def _without_arguments(value: Any) -> Any:
+    if call := _call(value):
+        return _Bare(call)
+    if type(value) is dict:
+        return {_without_arguments(key): _without_arguments(item) for key, item in value.items()}
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(map(_without_arguments, value))
+    return value
+
+
+def kind_of(value: object) -> str:
+    """Return the name of a value's type; a task is a Task, whatever its own class is called."""
+    return _call(value) or type(value).__name__
+
+
+def one_line(text: str, longest: int = 200) -> str:
+    """Return a text that came from elsewhere as it may stand in a log: escaped, and cut."""
+    text = text if len(text) <= longest else f"{text[: longest - 3]}..."
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def brief(exc: BaseException) -> str:
+    """Return the kind and the first line of an error: enough to find it, too little to carry arguments."""
+    try:
+        text = hidden(str(exc).strip().split("\n")[0])
+    except Exception:
+        text = ""
+    return one_line(f"{type(exc).__name__}: {text}" if text else type(exc).__name__)
+
+
+def suggestion(word: object, words: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` when one of the words is close, else nothing."""
+    if not isinstance(word, str):
+        return ""
+    plain = re.sub(r"\W+", "_", word.lower()).removeprefix("misfire_instruction_")
+    known = {str(candidate).lower(): str(candidate) for candidate in words}
+    near = difflib.get_close_matches(plain, known, n=1, cutoff=0.7)
+    near = near or [candidate for candidate in known if plain and candidate.startswith(plain)]
+    return f" Did you mean {known[near[0]]!r}?" if near else ""
+
+
+def unknown_word(value: object, words: Collection[str], allowed: str = "Allowed") -> str:
+    return f"{shown(value)} is unknown.{suggestion(value, words)} {allowed}: {', '.join(words)}."
+
+
+def unknown_key(key: object, words: Collection[str], what: str = "") -> str:
+    fix = suggestion(key, words) or f" Allowed: {', '.join(words)}."
+    return f"{what or f'unknown key {shown(key)}'}.{fix}"
