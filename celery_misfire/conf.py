@@ -506,13 +506,11 @@ def _read(app: Celery) -> tuple[Settings, Problems]:
 
 def _celerys_redis(app: Celery) -> tuple[str, dict[str, Any]]:
     """Return URL and options of the Redis that Celery itself uses: as broker, else for the results."""
-    for url, tls, transport_options in (
+    for names in (
         ("broker_url", "broker_use_ssl", "broker_transport_options"),
         ("result_backend", "redis_backend_use_ssl", "result_backend_transport_options"),
     ):
-        found = redis_of_celery(
-            url, getattr(app.conf, url), app.conf.get(tls), app.conf.get(transport_options)
-        )
+        found = redis_of_celery(partial(getattr, app.conf), *names)
         if found is not None:
             return found
     raise not_redis(app.conf.broker_url)
@@ -556,12 +554,13 @@ def _check_together(problems: Problems, settings: Settings, wrong: Collection[st
         fix = f"Set it to {good:.3g}, for example."
         return f"{value:g} must be less than {than}misfire_lease_ttl ({ttl:g}). {fix}"
 
-    renew, poll, call = s.lease_renew, s.standby_poll, s.redis_options.get("socket_timeout", 0)
-    option = "misfire_redis_options['socket_timeout']"
+    renew, poll = s.lease_renew, s.standby_poll
     too_slow = smaller(renew, "half of ", ttl / 3)
     rule("lease_renew lease_ttl", "misfire_lease_renew", renew * 2 >= ttl, too_slow)
     rule("standby_poll lease_ttl", "misfire_standby_poll", poll >= ttl, smaller(poll, "", ttl / 6))
-    rule("redis_options lease_ttl", option, call >= ttl, smaller(call, "", ttl / 6))
+    for option in ("socket_timeout", "socket_connect_timeout"):
+        call, place = s.redis_options.get(option, 0), f"misfire_redis_options[{option!r}]"
+        rule("redis_options lease_ttl", place, call >= ttl, smaller(call, "", ttl / 6))
     text = "sentinel:// needs a master name. Set misfire_redis_options = {'master_name': 'mymaster'}."
     named = has_master_name(s.redis_url, s.redis_options)
     rule("redis_url redis_options", "misfire_redis_url", not named, text)

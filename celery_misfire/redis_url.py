@@ -5,12 +5,29 @@ Of redis-py it knows what can be written, not how it is used: that is the store'
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+import ssl
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
-from celery_misfire.problems import Problems, Wrong, as_mapping, as_seconds, shown, suggestion
+from kombu.utils.imports import symbol_by_name
+
+from celery_misfire.problems import (
+    Problems,
+    Wrong,
+    as_bool,
+    as_count,
+    as_mapping,
+    as_seconds,
+    shown,
+    suggestion,
+    unknown_word,
+)
+from celery_misfire.texts import kind_of
 
 __all__ = [
     "OPTIONS",
@@ -23,6 +40,7 @@ __all__ = [
     "redis_of_celery",
     "scheme_of",
     "sentinels_of",
+    "split_url",
 ]
 
 _EXAMPLE_URL = "'redis://localhost:6379/1'"
@@ -54,6 +72,7 @@ _SENTINEL_KWARGS = [*OPTIONS["rediss"], "ssl"]
 # A second try of redis-py's would make a call take longer than beat can wait; beat tries again by itself.
 _OURS = ("retry", "retry_on_timeout", "retry_on_error")
 
+_PORT = "the port must be a number from 1 to 65535."
 _UNREADABLE = (
     "cannot be read as a URL. In a password write special characters as %XX, for example '/' as %2F."
 )
@@ -78,14 +97,18 @@ def _apart(urls: object) -> list[str]:
 
 
 def _split(url: str) -> SplitResult:
+    # The errors of urlsplit are not passed on: they repeat a piece of the password.
     try:
         parts = urlsplit(url)
-        sound = parts.port is None or parts.port > 0
     except ValueError:
-        sound = False
-    if not sound or (parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment):
-        # The error of urlsplit is not passed on: it repeats a piece of the password.
         raise ValueError(_UNREADABLE) from None
+    if parts.scheme != "unix" and "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError(_UNREADABLE)
+    try:
+        if parts.port == 0:
+            raise ValueError
+    except ValueError:
+        raise ValueError(_PORT if re.search(r":\d+$", parts.netloc) else _UNREADABLE) from None
     return parts
 
 
@@ -96,6 +119,26 @@ def address(url: str) -> str:
         return f"{host}:{port}"
     parts = urlsplit(url)
     return parts.path if parts.hostname is None else f"{parts.hostname}:{parts.port or 6379}"
+
+
+def _login(netloc: str) -> dict[str, str]:
+    user, _, password = netloc.rpartition("@")[0].partition(":")
+    given = {"username": unquote(user), "password": unquote(password)}
+    return {name: text for name, text in given.items() if text}
+
+
+def split_url(url: str) -> tuple[str, dict[str, Any]]:
+    """Return a URL with the place alone, and as options what else it says; not for sentinels.
+
+    :raises ValueError: the text repeats nothing of the URL but a value in its query.
+    """
+    parts = urlsplit(url)
+    options: dict[str, Any] = dict(_login(parts.netloc))
+    place, database = parts.path, parts.path.strip("/")
+    if parts.scheme != "unix":
+        place, options = "", options | ({"db": int(database)} if database else {})
+    options |= {key: _from_query(key, text) for key, text in parse_qsl(parts.query)}
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{place}", options
 
 
 def sentinels_of(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
@@ -115,13 +158,12 @@ def sentinels_of(url: str) -> tuple[list[tuple[str, int]], dict[str, Any]]:
     except ValueError:
         raise ValueError(_UNREADABLE) from None
     first = ones[0]
-    user, _, password = first.netloc.split(",")[0].rpartition("@")[0].partition(":")
     options: dict[str, Any] = {k: v for k, v in parse_qsl(first.query) if k in _SENTINEL_QUERY}
-    options |= {"username": unquote(user)} if user else {}
-    options |= {"password": unquote(password)} if password else {}
+    options |= _login(first.netloc.split(",")[0])
     database = options.get("db", first.path.strip("/")) or "0"
     if not database.isdecimal():
-        raise ValueError(f"the database must be a number, as in {_EXAMPLE_URL}.")
+        fix = "The name of the master goes into misfire_redis_options = {'master_name': 'mymaster'}."
+        raise ValueError(f"the database must be a number. {fix}")
     return sentinels, options | {"db": int(database)}
 
 
@@ -153,6 +195,7 @@ def checked_url(value: object, strict: bool = True) -> str:
         if strict:
             check_option(key, scheme)
         if key in OPTIONS[scheme]:
+            _from_query(key, item)
             query[key] = _short(item) if key == "ssl_cert_reqs" else item
     return f"{scheme}://{parts.netloc}{parts.path}" + (f"?{urlencode(query)}" if query else "")
 
@@ -175,6 +218,124 @@ def _short(requirement: Any) -> Any:
     return requirement.removeprefix("CERT_").lower() if isinstance(requirement, str) else requirement
 
 
+def _requirement(value: object) -> object:
+    words = [mode.name.removeprefix("CERT_").lower() for mode in ssl.VerifyMode]
+    short = _short(value)
+    if short in words or (isinstance(short, int) and not isinstance(short, bool) and short in range(3)):
+        return short
+    raise ValueError(unknown_word(value, words))
+
+
+def _protocol(value: object) -> object:
+    if isinstance(value, bool) or value not in (2, 3):
+        raise ValueError(f"expected 2 or 3, got {shown(value)}.")
+    return value
+
+
+def _pause(value: object) -> float:
+    return 0 if value == 0 and not isinstance(value, bool) else as_seconds(value)
+
+
+def _version(value: object) -> object:
+    try:
+        return ssl.TLSVersion(value)
+    except ValueError:
+        raise ValueError(f"expected a member of ssl.TLSVersion, got {shown(value)}.") from None
+
+
+def _text(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, str | bytes | int):
+        # The value is not shown: it may be a password.
+        raise ValueError(f"expected a string, got {kind_of(value)}.")
+    return value
+
+
+def _path(kind: str, exists: Callable[[Any], bool], value: object) -> object:
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"expected the path of a {kind}, got {kind_of(value)}.")
+    if not exists(value):
+        raise ValueError(f"{kind} {shown(os.fspath(value))} does not exist.")
+    return value
+
+
+def _socket_options(value: object) -> object:
+    if not isinstance(value, Mapping) or not all(isinstance(key, int) for key in value):
+        what = "expected a dict such as {socket.TCP_KEEPIDLE: 60}"
+        raise ValueError(f"{what}, got {kind_of(value)}.")
+    return value
+
+
+def _provider(value: Any) -> object:
+    """Return an object that has the login; made here, if its class is named as Celery names one."""
+    if isinstance(value, str):
+        try:
+            value = symbol_by_name(value)()
+        except Exception as exc:
+            what = f"a credential provider cannot be made of {shown(value)} ({type(exc).__name__})."
+            raise ValueError(f"{what} Name a class that needs no arguments.") from None
+    if isinstance(value, type) or not callable(getattr(value, "get_credentials", None)):
+        raise ValueError(f"expected an object that has get_credentials(), got {kind_of(value)}.")
+    return value
+
+
+# What is not here may be anything; redis-py will tell.
+_NUMBERS: dict[object, Callable[[Any], Any]] = {
+    "db": as_count,
+    "max_connections": as_count,
+    "socket_read_size": as_count,
+    "protocol": _protocol,
+    "health_check_interval": _pause,
+    "socket_timeout": as_seconds,
+    "socket_connect_timeout": as_seconds,
+    "ssl_min_version": _version,
+}
+_SWITCHES = (
+    "socket_keepalive",
+    "ssl",
+    "ssl_check_hostname",
+    "ssl_validate_ocsp",
+    "ssl_validate_ocsp_stapled",
+)
+_TEXTS = (
+    *("username", "password", "client_name", "master_name"),
+    *("ssl_ca_data", "ssl_ciphers", "ssl_password", "ssl_ocsp_expected_cert"),
+)
+_CHECKS: dict[object, Callable[[Any], Any]] = {
+    **_NUMBERS,
+    **dict.fromkeys(_SWITCHES, as_bool),
+    **dict.fromkeys(_TEXTS, _text),
+    **dict.fromkeys(("ssl_keyfile", "ssl_certfile", "ssl_ca_certs"), partial(_path, "file", os.path.isfile)),
+    "ssl_ca_path": partial(_path, "directory", os.path.isdir),
+    "ssl_cert_reqs": _requirement,
+    "socket_keepalive_options": _socket_options,
+    "credential_provider": _provider,
+}
+_NEVER_NONE = ("db", "socket_read_size", "health_check_interval", "socket_timeout", "socket_connect_timeout")
+
+
+def _checked(key: object, value: Any) -> Any:
+    if value is None and key not in _NEVER_NONE:
+        return None
+    check = _CHECKS.get(key)
+    return value if check is None else check(value)
+
+
+def _from_query(key: str, text: str) -> Any:
+    """Return an option that is part of a URL, of the type that it must have."""
+    value: Any = text
+    if key in _SWITCHES:
+        # As redis-py does.
+        value = text.upper() not in ("0", "F", "FALSE", "N", "NO")
+    elif key in _NUMBERS:
+        with suppress(ValueError):
+            value = float(text)
+            value = int(text)
+    try:
+        return _checked(key, value)
+    except ValueError as exc:
+        raise ValueError(f"{key!r}: {exc}") from None
+
+
 def check_option(key: object, scheme: str) -> None:
     """Refuse what is no option of this kind of connection. :raises ValueError: with the fix."""
     if key in OPTIONS[scheme]:
@@ -195,11 +356,9 @@ def checked_options(value: object) -> dict[str, Any]:
     problems, result = Problems(), as_mapping(value)
     for key, item in result.items():
         with problems.at(f"[{key!r}]" if isinstance(key, str) else ""):
-            if key in ("socket_timeout", "socket_connect_timeout"):
-                result[key] = as_seconds(item)
-            elif key == "ssl_cert_reqs":
-                result[key] = _short(item)
-            elif key == "sentinel_kwargs" and item is not None:
+            if key != "sentinel_kwargs":
+                result[key] = _checked(key, item)
+            elif item is not None:
                 result[key] = checked_options(item)
                 for name in result[key]:
                     if name not in _SENTINEL_KWARGS:
@@ -210,14 +369,15 @@ def checked_options(value: object) -> dict[str, Any]:
 
 
 def redis_of_celery(
-    setting: str, urls: object, tls: object, transport_options: object
+    read: Callable[[str], Any], setting: str, tls_setting: str, transport_setting: str
 ) -> tuple[str, dict[str, Any]] | None:
     """Return URL and options of a Redis that Celery itself uses, None when it is another kind of server.
 
-    :param setting: name of the setting that has `urls`, for messages.
-    :param tls: what the ``..._use_ssl`` setting beside it says.
+    :param read: returns the value of a setting of Celery's.
+    :param setting: name of the one that has the URLs; `tls_setting` and `transport_setting` belong to it.
     """
-    own = [url for url in _apart(urls) if scheme_of(url) in OPTIONS]
+    tls, transport_options = read(tls_setting), read(transport_setting)
+    own = [url for url in _apart(read(setting)) if scheme_of(url) in OPTIONS]
     if not own:
         return None
     problems = Problems()
@@ -227,14 +387,19 @@ def redis_of_celery(
         url = checked_url(";".join(sentinels) if together else own[0], strict=False)
     problems.raise_wrong()
     scheme, options = scheme_of(url), dict[str, Any]()
-    if scheme == "sentinel":
-        given = transport_options if isinstance(transport_options, Mapping) else {}
-        options = {key: given[key] for key in ("master_name", "sentinel_kwargs") if key in given}
+    if scheme == "sentinel" and isinstance(transport_options, Mapping):
+        known = ("master_name", "sentinel_kwargs")
+        with problems.at(transport_setting):
+            options |= checked_options(
+                {key: transport_options[key] for key in known if key in transport_options}
+            )
     if isinstance(tls, Mapping) and scheme != "unix":
-        options |= {key: item for key, item in tls.items() if key in OPTIONS["rediss"]}
+        with problems.at(tls_setting):
+            options |= checked_options({key: item for key, item in tls.items() if key in OPTIONS["rediss"]})
         options |= {"ssl": True} if scheme == "sentinel" else {}
         url = re.sub("^redis:", "rediss:", url)
-    return url, checked_options(options)
+    problems.raise_wrong()
+    return url, options
 
 
 def not_redis(broker_url: object) -> Wrong:

@@ -16,7 +16,7 @@ import socket
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
@@ -25,10 +25,16 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from celery_misfire.exceptions import LeaseLost, NewerSchema, StoreRefused, StoreUnavailable
-from celery_misfire.problems import shown
+from celery_misfire.exceptions import (
+    LeaseLost,
+    MisfireConfigError,
+    NewerSchema,
+    StoreRefused,
+    StoreUnavailable,
+)
+from celery_misfire.problems import as_line, shown
 from celery_misfire.records import SCHEMA
-from celery_misfire.redis_url import address, scheme_of, sentinels_of
+from celery_misfire.redis_url import address, scheme_of, sentinels_of, split_url
 
 __all__ = ["LONGEST_CALL", "NO_STATE", "OLDEST", "Acquired", "Change", "RedisStore", "Watched"]
 
@@ -98,10 +104,11 @@ class RedisStore:
 
     :param url: redis://, rediss://, unix:// or sentinel://host:port[,host:port...] (``sentinel``: with the
         option ``master_name``).
-    :param options: keyword arguments for redis-py.
+    :param options: keyword arguments for redis-py; they go before what `url` says.
     :param history: how many lines the log keeps, roughly.
     :param call_timeout: longest wait for a connection or for one answer, in seconds; a longer
         ``socket_timeout`` in `url` or `options` is cut to it.
+    :raises MisfireConfigError: when redis-py does not take `url` and `options`.
     """
 
     def __init__(
@@ -112,7 +119,14 @@ class RedisStore:
         history: int = 10_000,
         call_timeout: float = LONGEST_CALL,
     ) -> None:
-        self._redis = _client(url, dict(options or {}), call_timeout)
+        try:
+            self._redis = _client(url, options or {}, call_timeout)
+            # For nothing but to hear now what redis-py does not take.
+            pool = self._redis.connection_pool
+            pool.connection_class(**pool.connection_kwargs)
+        except Exception as exc:
+            what = f"redis-py does not take it with misfire_redis_options ({type(exc).__name__}). Check both."
+            raise MisfireConfigError([as_line("misfire_redis_url", what)]) from None
         self._place = f"Redis at {address(url)}"
         self._history = history
         #: What the leading beat said of itself when the lease was last found to be held.
@@ -386,28 +400,31 @@ class RedisStore:
             raise StoreUnavailable(f"{self._place}: {type(exc).__name__}") from None
 
 
+@cache
 def _script(name: str) -> str:
     return resources.files("celery_misfire").joinpath("lua", f"{name}.lua").read_text("utf-8")
 
 
-def _client(url: str, options: dict[str, Any], call_timeout: float) -> redis.Redis:
+def _client(url: str, options: Mapping[str, Any], call_timeout: float) -> redis.Redis:
+    place, named = sentinels_of(url) if scheme_of(url) == "sentinel" else split_url(url)
     settings: dict[str, Any] = {
         # What is not UTF-8 is not ours, and is to be replaced all the same.
         "encoding_errors": "surrogateescape",
         **_ONE_MORE_TRY,
+        **named,
         **options,
         "decode_responses": False,
     }
-    if scheme_of(url) != "sentinel":
-        client: redis.Redis = redis.Redis.from_url(url, **settings)
-        _limit(client.connection_pool.connection_kwargs, call_timeout)
+    if settings.get("credential_provider"):
+        # As Celery has it; redis-py takes one or the other.
+        settings |= {"username": None, "password": None}
+    if isinstance(place, str):
+        client: redis.Redis = redis.Redis.from_url(place, **_limit(settings, call_timeout))
         return client
-    places, named = sentinels_of(url)
-    settings |= named
     # They are asked one after the other, and then one more time.
     sentinel_settings = _ONE_MORE_TRY | dict(settings.pop("sentinel_kwargs", None) or {})
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        places, sentinel_kwargs=_limit(sentinel_settings, call_timeout / len(places) / 2)
+        place, sentinel_kwargs=_limit(sentinel_settings, call_timeout / len(place) / 2)
     )
     master = settings.pop("master_name")
     client = sentinel.master_for(master, **_limit(settings, call_timeout))  # type: ignore[no-untyped-call]

@@ -217,7 +217,7 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
         ],
     ),
     (
-        {"misfire_redis_options": {"ssl_ca_certs": "/ca.pem", "master_name": "m"}},
+        {"misfire_redis_options": {"ssl_ca_certs": __file__, "master_name": "m"}},
         [
             "misfire_redis_options: 'ssl_ca_certs' does not apply to redis://, "
             "only to rediss://, sentinel://. Remove it or change the URL.",
@@ -236,6 +236,64 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
             "Set it to 5, for example."
         ],
     ),
+    (
+        {"misfire_redis_options": {"socket_connect_timeout": 60}},
+        [
+            "misfire_redis_options['socket_connect_timeout']: 60 must be less than misfire_lease_ttl (30). "
+            "Set it to 5, for example."
+        ],
+    ),
+    *(
+        (
+            {"misfire_redis_url": "rediss://h/1", "misfire_redis_options": {key: value}},
+            [f"misfire_redis_options[{key!r}]: {text}"],
+        )
+        for key, value, text in (
+            ("db", "x", "expected a whole number >= 0, got 'x'."),
+            ("db", -1, "expected a whole number >= 0, got -1."),
+            ("db", None, "expected a whole number >= 0, got None."),
+            ("max_connections", "10", "expected a whole number >= 0, got '10'."),
+            ("max_connections", -1, "expected a whole number >= 0, got -1."),
+            ("socket_read_size", "x", "expected a whole number >= 0, got 'x'."),
+            ("health_check_interval", "x", "expected a number of seconds > 0, got 'x'."),
+            ("protocol", 5, "expected 2 or 3, got 5."),
+            ("protocol", "abc", "expected 2 or 3, got 'abc'."),
+            ("socket_keepalive", "yes", "expected True or False, got 'yes'."),
+            (
+                "socket_keepalive_options",
+                5,
+                "expected a dict such as {socket.TCP_KEEPIDLE: 60}, got int.",
+            ),
+            ("password", ["canary"], "expected a string, got list."),
+            ("username", {"canary": 1}, "expected a string, got dict."),
+            ("credential_provider", 5, "expected an object that has get_credentials(), got int."),
+            (
+                "credential_provider",
+                "x",
+                "a credential provider cannot be made of 'x' (ModuleNotFoundError). "
+                "Name a class that needs no arguments.",
+            ),
+            ("ssl_ca_certs", 5, "expected the path of a file, got int."),
+            ("ssl_ca_certs", "/x.pem", "file '/x.pem' does not exist."),
+            ("ssl_keyfile", "/x.pem", "file '/x.pem' does not exist."),
+            ("ssl_ca_path", "/nope", "directory '/nope' does not exist."),
+            (
+                "ssl_cert_reqs",
+                "require",
+                "'require' is unknown. Did you mean 'required'? Allowed: none, optional, required.",
+            ),
+            ("ssl_min_version", "TLSv1.2", "expected a member of ssl.TLSVersion, got 'TLSv1.2'."),
+            ("ssl_ciphers", [], "expected a string, got list."),
+        )
+    ),
+    (
+        {
+            "broker_url": "redis://h/1",
+            "broker_use_ssl": {"ssl_ca_certs": "/x.pem"},
+        },
+        ["broker_use_ssl['ssl_ca_certs']: file '/x.pem' does not exist."],
+    ),
+    ({"broker_url": "redis://h/1?db=x"}, ["broker_url: 'db': expected a whole number >= 0, got 'x'."]),
     # where the state lives
     (
         {"broker_url": "amqp://guest:guest@localhost//"},
@@ -275,6 +333,30 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
             ("redis://:12/3@h:6379/1", UNREADABLE),
             ("redis://:pa#ss@h:6379/1", UNREADABLE),
             ("redis://h:port/1", UNREADABLE),
+            ("redis://h:99999/1", "the port must be a number from 1 to 65535."),
+            ("redis://h:0/1", "the port must be a number from 1 to 65535."),
+            ("redis://:99999/x@h/1", UNREADABLE),
+            ("sentinel://h:99999?master_name=m", "the port must be a number from 1 to 65535."),
+            (
+                "sentinel://h/mymaster",
+                "the database must be a number. The name of the master goes into "
+                "misfire_redis_options = {'master_name': 'mymaster'}.",
+            ),
+            *(
+                (f"redis://h/1?{query}", f"{query.split('=')[0]!r}: {text}")
+                for query, text in (
+                    ("db=x", "expected a whole number >= 0, got 'x'."),
+                    ("socket_timeout=abc", "expected a number of seconds > 0, got 'abc'."),
+                    ("socket_timeout=-1", "expected a number of seconds > 0, got -1."),
+                    ("socket_connect_timeout=nan", "expected a number of seconds > 0, got nan."),
+                    ("max_connections=abc", "expected a whole number >= 0, got 'abc'."),
+                    ("protocol=5", "expected 2 or 3, got 5."),
+                    (
+                        "socket_keepalive_options=5",
+                        "expected a dict such as {socket.TCP_KEEPIDLE: 60}, got str.",
+                    ),
+                )
+            ),
             ("redis://a/1;redis://b/1", "expected one URL, got several. Only sentinel:// takes several."),
             ("redis://h/1?socket_timout=3", "unknown key 'socket_timout'. Did you mean 'socket_timeout'?"),
             (

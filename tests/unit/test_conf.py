@@ -361,10 +361,10 @@ def test_the_settings_of_another_app_in_the_same_module_are_left_alone() -> None
         (
             {
                 "broker_url": "redis://h/1",
-                "broker_use_ssl": {"ssl_ca_certs": "/ca", "ssl_cert_reqs": "CERT_REQUIRED"},
+                "broker_use_ssl": {"ssl_ca_certs": __file__, "ssl_cert_reqs": "CERT_REQUIRED"},
             },
             "rediss://h/1",
-            {"ssl_ca_certs": "/ca", "ssl_cert_reqs": "required"},
+            {"ssl_ca_certs": __file__, "ssl_cert_reqs": "required"},
         ),
         (
             {"broker_url": "amqp://", "broker_use_ssl": {"ca_certs": "/x"}, "result_backend": "redis://h/1"},

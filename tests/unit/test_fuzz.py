@@ -22,6 +22,7 @@ from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, TriggerTyp
 from celery_misfire.problems import LONGEST
 from celery_misfire.redis_url import OPTIONS
 from celery_misfire.schedules import cron, simple
+from celery_misfire.store import RedisStore
 from tests.support.configs import BROKER, no_urls_from_outside
 
 __all__ = ["no_urls_from_outside"]
@@ -74,6 +75,7 @@ WORDS = [
     *OPTIONS["sentinel"],
     *("auto", "summary", "each", "reschedule", "misfire", "MISSED", "FAILURE", "*/5 * * * *", "0 0 12 * * ?"),
     *("redis", "redis://h/1", "rediss://h", "sentinel://h:26379", "unix:///run/r.sock", "redis://a;redis://b"),
+    *("redis://h?socket_timeout=1", "rediss://h/1?db=2&ssl_min_version=x", "unix:///r?max_connections=-1"),
     *("", " ", "\n", "\x00", "a\nb", "\ud800", "\x1b[31m", "{}", "%s %(x)s", "{0.__class__}"),
     *("://", "@", "é" * 90),
     *("x" * 10_000, "* " * 5_000, "redis://" + "h" * 10_000),
@@ -170,6 +172,11 @@ def entry(chance: random.Random) -> Any:
     return made
 
 
+def redis_options(chance: random.Random) -> Any:
+    names = chance.sample(OPTIONS["sentinel"], chance.randrange(4))
+    return {near(name, chance) if chance.random() < 0.1 else name: value(chance) for name in names}
+
+
 def configuration(chance: random.Random) -> tuple[dict[str, Any], Any]:
     names = chance.sample([*SETTINGS, *OTHERS], chance.randrange(4))
     # Celery's own names stay as they are: it has errors of its own for those it does not know.
@@ -177,6 +184,10 @@ def configuration(chance: random.Random) -> tuple[dict[str, Any], Any]:
     config = {near(n, chance) if slips else n: value(chance) for n, slips in zip(names, slip, strict=True)}
     if chance.random() < 0.2:
         config["misfire_policies"] = {key(chance): policy(chance) for _ in range(3)}
+    if chance.random() < 0.2:
+        urls = ("redis://h/1", "rediss://h", "unix:///r.sock", "sentinel://h?master_name=m")
+        config["misfire_redis_url"] = chance.choice(urls)
+        config["misfire_redis_options"] = redis_options(chance)
     if chance.random() < 0.05:
         return config, value(chance)
     entries = {
@@ -195,6 +206,7 @@ def test_500_random_configurations_end_in_a_start_or_in_a_config_error(seed: int
         app.conf.update(BROKER | config)
         try:
             found, policies = read_config(app, entries)
+            RedisStore(found.redis_url, found.namespace, found.redis_options, found.history)
         except MisfireConfigError as error:
             ends["refused"] += 1
             lines = list(error.problems)

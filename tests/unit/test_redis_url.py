@@ -7,7 +7,10 @@ from celery import Celery
 
 from celery_misfire.conf import read_settings
 from celery_misfire.exceptions import MisfireConfigError
-from celery_misfire.redis_url import sentinels_of
+from celery_misfire.redis_url import sentinels_of, split_url
+from celery_misfire.store import RedisStore
+
+PROVIDER = "redis.credentials.UsernamePasswordCredentialProvider"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,8 @@ def test_sentinels_are_read_as_celery_writes_them_and_with_commas(
         ),
         (
             {"misfire_redis_url": "sentinel://h/shop?master_name=m"},
-            "misfire_redis_url: the database must be a number, as in 'redis://localhost:6379/1'.",
+            "misfire_redis_url: the database must be a number. The name of the master goes into "
+            "misfire_redis_options = {'master_name': 'mymaster'}.",
         ),
         (
             {"misfire_redis_url": "sentinel://h?master_name=m&socket_timeout=3"},
@@ -92,6 +96,73 @@ def test_what_is_wrong_about_a_url_or_its_options_is_told_with_its_place(
     with pytest.raises(MisfireConfigError) as caught:
         read_settings(app)
     assert caught.value.problems == (f"celery_misfire: {problem}",)
+
+
+def test_a_url_is_taken_apart_into_the_place_and_options_of_the_right_types() -> None:
+    query = "socket_timeout=2&max_connections=5&client_name=7&socket_keepalive=no&health_check_interval=0.5"
+    assert split_url(f"redis://us%40er:p%2Fw@[::1]:7/3?{query}") == (
+        "redis://[::1]:7",
+        {
+            "username": "us@er",
+            "password": "p/w",
+            "db": 3,
+            "socket_timeout": 2.0,
+            "max_connections": 5,
+            "client_name": "7",
+            "socket_keepalive": False,
+            "health_check_interval": 0.5,
+        },
+    )
+    assert split_url("unix://:a@/run/r%20s.sock?db=1") == (
+        "unix:///run/r%20s.sock",
+        {"password": "a", "db": 1},
+    )
+    assert split_url("redis://h/3?db=4") == ("redis://h", {"db": 4})
+    assert split_url("rediss://") == ("rediss://", {})
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "expected"),
+    [
+        ("redis://u:a@h/1", {"db": 5, "password": "b"}, {"db": 5, "username": "u", "password": "b"}),
+        ("redis://h/1?socket_timeout=3", {"socket_timeout": 1}, {"socket_timeout": 1, "db": 1}),
+        ("unix://:a@/r.sock?db=1", {"db": 2}, {"db": 2, "password": "a", "path": "/r.sock"}),
+        ("sentinel://:a@h?master_name=m", {"db": 5, "password": "b"}, {"db": 5, "password": "b"}),
+        ("sentinel://:a@h/2?master_name=m", {}, {"db": 2, "password": "a"}),
+        (f"redis://u:a@h?credential_provider={PROVIDER}", {}, {"username": None, "password": None}),
+    ],
+)
+def test_the_options_go_before_what_the_url_says(
+    url: str, options: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    app = Celery("shop", set_as_current=False)
+    app.conf.update(misfire_redis_url=url, misfire_redis_options=options)
+    settings = read_settings(app)
+    used = RedisStore(settings.redis_url, "shop", settings.redis_options)._redis.connection_pool
+    assert {key: used.connection_kwargs[key] for key in expected} == expected
+
+
+def test_the_master_named_in_the_options_goes_before_the_one_in_the_url() -> None:
+    options = {"master_name": "b"}
+    used = RedisStore("sentinel://h?master_name=a", "shop", options)._redis.connection_pool
+    assert used.service_name == "b"
+
+
+def test_a_class_of_credential_providers_may_be_named_as_in_celery() -> None:
+    app = Celery("shop", set_as_current=False)
+    app.conf.broker_url = f"redis://h/0?credential_provider={PROVIDER}"
+    settings = read_settings(app)
+    used = RedisStore(settings.redis_url, "shop", settings.redis_options)._redis.connection_pool
+    assert callable(used.connection_kwargs["credential_provider"].get_credentials)
+
+
+def test_what_redis_py_does_not_take_is_a_wrong_configuration_without_the_url_in_it() -> None:
+    with pytest.raises(MisfireConfigError) as caught:
+        RedisStore("redis://:canary@h/1", "shop", {"no_such_thing": "canary"})
+    assert caught.value.problems == (
+        "celery_misfire: misfire_redis_url: redis-py does not take it with misfire_redis_options "
+        "(TypeError). Check both.",
+    )
 
 
 def test_what_the_broker_takes_and_we_do_not_is_left_to_the_broker() -> None:
