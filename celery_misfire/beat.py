@@ -21,7 +21,6 @@ from celery import _state as celery_state
 from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import beat_init
 from kombu import Producer
-from kombu.utils.functional import maybe_evaluate
 
 from celery_misfire import beat_file, conf, fire
 from celery_misfire.broker import Broker, kind
@@ -52,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 #: A trouble that goes on is mentioned again so often, in seconds.
 REMIND_EVERY = 60.0
+_NAMESPACES = "If they are two projects, give each a misfire_namespace of its own."
 #: Time given to the reporter when beat stops, in seconds; what is left is reported by the next leader.
 FAREWELL = 2.0
 
@@ -75,7 +75,9 @@ class MisfireMixin(Scheduler):
         self._trouble = _Trouble()
         self._broker = Broker(app)
         self._failure: Exception | None = None
-        self._configured: Mapping[str, Any] = maybe_evaluate(app.conf.beat_schedule) or {}
+        configured = app.conf.beat_schedule
+        # Celery takes an empty list or tuple for no entries, too.
+        self._configured: Mapping[str, Any] = {} if configured in ([], ()) else configured
         self._settings, policies = conf.read_config(app, self._configured, self.entry_keys)
         self._description = describe(app, self._settings, self._configured, policies)
         self._compared = ""
@@ -115,7 +117,7 @@ class MisfireMixin(Scheduler):
         return conf.warnings_for(self.app, self._settings, self._configured)
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
-        super().merge_inplace({n: self._stripped(n, e) for n, e in b.items()})
+        super().merge_inplace({n: self._stripped(n, e) for n, e in dict(b).items()})
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
         super().update_from_dict({n: self._stripped(n, e) for n, e in dict_.items()})
@@ -219,7 +221,8 @@ class MisfireMixin(Scheduler):
         except (StoreUnavailable, NewerSchema) as exc:
             if isinstance(exc, StoreRefused) and not self._store_works:
                 # Whoever has just started beat had better see it end than read of it later.
-                raise MisfireConfigError([as_line("misfire_redis_url", str(exc))]) from None
+                line = as_line("misfire_redis_url", str(exc))
+                raise MisfireConfigError([conf.spelling(self.app)(line)]) from None
             self._trouble.mention(f"{exc}; standing by")
             return min(1.0, self._settings.standby_poll)
         self._trouble.over("the store is there again")
@@ -248,6 +251,10 @@ class MisfireMixin(Scheduler):
             self._stand_by(f"another beat leads ({leader})" if leader else "the other beat's state has gone")
             self._compare()
             return False
+        if acquired.app not in ("", self.app.main):
+            begun, ours = named(acquired.app), named(self.app.main or "")
+            what = f"the state of {self._settings.namespace!r} was begun by the app {begun}, this is {ours}"
+            self._trouble.mention(f"{what}. {_NAMESPACES}", key="app")
         try:
             self._changed = False
             self._leader.take_over(acquired, self._definitions())
@@ -279,7 +286,7 @@ class MisfireMixin(Scheduler):
         self._compared = theirs
         if found := difference(self._description, (theirs, self._store.described_entries())):
             beats = f"{self._store.owner}, which stands by, and {self._lease.holder}, which leads"
-            text = f"two beats of one namespace are configured differently, {beats}: {found}"
+            text = f"two beats of one namespace are configured differently, {beats}: {found}. {_NAMESPACES}"
             logger.warning("beat: %s", text)
             self._store.tell_leader(text)
 

@@ -6,6 +6,7 @@ Redis, in ``redis_url.py``, in the words of ``problems.py``.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -15,7 +16,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from celery import Celery
-from celery.schedules import maybe_schedule
+from celery.schedules import BaseSchedule, maybe_schedule
 from kombu.serialization import dumps
 
 from celery_misfire.fire import LONGEST_NAME
@@ -45,6 +46,7 @@ from celery_misfire.redis_url import (
     redis_of_celery,
     scheme_of,
 )
+from celery_misfire.zones import checked_timezone
 
 __all__ = [
     "ENTRY_KEYS",
@@ -52,6 +54,7 @@ __all__ = [
     "policy_keys",
     "read_config",
     "read_settings",
+    "spelling",
     "unknown_policies",
     "warnings_for",
 ]
@@ -83,6 +86,27 @@ def _addresses(value: object) -> tuple[str, ...]:
         if not isinstance(address, str) or not re.fullmatch(r"[^@\s,]+@[^@\s,]+", address):
             raise ValueError(f"{shown(address)} is no mail address.")
     return tuple(value)
+
+
+def _lease_ttl(value: object) -> float:
+    seconds = as_seconds(value)
+    if seconds < 0.1:
+        raise ValueError(f"expected at least 0.1 seconds, got {shown(value)}.")
+    return seconds
+
+
+def _history(value: object) -> int:
+    lines = as_count(value)
+    if lines > 10**15:
+        raise ValueError(f"expected at most 10**15 lines, got {shown(value)}. Set it to 10000, for example.")
+    return lines
+
+
+def _timezone(value: object) -> Any:
+    try:
+        return checked_timezone(value or None)
+    except ValueError as exc:
+        raise ValueError(f"{str(exc).removeprefix('timezone: ').rstrip('.')}.".replace("?.", "?")) from None
 
 
 def _namespace(value: object) -> str:
@@ -277,10 +301,10 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "worker_guard": as_bool,
     "deduplicate": as_bool,
     "check_rate": as_seconds,
-    "lease_ttl": as_seconds,
+    "lease_ttl": _lease_ttl,
     "lease_renew": as_seconds,
     "standby_poll": as_seconds,
-    "history": as_count,
+    "history": _history,
 }
 
 # Entries that say the same share one object: a schedule can have 100,000 of them.
@@ -298,16 +322,29 @@ def _policy_of(
     if trigger_type is not None and trigger_type in settings.instructions:
         merged["instruction"] = settings.instructions[trigger_type]
     off = False
-    for place, value in (
-        ("misfire_policies[{}]", settings.policies.get(entry)),
-        ("beat_schedule[{}].misfire", misfire),
-    ):
-        if value is not None:
-            with problems.at(place.format(named(entry))):
-                keys = policy_keys(value, trigger_type)
-                off = keys is False
-                merged |= keys or {}
+    for place, value in _sources(settings, entry, misfire):
+        with problems.at(place):
+            keys = policy_keys(value, trigger_type)
+            off = keys is False
+            merged |= keys or {}
     return None if off else _shared_policy(**merged)
+
+
+def _sources(settings: Settings, entry: str, misfire: object) -> list[tuple[str, Any]]:
+    """Return the places that say something of this entry's policy, the last word last."""
+    places = {
+        f"misfire_policies[{named(entry)}]": settings.policies.get(entry),
+        f"beat_schedule[{named(entry)}].misfire": misfire,
+    }
+    return [(place, value) for place, value in places.items() if value is not None]
+
+
+def _place_of(key: str, settings: Settings, entry: str, misfire: object) -> str:
+    """Return where a key of an entry's policy was set."""
+    places = [
+        place for place, value in _sources(settings, entry, misfire) if key in (policy_keys(value) or {})
+    ]
+    return f"{places[-1]}.{key}" if places else _PREFIX + key
 
 
 # -- entries -----------------------------------------------------------------------------------------------
@@ -355,15 +392,22 @@ def _check_types(
             problems.add(f"{place}.{key}", f"expected {kind}, got {type(given[key]).__name__}.")
 
 
+def _misplaced(key: str) -> str:
+    name = key.removeprefix(_PREFIX)
+    return f"{key!r} belongs inside 'misfire'" + (
+        f", as {name!r}" if name in _POLICY_DEFAULTS and name != key else ""
+    )
+
+
 def _check_entry(problems: Problems, place: str, entry: Mapping[Any, Any], known: Collection[str]) -> None:
     """Check all of an entry but its schedule and its policy."""
     for key in entry:
-        if key in _POLICY_DEFAULTS:
-            problems.add(place, f"{key!r} belongs inside 'misfire'.")
+        if key in _POLICY_DEFAULTS or (isinstance(key, str) and key.startswith(_PREFIX)):
+            problems.add(place, f"{_misplaced(key)}.")
         elif key not in known:
             problems.add(place, unknown_key(key, known))
     for key, example in (("task", "'shop.reports'"), ("schedule", "crontab(minute=0)")):
-        if entry.get(key) is None:
+        if entry.get(key) is None or (isinstance(entry[key], str) and not entry[key].strip()):
             problems.add(place, f"{key!r} is missing. Add it, for example {key!r}: {example}.")
     _check_types(problems, place, entry, _ENTRY_TYPES)
     options = entry.get("options")
@@ -379,12 +423,16 @@ def _check_entry(problems: Problems, place: str, entry: Mapping[Any, Any], known
         if key == "misfire":
             fix = "With add_periodic_task use misfire_policies."
             problems.add(f"{place}.options", f"'misfire' belongs beside 'options', not inside. {fix}")
-        elif key in _POLICY_DEFAULTS:
-            problems.add(f"{place}.options", f"{key!r} belongs inside 'misfire', not in 'options'.")
+        elif key in _POLICY_DEFAULTS or (isinstance(key, str) and key.lower().startswith("misfire")):
+            problems.add(f"{place}.options", f"{_misplaced(key)}, not in 'options'.")
         elif key == "task_id":
             problems.add(f"{place}.options", "'task_id' is set by celery_misfire. Remove it.")
         elif key == "headers" and isinstance(options[key], Mapping) and "misfire" in options[key]:
             problems.add(f"{place}.options.headers", "'misfire' is reserved. Give the header another name.")
+
+
+# Of these, a schedule class has to have one.
+_ARITHMETIC = ("remaining_estimate", "is_due")
 
 
 def _trigger_type(app: Celery, schedule: Any, relative: bool) -> TriggerType:
@@ -395,6 +443,12 @@ def _trigger_type(app: Celery, schedule: Any, relative: bool) -> TriggerType:
     elif isinstance(schedule, type) or not hasattr(schedule, "is_due"):
         kinds = "a schedule such as crontab(minute=0), a number of seconds or a timedelta"
         raise ValueError(f"expected {kinds}, got {type(schedule).__name__}.")
+    elif not isinstance(schedule, BaseSchedule):
+        fix = "Make it a subclass of celery.schedules.BaseSchedule."
+        raise ValueError(f"{type(schedule).__name__} is no schedule of Celery's. {fix}")
+    elif all(getattr(type(schedule), name) is getattr(BaseSchedule, name) for name in _ARITHMETIC):
+        what = f"{type(schedule).__name__} has no {'() and no '.join(_ARITHMETIC)}() of its own."
+        raise ValueError(f"{what} Write one of them.")
     try:
         return trigger_for(maybe_schedule(schedule, relative, app=app)).trigger_type
     except ValueError as exc:
@@ -472,11 +526,13 @@ def read_config(
 
 def _read(app: Celery) -> tuple[Settings, Problems]:
     """Return the settings, with the defaults in place of wrong ones, and the problems."""
-    problems, values, wrong = Problems(), dict[str, Any](), set[str]()
+    problems, values, wrong = Problems(spelling(app)), dict[str, Any](), set[str]()
     _check_names(problems, app)
     given = {name: app.conf.get(_PREFIX + name) for name in _CHECKS}
     if given["namespace"] is None:
         given["namespace"] = app.main
+    with problems.at("timezone"):
+        _timezone(app.conf.timezone)
     for name, check in _CHECKS.items():
         if given[name] is not None:
             wrong.add(name)
@@ -504,6 +560,26 @@ def _read(app: Celery) -> tuple[Settings, Problems]:
     return settings, problems
 
 
+_SETTINGS_OF_CELERY = (
+    *("beat_schedule", "beat_cron_starting_deadline", "broker_url", "result_backend", "timezone"),
+    *("broker_use_ssl", "redis_backend_use_ssl"),
+    *("broker_transport_options", "result_backend_transport_options"),
+)
+
+
+def spelling(app: Celery) -> Callable[[str], str]:
+    """Return what brings names of settings in a text into the form that they have in the configuration."""
+    app.conf.finalize()
+    prefix = app.conf.prefix or ""
+    in_case = str.upper if prefix.isupper() else str.lower
+    ours = "|".join(_PREFIX + name for name in _CHECKS)
+    # Celery's are places, and so begin the line.
+    names = re.compile(
+        rf"\b(?:broker_url|{ours})\b|(?<=celery_misfire: )(?:{'|'.join(_SETTINGS_OF_CELERY)})\b"
+    )
+    return lambda text: names.sub(lambda found: in_case(prefix + found[0]), text) if prefix else text
+
+
 def _celerys_redis(app: Celery) -> tuple[str, dict[str, Any]]:
     """Return URL and options of the Redis that Celery itself uses: as broker, else for the results."""
     for names in (
@@ -518,28 +594,31 @@ def _celerys_redis(app: Celery) -> tuple[str, dict[str, Any]]:
 
 def _check_names(problems: Problems, app: Celery) -> None:
     """Refuse settings that nobody reads: what a slip of the pen is in Celery."""
-    conf = app.conf
-    conf.finalize()
-    prefix = conf.prefix or ""
-    in_case = str.upper if prefix.isupper() else str.lower
+    spelled, conf = spelling(app), app.conf
     names = [_PREFIX + name for name in _CHECKS]
     # Celery looks for a name with its namespace, and also without.
-    written = {name: in_case(prefix + name) for name in names}
-    unread = {name.upper(): name for name in names}
-    if not prefix:
-        unread |= {f"CELERY_{name.upper()}": name for name in names}
+    read = {*names, *map(spelled, names)}
+    # What stands before our name, as in Celery's beat_schedule or in another app's habit.
+    before = f"{re.escape(conf.prefix)}(beat_)?" if conf.prefix else "(celery_)?(beat_)?"
+    alike = re.compile(f"{before}(?P<name>misfire(_.*)?)", re.IGNORECASE | re.DOTALL)
     for key in conf:
-        if not isinstance(key, str) or key in written or key in written.values():
+        if not isinstance(key, str) or key in read:
             continue
-        if key in unread:
-            problems.add(key, f"is not read under this name. Write {written[unread[key]]!r}.")
-        elif key.startswith((_PREFIX, in_case(prefix + _PREFIX))):
-            value = conf.get(key)
-            # A module of settings may also hold functions and modules.
-            if callable(value) or isinstance(value, ModuleType):
-                continue
-            known = names if key.startswith(_PREFIX) else list(written.values())
-            problems.add(key, unknown_key(key, known, "unknown setting"))
+        found = alike.fullmatch(key)
+        name = found["name"].lower() if found else key.lower()
+        # In a module of Django's, what does not have the namespace may be somebody else's.
+        if not (found or key.startswith(_PREFIX) or (key.isupper() and name in names)):
+            continue
+        # A module of settings may also hold functions and modules.
+        if callable(conf.get(key)) or isinstance(conf.get(key), ModuleType):
+            continue
+        if name in names:
+            problems.add(key, f"is not read under this name. Write {name!r}.")
+        elif name == "misfire":
+            fix = "Set misfire_instruction for all entries, misfire_policies for single ones."
+            problems.add(key, f"unknown setting. {fix}")
+        else:
+            problems.add(key, unknown_key(name, names, "unknown setting"))
 
 
 def _check_together(problems: Problems, settings: Settings, wrong: Collection[str]) -> None:
@@ -595,7 +674,7 @@ def warnings_for(app: Celery, settings: Settings, beat_schedule: Mapping[str, An
 
     :param beat_schedule: as in :func:`read_config`, and without problems.
     """
-    warnings = unknown_policies(settings, beat_schedule.keys() | ENTRIES_OF_CELERY)
+    warnings, places = list[str](), set[str]()
     deadline = app.conf.get("beat_cron_starting_deadline")
     if deadline is not None:
         fix = "Use max_lateness in a misfire policy."
@@ -619,7 +698,15 @@ def warnings_for(app: Celery, settings: Settings, beat_schedule: Mapping[str, An
             given = policy.max_lateness if policy else None
             if given is not None and isinstance(limit, float) and given < limit:
                 text = f"{given:g} is less than {what.format(limit)}. Set it to more."
-                warnings.append(as_line(f"{place}.misfire.max_lateness", text))
+                where = _place_of("max_lateness", settings, name, keys.get("misfire"))
+                warnings.append(as_line(where, text))
+        if isinstance(threshold, float) and threshold >= (interval := _interval(app, keys)):
+            where = _place_of("threshold", settings, name, keys.get("misfire"))
+            if where not in places:
+                what = f"{threshold:g} is not less than the interval of {named(name)} ({interval:g})"
+                then = "after an outage that is no longer, all runs are sent at once"
+                warnings.append(as_line(where, f"{what}: {then}. Set it to less than {interval:g}."))
+            places.add(where)
         for key in ("args", "kwargs"):
             if keys.get(key):
                 serializer = _serializer(app, keys["task"], options)
@@ -629,7 +716,17 @@ def warnings_for(app: Celery, settings: Settings, beat_schedule: Mapping[str, An
                     # Its text is not shown: it can repeat the arguments.
                     what = f"cannot be sent with the serializer {shown(serializer)}."
                     warnings.append(as_line(f"{place}.{key}", f"{what} Use other types or another one."))
-    return warnings
+    unknown = unknown_policies(settings, beat_schedule.keys() | ENTRIES_OF_CELERY)
+    return [*unknown, *map(spelling(app), warnings)]
+
+
+def _interval(app: Celery, keys: Mapping[Any, Any]) -> float:
+    """Return the seconds between two runs, infinity where they have no fixed distance."""
+    try:
+        schedule = maybe_schedule(keys["schedule"], bool(keys.get("relative")), app=app)
+        return (trigger_for(schedule).interval or math.inf) / 1000
+    except Exception:
+        return math.inf
 
 
 def _serializer(app: Celery, task: str, options: Mapping[Any, Any]) -> Any:

@@ -6,7 +6,7 @@ A problem has a place, the value and what to do; never a URL, a password or a ta
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,10 +57,14 @@ class Wrong(ValueError):
 
 
 class Problems:
-    """Collects what is wrong, so that all of it is reported together."""
+    """Collects what is wrong, so that all of it is reported together.
 
-    def __init__(self) -> None:
+    :param spelled: brings the names of settings in a line into the form that the app has them in.
+    """
+
+    def __init__(self, spelled: Callable[[str], str] = str) -> None:
         self.found: list[tuple[str, str]] = []
+        self._spelled = spelled
 
     @contextmanager
     def at(self, place: str) -> Iterator[None]:
@@ -85,7 +89,7 @@ class Problems:
     def raise_config_error(self) -> None:
         # Not while another error is handled: its text, kept as the context, could hold a password.
         if self.found:
-            raise MisfireConfigError(as_line(place, text) for place, text in self.found)
+            raise MisfireConfigError(self._spelled(as_line(place, text)) for place, text in self.found)
 
 
 def as_line(place: str, text: str) -> str:

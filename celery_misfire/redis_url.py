@@ -236,7 +236,7 @@ def _pause(value: object) -> float:
     return 0 if value == 0 and not isinstance(value, bool) else as_seconds(value)
 
 
-def _version(value: object) -> object:
+def _version(value: Any) -> object:
     try:
         return ssl.TLSVersion(value)
     except ValueError:

@@ -68,12 +68,14 @@ class Acquired:
     :param previous_epoch: number of the term before, 0 when the store remembers none.
     :param value: what the lease key holds.
     :param cold: True when the store holds no state: it is new, or it was lost.
+    :param app: name of the app whose beat began the state, '' when that is not known.
     """
 
     epoch: int
     previous_epoch: int
     value: str
     cold: bool
+    app: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class RedisStore:
         self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
         self._watch_keys = [f"{prefix}:watcher", f"{prefix}:watch", f"{prefix}:guard", self.lease_key]
         self._note_key = f"{prefix}:note"
+        self._written_to = False
         self.owner = f"{socket.gethostname()}:{os.getpid()}"
         self._scripts = {
             name: self._redis.register_script(_script(name))
@@ -179,18 +182,18 @@ class RedisStore:
         :raises NewerSchema: when the state was written by a newer version; nothing has been written then.
         """
         keys = [self.lease_key, self.state_key, self.log_key]
-        meta, free = "", NO_STATE if yields else ""
+        meta, app, free = "", "", NO_STATE if yields else ""
         while True:
             answer = self._run("acquire", keys, [token, self.owner, _ms(ttl), seen, meta, free])
             if answer[0] == "META":
                 meta = answer[1]
-                self._check_schema(meta)
+                app = self._check_schema(meta)
             elif answer[0] == "HELD":
                 self.description = answer[2]
                 return str(answer[1])
             else:
                 _, epoch, previous, value = answer
-                return Acquired(int(epoch), int(previous), value, cold=not meta)
+                return Acquired(int(epoch), int(previous), value, cold=not meta, app=app)
 
     def renew(self, token: str, value: str, ttl: float) -> str:
         """Prolong the lease and give it a new value; return what another beat has to tell, '' for nothing.
@@ -359,20 +362,25 @@ class RedisStore:
 
     # ------------------------------------------------------------------------------------------------------
 
-    def _check_schema(self, meta: bytes | str | None) -> None:
+    def _check_schema(self, meta: str) -> str:
+        """Return the name of the app that the state was begun by."""
         if not meta:
-            return
+            return ""
         try:
-            schema = json.loads(meta)["schema"]
+            found = json.loads(meta)
+            schema = found["schema"]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise NewerSchema(f"{self.state_key} holds a _meta that is not ours") from None
         if schema != SCHEMA:
             raise NewerSchema(
                 f"{self.state_key} has schema {shown(schema)}, this version works with {SCHEMA}"
             )
+        return str(found.get("app") or "")
 
     def _run(self, name: str, keys: list[str], args: list[Any]) -> Any:
-        return _decoded(self._call(self._scripts[name], keys, args))
+        answer = _decoded(self._call(self._scripts[name], keys, args))
+        self._written_to = True
+        return answer
 
     def _asked(self, function: Any, *args: Any) -> dict[str, Any]:
         """Return the answer to a question that a server may refuse: then nothing."""
@@ -390,10 +398,12 @@ class RedisStore:
         try:
             return function(*args)
         except (redis.RedisError, OSError) as exc:
+            text, fix = f"{self._place}: {_error(exc)}", _fix(exc)
             if "READONLY" in str(exc) or isinstance(exc, redis.ReadOnlyError):
                 # The master is another one now: under its name, if there is one, a new connection finds it.
                 self._redis.connection_pool.disconnect(inuse_connections=False)
-            text, fix = f"{self._place}: {_error(exc)}", _fix(exc)
+                if not self._written_to:
+                    text = f"{text}. Name the master, or use sentinel://"
             raise (StoreRefused(f"{text}. {fix}") if fix else StoreUnavailable(text)) from None
         except Exception as exc:
             # A credential provider's own, or redis-py's for an option: whatever it says may be secret.
@@ -461,7 +471,11 @@ def _error(exc: Exception) -> str:
     if isinstance(exc, MasterNotFoundError):
         # Its text has the errors of the sentinels that were asked, addresses and all.
         kinds = sorted(set(re.findall(r" - (?:\w+:)?([A-Za-z]+Error)", str(exc))))
-        return f"{kind} ({', '.join(kinds) or 'unknown, or down'})"
+        name = re.search(r"No master found for ('[^']*')", str(exc))
+        unknown = f"{name[1] if name else 'it'} is unknown, or down; its name is 'master_name' in the options"
+        return f"{kind} ({', '.join(kinds) or unknown})"
+    if isinstance(exc, redis.InvalidResponse):
+        return "it did not answer as a Redis server"
     cause = exc.__cause__ or exc.__context__ or exc
     if isinstance(cause, ssl.SSLError):
         return f"{kind} ({getattr(cause, 'verify_message', '') or cause.reason or type(cause).__name__})"

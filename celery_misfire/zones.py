@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from datetime import UTC, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from celery_misfire.misfire import FireTimes, from_millis
+from celery_misfire.texts import shown, suggestion
 from celery_misfire.wall_times import DAY, FIRST_MOMENT, HORIZON, LAST_MOMENT, SECOND
 
 __all__ = [
@@ -294,9 +295,9 @@ def checked_timezone(value: Any) -> Any:
         try:
             ZoneInfo(value)
         except (KeyError, OSError, TypeError, ValueError):
-            raise ValueError(
-                f"timezone: expected the name of a time zone or a tzinfo, got {value!r}"
-            ) from None
+            near = suggestion(value, available_timezones())
+            what = f"timezone: expected the name of a time zone or a tzinfo, got {shown(value)}"
+            raise ValueError(f"{what}.{near}" if near else what) from None
     return value
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from kombu.utils.functional import lazy
 
 from celery_misfire.beat import MisfireScheduler
-from celery_misfire.exceptions import StoreUnavailable
+from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.ledger import WRITE
 from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
@@ -22,8 +23,10 @@ Make = Callable[..., MisfireScheduler]
 def make(redis_server: RedisServer) -> Iterator[Make]:
     beats: list[MisfireScheduler] = []
 
-    def make(cls: type[MisfireScheduler] = MisfireScheduler, **settings: Any) -> MisfireScheduler:
-        app = Celery("shop", broker="memory://", set_as_current=False)
+    def make(
+        cls: type[MisfireScheduler] = MisfireScheduler, main: str = "shop", **settings: Any
+    ) -> MisfireScheduler:
+        app = Celery(main, broker="memory://", set_as_current=False)
         entry = {"task": "shop.reports", "schedule": 0.2, "misfire": {"threshold": 1}}
         app.conf.update(
             misfire_redis_url=redis_server.url,
@@ -79,6 +82,23 @@ def test_what_a_scheduler_of_the_apps_own_does_not_send_does_not_count_as_sent(
     assert "apply_entry sent nothing" in caplog.text
 
 
+@pytest.mark.parametrize("empty", [[], ()])
+def test_an_empty_list_of_entries_is_none_as_in_celery(redis_server: RedisServer, empty: Any) -> None:
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    app.conf.update(misfire_redis_url=redis_server.url, beat_schedule=empty)
+    beat = MisfireScheduler(app)
+    beat.close()
+    assert set(beat.schedule) <= {"celery.backend_cleanup"}
+
+
+@pytest.mark.parametrize("wrong", [None, False, 0, lazy(dict), [{}]])
+def test_a_schedule_that_is_no_dict_of_entries_is_refused_in_words(wrong: Any) -> None:
+    app = Celery("shop", broker="redis://h", set_as_current=False)
+    app.conf.beat_schedule = wrong
+    with pytest.raises(MisfireConfigError, match="beat_schedule: expected a dict of entries, got"):
+        MisfireScheduler(app)
+
+
 class Uncopyable:
     def __deepcopy__(self, memo: Any) -> Any:
         raise RuntimeError("cannot copy canary-4711")
@@ -96,6 +116,23 @@ def test_headers_of_which_no_message_can_be_made_are_a_refusal_like_any_other(
     run(beat, lambda: "reason publish_rejected" in caplog.text)
     assert beat.schedule["bad"].options["headers"] is headers
     assert "canary" not in caplog.text
+
+
+def test_a_state_that_another_app_began_is_taken_over_with_a_word_about_it(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make(misfire_namespace="both")
+    first.tick()
+    assert "was begun by" not in caplog.text
+    first._lease.release()
+    second = make(main="billing", misfire_namespace="both")
+    second.tick()
+    second.tick()
+    assert [r.message for r in caplog.records if "was begun by" in r.message] == [
+        "beat: the state of 'both' was begun by the app 'shop', this is 'billing'. "
+        "If they are two projects, give each a misfire_namespace of its own."
+    ]
+    assert second._lease.held
 
 
 def test_a_lost_state_is_restored_by_the_beat_that_led_though_another_one_stands_by(

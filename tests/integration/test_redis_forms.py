@@ -242,7 +242,10 @@ def test_sentinels_with_passwords_and_tls_of_their_own(redis_binary: Path, certi
         with pytest.raises(StoreUnavailable) as caught:
             store_of(misfire_redis_url=url, misfire_redis_options=options).advice()
         assert str(caught.value).endswith("MasterNotFoundError (AuthenticationError)")
-        with pytest.raises(StoreUnavailable, match=r"MasterNotFoundError \(unknown, or down\)"):
+        with pytest.raises(
+            StoreUnavailable,
+            match=r"MasterNotFoundError \('other' is unknown, or down; its name is 'master_name'",
+        ):
             store_of(
                 misfire_redis_url=url.replace("mymaster", "other"),
                 misfire_redis_options=options | {"sentinel_kwargs": to_sentinels},
@@ -300,9 +303,11 @@ class Beat:
             misfire_standby_poll=0.1,
             **settings,
         )
+        caplog.set_level(logging.INFO, "celery_misfire")
         self.scheduler = MisfireScheduler(self.app)
         self._caplog = caplog
-        caplog.set_level(logging.INFO, "celery_misfire")
+        # What is said of the threshold: here all is to be sent at once.
+        caplog.clear()
 
     def tick(self) -> None:
         time.sleep(min(0.05, self.scheduler.tick()))
@@ -738,6 +743,51 @@ def test_a_server_that_tells_nothing_about_itself_is_good_enough(
         finally:
             beat.close()
         assert beat.said() == beat.said("planned from now")
+
+
+def test_a_replica_is_waited_for_and_one_that_was_never_the_master_is_told_as_such(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+):
+    advice = "Name the master, or use sentinel://; standing by"
+    with server.client() as client:
+        demoted(client, True)
+        beat = Beat(server.url, caplog)
+        try:
+            beat.run_until(lambda: beat.said(advice), "word of the replica")
+            demoted(client, False)
+            beat.run_until_sent()
+            caplog.clear()
+            demoted(client, True)
+            beat.run_until(lambda: beat.said("read only replica"), "word of the replica")
+            assert not beat.said(advice)
+            demoted(client, False)
+        finally:
+            beat.close()
+
+
+@pytest.mark.parametrize("answer", [b"ERROR\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_server_that_is_no_redis_is_told_as_such(caplog: pytest.LogCaptureFixture, answer: bytes):
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    port = listener.getsockname()[1]
+    with listener:
+        beat = Beat(f"redis://127.0.0.1:{port}/0", caplog)
+        try:
+            beat.tick()
+        finally:
+            beat.close()
+    assert beat.said() == [
+        f"beat: Redis at 127.0.0.1:{port}: it did not answer as a Redis server; standing by"
+    ]
 
 
 # -- a user of its own -------------------------------------------------------------------------------------

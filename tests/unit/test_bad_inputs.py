@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.schedules import crontab, schedule
+from celery.schedules import BaseSchedule, crontab, schedule
+from kombu.utils.functional import lazy
 
 from celery_misfire.conf import Settings, read_config, read_settings, warnings_for
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy
@@ -36,6 +37,15 @@ def alert(*_: Any, **__: Any) -> None:
     """To be sent with a record of missed runs."""
 
 
+class Duck:
+    def is_due(self, last_run_at: datetime) -> tuple[bool, float]:
+        return False, 5.0
+
+
+class Empty(BaseSchedule):
+    """Derived and not filled in."""
+
+
 class BrokenRepr:
     def __repr__(self) -> str:
         raise RuntimeError("no repr")
@@ -52,6 +62,32 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
         {"CELERY_MISFIRE_HISTORY": 5},
         ["CELERY_MISFIRE_HISTORY: is not read under this name. Write 'misfire_history'."],
     ),
+    (
+        {"beat_misfire_policies": {}},
+        ["beat_misfire_policies: is not read under this name. Write 'misfire_policies'."],
+    ),
+    (
+        {"CELERY_BEAT_MISFIRE_POLICY": {}},
+        ["CELERY_BEAT_MISFIRE_POLICY: unknown setting. Did you mean 'misfire_policies'?"],
+    ),
+    *(
+        (
+            {name: "do_nothing"},
+            [
+                f"{name}: unknown setting. Set misfire_instruction for all entries, misfire_policies for "
+                "single ones."
+            ],
+        )
+        for name in ("misfire", "CELERY_MISFIRE")
+    ),
+    (
+        {"timezone": "Europe/Pariss"},
+        [
+            "timezone: expected the name of a time zone or a tzinfo, got 'Europe/Pariss'. "
+            "Did you mean 'Europe/Paris'?"
+        ],
+    ),
+    ({"timezone": 5}, ["timezone: expected the name of a time zone or a tzinfo, got 5."]),
     # seconds
     *(
         (
@@ -131,6 +167,11 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
         ({"misfire_history": value}, [f"misfire_history: expected a whole number >= 0, got {value!r}."])
         for value in (-1, 1.5, "10", True)
     ),
+    (
+        {"misfire_history": 10**30},
+        [f"misfire_history: expected at most 10**15 lines, got {10**30}. Set it to 10000, for example."],
+    ),
+    ({"misfire_lease_ttl": 0.01}, ["misfire_lease_ttl: expected at least 0.1 seconds, got 0.01."]),
     (
         {"misfire_mail_to": "ops@example.com"},
         ["misfire_mail_to: expected a list of mail addresses, got str."],
@@ -398,6 +439,13 @@ WRONG_ENTRIES: list[tuple[Any, list[str]]] = [
             "beat_schedule['x']: 'schedule' is missing. Add it, for example 'schedule': crontab(minute=0).",
         ],
     ),
+    *(
+        (
+            HOURLY | {"task": task},
+            ["beat_schedule['x']: 'task' is missing. Add it, for example 'task': 'shop.reports'."],
+        )
+        for task in ("", " ")
+    ),
     ("shop.reports", ["beat_schedule['x']: expected a dict, got str."]),
     # keys
     (
@@ -412,6 +460,19 @@ WRONG_ENTRIES: list[tuple[Any, list[str]]] = [
         ],
     ),
     (HOURLY | {"threshold": 30}, ["beat_schedule['x']: 'threshold' belongs inside 'misfire'."]),
+    (
+        HOURLY | {"misfire_threshold": 30},
+        ["beat_schedule['x']: 'misfire_threshold' belongs inside 'misfire', as 'threshold'."],
+    ),
+    (HOURLY | {"misfire_policy": 30}, ["beat_schedule['x']: 'misfire_policy' belongs inside 'misfire'."]),
+    (
+        HOURLY | {"options": {"misfire_instruction": "do_nothing", "misfires": 1}},
+        [
+            "beat_schedule['x'].options: 'misfire_instruction' belongs inside 'misfire', as 'instruction', "
+            "not in 'options'.",
+            "beat_schedule['x'].options: 'misfires' belongs inside 'misfire', not in 'options'.",
+        ],
+    ),
     (
         HOURLY | {"options": {"threshold": 30, "queue": "low"}},
         ["beat_schedule['x'].options: 'threshold' belongs inside 'misfire', not in 'options'."],
@@ -488,6 +549,11 @@ WRONG_ENTRIES: list[tuple[Any, list[str]]] = [
             (math.nan, "expected a number of seconds > 0, got nan."),
             (timedelta(seconds=-5), "expected a number of seconds > 0, got -5.0."),
             (10**400, f"expected seconds, got more than 100 years: 1{'0' * 76}...."),
+            (Duck(), "Duck is no schedule of Celery's. Make it a subclass of celery.schedules.BaseSchedule."),
+            (
+                Empty(),
+                "Empty has no remaining_estimate() and no is_due() of its own. Write one of them.",
+            ),
             (schedule(0), "needs an interval of at least a millisecond, got datetime.timedelta(0)."),
             (
                 [5],
@@ -594,7 +660,16 @@ WRONG_ENTRIES: list[tuple[Any, list[str]]] = [
 
 #: A whole schedule, then the problem.
 WRONG_SCHEDULES: list[tuple[Any, list[str]]] = [
-    ([HOURLY], ["beat_schedule: expected a dict of entries, got list."]),
+    *(
+        (value, [f"beat_schedule: expected a dict of entries, got {kind}."])
+        for value, kind in (
+            ([HOURLY], "list"),
+            (None, "NoneType"),
+            (False, "bool"),
+            (0, "int"),
+            (lazy(dict), "lazy"),
+        )
+    ),
     ({"": HOURLY}, [f"{NAME_RULE}, got ''."]),
     ({7: HOURLY}, [f"{NAME_RULE}, got 7."]),
     ({LONG: HOURLY}, [f"{NAME_RULE}, got '{'x' * 76}...."]),
@@ -725,7 +800,32 @@ HARDLY_MEANT: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
             "Use other types or another one.",
         ],
     ),
+    (
+        {"misfire_policies": {"x": {"threshold": 900, "max_lateness": 600}}},
+        {},
+        [
+            "misfire_policies['x'].max_lateness: 600 is less than threshold (900): no late run is ever "
+            "made up for. Set it to more."
+        ],
+    ),
+    *(
+        (
+            config,
+            {"schedule": 5.0} | entry,
+            [
+                f"{place}: 60 is not less than the interval of 'x' (5): after an outage that is no longer, "
+                "all runs are sent at once. Set it to less than 5."
+            ],
+        )
+        for config, entry, place in (
+            ({}, {"misfire": {"threshold": 60}}, "beat_schedule['x'].misfire.threshold"),
+            ({"misfire_policies": {"x": {"threshold": 60}}}, {}, "misfire_policies['x'].threshold"),
+            ({"misfire_threshold": 60}, {}, "misfire_threshold"),
+        )
+    ),
     # nothing to say
+    ({"misfire_threshold": 4.5}, {"schedule": 5.0}, []),
+    ({"misfire_threshold": 60}, {"schedule": 5.0, "misfire": False}, []),
     ({}, {"options": {"expires": 5}, "misfire": {"threshold": 5}}, []),
     ({}, {"options": {"expires": 5}}, []),
     ({}, {"options": {"expires": "2026-03-01T12:00:00+00:00", "headers": None}}, []),
@@ -759,7 +859,8 @@ def test_what_is_hardly_meant_is_warned_of_word_for_word(
         ),
         (
             lambda: cron("0 0 * * *", timezone="Europe/Pariss"),
-            "timezone: expected the name of a time zone or a tzinfo, got 'Europe/Pariss'",
+            "timezone: expected the name of a time zone or a tzinfo, got 'Europe/Pariss'. "
+            "Did you mean 'Europe/Paris'?",
         ),
         (lambda: simple(start=datetime(2026, 1, 1)), "start: needs a time zone, got 2026-01-01 00:00:00"),
         (

@@ -31,6 +31,8 @@ from tests.support.configs import BROKER, FIT_CRON, HOURLY, app_with, no_urls_fr
 
 __all__ = ["no_urls_from_outside"]
 
+FIT_ALL = ", ".join(MisfireInstruction)
+
 
 def test_all_problems_are_reported_together_under_one_heading() -> None:
     app = app_with(
@@ -325,6 +327,57 @@ def test_a_django_setting_without_the_namespace_is_told_its_name() -> None:
     assert problems_of(lambda: read_settings(app)) == (
         "celery_misfire: MISFIRE_HISTORY: is not read under this name. Write 'CELERY_MISFIRE_HISTORY'.",
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"LEASE_TTL": 0.01}, "CELERY_MISFIRE_LEASE_TTL: expected at least 0.1 seconds, got 0.01."),
+        (
+            {"INSTRUCTION": "fire_now"},
+            "CELERY_MISFIRE_INSTRUCTION: 'fire_now' does not fit a cron schedule. "
+            f"Set CELERY_MISFIRE_INSTRUCTIONS = {{'cron': ...}} to one of {FIT_CRON}.",
+        ),
+        (
+            {"LEASE_RENEW": 20},
+            "CELERY_MISFIRE_LEASE_RENEW: 20 must be less than half of CELERY_MISFIRE_LEASE_TTL (30). "
+            "Set it to 10, for example.",
+        ),
+        (
+            {"POLICIES": {"x": "skip"}},
+            f"CELERY_MISFIRE_POLICIES['x']: 'skip' is unknown. Allowed: {FIT_ALL}.",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_by_the_names_that_the_namespace_makes(
+    settings: dict[str, Any], expected: str
+) -> None:
+    app = Celery("shop", set_as_current=False)
+    given = {f"CELERY_MISFIRE_{name}": value for name, value in settings.items()}
+    app.config_from_object(given | {"CELERY_BROKER_URL": BROKER["broker_url"]}, namespace="CELERY")
+    assert problems_of(lambda: read_settings(app)) == (f"celery_misfire: {expected}",)
+
+
+def test_places_of_celerys_own_settings_are_told_by_the_names_that_the_namespace_makes() -> None:
+    app = Celery("shop", set_as_current=False)
+    config = {"CELERY_BROKER_URL": "amqp://", "CELERY_TIMEZONE": 5, "CELERY_BEAT_MISFIRE_POLICIES": {}}
+    config["CELERY_BEAT_CRON_STARTING_DEADLINE"] = 7200
+    app.config_from_object(config, namespace="CELERY")
+    entries = {"x": HOURLY | {"misfire": "skip"}}
+    assert problems_of(lambda: read_config(app, entries)) == (
+        "celery_misfire: CELERY_BEAT_MISFIRE_POLICIES: is not read under this name. "
+        "Write 'CELERY_MISFIRE_POLICIES'.",
+        "celery_misfire: CELERY_TIMEZONE: expected the name of a time zone or a tzinfo, got 5.",
+        "celery_misfire: CELERY_MISFIRE_REDIS_URL: not set, and CELERY_BROKER_URL (amqp) is not Redis. "
+        "Set CELERY_MISFIRE_REDIS_URL, for example 'redis://localhost:6379/1'.",
+        "celery_misfire: CELERY_BEAT_SCHEDULE['x'].misfire: 'skip' is unknown. "
+        f"Allowed for cron: {FIT_CRON}.",
+    )
+    settings = Settings(redis_url="redis://h", namespace="shop")
+    assert warnings_for(app, settings, {"x": HOURLY}) == [
+        "celery_misfire: CELERY_BEAT_CRON_STARTING_DEADLINE: 7200 is not used here. "
+        "Use max_lateness in a misfire policy."
+    ]
 
 
 def test_the_settings_of_another_app_in_the_same_module_are_left_alone() -> None:
