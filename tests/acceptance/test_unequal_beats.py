@@ -64,7 +64,8 @@ def test_beats_that_were_configured_differently_say_once_each_what_differs(
             "misfire_check_rate, misfire_missed_results",
             "unequal: entries 'crontab', 'policy'",
             "only here: entry 'new\\nline'",
-            "only there: entry 'removed'",
+            "only there: entry 'removed'. If they are two projects, give each a misfire_namespace of its "
+            "own.",
         ]
         assert "canary" not in line
         assert f":{b.pid}, which stands by" in line
