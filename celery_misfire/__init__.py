@@ -25,7 +25,7 @@ __all__ = [
 def install(app: Celery) -> Celery:
     """Make an app know missed runs, in every process that calls this.
 
-    ``AsyncResult`` and ``GroupResult`` end in MISSED as they do in FAILURE. A worker judges late starts,
+    ``AsyncResult``, ``ResultSet`` and ``GroupResult`` end in MISSED as they do in FAILURE. A worker judges late starts,
     drops second messages and watches beat. For this app only. May come before the configuration, and more
     than once.
 

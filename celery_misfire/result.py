@@ -1,4 +1,4 @@
-"""``AsyncResult`` and ``GroupResult`` for which MISSED is an end, as FAILURE is.
+"""``AsyncResult``, ``ResultSet`` and ``GroupResult`` for which MISSED is an end, as FAILURE is.
 
 Celery keeps its final states in module constants that several libraries copy at import, so a state of our
 own stays unready to the stock classes and ``get()`` waits for ever. Patching those constants would change
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import celery.result
@@ -21,18 +22,19 @@ from celery.exceptions import TimeoutError
 from celery_misfire.exceptions import TaskMissed
 from celery_misfire.missed import MISSED, missed_from_dict
 
-__all__ = ["AsyncResult", "GroupResult", "install"]
+__all__ = ["AsyncResult", "GroupResult", "ResultSet", "install"]
 
 #: A waiting ``get()`` looks so often, in seconds, whether its run has been missed.
 LOOK_EVERY = 1.0
 
-# Up to Celery 5.6 a timeout of 0 means to wait for ever.
+# Up to Celery 5.6 a timeout of 0 means to wait for ever, and naps of 0 s never add up to a timeout.
 _AT_ONCE = 0.01
 
 
 def install(app: Celery) -> None:
     """Put the classes of this module in front of those that the app has."""
-    for name, ours in (("AsyncResult", AsyncResult), ("GroupResult", GroupResult)):
+    for ours in (AsyncResult, ResultSet, GroupResult):
+        name = ours.__name__
         theirs = getattr(app, name)
         if not issubclass(theirs, ours):
             both = type(name, (ours, theirs), {"__doc__": theirs.__doc__})
@@ -50,6 +52,7 @@ class AsyncResult(_AsyncResult):
     """A result that ends in MISSED as it would in FAILURE, with a :class:`TaskMissed`."""
 
     _cache: dict[str, Any] | None
+    _get_task_meta: Callable[[], dict[str, Any]]
 
     def ready(self) -> bool:
         """Return True when the run has ended, or never happens."""
@@ -68,6 +71,8 @@ class AsyncResult(_AsyncResult):
         no_ack: bool = True,
         follow_parents: bool = True,
         callback: Callable[..., Any] | None = None,
+        on_message: Callable[..., Any] | None = None,
+        on_interval: Callable[..., Any] | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
@@ -75,11 +80,14 @@ class AsyncResult(_AsyncResult):
 
         :raises TaskMissed: when the run never happens, also when that turns out while waiting.
         """
-        how = (propagate, interval, no_ack, follow_parents)
         backend: Any = self.backend
         # Nobody can store MISSED for an RPC result, and to look would take messages from who waits for them.
         if self.ignored or isinstance(backend, RPCBackend | DisabledBackend):
-            return super().get(timeout, *how, callback, *args, **kwargs)
+            how = (propagate, interval, no_ack, follow_parents, callback, on_message, on_interval)
+            return super().get(timeout, *how, *args, **kwargs)
+        interval = interval or _AT_ONCE
+        # Without the callback: Celery forgets it when the result is known already.
+        how = (propagate, interval, no_ack, follow_parents, None, _apart(on_message), _apart(on_interval))
         # A backend that is polled should not be asked much more often than the caller wishes.
         look_every = LOOK_EVERY if backend.is_async else max(LOOK_EVERY, interval)
         deadline = _deadline(timeout)
@@ -92,11 +100,10 @@ class AsyncResult(_AsyncResult):
             if left <= 0 and not known:
                 raise TimeoutError("The operation timed out.")
             try:
-                # Without the callback: Celery forgets it when the result is known already.
-                value = super().get(left, *how, None, *args, **kwargs)
-            except TimeoutError:
-                if known:
-                    # The run's own.
+                value = super().get(left, *how, *args, **kwargs)
+            except TimeoutError as exc:
+                # Known: it is the run's own.
+                if known or _is_apart(exc):
                     raise
             else:
                 if callback is not None:
@@ -124,16 +131,21 @@ class AsyncResult(_AsyncResult):
         self.on_ready(self)
         return self._cache
 
-    def _get_task_meta(self) -> dict[str, Any]:
-        meta: dict[str, Any] = super()._get_task_meta()  # type: ignore[misc]
-        return meta
+    def _maybe_reraise_parent_error(self) -> None:
+        with _told_apart():
+            super()._maybe_reraise_parent_error()  # type: ignore[misc]
 
 
-class GroupResult(celery.result.GroupResult):
-    """A group whose members may end in MISSED."""
+class ResultSet(celery.result.ResultSet):
+    """Results of which some may end in MISSED."""
 
     def iter_native(
-        self, timeout: float | None = None, interval: float = 0.5, *args: Any, **kwargs: Any
+        self,
+        timeout: float | None = None,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        on_message: Callable[..., Any] | None = None,
+        on_interval: Callable[..., Any] | None = None,
     ) -> Iterator[tuple[str, Any]]:
         """Yield the id and the meta data of each member as it ends, as in Celery.
 
@@ -141,22 +153,25 @@ class GroupResult(celery.result.GroupResult):
         """
         backend: Any = self.backend
         if isinstance(backend, RPCBackend):
-            yield from super().iter_native(timeout, interval, *args, **kwargs)
+            yield from super().iter_native(timeout, interval, no_ack, on_message, on_interval)
             return
         # An asynchronous backend sleeps this long before it listens, here in each slice.
-        interval = 0 if backend.is_async else interval
+        interval = 0 if backend.is_async else interval or _AT_ONCE
+        how = (interval, no_ack, _apart(on_message), _apart(on_interval))
         deadline = _deadline(timeout)
         seen: set[str] = set()
         while True:
             left = max(_AT_ONCE, min(LOOK_EVERY, deadline - time.monotonic()))
             ended = False
             try:
-                for id_, meta in super().iter_native(left, interval, *args, **kwargs):
+                for id_, meta in super().iter_native(left, *how):
                     if id_ not in seen:
                         seen.add(id_)
                         yield id_, _as_failure(meta)
                 ended = True
-            except TimeoutError:
+            except TimeoutError as exc:
+                if _is_apart(exc):
+                    raise
                 self._look_for_missed(seen)
             for member in self.results or ():
                 meta = getattr(member, "_cache", None)
@@ -176,13 +191,36 @@ class GroupResult(celery.result.GroupResult):
             members[id_]._maybe_set_cache(meta)
 
 
+class GroupResult(ResultSet, celery.result.GroupResult):
+    """A group whose members may end in MISSED."""
+
+
+@contextmanager
+def _told_apart() -> Iterator[None]:
+    """Mark a TimeoutError from the block: one without a mark is Celery's, and ends a slice of the wait."""
+    try:
+        yield
+    except TimeoutError as exc:
+        vars(exc)["_misfire_apart"] = True
+        raise
+
+
+def _apart(callback: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    return callback and _told_apart()(callback)
+
+
+def _is_apart(error: TimeoutError) -> bool:
+    return "_misfire_apart" in vars(error)
+
+
 def _deadline(timeout: float | None) -> float:
     return math.inf if timeout is None else time.monotonic() + timeout
 
 
-def _as_failure(meta: dict[str, Any]) -> dict[str, Any]:
+def _as_failure(meta: Any) -> Any:
     """Return what a group hands on of a member: Celery raises the errors of its own states only."""
-    missed = meta["status"] == MISSED and isinstance(meta["result"], TaskMissed)
+    # Of a group in a group Celery hands on the list of its members, and each speaks for itself.
+    missed = isinstance(meta, dict) and meta["status"] == MISSED and isinstance(meta["result"], TaskMissed)
     return {**meta, "status": states.FAILURE} if missed else meta
 
 
@@ -195,4 +233,5 @@ def _error_in(meta: dict[str, Any] | None) -> TaskMissed | None:
         return TaskMissed.from_missed(missed_from_dict(result))
     except ValueError:
         # Written by another version.
-        return TaskMissed(" ".join(map(str, result.get("exc_message", ()))))
+        said = result.get("exc_message") or ()
+        return TaskMissed(" ".join(map(str, said)) if isinstance(said, list | tuple) else str(said))

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import celery.result
 import pytest
-from celery import Celery, states
+from celery import Celery, chain, states
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import TimeoutError
 
@@ -242,6 +242,31 @@ def test_a_missed_parent_is_raised_like_a_failed_one(app: Celery) -> None:
         app.AsyncResult(str(uuid4()), parent=parent).get(timeout=SOON)
 
 
+def stop() -> None:
+    raise TimeoutError("the caller has enough")
+
+
+def test_a_timeout_error_of_a_parent_is_told_from_ours(app: Celery) -> None:
+    parent = str(uuid4())
+    app.backend.store_result(parent, TimeoutError("of the parent"), states.FAILURE)
+
+    with pytest.raises(TimeoutError, match="of the parent"):
+        app.AsyncResult(str(uuid4()), parent=celery.result.AsyncResult(parent, app=app)).get(timeout=SOON)
+
+
+def test_a_timeout_error_of_a_callback_is_told_from_ours(app: Celery) -> None:
+    with pytest.raises(TimeoutError, match="has enough"):
+        app.AsyncResult(str(uuid4())).get(timeout=SOON, on_interval=stop)
+
+
+def test_no_interval_is_no_reason_to_wait_for_ever(app: Celery, elsewhere: Callable[..., Any]) -> None:
+    result = app.AsyncResult(str(uuid4()))
+    elsewhere(0.3, store_missed, result.id)
+
+    with pytest.raises(TaskMissed):
+        result.get(timeout=SOON, interval=0)
+
+
 def test_a_state_of_the_same_name_that_is_not_ours_stays_as_it_was(app: Celery) -> None:
     task_id = str(uuid4())
     app.backend.store_result(task_id, {"trains": 3}, MISSED)
@@ -262,6 +287,8 @@ def test_a_state_of_the_same_name_that_is_not_ours_stays_as_it_was(app: Celery) 
         {"entry": None, "count": None},
         {"exc_message": 7},
         {"exc_message": None},
+        {"exc_message": 7, "reason": "new"},
+        {"exc_message": None, "reason": "new"},
     ],
 )
 def test_a_record_that_makes_no_sense_is_still_an_end(app: Celery, changes: dict[str, Any]) -> None:
@@ -272,9 +299,10 @@ def test_a_record_that_makes_no_sense_is_still_an_end(app: Celery, changes: dict
         app.AsyncResult(task_id).get(timeout=SOON)
 
 
-def test_a_record_of_another_version_keeps_its_message(app: Celery) -> None:
+@pytest.mark.parametrize("message", [["the trains were late"], "the trains were late"])
+def test_a_record_of_another_version_keeps_its_message(app: Celery, message: object) -> None:
     task_id = str(uuid4())
-    stored = {"exc_type": "TaskMissed", "exc_message": ["the trains were late"], "exc_module": "x"}
+    stored = {"exc_type": "TaskMissed", "exc_message": message, "exc_module": "x"}
     app.backend.store_result(task_id, stored, MISSED)
 
     error = app.AsyncResult(task_id).result
@@ -357,12 +385,64 @@ def test_a_group_keeps_its_timeout(app: Celery) -> None:
     assert 0.7 <= clock.elapsed < SOON
 
 
-def test_a_group_in_a_group_raises_what_was_missed(app: Celery) -> None:
-    inner = group_of(app, store_missed(app))
+def test_a_group_ends_without_an_interval_too(app: Celery, elsewhere: Callable[..., Any]) -> None:
+    missed = str(uuid4())
+    elsewhere(0.3, store_missed, missed)
+
+    one, error = group_of(app, store_success(app, 1), missed).get(timeout=SOON, interval=0, propagate=False)
+
+    assert (one, type(error)) == (1, TaskMissed)
+
+
+@pytest.mark.parametrize("after", [0.0, 2.5])
+def test_a_timeout_error_of_a_callback_ends_the_wait_for_a_group(app: Celery, after: float) -> None:
+    began = time.monotonic()
+
+    def stop_after() -> None:
+        if time.monotonic() >= began + after:
+            stop()
+
+    with pytest.raises(TimeoutError, match="has enough"):
+        group_of(app, str(uuid4())).get(timeout=SOON, on_interval=stop_after)
+
+
+@pytest.mark.parametrize("method", ["get", "join"])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_group_in_a_group_raises_what_was_missed(
+    app: Celery, elsewhere: Callable[..., Any], method: str, later: bool
+) -> None:
+    missed = str(uuid4()) if later else store_missed(app)
+    inner = group_of(app, store_success(app, 2), missed)
     group = app.GroupResult(str(uuid4()), [app.AsyncResult(store_success(app, 1)), inner])
+    if later:
+        elsewhere(0.5, store_missed, missed)
 
     with pytest.raises(TaskMissed):
-        group.join(timeout=SOON)
+        getattr(group, method)(timeout=SOON)
+
+
+@pytest.mark.parametrize("method", ["get", "join"])
+def test_a_group_in_a_group_without_propagate_returns_it_in_its_place(app: Celery, method: str) -> None:
+    inner = group_of(app, store_success(app, 2), store_missed(app))
+    group = app.GroupResult(str(uuid4()), [app.AsyncResult(store_success(app, 1)), inner])
+
+    one, (two, missed) = getattr(group, method)(timeout=SOON, propagate=False)
+
+    assert (one, two, type(missed)) == (1, 2, TaskMissed)
+
+
+@pytest.mark.parametrize("method", ["get", "join"])
+def test_a_set_of_results_is_as_a_group(app: Celery, elsewhere: Callable[..., Any], method: str) -> None:
+    later = str(uuid4())
+    elsewhere(0.3, store_missed, later)
+    ids = [store_success(app, 1), store_missed(app), later]
+    results = app.ResultSet([app.AsyncResult(id_) for id_ in ids])
+
+    one, *missed = getattr(results, method)(timeout=SOON, propagate=False)
+
+    assert (one, [type(error) for error in missed]) == (1, [TaskMissed] * 2)
+    with pytest.raises(TaskMissed):
+        getattr(results, method)(timeout=SOON)
 
 
 def test_a_restored_group_knows_missed_members(app: Celery, url: str) -> None:
@@ -445,6 +525,14 @@ def test_a_canvas_group_comes_through(working: Celery) -> None:
     assert group.get(timeout=SOON) == [0, 2, 4, 6, 8, 10]
 
 
+def test_a_group_in_a_canvas_group_comes_through(working: Celery) -> None:
+    add = working.tasks["add"]
+    inner = chain(add.s(1, 1), celery.group(add.s(1), add.s(2), app=working), app=working)
+    group = celery.group([add.s(0, 1), inner], app=working).delay()
+
+    assert group.get(timeout=SOON) == [1, [3, 4]]
+
+
 # -- install -----------------------------------------------------------------------------------------------
 
 
@@ -462,11 +550,11 @@ def test_install_may_come_before_the_configuration_and_forces_nothing() -> None:
 
 def test_install_twice_is_install_once() -> None:
     app = celery_misfire.install(Celery("twice", set_as_current=False))
-    classes = app.AsyncResult, app.GroupResult
+    classes = app.AsyncResult, app.ResultSet, app.GroupResult
 
     celery_misfire.install(app)
 
-    assert (app.AsyncResult, app.GroupResult) == classes
+    assert (app.AsyncResult, app.ResultSet, app.GroupResult) == classes
 
 
 def test_install_leaves_other_apps_and_celery_alone() -> None:
