@@ -25,9 +25,9 @@ __all__ = [
 def install(app: Celery) -> Celery:
     """Make an app know missed runs, in every process that calls this.
 
-    ``AsyncResult``, ``ResultSet`` and ``GroupResult`` end in MISSED as they do in FAILURE. A worker judges late starts,
-    drops second messages and watches beat. For this app only. May come before the configuration, and more
-    than once.
+    ``AsyncResult``, ``ResultSet`` and ``GroupResult`` end in MISSED as they do in FAILURE. A worker judges
+    late starts, drops second messages and watches beat. For this app only. May come before the
+    configuration, and more than once.
 
     :returns: the app.
     """
@@ -35,6 +35,9 @@ def install(app: Celery) -> Celery:
     from celery.signals import worker_init
 
     from celery_misfire import result
+
+    # Celery's current_app is a stand-in, and no worker's app is that.
+    app = getattr(app, "_get_current_object", lambda: app)()
 
     def install_in(sender: Any, **_: Any) -> None:
         if sender.app is app:

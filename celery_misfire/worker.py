@@ -22,7 +22,8 @@ from enum import Enum
 from typing import Any, Protocol, TypeVar
 
 import celery.worker.request
-from celery import Celery, Task
+from celery import Celery, Task, states
+from celery.app import trace
 from celery.app.task import Context
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from celery.signals import beat_init, worker_init, worker_ready, worker_shutdown
@@ -142,8 +143,7 @@ class Guard:
         return self._safely(True, self._admits, task)
 
     def _refuses(self, request: Request) -> bool:
-        tracked = request.task.track_started
-        if not tracked and not _may_be_discarded(request.request_dict):
+        if not _may_be_discarded(request.request_dict):
             # What else there is to decide is decided where the run starts.
             return False
         copy = self._copy(request.request_dict)
@@ -152,10 +152,6 @@ class Guard:
         late_by = self._late_by(copy)
         if late_by is not None and copy.when_late is _Late.DISCARDED:
             return self._discarded(copy, Reason.QUEUE_LATE, request.context, late_by)
-        if tracked and self._settings.deduplicate:
-            # The pool would write STARTED over the result of the first message.
-            held = self._ask(lambda: self._store.register(copy.task_id)) or ""
-            return held != "" and not self._is_own(copy, held)
         return False
 
     def _expires(self, request: Request) -> bool:
@@ -447,10 +443,25 @@ def _ask_before_start(cls: type[Task[Any, Any]]) -> None:
         guard = _guard_of(self.app)
         if guard is not None and not guard.admits(self):
             raise Ignore
+        _tell_started(self, task_id)
         original(self, task_id, args, kwargs)
 
     before_start.asks_guard = True  # type: ignore[attr-defined]
     cls.before_start = before_start  # type: ignore[method-assign]
+
+
+def _tell_started(task: Task[Any, Any], task_id: str) -> None:
+    """Store STARTED, as Celery does for a task that tracks its start."""
+    request = task.request
+    if "_misfire_tracks" in vars(task) and not request.is_eager and not _ignores_result(task, request):
+        meta = {"pid": os.getpid(), "hostname": request.hostname}
+        task.backend.store_result(task_id, meta, states.STARTED, request=request)
+
+
+# Up to Celery 5.5 a message has no say in this.
+_ignores_result: Callable[[Task[Any, Any], Context], bool] = getattr(
+    trace, "get_actual_ignore_result", lambda task, request: task.ignore_result
+)
 
 
 def _guard_of(app: Celery | None) -> Guard | None:
@@ -484,6 +495,11 @@ def install(worker: Any) -> None:
         if task.Request == _DEFAULT_REQUEST:
             task.Request = Request  # type: ignore[assignment]
         _ask_before_start(type(task))
+        if task.track_started:
+            # Celery would store STARTED before it asks: over the result of the run, when this is a second
+            # message of it.
+            vars(task)["_misfire_tracks"] = True
+            task.track_started = False
 
 
 @worker_init.connect

@@ -422,16 +422,6 @@ def test_a_group_in_a_group_raises_what_was_missed(
 
 
 @pytest.mark.parametrize("method", ["get", "join"])
-def test_a_group_in_a_group_without_propagate_returns_it_in_its_place(app: Celery, method: str) -> None:
-    inner = group_of(app, store_success(app, 2), store_missed(app))
-    group = app.GroupResult(str(uuid4()), [app.AsyncResult(store_success(app, 1)), inner])
-
-    one, (two, missed) = getattr(group, method)(timeout=SOON, propagate=False)
-
-    assert (one, two, type(missed)) == (1, 2, TaskMissed)
-
-
-@pytest.mark.parametrize("method", ["get", "join"])
 def test_a_set_of_results_is_as_a_group(app: Celery, elsewhere: Callable[..., Any], method: str) -> None:
     later = str(uuid4())
     elsewhere(0.3, store_missed, later)

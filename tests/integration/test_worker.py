@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import redis
-from celery import Celery, Task, chain, chord, group
+from celery import Celery, Task, chain, chord, current_app, group
 from celery.backends.redis import RedisBackend
 from celery.signals import worker_init
 from kombu.exceptions import OperationalError
@@ -275,6 +275,50 @@ def test_a_late_second_message_of_a_run_that_started_is_no_missed_run(shop: Shop
     assert len(shop.runs("late copy")) == 1
     assert shop.store.register(id_).startswith("started:")
     assert [s for s in shop.project.signals("task_missed") if s["task_id"] == id_] == []
+
+
+@pytest.mark.parametrize(("pool", "size"), [("threads", 1), ("prefork", 2)])
+def test_of_two_messages_that_come_together_the_second_leaves_the_result_alone(
+    fresh: Shop, pool: str, size: int
+) -> None:
+    fresh.project.configure({})
+    due = time.time()
+    ids = {}
+    for n in range(10):
+        entry, kwargs = f"tracked {n}", {"fail": n % 2 == 0}
+        for _ in range(2):
+            ids[entry] = fresh.send(entry, scheduled=due, threshold=600, task="record.tracked", kwargs=kwargs)
+    fresh.worker = fresh.project.worker(f"--concurrency={size}", pool=pool)
+
+    assert {entry: len(fresh.runs(entry)) for entry in ids} == dict.fromkeys(ids, 1)
+    states = [fresh.result(id_)["status"] for id_ in ids.values()]
+    assert states == ["FAILURE", "SUCCESS"] * 5
+
+
+def test_a_task_that_tracks_its_start_is_seen_to_have_started(shop: Shop, tmp_path: Path) -> None:
+    gates = [tmp_path / "by beat", tmp_path / "by hand"]
+    ids = [
+        shop.send("seen to start", task="record.tracked", kwargs={"until": str(gates[0])}),
+        shop.fires.app.send_task("record.tracked", kwargs={"until": str(gates[1])}).id,
+    ]
+
+    for id_, gate in zip(ids, gates, strict=True):
+        started = wait_for(lambda id_=id_: shop.result(id_))
+        [run] = wait_for(lambda id_=id_: [r for r in shop.project.records() if r["task_id"] == id_])
+        assert started["status"] == "STARTED"
+        assert started["result"] == {"pid": run["pid"], "hostname": "worker@test"}
+        gate.touch()
+        wait_for(lambda id_=id_: shop.result(id_)["status"] == "SUCCESS")
+
+
+def test_a_task_that_ignores_its_result_tells_of_no_start(shop: Shop) -> None:
+    name = "record.tracked_ignored"
+    by_beat = shop.send("ignored by beat", task=name, ignore_result=True)
+    by_hand = shop.fires.app.send_task(name, args=["ignored by hand"], ignore_result=True).id
+
+    assert len(shop.runs("ignored by beat")) == 1
+    assert len(shop.runs("ignored by hand")) == 1
+    assert shop.result(by_beat) is shop.result(by_hand) is None
 
 
 def test_dropping_a_message_leaves_the_result_alone_of_a_task_that_tracks_its_start(shop: Shop) -> None:
@@ -602,11 +646,28 @@ def test_before_start_of_the_apps_own_is_still_called(app: Celery) -> None:
     assert called == ["derived", "base", "base"]
 
 
-def test_another_app_in_the_same_process_is_left_alone(app: Celery) -> None:
-    class Worker:
-        def __init__(self, app: Celery) -> None:
-            self.app, self.hostname = app, "worker@test"
+def test_a_task_that_runs_in_this_process_tells_of_no_start(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.conf.result_backend = app.conf.broker_url
+    stored: list[Any] = []
+    monkeypatch.setattr(RedisBackend, "store_result", lambda *args, **_: stored.append(args))
 
+    @app.task(track_started=True)
+    def tracked() -> None: ...
+
+    start(app)
+    tracked.apply()
+
+    assert stored == []
+
+
+class Worker:
+    def __init__(self, app: Celery) -> None:
+        self.app, self.hostname = app, "worker@test"
+
+
+def test_another_app_in_the_same_process_is_left_alone(app: Celery) -> None:
     other = Celery("other", broker=app.conf.broker_url, set_as_current=False)
     theirs, mine = (each.task(name="plain")(_plain) for each in (other, app))
     celery_misfire.install(app)
@@ -617,6 +678,21 @@ def test_another_app_in_the_same_process_is_left_alone(app: Celery) -> None:
 
     worker_init.send(sender=Worker(app))
     assert mine.Request is Request
+
+
+def test_the_current_app_may_be_installed_by_its_stand_in(app: Celery) -> None:
+    previous = current_app._get_current_object()
+    app.set_current()
+    try:
+        installed = celery_misfire.install(current_app)
+    finally:
+        previous.set_current()
+    plain = app.task(name="plain")(_plain)
+
+    worker_init.send(sender=Worker(app))
+
+    assert installed is app
+    assert plain.Request is Request
 
 
 def _plain() -> None: ...

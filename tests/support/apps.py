@@ -106,6 +106,7 @@ RECORDERS: dict[str, dict[str, Any]] = {
     "record.late_ack": {"acks_late": True, "reject_on_worker_lost": True},
     "record.limited": {"rate_limit": "2/s"},
     "record.tracked": {"track_started": True},
+    "record.tracked_ignored": {"track_started": True, "ignore_result": True},
     "record.own_request": {"Request": OwnRequest},
 }
 for _name, _options in RECORDERS.items():
