@@ -336,7 +336,7 @@ class MisfireMixin(Scheduler):
         if self._broker.last_taken != message.task_id:
             raise failure from None
         # In an apply_async of the app's own, or in a receiver of a signal.
-        name = shown(message.definition.name)
+        name = named(message.definition.name)
         logger.warning("beat: a run of entry %s was sent, and an error came after that: %s", name, failure)
 
     def _headers(self, message: Message) -> dict[str, Any]:
