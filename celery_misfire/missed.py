@@ -192,7 +192,7 @@ def report(
 
     :param parts: what to do of it.
     :param broker: None: connect for this report alone.
-    :param aside: talk to the result backend there; None: here, for as long as it takes.
+    :param aside: talk to the result backend and to other storage there; None: here, for as long as it takes.
     :returns: the parts that failed, with their errors.
     """
     used = broker or Broker(app)
@@ -201,12 +201,12 @@ def report(
         for part in parts:
             try:
                 do = partial(_DO[part], app, settings, item, used)
-                if aside is not None and part in (Part.RESULT, Part.CANVAS):
+                if aside is not None and part in (Part.RECORD, Part.RESULT, Part.CANVAS):
                     _do_in_time(aside, do)
                 else:
                     do()
-            # SystemExit: a receiver of a signal may raise anything, and this may be a thread's only chance.
-            except (Exception, SystemExit) as exc:
+            # A receiver of a signal may raise anything, and this thread has more to do.
+            except BaseException as exc:
                 failed[part] = exc
                 if part in (Part.EVENT, Part.HANDLER):
                     used.drop()
@@ -219,8 +219,8 @@ def report(
 def _do_in_time(aside: Aside, do: Callable[[], None]) -> None:
     """Have something done by the other thread, and raise what it raises.
 
-    Result backends have time limits and retries of their own: many minutes on Redis, none on most databases.
-    They are the app's, and stay as they are.
+    Result backends have time limits and retries of their own: many minutes on Redis, none on most databases
+    and mail servers. They are the app's, and stay as they are.
 
     :raises TimeoutError: after ``BACKEND_TIMEOUT``. What had begun by then may still be done.
     """
@@ -469,7 +469,7 @@ class Reporter:
                 item = None
             try:
                 self._work(item)
-            except Exception:
+            except BaseException:
                 logger.exception("%s: unexpected error in the reporter", self._who)
             if self._inbox.empty():
                 # An idle connection would be closed by the broker, and the next report fail on it.
@@ -485,17 +485,11 @@ class Reporter:
         if isinstance(item, _Job):
             self._begin(item)
         elif item is not None:
-            self._announce(item)
+            misfire_detected.send(**item)
         last_chance = self._stopping and self._inbox.empty()
         if self._waiting and (last_chance or time.monotonic() >= self._retry_at):
             self._retry()
         _refresh_django_connections()
-
-    def _announce(self, misfire: Mapping[str, Any]) -> None:
-        try:
-            misfire_detected.send(**misfire)
-        except SystemExit:
-            logger.exception("beat: a receiver of misfire_detected raised SystemExit")
 
     def _begin(self, job: _Job) -> None:
         # What is known to be broken is left for later: each try may take long to fail.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.schedules import crontab, schedule
+from celery.schedules import crontab, schedstate, schedule
 
 from celery_misfire import conf
 from celery_misfire.exceptions import PublishRejected
@@ -174,6 +174,33 @@ def test_a_wrong_row_is_told_and_left_alone_and_the_others_go_on(
         assert "hunter2" not in str(caught.value)
     assert table.rows["good"].entry.args == []
     assert list(rows().order_by("pk").values()) == kept
+
+
+def test_a_time_zone_that_is_not_known_here_costs_its_own_row_alone(
+    any_site: DjangoProject, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    from django.db import connection
+
+    any_site.add("good", interval=60)
+    any_site.add("bad", crontab={"minute": "0"})
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE django_celery_beat_crontabschedule SET timezone = 'Mars/Phobos'")
+    table = table_of(app)
+    look(table)
+    assert table.rows["good"].definition is not None
+    assert table.rows["bad"].definition is None
+    assert "periodic task 'bad' is left out" in caplog.text
+
+
+def test_a_schedule_class_of_the_apps_own_is_no_row(site: DjangoProject, app: Celery) -> None:
+    from celery_misfire.contrib.django.beat import _has_model
+
+    class Workdays(crontab):
+        def is_due(self, last_run_at: datetime) -> schedstate:
+            return schedstate(False, 60)
+
+    assert not _has_model(Workdays(minute="0"))
+    assert _has_model(crontab(minute="0"))
 
 
 def test_a_row_is_sent_with_the_options_that_stock_would_use(any_site: DjangoProject, app: Celery) -> None:

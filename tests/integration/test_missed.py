@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib.util
 import json
@@ -542,6 +543,36 @@ def all_finished(reporter: Reporter, count: int) -> list[Report]:
     done: list[Report] = []
     wait_for(lambda: done.extend(reporter.finished()) or len(done) >= count)
     return done
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("signal", [task_missed, misfire_detected])
+def test_nothing_that_a_receiver_raises_ends_the_reporter(
+    reporter: Reporter, signal: Any, error: type[BaseException]
+) -> None:
+    def raises(**_: Any) -> None:
+        raise error
+
+    with connected(signal, raises):
+        reporter.announce({"sender": "stocks"})
+        reporter.submit(Report(make_missed()))
+        all_finished(reporter, 1)
+    reporter.submit(Report(make_missed()))
+    all_finished(reporter, 1)
+
+
+def test_a_recorder_that_does_not_answer_holds_up_no_alarm(
+    reporter: Reporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(missed_module, "BACKEND_TIMEOUT", 0.2)
+    monkeypatch.setattr(missed_module, "recorders", [lambda _: go_on.wait(60)])
+    with collected(task_missed) as told:
+        reporter.submit(Report(make_missed()))
+        wait_for(lambda: told, what="the signal")
+    assert reporter.finished() == []
+    go_on.set()
+    all_finished(reporter, 1)
 
 
 def lines(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:

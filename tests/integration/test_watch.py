@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from celery_misfire.fire_times import trigger_for
 from celery_misfire.signals import beat_overdue
 from celery_misfire.store import Change, RedisStore
 from celery_misfire.watch import NAMED, PAGE, Watch
+from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
 
 
@@ -74,6 +76,27 @@ def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 @pytest.fixture(autouse=True)
 def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "celery_misfire.watch")
+
+
+def test_an_alarm_that_exits_does_not_end_the_watch(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(redis_server, misfire_check_rate=0.1)
+    place.due(3600, "reports")
+
+    def alarm(**_: Any) -> None:
+        sys.exit(1)
+
+    watch = place.watch()
+    beat_overdue.connect(alarm, sender=place.app)
+    watch.start()
+    try:
+        wait_for(lambda: "unexpected error while watching beat" in caplog.text)
+        looks: list[float] = []
+        monkeypatch.setattr(watch, "look", lambda: looks.append(0))
+        wait_for(lambda: looks, what="another look")
+    finally:
+        watch.stop()
 
 
 def test_nothing_is_said_where_all_is_well(place: Place, caplog: pytest.LogCaptureFixture) -> None:

@@ -29,6 +29,7 @@ from tests.integration.test_missed import make_missed
 from tests.support.fires import Fires
 from tests.support.processes import NAMESPACE, CeleryProcess, Project, wait_for
 from tests.support.redis_server import RedisServer
+from tests.support.results import let_go
 
 
 class Shop:
@@ -107,6 +108,8 @@ def shop(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
         shop = Shop(project, server.url)
         shop.worker = project.worker("--concurrency=1", pool="prefork")
         yield shop
+        let_go(shop.app)
+        let_go(shop.fires.app)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from celery_misfire.beat import FAREWELL, MisfireMixin
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
+from celery_misfire.fire_times import AskedTrigger, trigger_for
 from celery_misfire.intents import Message
 from celery_misfire.records import Definition
 
@@ -184,6 +185,9 @@ def _has_model(schedule: Any) -> bool:
     if isinstance(schedule, schedules.schedule):
         every: timedelta = schedule.run_every  # type: ignore[attr-defined]  # not in the stubs
         return not schedule.relative and not every % timedelta(seconds=1)
+    if isinstance(trigger_for(schedule), AskedTrigger) and not isinstance(schedule, schedules.solar):
+        # A class of the app's own: a row would keep its fields, and not its answers.
+        return False
     return isinstance(schedule, schedules.crontab | schedules.solar | clocked)
 
 

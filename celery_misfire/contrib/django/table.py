@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from celery import Celery
+from django.core.exceptions import ValidationError
 from django.db import connections
 from django.db.models import F, QuerySet
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
@@ -271,7 +272,12 @@ class Table:
             if keys is not None:
                 tasks, policies = tasks.filter(pk__in=keys), policies.filter(periodic_task__in=keys)
             own = {policy.periodic_task_id: policy.as_entry_key() for policy in policies}
-            for task in tasks.prefetch_related(*_SCHEDULES):
+            try:
+                found = list(tasks.prefetch_related(*_SCHEDULES))
+            except ValidationError:
+                # One of the schedules cannot be read (a time zone that is not known here): each by itself.
+                found = list(tasks)
+            for task in found:
                 by_key[task.pk] = self._row(task, own.get(task.pk))
         self._by_key, self._marks = by_key, marks
         self.rows = {row.task.name: row for row in by_key.values()}
