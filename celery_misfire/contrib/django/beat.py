@@ -65,7 +65,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
         """Take entries of the configuration: as rows, if there is a model for their schedule."""
-        for name, entry in dict_.items():
+        for name, entry in dict(dict_).items():
             self._take(name, entry if isinstance(entry, Mapping) else _keys_of(entry))
         self._changed = True
 
