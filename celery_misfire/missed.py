@@ -186,13 +186,13 @@ def report(
     item: Report,
     parts: Iterable[Part] = tuple(Part),
     broker: Broker | None = None,
-    aside: Aside | None = None,
+    asides: Mapping[Part, Aside] | None = None,
 ) -> dict[Part, BaseException]:
     """Report missed runs once; a part that fails does not stop the others.
 
     :param parts: what to do of it.
     :param broker: None: connect for this report alone.
-    :param aside: talk to the result backend and to other storage there; None: here, for as long as it takes.
+    :param asides: where to do these parts, with a time limit; the others: here, for as long as it takes.
     :returns: the parts that failed, with their errors.
     """
     used = broker or Broker(app)
@@ -201,11 +201,14 @@ def report(
         for part in parts:
             try:
                 do = partial(_DO[part], app, settings, item, used)
-                if aside is not None and part in (Part.RECORD, Part.RESULT, Part.CANVAS):
-                    _do_in_time(aside, do)
+                if part is Part.CANVAS and item.request is None:
+                    # Nothing depends on a run that was never sent.
+                    continue
+                if asides is not None and part in asides:
+                    _do_in_time(asides[part], do)
                 else:
                     do()
-            # A receiver of a signal may raise anything, and this thread has more to do.
+            # A receiver of a signal may raise anything, and this may be a thread's only chance.
             except BaseException as exc:
                 failed[part] = exc
                 if part in (Part.EVENT, Part.HANDLER):
@@ -219,8 +222,8 @@ def report(
 def _do_in_time(aside: Aside, do: Callable[[], None]) -> None:
     """Have something done by the other thread, and raise what it raises.
 
-    Result backends have time limits and retries of their own: many minutes on Redis, none on most databases
-    and mail servers. They are the app's, and stay as they are.
+    Result backends, databases and mail servers have time limits and retries of their own: many minutes on
+    Redis, none on most databases. They are the app's, and stay as they are.
 
     :raises TimeoutError: after ``BACKEND_TIMEOUT``. What had begun by then may still be done.
     """
@@ -423,7 +426,7 @@ class Reporter:
         self._who = who
         self._broker = Broker(app)
         #: There from the first report on.
-        self._aside: Aside | None = None
+        self._asides: dict[Part, Aside] = {}
         self._inbox: SimpleQueue[_Job | Mapping[str, Any] | None] = SimpleQueue()
         self._done: SimpleQueue[Report] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -470,14 +473,15 @@ class Reporter:
             try:
                 self._work(item)
             except BaseException:
+                # A receiver may raise anything, and there is no other thread for the reports.
                 logger.exception("%s: unexpected error in the reporter", self._who)
             if self._inbox.empty():
                 # An idle connection would be closed by the broker, and the next report fail on it.
                 self._broker.close()
                 if self._stopping:
-                    if self._aside is not None:
-                        self._aside.close()
-                        self._aside = None
+                    for aside in set(self._asides.values()):
+                        aside.close()
+                    self._asides = {}
                     return
 
     def _work(self, item: _Job | Mapping[str, Any] | None) -> None:
@@ -522,8 +526,11 @@ class Reporter:
 
     def _try(self, job: _Job) -> None:
         """Do what is left of a job; what fails, and may succeed another time, is left then."""
-        self._aside = self._aside or Aside("misfire-results")
-        failed = report(self._app, self._settings, job.report, job.left, self._broker, self._aside)
+        if not self._asides:
+            # Two, so that neither a database nor a result backend that hangs holds up the other.
+            records, results = Aside("misfire-records"), Aside("misfire-results")
+            self._asides = {Part.RECORD: records, Part.RESULT: results, Part.CANVAS: results}
+        failed = report(self._app, self._settings, job.report, job.left, self._broker, self._asides)
         job.tries += 1
         job.left = []
         for part, error in failed.items():

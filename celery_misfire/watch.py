@@ -77,8 +77,8 @@ class Watch:
                 if not self._in_trouble:
                     logger.warning("worker: nobody can see whether beat is overdue: %s", exc)
                 self._in_trouble = True
-            # A receiver of a signal may raise anything, and beat is to be watched all the same.
             except BaseException:
+                # A receiver may raise anything, and nobody else in this worker watches.
                 logger.exception("worker: unexpected error while watching beat")
             stop.wait(self._settings.check_rate)
 

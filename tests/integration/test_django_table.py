@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.schedules import crontab, schedstate, schedule
+from celery.schedules import crontab, schedule, solar
 
 from celery_misfire import conf
 from celery_misfire.exceptions import PublishRejected
@@ -176,31 +176,62 @@ def test_a_wrong_row_is_told_and_left_alone_and_the_others_go_on(
     assert list(rows().order_by("pk").values()) == kept
 
 
-def test_a_time_zone_that_is_not_known_here_costs_its_own_row_alone(
+def test_a_zone_that_this_machine_does_not_know_leaves_out_its_own_rows_alone(
     any_site: DjangoProject, app: Celery, caplog: pytest.LogCaptureFixture
 ) -> None:
     from django.db import connection
+    from django.test.utils import CaptureQueriesContext
+    from django_celery_beat.models import CrontabSchedule
 
-    any_site.add("good", interval=60)
-    any_site.add("bad", crontab={"minute": "0"})
+    for n in range(40):
+        any_site.add(f"good {n}", crontab={"minute": "0", "hour": str(n % 20)})
+    broken = any_site.add("broken", crontab={"minute": "59"})
     with connection.cursor() as cursor:
-        cursor.execute("UPDATE django_celery_beat_crontabschedule SET timezone = 'Mars/Phobos'")
+        cursor.execute(
+            "UPDATE django_celery_beat_crontabschedule SET timezone = 'Mars/Phobos' WHERE id = %s",
+            [broken.crontab_id],
+        )
     table = table_of(app)
+    with caplog.at_level(logging.ERROR), CaptureQueriesContext(connection) as asked:
+        look(table)
+    assert {name for name, row in table.rows.items() if row.definition is None} == {"broken"}
+    assert len(table.rows) == 41
+    assert "'broken' is left out: its schedule cannot be read (ValidationError" in caplog.text
+    # The others are not read one by one.
+    assert len(asked) < 35
+
+    rows().filter(name="good 1").update(queue="other")
     look(table)
+    assert table.rows["good 1"].entry.options["queue"] == "other"
+    CrontabSchedule.objects.filter(pk=broken.crontab_id).update(timezone="UTC")
+    look(table)
+    assert table.rows["broken"].definition is not None
+
+
+def test_a_database_that_fails_in_the_middle_is_no_fault_of_the_rows(
+    site: DjangoProject, app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from django.core.exceptions import ValidationError
+    from django.db import OperationalError
+
+    from celery_misfire.contrib.django import table as module
+
+    def unknown_zone(*_: Any) -> None:
+        raise ValidationError("Invalid timezone")
+
+    def gone(*_: Any) -> None:
+        raise ValueError("its schedule cannot be read") from OperationalError("gone")
+
+    site.add("good", interval=60)
+    table = table_of(app)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "prefetch_related_objects", unknown_zone)
+        patch.setattr(module, "trigger_of", gone)
+        with pytest.raises(OperationalError):
+            look(table)
+    look(table)
+
     assert table.rows["good"].definition is not None
-    assert table.rows["bad"].definition is None
-    assert "periodic task 'bad' is left out" in caplog.text
-
-
-def test_a_schedule_class_of_the_apps_own_is_no_row(site: DjangoProject, app: Celery) -> None:
-    from celery_misfire.contrib.django.beat import _has_model
-
-    class Workdays(crontab):
-        def is_due(self, last_run_at: datetime) -> schedstate:
-            return schedstate(False, 60)
-
-    assert not _has_model(Workdays(minute="0"))
-    assert _has_model(crontab(minute="0"))
 
 
 def test_a_row_is_sent_with_the_options_that_stock_would_use(any_site: DjangoProject, app: Celery) -> None:
@@ -355,6 +386,39 @@ def test_an_interval_goes_on_from_the_last_run_under_stock(site: DjangoProject, 
     look(table)
     anchors = {name: row.definition.anchor for name, row in table.rows.items()}
     assert anchors == {"interval": to_millis(ran), "started": None, "crontab": None}
+
+
+def test_a_schedule_with_arithmetic_of_its_own_is_no_row(site: DjangoProject) -> None:
+    from django_celery_beat.clockedschedule import clocked
+    from django_celery_beat.tzcrontab import TzAwareCrontab
+
+    from celery_misfire.contrib.django.beat import _has_model
+
+    class NamedCrontab(crontab):
+        """Leaves the arithmetic alone."""
+
+    class Workdays(crontab):
+        def is_due(self, last_run_at: datetime) -> Any: ...
+
+    class Jitter(schedule):
+        def remaining_estimate(self, last_run_at: datetime) -> Any: ...
+
+    class Dusk(solar):
+        def remaining_estimate(self, last_run_at: datetime) -> Any: ...
+
+    plain = [
+        schedule(60),
+        crontab(),
+        NamedCrontab(),
+        TzAwareCrontab(),
+        solar("sunset", 52, 13),
+        clocked(now()),
+    ]
+    nonsense = crontab()
+    nonsense.minute = set()
+    assert [_has_model(each) for each in (*plain, nonsense)] == [True] * 7
+    own = [schedule(0.5), Workdays(), Jitter(60), Dusk("sunset", 52, 13)]
+    assert [_has_model(each) for each in own] == [False] * 4
 
 
 def test_entries_of_the_settings_are_rows_with_their_policies(site: DjangoProject, app: Celery) -> None:

@@ -108,6 +108,17 @@ def collected(signal: Any) -> Iterator[list[dict[str, Any]]]:
         yield sent
 
 
+#: What ends a thread, and is no Exception.
+UNUSUAL = [SystemExit, KeyboardInterrupt, asyncio.CancelledError]
+
+
+def raising(error: type[BaseException]) -> Callable[..., None]:
+    def broken(**_: object) -> None:
+        raise error
+
+    return broken
+
+
 def run_script(script: str, *arguments: str) -> str:
     """Run a script in an interpreter of its own; return what it prints."""
     command = [sys.executable, "-c", script, *arguments]
@@ -412,8 +423,11 @@ def test_a_receiver_that_raises_stops_nothing(app: Celery, server: RedisServer, 
     assert len(published(server.url)) == 1
 
 
-def test_a_receiver_that_ends_the_process_fails_its_part_alone(app: Celery, server: RedisServer) -> None:
-    with connected(task_missed, lambda **_: sys.exit(3)):
+@pytest.mark.parametrize("error", UNUSUAL)
+def test_a_receiver_that_ends_its_thread_fails_its_part_alone(
+    app: Celery, server: RedisServer, error: type[BaseException]
+) -> None:
+    with connected(task_missed, raising(error)):
         failed = report(app, SETTINGS, Report(make_missed(), on_missed="ops.alarm"))
 
     assert list(failed) == [Part.TASK_MISSED]
@@ -545,36 +559,6 @@ def all_finished(reporter: Reporter, count: int) -> list[Report]:
     return done
 
 
-@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, KeyboardInterrupt])
-@pytest.mark.parametrize("signal", [task_missed, misfire_detected])
-def test_nothing_that_a_receiver_raises_ends_the_reporter(
-    reporter: Reporter, signal: Any, error: type[BaseException]
-) -> None:
-    def raises(**_: Any) -> None:
-        raise error
-
-    with connected(signal, raises):
-        reporter.announce({"sender": "stocks"})
-        reporter.submit(Report(make_missed()))
-        all_finished(reporter, 1)
-    reporter.submit(Report(make_missed()))
-    all_finished(reporter, 1)
-
-
-def test_a_recorder_that_does_not_answer_holds_up_no_alarm(
-    reporter: Reporter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    go_on = threading.Event()
-    monkeypatch.setattr(missed_module, "BACKEND_TIMEOUT", 0.2)
-    monkeypatch.setattr(missed_module, "recorders", [lambda _: go_on.wait(60)])
-    with collected(task_missed) as told:
-        reporter.submit(Report(make_missed()))
-        wait_for(lambda: told, what="the signal")
-    assert reporter.finished() == []
-    go_on.set()
-    all_finished(reporter, 1)
-
-
 def lines(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.name == "celery_misfire.missed" and text in r.message]
 
@@ -671,12 +655,44 @@ def test_a_result_backend_that_does_not_answer_holds_up_the_result_alone(
         wait_for(lambda: reporter._waiting and max(job.tries for job in reporter._waiting) > tries + 1)
         # What waits in line behind the one that hangs is not begun later, when nobody waits for it.
         assert len(waiting) == 1
+        # Nothing depends on runs that were never sent.
+        wait_for(lambda: reporter._broken == {Part.RESULT})
         assert reporter.finished() == []
         go_on.set()
         all_finished(reporter, 3)
         reporter.stop(5)
 
     assert {app.backend.get_state(each.missed.task_id) for each in reports} == {MISSED}
+    assert (len(misses), len(failures), len(published(server.url))) == (3, 3, 3)
+
+
+def test_a_recorder_that_does_not_come_back_holds_up_the_record_alone(
+    app: Celery, quick: None, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(missed_module, "BACKEND_TIMEOUT", 0.2)
+    go_on, kept = threading.Event(), []
+
+    def keep(missed: MissedFire) -> None:
+        assert go_on.wait(30)
+        kept.append(missed)
+
+    monkeypatch.setattr(missed_module, "recorders", [keep])
+    reports = [Report(make_missed(), on_missed="ops.alarm") for _ in range(3)]
+    reporter = Reporter(app, SETTINGS)
+    reporter.start()
+
+    with collected(task_missed) as misses, collected(signals.task_failure) as failures:
+        for each in reports:
+            reporter.submit(each)
+        wait_for(lambda: len(published(server.url)) == 3)
+        assert {app.backend.get_state(each.missed.task_id) for each in reports} == {MISSED}
+        wait_for(lambda: reporter._broken == {Part.RECORD})
+        assert reporter.finished() == []
+        go_on.set()
+        all_finished(reporter, 3)
+        reporter.stop(5)
+
+    assert {missed.task_id for missed in kept} == {each.missed.task_id for each in reports}
     assert (len(misses), len(failures), len(published(server.url))) == (3, 3, 3)
 
 
@@ -737,16 +753,17 @@ def test_a_record_that_cannot_be_stored_is_given_up_and_holds_up_nobody(
     assert event.startswith("beat: event of a report is given up (EncodeError): 'stocks' missed")
 
 
-def test_a_receiver_that_ends_the_process_does_not_end_the_reporter(
-    reporter: Reporter, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("error", UNUSUAL)
+def test_a_receiver_that_ends_its_thread_does_not_end_the_reporter(
+    reporter: Reporter, caplog: pytest.LogCaptureFixture, error: type[BaseException]
 ) -> None:
-    with connected(task_missed, lambda **_: sys.exit(3)):
+    with connected(task_missed, raising(error)):
         reporter.submit(Report(make_missed()))
         all_finished(reporter, 1)
     reporter.submit(Report(make_missed()))
 
     assert len(all_finished(reporter, 1)) == 1
-    assert len(lines(caplog, "task_missed of a report is given up (SystemExit)")) == 1
+    assert len(lines(caplog, f"task_missed of a report is given up ({error.__name__})")) == 1
 
 
 def test_a_misfire_is_announced(reporter: Reporter) -> None:
@@ -769,14 +786,11 @@ def test_a_misfire_is_announced(reporter: Reporter) -> None:
     assert set(misfire) - {"sender"} == misfire_detected.providing_args
 
 
-@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+@pytest.mark.parametrize("error", [RuntimeError, *UNUSUAL])
 def test_an_announcement_whose_receiver_raises_stops_nothing(
     reporter: Reporter, error: type[BaseException]
 ) -> None:
-    def broken(**_: object) -> None:
-        raise error
-
-    with connected(misfire_detected, broken):
+    with connected(misfire_detected, raising(error)):
         reporter.announce({"sender": "shop.stocks"})
         reporter.submit(Report(make_missed()))
         assert len(all_finished(reporter, 1)) == 1
@@ -851,8 +865,8 @@ def test_broken_database_connections_are_let_go(
     reporter.start()
     reporter.stop(20)
 
-    # Signal receivers use those of one thread, a result backend those of the other.
-    assert set(closed) == {"misfire-reporter", "misfire-results"}
+    # Signal receivers use those of one thread, recorders and a result backend those of the others.
+    assert set(closed) == {"misfire-reporter", "misfire-records", "misfire-results"}
     assert closed[0] == closed[-1] == "misfire-reporter"
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import sys
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -76,27 +77,6 @@ def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 @pytest.fixture(autouse=True)
 def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "celery_misfire.watch")
-
-
-def test_an_alarm_that_exits_does_not_end_the_watch(
-    redis_server: RedisServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = Place(redis_server, misfire_check_rate=0.1)
-    place.due(3600, "reports")
-
-    def alarm(**_: Any) -> None:
-        sys.exit(1)
-
-    watch = place.watch()
-    beat_overdue.connect(alarm, sender=place.app)
-    watch.start()
-    try:
-        wait_for(lambda: "unexpected error while watching beat" in caplog.text)
-        looks: list[float] = []
-        monkeypatch.setattr(watch, "look", lambda: looks.append(0))
-        wait_for(lambda: looks, what="another look")
-    finally:
-        watch.stop()
 
 
 def test_nothing_is_said_where_all_is_well(place: Place, caplog: pytest.LogCaptureFixture) -> None:
@@ -218,6 +198,29 @@ def test_each_new_record_is_told_once(place: Place, caplog: pytest.LogCaptureFix
             "reason failover, instruction do_nothing, result the-id",
         ),
     ]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit, asyncio.CancelledError])
+def test_a_receiver_that_raises_does_not_end_the_watch(
+    place: Place, caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    place.app.conf.misfire_check_rate = 0.05
+    place.due(600, "tick")
+    watch, called = place.watch(), threading.Event()
+
+    def broken(**_: Any) -> None:
+        called.set()
+        raise error
+
+    beat_overdue.connect(broken, sender=place.app)
+    try:
+        watch.start()
+        assert called.wait(20)
+        place.store.acquire("beat", ttl=60)
+        wait_for(lambda: "beat is back" in caplog.text, what="the end of the alarm")
+    finally:
+        watch.stop()
+        beat_overdue.disconnect(broken, sender=place.app)
 
 
 def test_a_store_that_cannot_be_reached_is_mentioned_once(

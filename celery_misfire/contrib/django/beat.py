@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -182,13 +183,16 @@ class _Schedule(dict[str, ScheduleEntry]):
 
 def _has_model(schedule: Any) -> bool:
     """True when a row can hold this schedule whole."""
+    if type(schedule) is schedules.solar:
+        return True
+    # What makes no sense is written all the same, and refused as a row.
+    with suppress(ValueError):
+        if isinstance(trigger_for(schedule), AskedTrigger):
+            return False
     if isinstance(schedule, schedules.schedule):
         every: timedelta = schedule.run_every  # type: ignore[attr-defined]  # not in the stubs
         return not schedule.relative and not every % timedelta(seconds=1)
-    if isinstance(trigger_for(schedule), AskedTrigger) and not isinstance(schedule, schedules.solar):
-        # A class of the app's own: a row would keep its fields, and not its answers.
-        return False
-    return isinstance(schedule, schedules.crontab | schedules.solar | clocked)
+    return isinstance(schedule, schedules.crontab | clocked)
 
 
 def _policy_fields(misfire: object) -> dict[str, Any] | None:

@@ -18,8 +18,8 @@ from typing import Any
 
 from celery import Celery
 from django.core.exceptions import ValidationError
-from django.db import connections
-from django.db.models import F, QuerySet
+from django.db import Error, connections
+from django.db.models import F, QuerySet, prefetch_related_objects
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 from django_celery_beat.schedulers import ModelEntry
 
@@ -272,11 +272,8 @@ class Table:
             if keys is not None:
                 tasks, policies = tasks.filter(pk__in=keys), policies.filter(periodic_task__in=keys)
             own = {policy.periodic_task_id: policy.as_entry_key() for policy in policies}
-            try:
-                found = list(tasks.prefetch_related(*_SCHEDULES))
-            except ValidationError:
-                # One of the schedules cannot be read (a time zone that is not known here): each by itself.
-                found = list(tasks)
+            found = list(tasks)
+            _read_schedules(found)
             for task in found:
                 by_key[task.pk] = self._row(task, own.get(task.pk))
         self._by_key, self._marks = by_key, marks
@@ -291,6 +288,9 @@ class Table:
         try:
             trigger = trigger_of(task)
         except Exception as exc:
+            if isinstance(exc.__cause__, Error):
+                # The row has no part in it.
+                raise exc.__cause__ from None
             logger.error("beat: periodic task %r is left out: %s", name, exc)
             return Row(self._app, task, None)
         try:
@@ -367,6 +367,18 @@ class Table:
                 logger.info("beat: periodic task %r is finished, and disabled", task.name)
             del finished[key]
             self._scan_at = 0.0
+
+
+def _read_schedules(tasks: Sequence[PeriodicTask]) -> None:
+    """Read the schedules of all these rows by a few queries, but those that cannot be read."""
+    try:
+        prefetch_related_objects(tasks, *_SCHEDULES)
+    except ValidationError:
+        # A time zone that this machine does not know. Where that is, is found by halves; the row reads its
+        # schedule itself in the end, and is left out.
+        middle = len(tasks) // 2
+        for half in (tasks[:middle], tasks[middle:]) if middle else ():
+            _read_schedules(half)
 
 
 def _raw(rows: QuerySet[Any, tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
