@@ -36,10 +36,14 @@ def missed_lines(site: DjangoProject) -> list[dict[str, Any]]:
 
 
 def ten_in_the_morning() -> tuple[str, datetime]:
-    """Return a zone in which it is between 10 and 11 now, and when it was 02:00 there."""
+    """Return a zone in which it is between 10 and 11 now, and when it was 02:00 there.
+
+    Or between 11 and 12: stock loads what is due at 04:00 UTC at any hour, for Celery's clean-up.
+    """
     moment = now()
-    offset = (10 - moment.hour + 11) % 24 - 11
-    two = moment.replace(minute=0, second=0, microsecond=0) - 8 * HOUR
+    hour = 11 if moment.hour == 12 else 10
+    offset = (hour - moment.hour + 11) % 24 - 11
+    two = moment.replace(minute=0, second=0, microsecond=0) - (hour - 2) * HOUR
     # Its sign is the other way round there.
     return f"Etc/GMT{-offset:+d}", two
 
