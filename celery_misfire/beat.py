@@ -2,7 +2,7 @@
 
 They keep Celery's entries, configuration and way of sending (``apply_entry``, where Sentry and others hook
 in), and replace its loop: which entry is due, and what happens when it is late, is decided by the
-:class:`~celery_misfire.leader.Leader`.
+:class:`~celery_misfire.leadership.leader.Leader`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import beat_init
 from kombu import Producer
 
-from celery_misfire import beat_file, conf, fire
-from celery_misfire.broker import Broker, kind
-from celery_misfire.equality import describe, difference
+from celery_misfire import beat_file, fire
+from celery_misfire.conf import settings as conf
+from celery_misfire.conf.problems import as_line, brief, named, one_line
 from celery_misfire.exceptions import (
     LeaseLost,
     MisfireConfigError,
@@ -34,16 +34,17 @@ from celery_misfire.exceptions import (
     StoreRefused,
     StoreUnavailable,
 )
-from celery_misfire.fire_times import GridTrigger, trigger_for
-from celery_misfire.intents import Message
-from celery_misfire.leader import Leader
-from celery_misfire.lease import Lease, uptime
+from celery_misfire.leadership.intents import Message
+from celery_misfire.leadership.leader import Leader
+from celery_misfire.leadership.lease import Lease, uptime
+from celery_misfire.leadership.peers import describe, difference
 from celery_misfire.misfire import ENDLESS, Trigger, to_millis
-from celery_misfire.missed import Reporter
-from celery_misfire.problems import as_line, brief, named, one_line
 from celery_misfire.records import Definition
-from celery_misfire.redis_url import address
-from celery_misfire.store import LONGEST_CALL, RedisStore
+from celery_misfire.sending.broker import Broker, kind
+from celery_misfire.sending.missed_runs import Reporter
+from celery_misfire.store.redis_store import LONGEST_CALL, RedisStore
+from celery_misfire.store.url import address
+from celery_misfire.triggers.kinds import GridTrigger, trigger_for
 
 __all__ = ["MisfireMixin", "MisfireScheduler"]
 
@@ -301,11 +302,11 @@ class MisfireMixin(Scheduler):
 
     @property
     def producer(self) -> Producer:
-        """The producer of beat's own connection (:class:`~celery_misfire.broker.Broker`)."""
+        """The producer of beat's own connection (:class:`~celery_misfire.sending.broker.Broker`)."""
         return self._broker.producer
 
     def connect(self) -> None:
-        """Make sure that the broker can be reached (:class:`~celery_misfire.intents.Publisher`)."""
+        """Make sure that the broker can be reached (see ``Publisher``)."""
         self.producer  # noqa: B018 - a look connects
 
     def publish(self, message: Message) -> None:

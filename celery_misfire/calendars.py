@@ -13,9 +13,9 @@ from datetime import date, datetime, time, tzinfo
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
-from celery_misfire.cron import WEEKDAYS, parse_cron
 from celery_misfire.misfire import FireTimes, Trigger, TriggerState, TriggerType, from_millis
-from celery_misfire.wall_times import (
+from celery_misfire.triggers.cron import WEEKDAYS, parse_cron
+from celery_misfire.triggers.wall_times import (
     DAY,
     HORIZON,
     MINUTE,
@@ -27,7 +27,7 @@ from celery_misfire.wall_times import (
     month_of,
     weekday_bits,
 )
-from celery_misfire.zones import checked_timezone, without_addresses, zone_for
+from celery_misfire.triggers.zones import checked_timezone, without_addresses, zone_for
 
 __all__ = [
     "Calendar",

@@ -23,8 +23,9 @@ from celery_misfire.calendars import (
     time_of_day,
     weekday_names,
 )
-from celery_misfire.cron import LAST_YEAR, WEEKDAYS, parse_cron
-from celery_misfire.fire_times import (
+from celery_misfire.misfire import ENDLESS, FireTimes, Trigger, from_millis, to_millis
+from celery_misfire.triggers.cron import LAST_YEAR, WEEKDAYS, parse_cron
+from celery_misfire.triggers.kinds import (
     CALENDAR_UNITS,
     CalendarTrigger,
     CronTrigger,
@@ -32,9 +33,8 @@ from celery_misfire.fire_times import (
     interval_millis,
     trigger_for,
 )
-from celery_misfire.misfire import ENDLESS, FireTimes, Trigger, from_millis, to_millis
-from celery_misfire.wall_times import HOUR, MINUTE, SECOND, Days, StepTimes, WallTimes, weekday_bits
-from celery_misfire.zones import EveryPass, FirstPass, Zone, checked_timezone, zone_for
+from celery_misfire.triggers.wall_times import HOUR, MINUTE, SECOND, Days, StepTimes, WallTimes, weekday_bits
+from celery_misfire.triggers.zones import EveryPass, FirstPass, Zone, checked_timezone, zone_for
 
 __all__ = ["calendar_interval", "cron", "daily_time_interval", "excluding", "simple"]
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from celery_misfire.fire_times import trigger_for
 from celery_misfire.misfire import (
     FITTING,
     MisfirePolicy,
@@ -21,6 +20,7 @@ from celery_misfire.misfire import (
 )
 from celery_misfire.records import occurrences
 from celery_misfire.texts import kind_of
+from celery_misfire.triggers.kinds import trigger_for
 
 __all__ = ["SimulatedFire", "SimulatedMiss", "Simulation", "simulate", "simulate_trigger"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_misfire import missed
+from celery_misfire.sending import missed_runs as missed
 from example_project.embedded_redis import RedisNotFound, find_server
 from tests.support.django_project import (  # noqa: F401 - fixtures
     any_site,

@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from celery_misfire.store import RedisStore
+from celery_misfire.store.redis_store import RedisStore
 from example_project.child_process import Child, free_port
 
 ROOT = Path(__file__).parents[2]

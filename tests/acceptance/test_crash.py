@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from celery_misfire import fire, records
-from celery_misfire.leader import BATCH
-from celery_misfire.store import RedisStore
+from celery_misfire.leadership.leader import BATCH
+from celery_misfire.store.redis_store import RedisStore
 from tests.support.outcomes import assert_each_ended_once, of_entry, outcomes, scheduled
 from tests.support.processes import NAMESPACE, Message, Project, Tap, wait_for
 from tests.support.redis_server import RedisServer

@@ -16,7 +16,7 @@ from celery import Celery
 
 from celery_misfire.beat import MisfireScheduler
 from celery_misfire.fire import isoformat, task_id
-from celery_misfire.store import RedisStore
+from celery_misfire.store.redis_store import RedisStore
 from tests.support.outcomes import of_entry, scheduled
 from tests.support.processes import NAMESPACE, Message, Project, published, wait_for
 from tests.support.redis_server import RedisServer

@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from celery_misfire.records import dumps, loads
-from celery_misfire.store import RedisStore
+from celery_misfire.store.redis_store import RedisStore
 from tests.support.outcomes import of_entry
 from tests.support.processes import NAMESPACE, Message, Project, published, wait_for
 from tests.support.redis_server import RedisServer

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_misfire.store import RedisStore
+from celery_misfire.store.redis_store import RedisStore
 from tests.support.processes import NAMESPACE, Project, wait_for
 from tests.support.redis_server import RedisServer
 

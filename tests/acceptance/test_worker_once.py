@@ -14,7 +14,7 @@ import pytest
 
 from celery_misfire import records
 from celery_misfire.misfire import to_millis
-from celery_misfire.store import RedisStore
+from celery_misfire.store.redis_store import RedisStore
 from tests.support.fires import Fires
 from tests.support.processes import NAMESPACE, CeleryProcess, Project, Tap, wait_for
 from tests.support.redis_server import RedisServer

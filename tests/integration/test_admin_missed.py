@@ -475,7 +475,7 @@ def test_a_worker_runs_it_once_with_its_original_time_and_never_takes_it_for_the
     site: AdminSite, tmp_path: Path
 ) -> None:
     from celery_misfire.contrib.django.models import OccurrenceRun
-    from celery_misfire.store import RedisStore
+    from celery_misfire.store.redis_store import RedisStore
 
     hourly(task="record", args='["by hand"]', kwargs="{}")
     record = missed(task="record")

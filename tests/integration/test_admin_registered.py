@@ -126,9 +126,9 @@ from celery import Celery
 from django.core.management import call_command
 from django.contrib.auth.models import User
 from django.test import Client
-from celery_misfire import conf
+from celery_misfire.conf import settings as conf
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
-from celery_misfire.missed import Report, report
+from celery_misfire.sending.missed_runs import Report, report
 logging.disable(logging.CRITICAL)
 call_command("migrate", verbosity=0)
 app = Celery("shop", broker="memory://", backend="django-db", set_as_current=True)

@@ -13,10 +13,10 @@ import pytest
 from celery.schedules import schedule
 
 from celery_misfire.fire import task_id
-from celery_misfire.intents import Message
+from celery_misfire.leadership.intents import Message
 from celery_misfire.misfire import Outcome
 from celery_misfire.records import Intent
-from celery_misfire.store import RedisStore
+from celery_misfire.store.redis_store import RedisStore
 from tests.integration.test_leader import MINUTE, SECOND, World
 
 LATE = 30 * SECOND

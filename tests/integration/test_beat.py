@@ -12,7 +12,7 @@ from kombu.utils.functional import lazy
 
 from celery_misfire.beat import MisfireScheduler
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
-from celery_misfire.ledger import WRITE
+from celery_misfire.leadership.ledger import WRITE
 from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
 

@@ -18,12 +18,12 @@ from celery.beat import BeatLazyFunc
 from kombu import Queue
 from kombu.exceptions import EncodeError
 
-from celery_misfire import broker as broker_module
 from celery_misfire.beat import MisfireScheduler
-from celery_misfire.broker import Broker
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
-from celery_misfire.missed import Part, Report, report
+from celery_misfire.sending import broker as broker_module
+from celery_misfire.sending.broker import Broker
+from celery_misfire.sending.missed_runs import Part, Report, report
 from tests.support.processes import published, wait_for
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ

@@ -19,7 +19,7 @@ from celery import current_app
 from django.utils import translation
 from django.utils.translation.template import templatize
 
-from celery_misfire import conf
+from celery_misfire.conf import settings as conf
 from celery_misfire.contrib import django as app
 from celery_misfire.misfire import from_millis, to_millis
 from celery_misfire.records import Definition

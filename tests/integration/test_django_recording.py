@@ -12,9 +12,10 @@ import pytest
 from celery import Celery
 from django.test import override_settings
 
-from celery_misfire import conf, missed
+from celery_misfire.conf import settings as conf
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
-from celery_misfire.missed import Report, Reporter
+from celery_misfire.sending import missed_runs as missed
+from celery_misfire.sending.missed_runs import Report, Reporter
 from tests.support.django_project import SCHEDULER, STOCK, DjangoProject, connected, sqlite
 from tests.support.processes import wait_for
 

@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 from celery.schedules import crontab, schedule, solar
 
-from celery_misfire import conf
+from celery_misfire.conf import settings as conf
 from celery_misfire.exceptions import PublishRejected
 from celery_misfire.misfire import MisfireInstruction, to_millis
 from tests.support.django_project import DjangoProject, now

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from celery_misfire.fire import HEADER
-from celery_misfire.store import RedisStore
+from celery_misfire.store.redis_store import RedisStore
 from tests.support.fires import Fires
 from tests.support.outcomes import of_entry, settle
 from tests.support.processes import NAMESPACE, Project, published, wait_for

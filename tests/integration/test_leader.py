@@ -18,16 +18,16 @@ from celery_misfire.exceptions import (
     PublishRejected,
     StoreUnavailable,
 )
-from celery_misfire.fire_times import trigger_for
-from celery_misfire.intents import Message
-from celery_misfire.leader import BATCH, Leader
-from celery_misfire.lease import Lease, uptime
+from celery_misfire.leadership.intents import Message
+from celery_misfire.leadership.leader import BATCH, Leader
+from celery_misfire.leadership.lease import Lease, uptime
+from celery_misfire.leadership.pending_misses import PORTION
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
-from celery_misfire.missed import Report
 from celery_misfire.records import Definition
-from celery_misfire.reports import PORTION
 from celery_misfire.schedules import simple
-from celery_misfire.store import Change, RedisStore
+from celery_misfire.sending.missed_runs import Report
+from celery_misfire.store.redis_store import Change, RedisStore
+from celery_misfire.triggers.kinds import trigger_for
 
 DAY = datetime(2026, 3, 2, tzinfo=UTC)
 SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000

@@ -24,11 +24,11 @@ from billiard.einfo import ExceptionInfo
 from celery import Celery, Task, signals, states
 from celery.exceptions import TaskRevokedError
 
-from celery_misfire import broker as broker_module
-from celery_misfire import missed as missed_module
 from celery_misfire.exceptions import TaskMissed
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
-from celery_misfire.missed import (
+from celery_misfire.sending import broker as broker_module
+from celery_misfire.sending import missed_runs as missed_module
+from celery_misfire.sending.missed_runs import (
     MISSED,
     Part,
     Report,
@@ -560,7 +560,11 @@ def all_finished(reporter: Reporter, count: int) -> list[Report]:
 
 
 def lines(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "celery_misfire.missed" and text in r.message]
+    return [
+        r.getMessage()
+        for r in caplog.records
+        if r.name == "celery_misfire.sending.missed_runs" and text in r.message
+    ]
 
 
 def test_the_reporter_makes_every_report_once(app: Celery, reporter: Reporter, server: RedisServer) -> None:
@@ -899,7 +903,7 @@ OTHERS = """if True:
     from types import SimpleNamespace
     from celery import Celery
     from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
-    from celery_misfire.missed import Report, report
+    from celery_misfire.sending.missed_runs import Report, report
     settings = SimpleNamespace(result_state="MISSED", send_task_failure=True)
     nine = datetime(2026, 3, 2, 9, tzinfo=UTC)
     missed = MissedFire("stocks", "shop.stocks", "7c3c0f2e-0000-5000-8000-000000000000", nine, nine, 1,
@@ -941,7 +945,7 @@ def test_a_django_that_is_imported_and_not_used_stops_nothing() -> None:
     # Sentry imports it wherever it is installed.
     script = """
     import django.db
-    from celery_misfire.missed import Reporter
+    from celery_misfire.sending.missed_runs import Reporter
     app = Celery(broker="memory://", backend="cache+memory://")
     reporter = Reporter(app, settings)
     reporter.submit(Report(missed))

@@ -12,12 +12,12 @@ import pytest
 from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 
 from celery_misfire.calendars import weekly
-from celery_misfire.fire_times import trigger_for
-from celery_misfire.leader import BATCH
+from celery_misfire.leadership.leader import BATCH
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
-from celery_misfire.patience import PATIENCE, SLOW, Patience
 from celery_misfire.records import Definition
 from celery_misfire.schedules import excluding
+from celery_misfire.triggers.kinds import trigger_for
+from celery_misfire.triggers.time_limit import PATIENCE, SLOW, Patience
 from tests.integration.test_leader import HOUR, MINUTE, SECOND, World
 from tests.support.processes import wait_for
 
@@ -285,7 +285,7 @@ def test_a_run_in_doubt_of_a_schedule_that_became_slow_is_sent_again(
 
     monkeypatch.setattr(world.store, "commit", dies_after_the_claim)
     # It is not slow yet, whatever else this machine does.
-    monkeypatch.setattr("celery_misfire.patience.PATIENCE", 30.0)
+    monkeypatch.setattr("celery_misfire.triggers.time_limit.PATIENCE", 30.0)
     with pytest.raises(KeyboardInterrupt):
         world.run(world.now + MINUTE)
     monkeypatch.undo()

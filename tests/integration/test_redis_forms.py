@@ -21,9 +21,9 @@ from celery import Celery
 from redis.crc import key_slot
 
 from celery_misfire.beat import MisfireScheduler
-from celery_misfire.conf import read_settings
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import MisfireConfigError, StoreRefused, StoreUnavailable
-from celery_misfire.store import Acquired, Change, RedisStore
+from celery_misfire.store.redis_store import Acquired, Change, RedisStore
 from example_project.child_process import free_port
 from tests.support.processes import NAMESPACE, Project, wait_for
 from tests.support.redis_server import ClusterNode, RedisServer, SentinelServer

@@ -21,12 +21,12 @@ from redis.crc import key_slot
 
 from celery_misfire import records
 from celery_misfire.exceptions import LeaseLost, NewerSchema, StoreUnavailable
-from celery_misfire.fire_times import trigger_for
-from celery_misfire.lease import STALL_LIMIT, TRUST, Lease
-from celery_misfire.ledger import WRITE, Commit, Ledger
+from celery_misfire.leadership.lease import STALL_LIMIT, TRUST, Lease
+from celery_misfire.leadership.ledger import WRITE, Commit, Ledger
 from celery_misfire.records import EntryRecord
-from celery_misfire.redis_url import address
-from celery_misfire.store import REGISTER_TTL, UNKNOWN, Acquired, Change, RedisStore
+from celery_misfire.store.redis_store import REGISTER_TTL, UNKNOWN, Acquired, Change, RedisStore
+from celery_misfire.store.url import address
+from celery_misfire.triggers.kinds import trigger_for
 from tests.support.processes import wait_for
 from tests.support.redis_server import ClusterNode, RedisServer
 

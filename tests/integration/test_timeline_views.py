@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from celery import current_app
 
-from celery_misfire import conf
+from celery_misfire.conf import settings as conf
 from celery_misfire.misfire import FITTING, MisfirePolicy, TriggerType, from_millis, to_millis
 from celery_misfire.records import Definition
 from tests.support.admin_site import NAMESPACE, AdminSite, admin_site

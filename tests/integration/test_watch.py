@@ -13,12 +13,13 @@ import pytest
 from celery import Celery
 from celery.schedules import crontab
 
-from celery_misfire import conf, records
+from celery_misfire import records
+from celery_misfire.conf import settings as conf
 from celery_misfire.exceptions import StoreUnavailable
-from celery_misfire.fire_times import trigger_for
 from celery_misfire.signals import beat_overdue
-from celery_misfire.store import Change, RedisStore
-from celery_misfire.watch import NAMED, PAGE, Watch
+from celery_misfire.store.redis_store import Change, RedisStore
+from celery_misfire.triggers.kinds import trigger_for
+from celery_misfire.worker.watch import NAMED, PAGE, Watch
 from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
 
@@ -71,12 +72,12 @@ def place(redis_server: RedisServer) -> Place:
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    return [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "celery_misfire.watch"]
+    return [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "celery_misfire.worker.watch"]
 
 
 @pytest.fixture(autouse=True)
 def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "celery_misfire.watch")
+    caplog.set_level(logging.DEBUG, "celery_misfire.worker.watch")
 
 
 def test_nothing_is_said_where_all_is_well(place: Place, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,10 +20,10 @@ from kombu.exceptions import OperationalError
 
 import celery_misfire
 from celery_misfire import worker as worker_module
-from celery_misfire.conf import read_settings
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import TaskMissed
-from celery_misfire.missed import MISSED, Report
-from celery_misfire.store import RedisStore
+from celery_misfire.sending.missed_runs import MISSED, Report
+from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.worker import Guard, Request
 from tests.integration.test_missed import make_missed
 from tests.support.fires import Fires

@@ -17,7 +17,7 @@ from celery import Celery
 
 from celery_misfire import records
 from celery_misfire.records import EntryRecord
-from celery_misfire.store import Change, RedisStore
+from celery_misfire.store.redis_store import Change, RedisStore
 from tests.support import django_settings
 
 if TYPE_CHECKING:

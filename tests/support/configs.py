@@ -1,4 +1,4 @@
-"""Apps with a configuration, right or wrong, for the tests of ``celery_misfire.conf``."""
+"""Apps with a configuration, right or wrong, for the tests of ``celery_misfire.conf.settings``."""
 
 from __future__ import annotations
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 import redis
 
-from celery_misfire.intents import Message
-from celery_misfire.leader import Leader
-from celery_misfire.lease import Lease
-from celery_misfire.missed import Report
+from celery_misfire.leadership.intents import Message
+from celery_misfire.leadership.leader import Leader
+from celery_misfire.leadership.lease import Lease
 from celery_misfire.records import Definition
-from celery_misfire.store import RedisStore
+from celery_misfire.sending.missed_runs import Report
+from celery_misfire.store.redis_store import RedisStore
 
 
 class Past:

@@ -31,7 +31,7 @@ from kombu.utils.json import loads
 
 from celery_misfire.records import EntryRecord
 from celery_misfire.records import loads as loads_record
-from celery_misfire.store import RedisStore
+from celery_misfire.store.redis_store import RedisStore
 from example_project.child_process import Child
 
 ROOT = Path(__file__).parents[2]

@@ -27,10 +27,10 @@ from celery_misfire.calendars import (
     monthly,
     weekly,
 )
-from celery_misfire.fire_times import trigger_for
 from celery_misfire.misfire import from_millis, to_millis
 from celery_misfire.schedules import calendar_interval, daily_time_interval, excluding, simple
 from celery_misfire.schedules import cron as cron_schedule
+from celery_misfire.triggers.kinds import trigger_for
 
 SECOND = 1_000
 MINUTE = 60 * SECOND

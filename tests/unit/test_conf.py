@@ -16,8 +16,8 @@ from celery.beat import ScheduleEntry
 from celery.exceptions import ImproperlyConfigured
 from celery.schedules import BaseSchedule, crontab
 
-from celery_misfire import conf
-from celery_misfire.conf import (
+from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import (
     ENTRY_KEYS,
     Settings,
     read_config,
@@ -26,7 +26,7 @@ from celery_misfire.conf import (
 )
 from celery_misfire.exceptions import MisfireConfigError, MisfireError, TaskMissed
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, MissedFire, Reason, TriggerType
-from celery_misfire.redis_url import OPTIONS
+from celery_misfire.store.url import OPTIONS
 from tests.support.configs import BROKER, FIT_CRON, HOURLY, app_with, no_urls_from_outside, problems_of
 
 __all__ = ["no_urls_from_outside"]

@@ -15,11 +15,11 @@ from cronsim import CronSim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_misfire.cron import parse_cron
-from celery_misfire.fire_times import trigger_for
 from celery_misfire.misfire import FireTimes, TriggerState, from_millis, to_millis
 from celery_misfire.schedules import cron
-from celery_misfire.wall_times import Days
+from celery_misfire.triggers.cron import parse_cron
+from celery_misfire.triggers.kinds import trigger_for
+from celery_misfire.triggers.wall_times import Days
 
 HOUR = timedelta(hours=1)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -22,11 +22,11 @@ from dateutil import tz as dateutil_tz
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from celery_misfire import zones
-from celery_misfire.fire_times import AskedTimes, AskedTrigger, CronTrigger, GridTrigger, trigger_for
 from celery_misfire.misfire import ENDLESS, FireTimes, TriggerState, TriggerType, from_millis, to_millis
-from celery_misfire.wall_times import ClockTimes, Days, Grid, WallTimes, day_bits, weekday_bits
-from celery_misfire.zones import EveryPass, FirstPass, Zone, zone_for
+from celery_misfire.triggers import zones
+from celery_misfire.triggers.kinds import AskedTimes, AskedTrigger, CronTrigger, GridTrigger, trigger_for
+from celery_misfire.triggers.wall_times import ClockTimes, Days, Grid, WallTimes, day_bits, weekday_bits
+from celery_misfire.triggers.zones import EveryPass, FirstPass, Zone, zone_for
 
 SECOND = 1_000
 MINUTE = 60 * SECOND
@@ -422,7 +422,7 @@ def test_fixed_offsets_and_none_are_zones_too() -> None:
 def test_celerys_local_timezone_is_the_zone_of_the_operating_system() -> None:
     code = (
         "from celery.utils.time import LocalTimezone\n"
-        "from celery_misfire.zones import zone_for\n"
+        "from celery_misfire.triggers.zones import zone_for\n"
         "zone = zone_for(LocalTimezone())\n"
         "year = zone.between(1767225600000, 1798761599000)\n"
         "print([(s.start // 1000, s.offset // 1000) for s in year])\n"
@@ -944,7 +944,7 @@ def test_the_fingerprint_of_an_unknown_schedule_is_its_fields_and_nothing_that_c
 def test_the_fingerprint_of_an_unknown_schedule_is_the_same_in_every_process() -> None:
     code = (
         "from celery.schedules import BaseSchedule\n"
-        "from celery_misfire.fire_times import trigger_for\n"
+        "from celery_misfire.triggers.kinds import trigger_for\n"
         "class Mine(BaseSchedule):\n"
         "    def remaining_estimate(self, last_run_at): ...\n"
         "mine = Mine()\n"

@@ -16,13 +16,13 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 from celery.schedules import BaseSchedule, crontab, schedule
 
-from celery_misfire.conf import ENTRY_KEYS, Settings, read_config, warnings_for
+from celery_misfire.conf.problems import LONGEST
+from celery_misfire.conf.settings import ENTRY_KEYS, Settings, read_config, warnings_for
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, TriggerType
-from celery_misfire.problems import LONGEST
-from celery_misfire.redis_url import OPTIONS
 from celery_misfire.schedules import cron, simple
-from celery_misfire.store import RedisStore
+from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store.url import OPTIONS
 from tests.support.configs import BROKER, no_urls_from_outside
 
 __all__ = ["no_urls_from_outside"]

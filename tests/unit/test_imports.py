@@ -8,7 +8,7 @@ import pytest
 import celery_misfire
 
 #: Kombu loads a little of Django where it is installed, Celery's app its worker: neither is our doing.
-HEAVY = ["redis", "django.db", "celery.beat", "celery.worker", "celery_misfire.store"]
+HEAVY = ["redis", "django.db", "celery.beat", "celery.worker", "celery_misfire.store.redis_store"]
 
 
 def modules_added_by(code: str, after: str = "") -> set[str]:

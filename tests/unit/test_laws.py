@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from celery_misfire import calendars
 from celery_misfire.calendars import Calendar
-from celery_misfire.fire_times import trigger_for
 from celery_misfire.misfire import (
     ENDLESS,
     FITTING,
@@ -31,6 +30,7 @@ from celery_misfire.misfire import (
 )
 from celery_misfire.records import dumps, first_seen, loads, occurrences, with_plan
 from celery_misfire.schedules import calendar_interval, cron, daily_time_interval, excluding, simple
+from celery_misfire.triggers.kinds import trigger_for
 
 SECOND = 1_000
 HOUR = 3600 * SECOND

@@ -8,7 +8,6 @@ from celery.schedules import crontab, schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_misfire.fire_times import trigger_for
 from celery_misfire.misfire import (
     FITTING,
     MisfireInstruction,
@@ -24,6 +23,7 @@ from celery_misfire.misfire import (
 from celery_misfire.records import occurrences
 from celery_misfire.schedules import simple
 from celery_misfire.simulation import simulate
+from celery_misfire.triggers.kinds import trigger_for
 
 SECOND = 1_000
 HOUR = 3600 * SECOND

@@ -21,9 +21,9 @@ import pytest
 from cronsim import CronSim
 
 from celery_misfire import MisfirePolicy, calendars, schedules, simulate
-from celery_misfire.fire_times import trigger_for
 from celery_misfire.misfire import Outcome, from_millis, to_millis
 from celery_misfire.simulation import Simulation
+from celery_misfire.triggers.kinds import trigger_for
 
 DATA = Path(__file__).parent.parent / "data"
 

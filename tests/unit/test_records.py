@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_misfire import records
-from celery_misfire.fire_times import trigger_for
 from celery_misfire.misfire import (
     MisfireInstruction,
     MisfirePolicy,
@@ -23,6 +22,7 @@ from celery_misfire.misfire import (
 )
 from celery_misfire.records import MAX_LENGTH, EntryRecord, Intent, Unreported, dumps, loads
 from celery_misfire.schedules import simple
+from celery_misfire.triggers.kinds import trigger_for
 
 NOW = to_millis(datetime(2026, 3, 2, tzinfo=UTC))
 MINUTE = 60_000

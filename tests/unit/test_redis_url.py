@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_misfire.conf import read_settings
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import MisfireConfigError
-from celery_misfire.redis_url import sentinels_of, split_url
-from celery_misfire.store import RedisStore
+from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store.url import sentinels_of, split_url
 
 PROVIDER = "redis.credentials.UsernamePasswordCredentialProvider"
 

@@ -13,7 +13,6 @@ from celery.beat import ScheduleEntry
 from celery.schedules import BaseSchedule, crontab, maybe_schedule, schedule
 
 from celery_misfire import calendars
-from celery_misfire.fire_times import trigger_for
 from celery_misfire.misfire import (
     ENDLESS,
     FireTimes,
@@ -27,6 +26,7 @@ from celery_misfire.misfire import (
 from celery_misfire.records import dumps, first_seen, loads, with_plan
 from celery_misfire.schedules import calendar_interval, cron, daily_time_interval, excluding, simple
 from celery_misfire.simulation import Simulation, simulate
+from celery_misfire.triggers.kinds import trigger_for
 
 app = Celery("schedules", set_as_current=False)
 

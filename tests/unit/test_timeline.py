@@ -18,7 +18,6 @@ from django.utils import timezone, translation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_misfire.fire_times import trigger_for
 from celery_misfire.misfire import (
     FITTING,
     MisfireInstruction,
@@ -30,7 +29,8 @@ from celery_misfire.misfire import (
 )
 from celery_misfire.records import Unreported, first_seen
 from celery_misfire.schedules import simple
-from celery_misfire.zones import zone_for
+from celery_misfire.triggers.kinds import trigger_for
+from celery_misfire.triggers.zones import zone_for
 from tests.support.django_settings import set_up
 
 set_up()

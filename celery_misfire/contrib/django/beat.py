@@ -18,14 +18,14 @@ from celery.beat import ScheduleEntry
 from django_celery_beat import schedulers
 from django_celery_beat.clockedschedule import clocked
 
-from celery_misfire import conf
 from celery_misfire.beat import FAREWELL, MisfireMixin
+from celery_misfire.conf import settings as conf
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
-from celery_misfire.fire_times import AskedTrigger, trigger_for
-from celery_misfire.intents import Message
+from celery_misfire.leadership.intents import Message
 from celery_misfire.records import Definition
+from celery_misfire.triggers.kinds import AskedTrigger, trigger_for
 
 __all__ = ["DatabaseScheduler"]
 

@@ -14,11 +14,11 @@ from django.db.migrations.executor import MigrationExecutor
 from kombu.utils.functional import maybe_evaluate
 from kombu.utils.imports import symbol_by_name
 
-from celery_misfire import conf
+from celery_misfire.conf import settings as conf
 from celery_misfire.contrib.django.beat import DatabaseScheduler
 from celery_misfire.contrib.django.models import MisfirePolicy
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
-from celery_misfire.store import RedisStore
+from celery_misfire.store.redis_store import RedisStore
 
 __all__ = ["check_app", "check_services"]
 

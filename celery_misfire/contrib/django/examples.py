@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django_celery_beat.models import PeriodicTask
 
-from celery_misfire import conf
+from celery_misfire.conf import settings as conf
 from celery_misfire.contrib.django import moments, whatif
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.overview import label_of

@@ -15,7 +15,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from celery_misfire import conf
+from celery_misfire.conf import settings as conf
 from celery_misfire.contrib.django.models import MisfirePolicy, MissedFire
 from celery_misfire.contrib.django.moments import as_stored, as_text, millis, now
 from celery_misfire.exceptions import MisfireConfigError

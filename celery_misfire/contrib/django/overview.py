@@ -13,8 +13,8 @@ from django.db.models import Sum, prefetch_related_objects
 from django.utils.translation import gettext as _
 from django_celery_beat.models import PeriodicTask
 
-from celery_misfire import conf
-from celery_misfire.conf import Settings
+from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import Settings
 from celery_misfire.contrib.django.models import Instruction, MissedFire
 from celery_misfire.contrib.django.moments import as_stored
 from celery_misfire.contrib.django.rows import site_policy, trigger_of

@@ -27,8 +27,8 @@ from celery_misfire.contrib.django.timeline import (
     word_of,
 )
 from celery_misfire.misfire import Outcome
-from celery_misfire.wall_times import DAY, HOUR, MINUTE, SECOND
-from celery_misfire.zones import Zone, zone_for
+from celery_misfire.triggers.wall_times import DAY, HOUR, MINUTE, SECOND
+from celery_misfire.triggers.zones import Zone, zone_for
 
 __all__ = ["picture", "strip", "svg", "ticks"]
 

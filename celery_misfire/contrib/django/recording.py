@@ -11,7 +11,7 @@ from celery_misfire.contrib.django.models import MissedFire
 from celery_misfire.contrib.django.moments import as_stored
 from celery_misfire.misfire import MissedFire as Record
 from celery_misfire.misfire import to_millis
-from celery_misfire.missed import recorders
+from celery_misfire.sending.missed_runs import recorders
 
 __all__ = ["forget", "install", "keep"]
 

@@ -21,10 +21,9 @@ from django_celery_beat.schedulers import ModelEntry
 from django_celery_beat.utils import make_aware
 from kombu.utils.json import loads
 
-from celery_misfire.conf import Settings
+from celery_misfire.conf.settings import Settings
 from celery_misfire.contrib.django.moments import as_stored, millis
 from celery_misfire.exceptions import PublishRejected
-from celery_misfire.fire_times import CronTrigger, GridTrigger, trigger_for
 from celery_misfire.misfire import (
     AUTO_THRESHOLD,
     FireTimes,
@@ -34,7 +33,8 @@ from celery_misfire.misfire import (
     TriggerType,
     from_millis,
 )
-from celery_misfire.wall_times import Bounded, Grid
+from celery_misfire.triggers.kinds import CronTrigger, GridTrigger, trigger_for
+from celery_misfire.triggers.wall_times import Bounded, Grid
 
 __all__ = ["entry_of", "from_last_run_at", "site_policy", "to_last_run_at", "trigger_of"]
 

@@ -16,14 +16,15 @@ from django.utils.translation import gettext as _
 from django_celery_beat.models import PeriodicTask
 from django_celery_beat.schedulers import ModelEntry
 
-from celery_misfire import conf, fire
-from celery_misfire.broker import Broker
+from celery_misfire import fire
+from celery_misfire.conf import settings as conf
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
 from celery_misfire.contrib.django.rows import entry_of, trigger_of
 from celery_misfire.exceptions import PublishRejected
 from celery_misfire.misfire import Outcome, Trigger
 from celery_misfire.records import occurrences
+from celery_misfire.sending.broker import Broker
 
 __all__ = ["AlreadyRun", "CannotRun", "Occurrences", "occurrences_of", "run", "tasks_of"]
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from celery import Celery
 
-from celery_misfire import conf, records
+from celery_misfire import records
+from celery_misfire.conf import settings as conf
 from celery_misfire.contrib.django.history import moment_of
 from celery_misfire.records import EntryRecord
-from celery_misfire.store import RedisStore
+from celery_misfire.store.redis_store import RedisStore
 
 __all__ = ["Stored", "log_of", "open_store", "read", "records_of"]
 

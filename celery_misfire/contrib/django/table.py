@@ -23,7 +23,7 @@ from django.db.models import F, QuerySet, prefetch_related_objects
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 from django_celery_beat.schedulers import ModelEntry
 
-from celery_misfire.conf import Settings, unknown_policies
+from celery_misfire.conf.settings import Settings, unknown_policies
 from celery_misfire.contrib.django.models import MisfirePolicy
 from celery_misfire.contrib.django.moments import now
 from celery_misfire.contrib.django.recording import forget
@@ -35,10 +35,10 @@ from celery_misfire.contrib.django.rows import (
     trigger_of,
 )
 from celery_misfire.exceptions import MisfireConfigError
-from celery_misfire.fire_times import GridTrigger
 from celery_misfire.misfire import ENDLESS, Trigger, TriggerType
 from celery_misfire.misfire import MisfirePolicy as Policy
 from celery_misfire.records import Definition
+from celery_misfire.triggers.kinds import GridTrigger
 
 __all__ = ["LOOK_EVERY", "Row", "Table", "WrittenEntry"]
 

@@ -18,8 +18,8 @@ from django.utils.translation import gettext_lazy, ngettext, ngettext_lazy, pget
 
 from celery_misfire.contrib.django.moments import as_duration
 from celery_misfire.misfire import Outcome, from_millis
-from celery_misfire.wall_times import MINUTE, SECOND
-from celery_misfire.zones import zone_for
+from celery_misfire.triggers.wall_times import MINUTE, SECOND
+from celery_misfire.triggers.zones import zone_for
 
 __all__ = [
     "OUTCOMES",

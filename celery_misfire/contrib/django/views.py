@@ -22,7 +22,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django_celery_beat.models import PeriodicTask
 
-from celery_misfire import conf
+from celery_misfire.conf import settings as conf
 from celery_misfire.contrib.django import moments, timeline, whatif
 from celery_misfire.contrib.django.history import expected, history, is_current
 from celery_misfire.contrib.django.overview import named, policy_of
@@ -31,8 +31,8 @@ from celery_misfire.contrib.django.rows import site_policy, trigger_of
 from celery_misfire.contrib.django.state import Stored, open_store, read, records_of
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import FITTING, MisfirePolicy, Trigger, TriggerState
-from celery_misfire.store import RedisStore
-from celery_misfire.wall_times import DAY, MINUTE
+from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.triggers.wall_times import DAY, MINUTE
 
 __all__ = ["timeline_view", "whatif_view"]
 

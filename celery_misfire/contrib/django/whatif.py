@@ -32,7 +32,7 @@ from celery_misfire.misfire import (
 )
 from celery_misfire.records import EntryRecord
 from celery_misfire.simulation import Simulation, simulate_trigger
-from celery_misfire.wall_times import DAY, HOUR, MINUTE, SECOND
+from celery_misfire.triggers.wall_times import DAY, HOUR, MINUTE, SECOND
 
 __all__ = ["Answer", "TooMany", "WhatIfForm", "ask", "defaults", "first_state"]
 

@@ -11,7 +11,7 @@ from celery import current_app
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.translation import ngettext
 
-from celery_misfire import conf
+from celery_misfire.conf import settings as conf
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.models import MissedFire
 from celery_misfire.contrib.django.recording import forget

@@ -25,6 +25,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
+from celery_misfire.conf.problems import as_line, shown
 from celery_misfire.exceptions import (
     LeaseLost,
     MisfireConfigError,
@@ -32,9 +33,8 @@ from celery_misfire.exceptions import (
     StoreRefused,
     StoreUnavailable,
 )
-from celery_misfire.problems import as_line, shown
 from celery_misfire.records import SCHEMA
-from celery_misfire.redis_url import address, scheme_of, sentinels_of, split_url
+from celery_misfire.store.url import address, scheme_of, sentinels_of, split_url
 
 __all__ = ["LONGEST_CALL", "NO_STATE", "OLDEST", "Acquired", "Change", "RedisStore", "Watched"]
 
@@ -412,7 +412,7 @@ class RedisStore:
 
 @cache
 def _script(name: str) -> str:
-    return resources.files("celery_misfire").joinpath("lua", f"{name}.lua").read_text("utf-8")
+    return resources.files("celery_misfire.store").joinpath("lua", f"{name}.lua").read_text("utf-8")
 
 
 def _client(url: str, options: Mapping[str, Any], call_timeout: float) -> redis.Redis:

@@ -5,7 +5,8 @@ intent, *acknowledge* (a second commit without the intents that were sent). A cr
 leaves either an entry that is still due or an intent that the next leader sends again under the same id.
 Runs that are on time go first; what is to be caught up follows in batches.
 
-Sending is the business of :mod:`celery_misfire.intents`, reporting that of :mod:`celery_misfire.reports`.
+Sending is the business of :mod:`~celery_misfire.leadership.intents`, reporting that of
+:mod:`~celery_misfire.leadership.pending_misses`.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from functools import partial
 from itertools import islice
 
 from celery_misfire import records
-from celery_misfire.intents import Intents, Pause, Publisher
-from celery_misfire.lease import Lease, uptime
-from celery_misfire.ledger import Commit, Ledger
+from celery_misfire.conf.problems import brief
+from celery_misfire.leadership.intents import Intents, Pause, Publisher
+from celery_misfire.leadership.lease import Lease, uptime
+from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.leadership.pending_misses import Reporter, Reports
 from celery_misfire.misfire import Outcome, Reason, plan
-from celery_misfire.patience import NoAnswer, Patience
-from celery_misfire.problems import brief
 from celery_misfire.records import Definition, EntryRecord
-from celery_misfire.reports import Reporter, Reports
-from celery_misfire.store import Acquired, RedisStore
+from celery_misfire.store.redis_store import Acquired, RedisStore
+from celery_misfire.triggers.time_limit import NoAnswer, Patience
 
 __all__ = ["Leader"]
 

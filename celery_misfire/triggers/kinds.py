@@ -1,8 +1,9 @@
 """When a schedule fires: any Celery schedule as a :class:`~celery_misfire.misfire.Trigger`.
 
-What has fields to compute with is put together from :mod:`celery_misfire.wall_times` (times in closed form)
-and :mod:`celery_misfire.zones` (from the wall clock to real moments); :class:`AskedTimes` is for schedules
-that only they themselves understand. Moments are integer milliseconds UTC.
+What has fields to compute with is put together from :mod:`~celery_misfire.triggers.wall_times` (times in
+closed form) and :mod:`~celery_misfire.triggers.zones` (from the wall clock to real moments);
+:class:`AskedTimes` is for schedules that only they themselves understand. Moments are integer milliseconds
+UTC.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from celery_misfire.misfire import (
     from_millis,
     to_millis,
 )
-from celery_misfire.wall_times import (
+from celery_misfire.triggers.wall_times import (
     DAY,
     HORIZON,
     HOUR,
@@ -41,7 +42,7 @@ from celery_misfire.wall_times import (
     day_bits,
     weekday_bits,
 )
-from celery_misfire.zones import (
+from celery_misfire.triggers.zones import (
     EveryPass,
     FirstPass,
     OnlyShown,

@@ -15,9 +15,9 @@ from typing import Any
 
 from celery import Celery
 
-from celery_misfire.conf import Settings
+from celery_misfire.conf.problems import named, shown
+from celery_misfire.conf.settings import Settings
 from celery_misfire.misfire import MisfirePolicy
-from celery_misfire.problems import named, shown
 
 __all__ = ["describe", "difference"]
 

@@ -14,12 +14,12 @@ from itertools import groupby, islice
 from typing import Any, Protocol, cast
 
 from celery_misfire import records
+from celery_misfire.conf.problems import brief, one_line, shown
 from celery_misfire.fire import task_id
-from celery_misfire.ledger import Commit, Ledger
+from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.misfire import Misfire, MissedFire, Outcome, from_millis
-from celery_misfire.missed import Report, log_line
-from celery_misfire.problems import brief, one_line, shown
 from celery_misfire.records import Definition, EntryRecord, Unreported
+from celery_misfire.sending.missed_runs import Report, log_line
 
 __all__ = ["Reporter", "Reports"]
 

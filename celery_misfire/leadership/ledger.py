@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery_misfire import records
+from celery_misfire.conf.problems import one_line, shown
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
-from celery_misfire.lease import Lease
-from celery_misfire.problems import one_line, shown
+from celery_misfire.leadership.lease import Lease
 from celery_misfire.records import EntryRecord
-from celery_misfire.store import Change, RedisStore
+from celery_misfire.store.redis_store import Change, RedisStore
 
 __all__ = ["Commit", "Ledger"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import NamedTuple, NoReturn, overload
 
-from celery_misfire.wall_times import ClockTimes, Days, Month, day_bits, weekday_bits
+from celery_misfire.triggers.wall_times import ClockTimes, Days, Month, day_bits, weekday_bits
 
 __all__ = ["LAST_YEAR", "WEEKDAYS", "CronFields", "parse_cron"]
 

@@ -19,10 +19,7 @@ from celery import Celery
 from celery.schedules import BaseSchedule, maybe_schedule
 from kombu.serialization import dumps
 
-from celery_misfire.fire import LONGEST_NAME
-from celery_misfire.fire_times import trigger_for
-from celery_misfire.misfire import FITTING, MisfireInstruction, MisfirePolicy, TriggerType
-from celery_misfire.problems import (
+from celery_misfire.conf.problems import (
     Problems,
     as_bool,
     as_count,
@@ -37,7 +34,9 @@ from celery_misfire.problems import (
     unknown_key,
     unknown_word,
 )
-from celery_misfire.redis_url import (
+from celery_misfire.fire import LONGEST_NAME
+from celery_misfire.misfire import FITTING, MisfireInstruction, MisfirePolicy, TriggerType
+from celery_misfire.store.url import (
     check_option,
     checked_options,
     checked_url,
@@ -46,7 +45,8 @@ from celery_misfire.redis_url import (
     redis_of_celery,
     scheme_of,
 )
-from celery_misfire.zones import checked_timezone
+from celery_misfire.triggers.kinds import trigger_for
+from celery_misfire.triggers.zones import checked_timezone
 
 __all__ = [
     "ENTRY_KEYS",

@@ -13,10 +13,10 @@ from concurrent.futures import Future
 from functools import cached_property, partial
 from typing import Any
 
-from celery_misfire.aside import Aside
+from celery_misfire.background import Aside
 from celery_misfire.calendars import ExcludingTrigger
-from celery_misfire.fire_times import CalendarTrigger, CronTrigger, GridTrigger, RelativeTrigger
 from celery_misfire.misfire import FireTimes, Trigger, TriggerState, TriggerType
+from celery_misfire.triggers.kinds import CalendarTrigger, CronTrigger, GridTrigger, RelativeTrigger
 
 __all__ = ["PATIENCE", "SLOW", "NoAnswer", "Patience"]
 

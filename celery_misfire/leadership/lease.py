@@ -8,9 +8,9 @@ import time
 import uuid
 from collections.abc import Callable
 
+from celery_misfire.conf.problems import LONGEST, brief, one_line
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
-from celery_misfire.problems import LONGEST, brief, one_line
-from celery_misfire.store import NO_STATE, Acquired, RedisStore
+from celery_misfire.store.redis_store import NO_STATE, Acquired, RedisStore
 
 __all__ = ["Lease", "uptime"]
 

@@ -1,7 +1,7 @@
 """From the wall clock to real moments: time zones, and what a change of the clocks means for a schedule.
 
 :class:`FirstPass`, :class:`OnlyShown` and :class:`EveryPass` carry wall times (see
-:mod:`celery_misfire.wall_times`) over to real moments in a :class:`Zone`.
+:mod:`celery_misfire.triggers.wall_times`) over to real moments in a :class:`Zone`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from celery_misfire.misfire import FireTimes, from_millis
 from celery_misfire.texts import shown, suggestion
-from celery_misfire.wall_times import DAY, FIRST_MOMENT, HORIZON, LAST_MOMENT, SECOND
+from celery_misfire.triggers.wall_times import DAY, FIRST_MOMENT, HORIZON, LAST_MOMENT, SECOND
 
 __all__ = [
     "EveryPass",

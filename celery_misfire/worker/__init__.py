@@ -30,15 +30,16 @@ from celery.signals import beat_init, worker_init, worker_ready, worker_shutdown
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker.state import task_ready
 
-from celery_misfire import conf, fire, result
+from celery_misfire import fire, result
+from celery_misfire.conf import settings as conf
+from celery_misfire.conf.problems import one_line, shown
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.fire import Fire, isoformat
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Outcome, Reason, to_millis
-from celery_misfire.missed import Part, Report, Reporter, log_line, report
-from celery_misfire.problems import one_line, shown
+from celery_misfire.sending.missed_runs import Part, Report, Reporter, log_line, report
 from celery_misfire.signals import task_started_late
-from celery_misfire.store import RedisStore
-from celery_misfire.watch import Watch
+from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.worker.watch import Watch
 
 __all__ = ["Guard", "Request", "install"]
 

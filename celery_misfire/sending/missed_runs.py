@@ -29,15 +29,15 @@ from celery.backends.rpc import RPCBackend
 from celery.utils.nodenames import gethostname, nodename
 from kombu.exceptions import EncodeError, OperationalError
 
-from celery_misfire.aside import Aside
-from celery_misfire.broker import Broker
+from celery_misfire.background import Aside
 from celery_misfire.exceptions import BrokerUnavailable, TaskMissed
 from celery_misfire.fire import isoformat
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
+from celery_misfire.sending.broker import Broker
 from celery_misfire.signals import misfire_detected, task_missed
 
 if TYPE_CHECKING:
-    from celery_misfire.conf import Settings
+    from celery_misfire.conf.settings import Settings
 
 __all__ = [
     "MISSED",

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from kombu.utils.imports import symbol_by_name
 
-from celery_misfire.problems import (
+from celery_misfire.conf.problems import (
     Problems,
     Wrong,
     as_bool,

@@ -15,10 +15,12 @@ from functools import partial
 from typing import Any, Protocol
 
 from celery_misfire import records
+from celery_misfire.conf.problems import brief
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
 from celery_misfire.fire import task_id
-from celery_misfire.lease import Lease
-from celery_misfire.ledger import Commit, Ledger
+from celery_misfire.leadership.lease import Lease
+from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.leadership.pending_misses import Reports
 from celery_misfire.misfire import (
     MisfireInstruction,
     Outcome,
@@ -26,10 +28,8 @@ from celery_misfire.misfire import (
     resolve,
     threshold_millis,
 )
-from celery_misfire.problems import brief
 from celery_misfire.records import Definition, EntryRecord, Intent
-from celery_misfire.reports import Reports
-from celery_misfire.store import RedisStore
+from celery_misfire.store.redis_store import RedisStore
 
 __all__ = ["Intents", "Message", "Pause", "Publisher"]
 

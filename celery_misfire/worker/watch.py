@@ -16,15 +16,15 @@ from celery import Celery
 from celery.schedules import maybe_schedule
 
 from celery_misfire import records
-from celery_misfire.conf import Settings
+from celery_misfire.conf.problems import one_line, shown
+from celery_misfire.conf.settings import Settings
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.fire import isoformat
-from celery_misfire.fire_times import trigger_for
 from celery_misfire.misfire import AUTO_THRESHOLD, from_millis, threshold_millis
-from celery_misfire.problems import one_line, shown
 from celery_misfire.records import EntryRecord
 from celery_misfire.signals import beat_overdue
-from celery_misfire.store import RedisStore, Watched
+from celery_misfire.store.redis_store import RedisStore, Watched
+from celery_misfire.triggers.kinds import trigger_for
 
 __all__ = ["Watch"]
 

@@ -1,0 +1,1 @@
+"""The configuration: checked settings, or one error that names every problem."""

@@ -1,0 +1,1 @@
+"""Messages to the broker, and what is told of a missed run."""

@@ -1,0 +1,1 @@
+"""Any Celery schedule as arithmetic on fire times."""
