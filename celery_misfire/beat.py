@@ -24,7 +24,7 @@ from kombu import Producer
 
 from celery_misfire import beat_file, fire
 from celery_misfire.conf import settings as conf
-from celery_misfire.conf.problems import as_line, brief, named, one_line
+from celery_misfire.conf.problems import as_line
 from celery_misfire.exceptions import (
     LeaseLost,
     MisfireConfigError,
@@ -40,10 +40,11 @@ from celery_misfire.leadership.lease import Lease, uptime
 from celery_misfire.leadership.peers import describe, difference
 from celery_misfire.misfire import ENDLESS, Trigger, to_millis
 from celery_misfire.records import Definition
-from celery_misfire.sending.broker import Broker, kind
+from celery_misfire.sending.broker import Broker, name_error
 from celery_misfire.sending.missed_runs import Reporter
 from celery_misfire.store.redis_store import LONGEST_CALL, RedisStore
 from celery_misfire.store.url import address
+from celery_misfire.texts import describe_error, one_line, quote_name
 from celery_misfire.triggers.kinds import GridTrigger, trigger_for
 
 __all__ = ["MisfireMixin", "MisfireScheduler"]
@@ -182,7 +183,9 @@ class MisfireMixin(Scheduler):
                 anchor = self._anchor(entry, trigger)
             except Exception as exc:
                 # At start the configuration has been checked; this entry was added later.
-                self._trouble.mention(f"entry {named(name)} is left out: {brief(exc)}", key=name)
+                self._trouble.mention(
+                    f"entry {quote_name(name)} is left out: {describe_error(exc)}", key=name
+                )
                 continue
             yield Definition(name, str(entry.task), trigger, policy, anchor)
 
@@ -253,7 +256,7 @@ class MisfireMixin(Scheduler):
             self._compare()
             return False
         if acquired.app not in ("", self.app.main):
-            begun, ours = named(acquired.app), named(self.app.main or "")
+            begun, ours = quote_name(acquired.app), quote_name(self.app.main or "")
             what = f"the state of {self._settings.namespace!r} was begun by the app {begun}, this is {ours}"
             self._trouble.mention(f"{what}. {_NAMESPACES}", key="app")
         try:
@@ -317,7 +320,7 @@ class MisfireMixin(Scheduler):
             headers = copy.deepcopy(options.get("headers") or {}) | self._headers(message)
         except Exception as exc:
             # Its text is that of the headers' own code, and may repeat them.
-            raise PublishRejected(kind(exc)) from None
+            raise PublishRejected(name_error(exc)) from None
         # The options are the configuration's own: what is added must not stay there.
         # Mandatory: else RabbitMQ drops what no queue takes, and a queue can be deleted at any time.
         entry.options = {"mandatory": True, **options} | {
@@ -337,7 +340,7 @@ class MisfireMixin(Scheduler):
         if self._broker.last_taken != message.task_id:
             raise failure from None
         # In an apply_async of the app's own, or in a receiver of a signal.
-        name = named(message.definition.name)
+        name = quote_name(message.definition.name)
         logger.warning("beat: a run of entry %s was sent, and an error came after that: %s", name, failure)
 
     def _headers(self, message: Message) -> dict[str, Any]:
@@ -465,7 +468,7 @@ def _verdict(exc: BaseException) -> MisfireError:
     # Celery's beat wraps whatever goes wrong.
     if isinstance(exc, SchedulingError) and exc.__context__ is not None:
         exc = exc.__context__
-    return PublishRejected(kind(exc))
+    return PublishRejected(name_error(exc))
 
 
 @beat_init.connect

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 
-from celery_misfire.texts import kind_of, shown, unknown_word
+from celery_misfire.texts import quote, type_name, unknown_word
 
 __all__ = [
     "ENDLESS",
@@ -170,11 +170,11 @@ class MisfirePolicy:
         limit = self.max_catch_up
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
             raise ValueError(
-                f"max_catch_up: expected a whole number from 1, got {shown(limit)}. "
+                f"max_catch_up: expected a whole number from 1, got {quote(limit)}. "
                 "To run nothing use the instruction 'do_nothing'."
             )
         if self.on_missed is not None and not (isinstance(self.on_missed, str) and self.on_missed):
-            given = shown(self.on_missed) if isinstance(self.on_missed, str) else kind_of(self.on_missed)
+            given = quote(self.on_missed) if isinstance(self.on_missed, str) else type_name(self.on_missed)
             raise ValueError(f"on_missed: expected the name of a task, got {given}.")
 
 
@@ -193,9 +193,9 @@ def _seconds(name: str, value: object, also: str = "") -> float:
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected a number of seconds > 0{also}, got {shown(value)}.")
+        raise ValueError(f"{name}: expected a number of seconds > 0{also}, got {quote(value)}.")
     if value > _HUNDRED_YEARS:
-        raise ValueError(f"{name}: expected seconds, got more than 100 years: {shown(value)}.")
+        raise ValueError(f"{name}: expected seconds, got more than 100 years: {quote(value)}.")
     return float(value)
 
 

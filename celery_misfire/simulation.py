@@ -19,7 +19,7 @@ from celery_misfire.misfire import (
     to_millis,
 )
 from celery_misfire.records import occurrences
-from celery_misfire.texts import kind_of
+from celery_misfire.texts import type_name
 from celery_misfire.triggers.kinds import trigger_for
 
 __all__ = ["SimulatedFire", "SimulatedMiss", "Simulation", "simulate", "simulate_trigger"]
@@ -88,7 +88,7 @@ def simulate(
         policy = MisfirePolicy(policy)  # type: ignore[arg-type]  # it checks
     if not isinstance(policy, MisfirePolicy):
         forms = "a MisfirePolicy or the name of an instruction"
-        raise TypeError(f"policy: expected {forms}, got {kind_of(policy)}.")
+        raise TypeError(f"policy: expected {forms}, got {type_name(policy)}.")
     seen = start or down_at
     trigger = trigger_for(schedule)
     state = trigger.first_state(to_millis(seen))

@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 __all__ = [
-    "brief",
-    "hidden",
-    "kind_of",
-    "named",
+    "describe_error",
+    "hide_secrets",
     "one_line",
-    "shown",
+    "quote",
+    "quote_name",
     "suggestion",
+    "type_name",
     "unknown_key",
     "unknown_word",
 ]
@@ -38,24 +38,24 @@ def _without_login(text: str) -> str:
     return re.sub(r"://.*@", "://***@", text)
 
 
-def hidden(text: str) -> str:
+def hide_secrets(text: str) -> str:
     """Return a text without the secrets in it."""
     return _SECRET.sub(r"\1***", _without_login(text))
 
 
-def shown(value: object) -> str:
+def quote(value: object) -> str:
     """Return the value as it may be shown: its secrets and arguments hidden, cut at 80 characters."""
     try:
         # A member of an enumeration of names is shown as one would write it.
-        text = hidden(repr(str(value) if isinstance(value, str) else _without_arguments(value)))
+        text = hide_secrets(repr(str(value) if isinstance(value, str) else _without_arguments(value)))
     except Exception:
         text = f"<{type(value).__name__}>"
     return _cut(text)
 
 
-def named(name: object) -> str:
+def quote_name(name: object) -> str:
     """Return a name as it may be shown: as it is, even when it speaks of passwords."""
-    return _cut(_without_login(repr(str(name)))) if isinstance(name, str) else shown(name)
+    return _cut(_without_login(repr(str(name)))) if isinstance(name, str) else quote(name)
 
 
 def _cut(text: str) -> str:
@@ -83,7 +83,7 @@ def _without_arguments(value: Any) -> Any:
     return value
 
 
-def kind_of(value: object) -> str:
+def type_name(value: object) -> str:
     """Return the name of a value's type; a task is a Task, whatever its own class is called."""
     return _call(value) or type(value).__name__
 
@@ -94,10 +94,10 @@ def one_line(text: str, longest: int = 200) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def brief(exc: BaseException) -> str:
+def describe_error(exc: BaseException) -> str:
     """Return the kind and the first line of an error: enough to find it, too little to carry arguments."""
     try:
-        text = hidden(str(exc).strip().split("\n")[0])
+        text = hide_secrets(str(exc).strip().split("\n")[0])
     except Exception:
         text = ""
     return one_line(f"{type(exc).__name__}: {text}" if text else type(exc).__name__)
@@ -115,9 +115,9 @@ def suggestion(word: object, words: Iterable[str]) -> str:
 
 
 def unknown_word(value: object, words: Collection[str], allowed: str = "Allowed") -> str:
-    return f"{shown(value)} is unknown.{suggestion(value, words)} {allowed}: {', '.join(words)}."
+    return f"{quote(value)} is unknown.{suggestion(value, words)} {allowed}: {', '.join(words)}."
 
 
 def unknown_key(key: object, words: Collection[str], what: str = "") -> str:
     fix = suggestion(key, words) or f" Allowed: {', '.join(words)}."
-    return f"{what or f'unknown key {shown(key)}'}.{fix}"
+    return f"{what or f'unknown key {quote(key)}'}.{fix}"

@@ -14,16 +14,7 @@ from celery import Signature, Task
 
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.misfire import MisfirePolicy
-from celery_misfire.texts import (
-    brief,
-    hidden,
-    named,
-    one_line,
-    shown,
-    suggestion,
-    unknown_key,
-    unknown_word,
-)
+from celery_misfire.texts import one_line, quote
 
 __all__ = [
     "Problems",
@@ -33,15 +24,7 @@ __all__ = [
     "as_line",
     "as_mapping",
     "as_seconds",
-    "brief",
-    "hidden",
-    "named",
-    "one_line",
     "policy_value",
-    "shown",
-    "suggestion",
-    "unknown_key",
-    "unknown_word",
 ]
 
 
@@ -109,13 +92,13 @@ def as_mapping(value: object) -> dict[Any, Any]:
 
 def as_bool(value: object) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"expected True or False, got {shown(value)}.")
+        raise ValueError(f"expected True or False, got {quote(value)}.")
     return value
 
 
 def as_count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"expected a whole number >= 0, got {shown(value)}.")
+        raise ValueError(f"expected a whole number >= 0, got {quote(value)}.")
     return value
 
 

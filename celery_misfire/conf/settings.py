@@ -26,13 +26,7 @@ from celery_misfire.conf.problems import (
     as_line,
     as_mapping,
     as_seconds,
-    hidden,
-    named,
     policy_value,
-    shown,
-    suggestion,
-    unknown_key,
-    unknown_word,
 )
 from celery_misfire.fire import LONGEST_NAME
 from celery_misfire.misfire import FITTING, MisfireInstruction, MisfirePolicy, TriggerType
@@ -45,6 +39,7 @@ from celery_misfire.store.url import (
     redis_of_celery,
     scheme_of,
 )
+from celery_misfire.texts import hide_secrets, quote, quote_name, suggestion, unknown_key, unknown_word
 from celery_misfire.triggers.kinds import trigger_for
 from celery_misfire.triggers.zones import checked_timezone
 
@@ -84,21 +79,21 @@ def _addresses(value: object) -> tuple[str, ...]:
         raise ValueError(f"expected a list of mail addresses, got {type(value).__name__}.")
     for address in value:
         if not isinstance(address, str) or not re.fullmatch(r"[^@\s,]+@[^@\s,]+", address):
-            raise ValueError(f"{shown(address)} is no mail address.")
+            raise ValueError(f"{quote(address)} is no mail address.")
     return tuple(value)
 
 
 def _lease_ttl(value: object) -> float:
     seconds = as_seconds(value)
     if seconds < 0.1:
-        raise ValueError(f"expected at least 0.1 seconds, got {shown(value)}.")
+        raise ValueError(f"expected at least 0.1 seconds, got {quote(value)}.")
     return seconds
 
 
 def _history(value: object) -> int:
     lines = as_count(value)
     if lines > 10**15:
-        raise ValueError(f"expected at most 10**15 lines, got {shown(value)}. Set it to 10000, for example.")
+        raise ValueError(f"expected at most 10**15 lines, got {quote(value)}. Set it to 10000, for example.")
     return lines
 
 
@@ -111,12 +106,12 @@ def _timezone(value: object) -> Any:
 
 def _namespace(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"expected a string, got {shown(value)}.")
+        raise ValueError(f"expected a string, got {quote(value)}.")
     if value == "__main__":
         raise ValueError("'__main__' is any script's name. Set misfire_namespace, for example 'shop'.")
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
         allowed = "1 to 64 of a-z, A-Z, 0-9, '_', '-', '.'"
-        raise ValueError(f"{shown(value)} is no namespace. Set misfire_namespace to {allowed}.")
+        raise ValueError(f"{quote(value)} is no namespace. Set misfire_namespace to {allowed}.")
     return value
 
 
@@ -144,7 +139,7 @@ def _instruction(value: object, trigger_type: TriggerType | None = None) -> Misf
     if isinstance(value, str) and value in fitting:
         return MisfireInstruction(value)
     if isinstance(value, str) and value in tuple(MisfireInstruction):
-        what = f"{shown(value)} does not fit a {trigger_type} schedule."
+        what = f"{quote(value)} does not fit a {trigger_type} schedule."
         raise ValueError(f"{what} {allowed}: {', '.join(fitting)}.")
     if isinstance(value, int) and not isinstance(value, bool):
         meanings = [
@@ -155,7 +150,7 @@ def _instruction(value: object, trigger_type: TriggerType | None = None) -> Misf
         told = f"{allowed}: {', '.join(fitting)}"
         if meanings:
             told = f"Quartz number {value} is {', '.join(meanings)}"
-        raise ValueError(f"expected a name, got {shown(value)}. {told}.")
+        raise ValueError(f"expected a name, got {quote(value)}. {told}.")
     raise ValueError(unknown_word(value, fitting, allowed))
 
 
@@ -164,7 +159,7 @@ def _instructions(value: object) -> dict[TriggerType, MisfireInstruction]:
     for key, name in as_mapping(value).items():
         with problems.at(""):
             trigger_type = TriggerType(_one_of(tuple(TriggerType), key))
-            with problems.at(f"[{shown(key)}]"):
+            with problems.at(f"[{quote(key)}]"):
                 result[trigger_type] = _instruction(name, trigger_type)
     problems.raise_wrong()
     return result
@@ -188,7 +183,7 @@ def policy_keys(
             given = value
         case _:
             forms = "a name, a dict such as {'instruction': 'fire_once_now'}, a MisfirePolicy or False"
-            raise ValueError(f"expected {forms}, got {shown(value)}.")
+            raise ValueError(f"expected {forms}, got {quote(value)}.")
     problems, result = Problems(), {}
     for key, item in given.items():
         if key not in _POLICY_DEFAULTS:
@@ -262,7 +257,9 @@ class Settings:
     def __repr__(self) -> str:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["redis_options"] = dict.fromkeys(self.redis_options, "***")
-        return f"Settings({', '.join(f'{name}={hidden(repr(value))}' for name, value in values.items())})"
+        return (
+            f"Settings({', '.join(f'{name}={hide_secrets(repr(value))}' for name, value in values.items())})"
+        )
 
     def policy_for(self, entry: str, misfire: object, trigger_type: TriggerType) -> MisfirePolicy | None:
         """Return the policy of an entry, None when misfire handling is off for it.
@@ -333,8 +330,8 @@ def _policy_of(
 def _sources(settings: Settings, entry: str, misfire: object) -> list[tuple[str, Any]]:
     """Return the places that say something of this entry's policy, the last word last."""
     places = {
-        f"misfire_policies[{named(entry)}]": settings.policies.get(entry),
-        f"beat_schedule[{named(entry)}].misfire": misfire,
+        f"misfire_policies[{quote_name(entry)}]": settings.policies.get(entry),
+        f"beat_schedule[{quote_name(entry)}].misfire": misfire,
     }
     return [(place, value) for place, value in places.items() if value is not None]
 
@@ -368,11 +365,11 @@ _OPTION_TYPES: tuple[tuple[str, str, tuple[type, ...]], ...] = (
 def _check_name(name: object) -> str:
     what = f"entry name must be a non-empty string of at most {LONGEST_NAME} characters"
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
-        raise ValueError(f"{what}, got {shown(name)}.")
+        raise ValueError(f"{what}, got {quote(name)}.")
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{what} that UTF-8 can write, got {shown(name)}.") from None
+        raise ValueError(f"{what} that UTF-8 can write, got {quote(name)}.") from None
     return name
 
 
@@ -417,7 +414,7 @@ def _check_entry(problems: Problems, place: str, entry: Mapping[Any, Any], known
         try:
             datetime.fromisoformat(expires)
         except ValueError:
-            what = f"expected a number of seconds or a datetime, got {shown(expires)}."
+            what = f"expected a number of seconds or a datetime, got {quote(expires)}."
             problems.add(f"{place}.options.expires", what)
     for key in options:
         if key == "misfire":
@@ -437,7 +434,7 @@ _ARITHMETIC = ("remaining_estimate", "is_due")
 
 def _trigger_type(app: Celery, schedule: Any, relative: bool) -> TriggerType:
     if isinstance(schedule, str):
-        raise ValueError(f"got the string {shown(schedule)}. Use {_cron_call(schedule)}.")
+        raise ValueError(f"got the string {quote(schedule)}. Use {_cron_call(schedule)}.")
     if isinstance(schedule, int | float | timedelta):
         schedule = timedelta(seconds=as_seconds(schedule))
     elif isinstance(schedule, type) or not hasattr(schedule, "is_due"):
@@ -452,7 +449,7 @@ def _trigger_type(app: Celery, schedule: Any, relative: bool) -> TriggerType:
     try:
         return trigger_for(maybe_schedule(schedule, relative, app=app)).trigger_type
     except ValueError as exc:
-        raise ValueError(f"{hidden(str(exc)).rstrip('.')}.") from None
+        raise ValueError(f"{hide_secrets(str(exc)).rstrip('.')}.") from None
     except Exception:
         # Its own code fails, perhaps only today: that is for the scheduler to quarantine.
         return TriggerType.CRON
@@ -478,7 +475,7 @@ def _entry_policy(
     except ValueError as exc:
         problems.add("beat_schedule", str(exc))
         return None
-    place, trigger_type = f"beat_schedule[{named(name)}]", None
+    place, trigger_type = f"beat_schedule[{quote_name(name)}]", None
     keys: Mapping[Any, Any] = {}
     with problems.at(place):
         keys = _keys_of(entry)
@@ -548,7 +545,7 @@ def _read(app: Celery) -> tuple[Settings, Problems]:
         problems.add("misfire_namespace", f"{what} Set misfire_namespace, for example 'shop'.")
     policies: dict[str, Any] = {}
     for entry, policy in values.get("policies", {}).items():
-        with problems.at(f"misfire_policies[{named(entry)}]"):
+        with problems.at(f"misfire_policies[{quote_name(entry)}]"):
             policies[entry] = policy_keys(policy)
     ttl = values.get("lease_ttl", Settings.lease_ttl)
     in_step = {
@@ -663,7 +660,7 @@ ENTRIES_OF_CELERY = {"celery.backend_cleanup"}
 def unknown_policies(settings: Settings, names: Collection[str]) -> list[str]:
     """Return a warning for every name in ``misfire_policies`` that is no entry, at least not yet."""
     return [
-        as_line(f"misfire_policies[{named(name)}]", f"no entry has this name.{suggestion(name, names)}")
+        as_line(f"misfire_policies[{quote_name(name)}]", f"no entry has this name.{suggestion(name, names)}")
         for name in settings.policies
         if name not in names
     ]
@@ -678,9 +675,9 @@ def warnings_for(app: Celery, settings: Settings, beat_schedule: Mapping[str, An
     deadline = app.conf.get("beat_cron_starting_deadline")
     if deadline is not None:
         fix = "Use max_lateness in a misfire policy."
-        warnings.append(as_line("beat_cron_starting_deadline", f"{shown(deadline)} is not used here. {fix}"))
+        warnings.append(as_line("beat_cron_starting_deadline", f"{quote(deadline)} is not used here. {fix}"))
     for name, entry in beat_schedule.items():
-        keys, place = _keys_of(entry), f"beat_schedule[{named(name)}]"
+        keys, place = _keys_of(entry), f"beat_schedule[{quote_name(name)}]"
         options = keys.get("options") or {}
         policy = _policy_of(Problems(), settings, name, keys.get("misfire"), None)
         for key in ("eta", "countdown"):
@@ -703,7 +700,7 @@ def warnings_for(app: Celery, settings: Settings, beat_schedule: Mapping[str, An
         if isinstance(threshold, float) and threshold >= (interval := _interval(app, keys)):
             where = _place_of("threshold", settings, name, keys.get("misfire"))
             if where not in places:
-                what = f"{threshold:g} is not less than the interval of {named(name)} ({interval:g})"
+                what = f"{threshold:g} is not less than the interval of {quote_name(name)} ({interval:g})"
                 then = "after an outage that is no longer, all runs are sent at once"
                 warnings.append(as_line(where, f"{what}: {then}. Set it to less than {interval:g}."))
             places.add(where)
@@ -714,7 +711,7 @@ def warnings_for(app: Celery, settings: Settings, beat_schedule: Mapping[str, An
                     dumps(keys[key], serializer)
                 except Exception:
                     # Its text is not shown: it can repeat the arguments.
-                    what = f"cannot be sent with the serializer {shown(serializer)}."
+                    what = f"cannot be sent with the serializer {quote(serializer)}."
                     warnings.append(as_line(f"{place}.{key}", f"{what} Use other types or another one."))
     unknown = unknown_policies(settings, beat_schedule.keys() | ENTRIES_OF_CELERY)
     return [*unknown, *map(spelling(app), warnings)]

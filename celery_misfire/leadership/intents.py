@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, Protocol
 
 from celery_misfire import records
-from celery_misfire.conf.problems import brief
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
 from celery_misfire.fire import task_id
 from celery_misfire.leadership.lease import Lease
@@ -30,6 +29,7 @@ from celery_misfire.misfire import (
 )
 from celery_misfire.records import Definition, EntryRecord, Intent
 from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.texts import describe_error
 
 __all__ = ["Intents", "Message", "Pause", "Publisher"]
 
@@ -164,7 +164,7 @@ class Intents:
     def refuse(self, name: str, exc: Exception) -> None:
         """Leave an entry aside that cannot be sent, and try again later."""
         if name not in self._refused:
-            logger.error("beat: entry %r cannot be sent and is tried again: %s", name, brief(exc))
+            logger.error("beat: entry %r cannot be sent and is tried again: %s", name, describe_error(exc))
             self._ledger.log({"event": "refused", "entry": name, "error": type(exc).__name__})
         pause = self._leave_aside(name)
         # A schedule that cannot be asked just now says nothing about the message.

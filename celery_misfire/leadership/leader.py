@@ -21,7 +21,6 @@ from functools import partial
 from itertools import islice
 
 from celery_misfire import records
-from celery_misfire.conf.problems import brief
 from celery_misfire.leadership.intents import Intents, Pause, Publisher
 from celery_misfire.leadership.lease import Lease, uptime
 from celery_misfire.leadership.ledger import Commit, Ledger
@@ -29,6 +28,7 @@ from celery_misfire.leadership.pending_misses import Reporter, Reports
 from celery_misfire.misfire import Outcome, Reason, plan
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.store.redis_store import Acquired, RedisStore
+from celery_misfire.texts import describe_error
 from celery_misfire.triggers.time_limit import NoAnswer, Patience
 
 __all__ = ["Leader"]
@@ -381,7 +381,7 @@ class Leader:
         if steady - self._told_broken.get(name, -REMIND_EVERY) >= REMIND_EVERY:
             self._told_broken[name] = steady
             pause.told = True
-            logger.error("beat: entry %r cannot be planned and is tried again: %s", name, brief(exc))
+            logger.error("beat: entry %r cannot be planned and is tried again: %s", name, describe_error(exc))
             self._ledger.log({"event": "broken", "entry": name, "error": type(exc).__name__})
         if isinstance(exc, NoAnswer):
             # Soon, as it costs nothing and may be there, and more and more seldom.

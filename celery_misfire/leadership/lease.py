@@ -8,9 +8,10 @@ import time
 import uuid
 from collections.abc import Callable
 
-from celery_misfire.conf.problems import LONGEST, brief, one_line
+from celery_misfire.conf.problems import LONGEST
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.store.redis_store import NO_STATE, Acquired, RedisStore
+from celery_misfire.texts import describe_error, one_line
 
 __all__ = ["Lease", "uptime"]
 
@@ -144,7 +145,7 @@ class Lease:
                     self._renew()
                 except Exception as exc:
                     # Without this thread the lease would run out again and again.
-                    logger.error("beat: the lease could not be renewed: %s", brief(exc))
+                    logger.error("beat: the lease could not be renewed: %s", describe_error(exc))
 
     def _renew(self) -> None:
         with self._lock:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery_misfire import records
-from celery_misfire.conf.problems import one_line, shown
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.records import EntryRecord
 from celery_misfire.store.redis_store import Change, RedisStore
+from celery_misfire.texts import one_line, quote
 
 __all__ = ["Commit", "Ledger"]
 
@@ -72,7 +72,7 @@ class Ledger(Mapping[str, EntryRecord]):
                 if record.name != name:
                     raise ValueError("it belongs to another entry")
             except ValueError as exc:
-                what = f"the state of entry {shown(name)} cannot be used: {one_line(str(exc))}"
+                what = f"the state of entry {quote(name)} cannot be used: {one_line(str(exc))}"
                 logger.error("beat: %s; planned from now", what)
             else:
                 self._records[name] = record

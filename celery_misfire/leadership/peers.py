@@ -15,9 +15,9 @@ from typing import Any
 
 from celery import Celery
 
-from celery_misfire.conf.problems import named, shown
 from celery_misfire.conf.settings import Settings
 from celery_misfire.misfire import MisfirePolicy
+from celery_misfire.texts import quote, quote_name
 
 __all__ = ["describe", "difference"]
 
@@ -80,7 +80,7 @@ def difference(ours: tuple[str, str], theirs: tuple[str, str]) -> str:
         settings, known = our_beat["settings"], beat["settings"]
         # A setting that one of the two does not know is that of another version.
         unequal = [str(name) for name in settings if known.get(name, settings[name]) != settings[name]]
-        found = [f"the app is {shown(our_beat['app'])} here and {shown(beat['app'])} there"]
+        found = [f"the app is {quote(our_beat['app'])} here and {quote(beat['app'])} there"]
         found = found if our_beat["app"] != beat["app"] else []
         found += [", ".join(unequal)] if unequal else []
         both = our_entries.keys() & entries.keys()
@@ -102,6 +102,6 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _named(names: set[str]) -> str:
-    told = ", ".join(named(name) for name in sorted(names)[:NAMED])
+    told = ", ".join(quote_name(name) for name in sorted(names)[:NAMED])
     more = len(names) - NAMED
     return f"{'entry' if len(names) == 1 else 'entries'} {told}" + (f" and {more} more" if more > 0 else "")

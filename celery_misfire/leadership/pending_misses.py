@@ -14,12 +14,12 @@ from itertools import groupby, islice
 from typing import Any, Protocol, cast
 
 from celery_misfire import records
-from celery_misfire.conf.problems import brief, one_line, shown
 from celery_misfire.fire import task_id
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.misfire import Misfire, MissedFire, Outcome, from_millis
 from celery_misfire.records import Definition, EntryRecord, Unreported
 from celery_misfire.sending.missed_runs import Report, log_line
+from celery_misfire.texts import describe_error, one_line, quote
 
 __all__ = ["Reporter", "Reports"]
 
@@ -97,7 +97,9 @@ class Reports:
             found = list(islice(times, PORTION + 1))
         except Exception as exc:
             # A schedule of the app's own may raise anything. No occurrence goes without a record for that.
-            logger.warning("beat: the missed runs of %r are reported together: %s", record.name, brief(exc))
+            logger.warning(
+                "beat: the missed runs of %r are reported together: %s", record.name, describe_error(exc)
+            )
             return together, ()
         rest = (replace(lost, first=following, count=lost.count - PORTION) for following in found[PORTION:])
         return [(moment, moment, 1) for moment in found[:PORTION]], tuple(rest)
@@ -158,7 +160,7 @@ class Reports:
             outcomes.append(f"{count} missed ({reason}, result {id_})")
         logger.warning(
             "beat: misfire of %s (%s): scheduled %s, now %s, late by %.3f s (%s), %s: %s; next %s",
-            shown(name),
+            quote(name),
             one_line(task),
             from_millis(misfire.first).isoformat(),
             from_millis(now).isoformat(),

@@ -16,7 +16,7 @@ from kombu import Connection, Producer
 
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError
 
-__all__ = ["TIMEOUT", "Broker", "kind"]
+__all__ = ["TIMEOUT", "Broker", "name_error"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Broker:
                 self._producer = self._connect()
             except Exception as exc:
                 self.drop()
-                raise BrokerUnavailable(kind(exc)) from None
+                raise BrokerUnavailable(name_error(exc)) from None
         return self._producer
 
     @property
@@ -69,7 +69,7 @@ class Broker:
             except BrokerUnavailable:
                 pass
             except Exception as exc:
-                logger.debug("the connection to the broker has ended: %s", kind(exc))
+                logger.debug("the connection to the broker has ended: %s", name_error(exc))
                 return self.drop()
             if self._blocked:
                 raise BrokerUnavailable(_BLOCKED)
@@ -127,7 +127,7 @@ class Broker:
             try:
                 getattr(connection, how)()
             except Exception as exc:
-                logger.debug("closing a connection to the broker failed: %s", kind(exc))
+                logger.debug("closing a connection to the broker failed: %s", name_error(exc))
 
 
 class _Producer(Producer):
@@ -159,7 +159,7 @@ class _Producer(Producer):
         except Exception as exc:
             # Py-amqp may raise anything when a connection has ended.
             if isinstance(exc, self._failures) or not self._client.connected:
-                raise BrokerUnavailable(kind(exc)) from None
+                raise BrokerUnavailable(name_error(exc)) from None
             raise
         self.unfinished = False
         return result
@@ -183,7 +183,7 @@ def _can_be_read(connection: Connection) -> bool:
         return bool(selector.select(0))
 
 
-def kind(exc: BaseException) -> str:
+def name_error(exc: BaseException) -> str:
     """Return an error without what it may quote: a URL, or arguments."""
     return f"{type(exc).__name__}" + (
         f" ({exc.strerror})" if isinstance(exc, OSError) and exc.strerror else ""

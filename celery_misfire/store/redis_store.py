@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from celery_misfire.conf.problems import as_line, shown
+from celery_misfire.conf.problems import as_line
 from celery_misfire.exceptions import (
     LeaseLost,
     MisfireConfigError,
@@ -35,6 +35,7 @@ from celery_misfire.exceptions import (
 )
 from celery_misfire.records import SCHEMA
 from celery_misfire.store.url import address, scheme_of, sentinels_of, split_url
+from celery_misfire.texts import quote
 
 __all__ = ["LONGEST_CALL", "NO_STATE", "OLDEST", "Acquired", "Change", "RedisStore", "Watched"]
 
@@ -373,7 +374,7 @@ class RedisStore:
             raise NewerSchema(f"{self.state_key} holds a _meta that is not ours") from None
         if schema != SCHEMA:
             raise NewerSchema(
-                f"{self.state_key} has schema {shown(schema)}, this version works with {SCHEMA}"
+                f"{self.state_key} has schema {quote(schema)}, this version works with {SCHEMA}"
             )
         return str(found.get("app") or "")
 

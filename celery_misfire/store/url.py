@@ -16,18 +16,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 from kombu.utils.imports import symbol_by_name
 
-from celery_misfire.conf.problems import (
-    Problems,
-    Wrong,
-    as_bool,
-    as_count,
-    as_mapping,
-    as_seconds,
-    shown,
-    suggestion,
-    unknown_word,
-)
-from celery_misfire.texts import kind_of
+from celery_misfire.conf.problems import Problems, Wrong, as_bool, as_count, as_mapping, as_seconds
+from celery_misfire.texts import quote, suggestion, type_name, unknown_word
 
 __all__ = [
     "OPTIONS",
@@ -228,7 +218,7 @@ def _requirement(value: object) -> object:
 
 def _protocol(value: object) -> object:
     if isinstance(value, bool) or value not in (2, 3):
-        raise ValueError(f"expected 2 or 3, got {shown(value)}.")
+        raise ValueError(f"expected 2 or 3, got {quote(value)}.")
     return value
 
 
@@ -240,28 +230,28 @@ def _version(value: Any) -> object:
     try:
         return ssl.TLSVersion(value)
     except ValueError:
-        raise ValueError(f"expected a member of ssl.TLSVersion, got {shown(value)}.") from None
+        raise ValueError(f"expected a member of ssl.TLSVersion, got {quote(value)}.") from None
 
 
 def _text(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, str | bytes | int):
         # The value is not shown: it may be a password.
-        raise ValueError(f"expected a string, got {kind_of(value)}.")
+        raise ValueError(f"expected a string, got {type_name(value)}.")
     return value
 
 
 def _path(kind: str, exists: Callable[[Any], bool], value: object) -> object:
     if not isinstance(value, str | os.PathLike):
-        raise ValueError(f"expected the path of a {kind}, got {kind_of(value)}.")
+        raise ValueError(f"expected the path of a {kind}, got {type_name(value)}.")
     if not exists(value):
-        raise ValueError(f"{kind} {shown(os.fspath(value))} does not exist.")
+        raise ValueError(f"{kind} {quote(os.fspath(value))} does not exist.")
     return value
 
 
 def _socket_options(value: object) -> object:
     if not isinstance(value, Mapping) or not all(isinstance(key, int) for key in value):
         what = "expected a dict such as {socket.TCP_KEEPIDLE: 60}"
-        raise ValueError(f"{what}, got {kind_of(value)}.")
+        raise ValueError(f"{what}, got {type_name(value)}.")
     return value
 
 
@@ -271,10 +261,10 @@ def _provider(value: Any) -> object:
         try:
             value = symbol_by_name(value)()
         except Exception as exc:
-            what = f"a credential provider cannot be made of {shown(value)} ({type(exc).__name__})."
+            what = f"a credential provider cannot be made of {quote(value)} ({type(exc).__name__})."
             raise ValueError(f"{what} Name a class that needs no arguments.") from None
     if isinstance(value, type) or not callable(getattr(value, "get_credentials", None)):
-        raise ValueError(f"expected an object that has get_credentials(), got {kind_of(value)}.")
+        raise ValueError(f"expected an object that has get_credentials(), got {type_name(value)}.")
     return value
 
 
@@ -348,7 +338,7 @@ def check_option(key: object, scheme: str) -> None:
             f"{key!r} does not apply to {scheme}://, only to {fitting}. Remove it or change the URL."
         )
     fix = suggestion(key, OPTIONS[scheme]) or " Use the connection options of redis-py."
-    raise ValueError(f"unknown key {shown(key)}.{fix}")
+    raise ValueError(f"unknown key {quote(key)}.{fix}")
 
 
 def checked_options(value: object) -> dict[str, Any]:
@@ -363,7 +353,7 @@ def checked_options(value: object) -> dict[str, Any]:
                 for name in result[key]:
                     if name not in _SENTINEL_KWARGS:
                         fix = suggestion(name, _SENTINEL_KWARGS) or " Use the connection options of redis-py."
-                        problems.add(f"[{key!r}]", f"unknown key {shown(name)}.{fix}")
+                        problems.add(f"[{key!r}]", f"unknown key {quote(name)}.{fix}")
     problems.raise_wrong()
     return result
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo, available_timezones
 
 from celery_misfire.misfire import FireTimes, from_millis
-from celery_misfire.texts import shown, suggestion
+from celery_misfire.texts import quote, suggestion
 from celery_misfire.triggers.wall_times import DAY, FIRST_MOMENT, HORIZON, LAST_MOMENT, SECOND
 
 __all__ = [
@@ -296,7 +296,7 @@ def checked_timezone(value: Any) -> Any:
             ZoneInfo(value)
         except (KeyError, OSError, TypeError, ValueError):
             near = suggestion(value, available_timezones())
-            what = f"timezone: expected the name of a time zone or a tzinfo, got {shown(value)}"
+            what = f"timezone: expected the name of a time zone or a tzinfo, got {quote(value)}"
             raise ValueError(f"{what}.{near}" if near else what) from None
     return value
 

@@ -32,13 +32,13 @@ from celery.worker.state import task_ready
 
 from celery_misfire import fire, result
 from celery_misfire.conf import settings as conf
-from celery_misfire.conf.problems import one_line, shown
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.fire import Fire, isoformat
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Outcome, Reason, to_millis
 from celery_misfire.sending.missed_runs import Part, Report, Reporter, log_line, report
 from celery_misfire.signals import task_started_late
 from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.texts import one_line, quote
 from celery_misfire.worker.watch import Watch
 
 __all__ = ["Guard", "Request", "install"]
@@ -105,7 +105,7 @@ class _Copy:
 
     def __str__(self) -> str:
         scheduled = isoformat(self.fire.scheduled_fire_time)
-        return f"{shown(self.fire.entry)} ({one_line(self.task)}[{self.task_id}], scheduled {scheduled})"
+        return f"{quote(self.fire.entry)} ({one_line(self.task)}[{self.task_id}], scheduled {scheduled})"
 
 
 class _Fields(Protocol):

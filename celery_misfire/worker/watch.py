@@ -16,7 +16,6 @@ from celery import Celery
 from celery.schedules import maybe_schedule
 
 from celery_misfire import records
-from celery_misfire.conf.problems import one_line, shown
 from celery_misfire.conf.settings import Settings
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.fire import isoformat
@@ -24,6 +23,7 @@ from celery_misfire.misfire import AUTO_THRESHOLD, from_millis, threshold_millis
 from celery_misfire.records import EntryRecord
 from celery_misfire.signals import beat_overdue
 from celery_misfire.store.redis_store import RedisStore, Watched
+from celery_misfire.texts import one_line, quote
 from celery_misfire.triggers.kinds import trigger_for
 
 __all__ = ["Watch"]
@@ -152,7 +152,7 @@ class Watch:
         # Noted first: another worker must not tell it again.
         if self._keep_watch(alarm=str(since)) is None:
             return
-        told = ", ".join(map(shown, names[:NAMED]))
+        told = ", ".join(map(quote, names[:NAMED]))
         if len(names) > NAMED:
             told += f" and {len(names) - NAMED} more"
         when = isoformat(from_millis(since))
@@ -173,7 +173,7 @@ def _told(line: dict[str, Any]) -> str:
         if line["count"] > 1:
             when += f" to {isoformat(from_millis(line['last']))}"
         told = (
-            f"{shown(line['entry'])}, {runs}, scheduled {when}, reason {line['reason']}, "
+            f"{quote(line['entry'])}, {runs}, scheduled {when}, reason {line['reason']}, "
             f"instruction {line['instruction']}, result {line['id']}"
         )
     except (KeyError, TypeError, ValueError, OverflowError):
