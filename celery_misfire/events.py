@@ -1,0 +1,320 @@
+"""What was decided and what happened: one frozen class per line of the log.
+
+Pure. The leader and the workers make events. Each one is written to the log in Redis together with the
+records that it explains. After that, everybody who wants to know of it (log lines, signals, metrics, pages)
+gets the same object. Moments are milliseconds since 1970 UTC.
+
+Words (reasons, instructions, outcomes) are plain strings here, so that an event of another version keeps the
+words that this one does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, tzinfo
+from itertools import groupby
+from typing import Any, ClassVar
+
+from celery_misfire.misfire import Outcome, from_millis
+from celery_misfire.texts import one_line, quote_name
+
+__all__ = [
+    "Broken",
+    "Event",
+    "Led",
+    "Merged",
+    "Misfired",
+    "Missed",
+    "Refused",
+    "Sent",
+    "StartedLate",
+    "decode",
+    "sentences",
+]
+
+#: The longest sentence, in characters.
+LONGEST_SENTENCE = 500
+
+_KINDS: dict[str, type[Event]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A line of the log."""
+
+    #: The word for this class in the log.
+    kind: ClassVar[str]
+
+    def __init_subclass__(cls, kind: str) -> None:
+        cls.kind = kind
+        _KINDS[kind] = cls
+
+    @property
+    def written_at(self) -> int | None:
+        """When the event was made, by the clock of its maker; None when it does not say."""
+        return None
+
+    def encode(self) -> dict[str, Any]:
+        """Return the line as plain JSON types; what is None is left out."""
+        return {"event": self.kind} | {name: value for name, value in vars(self).items() if value is not None}
+
+    def sentence(self, zone: tzinfo = UTC) -> str:
+        """Return the event in words, on one line; moments are in this time zone."""
+        raise NotImplementedError
+
+
+def decode(line: Mapping[str, Any]) -> Event | None:
+    """Return the event that a line of the log tells of.
+
+    :returns: None for a line that is not ours, or of a kind that this version does not know. Unknown fields
+        are passed over.
+    """
+    kind = line.get("event")
+    cls = _KINDS.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        return None
+    given: dict[str, Any] = {}
+    for field in fields(cls):
+        value = line.get(field.name)
+        if value is None:
+            continue
+        allowed = _TYPES[str(field.type).removesuffix(" | None")]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            return None
+        given[field.name] = value
+    try:
+        return cls(**given)
+    except TypeError:
+        # A field is missing.
+        return None
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "str": (str,),
+    "bool": (bool,),
+    "Mapping[str, int]": (dict,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Led(Event, kind="lead"):
+    """A beat began to lead.
+
+    :param epoch: number of its term of leadership.
+    :param reason: why runs up to now are late.
+    :param cold: there was no state.
+    """
+
+    epoch: int
+    reason: str
+    cold: bool
+    now: int
+
+    @property
+    def written_at(self) -> int:
+        return self.now
+
+    def sentence(self, zone: tzinfo = UTC) -> str:
+        return f"beat leads since {_time(self.now, zone)} ({self.reason})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misfired(Event, kind="misfire"):
+    """An entry misfired, and its instruction was applied.
+
+    :param first: scheduled time of the oldest occurrence that misfired; `last` of the newest.
+    :param late_by: how late the oldest one is, in milliseconds.
+    :param resolved: what the instruction stands for.
+    :param outcomes: how many occurrences end in which way.
+    :param next: the next fire time, None for never (or, in a line of an older version, unknown).
+    """
+
+    entry: str
+    task: str = ""
+    first: int
+    last: int
+    count: int
+    now: int
+    late_by: int | None = None
+    reason: str
+    instruction: str
+    resolved: str
+    outcomes: Mapping[str, int]
+    next: int | None = None
+
+    @property
+    def written_at(self) -> int:
+        return self.now
+
+    def sentence(self, zone: tzinfo = UTC, lost: Sequence[Missed] = ()) -> str:
+        """Return the event in words.
+
+        :param lost: what this misfire left to be recorded as missed.
+        """
+        instruction = self.instruction
+        if self.resolved != self.instruction:
+            instruction += f" -> {self.resolved}"
+        outcomes = [
+            f"{n} {outcome}" for outcome, n in self.outcomes.items() if not lost or outcome != Outcome.MISSED
+        ]
+        for reason, alike in groupby(lost, lambda miss: miss.reason):
+            first, *more = alike
+            count = first.count + sum(miss.count for miss in more)
+            why = "" if reason == self.reason else f"{reason}, "
+            outcomes.append(f"{count} missed ({why}result {first.id})")
+        late_by = self.now - self.first if self.late_by is None else self.late_by
+        return (
+            f"misfire of {quote_name(self.entry)} ({one_line(self.task)}): "
+            f"scheduled {_time(self.first, zone)}, now {_time(self.now, zone)}, late by {late_by / 1000:.3f} s ({self.reason}), {instruction}: "
+            f"{', '.join(outcomes)}; next {'never' if self.next is None else _time(self.next, zone)}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missed(Event, kind="missed"):
+    """Occurrences that never run.
+
+    :param now: when they were given up; None in a line of an older version.
+    :param instruction: the instruction that was applied.
+    :param id: task id of the first of them, which is the id of their result.
+    :param worker: the worker that gave the run up, None for beat.
+    """
+
+    entry: str
+    task: str = ""
+    first: int
+    last: int
+    count: int
+    reason: str
+    instruction: str
+    id: str
+    now: int | None = None
+    worker: str | None = None
+
+    @property
+    def written_at(self) -> int | None:
+        return self.now
+
+    def sentence(self, zone: tzinfo = UTC) -> str:
+        runs = "1 run" if self.count == 1 else f"{self.count} runs"
+        when = _time(self.first, zone)
+        if self.count > 1:
+            when += f" to {_time(self.last, zone)}"
+        of = f" of {one_line(self.task, 120)}" if self.task else ""
+        return (
+            f"{quote_name(self.entry)} missed {runs}{of}, scheduled {when} ({self.reason}), "
+            f"{self.instruction}; result {self.id}"
+        )[:LONGEST_SENTENCE]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent(Event, kind="sent"):
+    """The broker took the message of a run.
+
+    :param merged: how many further occurrences the run stands for.
+    """
+
+    entry: str
+    outcome: str
+    scheduled: int
+    fire_time: int
+    merged: int = 0
+    id: str
+
+    @property
+    def written_at(self) -> int:
+        return self.fire_time
+
+    def sentence(self, zone: tzinfo = UTC) -> str:
+        return (
+            f"{quote_name(self.entry)} {self.outcome}: scheduled {_time(self.scheduled, zone)}, "
+            f"sent {_time(self.fire_time, zone)}, id {self.id}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartedLate(Event, kind="late"):
+    """A worker started a run later than its threshold allows.
+
+    :param late_by: in milliseconds.
+    """
+
+    entry: str
+    scheduled: int
+    late_by: int
+    id: str
+    worker: str = ""
+
+    def sentence(self, zone: tzinfo = UTC) -> str:
+        return (
+            f"{quote_name(self.entry)} started late by {self.late_by / 1000:.3f} s: scheduled "
+            f"{_time(self.scheduled, zone)}, id {self.id}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged(Event, kind="merged"):
+    """A worker dropped a run, as a late run of its entry stands for it."""
+
+    entry: str
+    scheduled: int
+    id: str
+    worker: str = ""
+
+    def sentence(self, zone: tzinfo = UTC) -> str:
+        return (
+            f"{quote_name(self.entry)} merged the run scheduled {_time(self.scheduled, zone)} "
+            f"into a late run, id {self.id}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Event, kind="broken"):
+    """The schedule of an entry failed.
+
+    :param error: kind of the error.
+    """
+
+    entry: str
+    error: str
+
+    def sentence(self, zone: tzinfo = UTC) -> str:
+        return f"{quote_name(self.entry)} cannot be planned ({self.error})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused(Event, kind="refused"):
+    """The message of an entry could not be sent.
+
+    :param error: kind of the error.
+    """
+
+    entry: str
+    error: str
+
+    def sentence(self, zone: tzinfo = UTC) -> str:
+        return f"{quote_name(self.entry)} cannot be sent ({self.error})"
+
+
+def sentences(events: Iterable[Event], zone: tzinfo = UTC) -> Iterator[tuple[Event, str]]:
+    """Yield those events of one commit that need a line each, and that line.
+
+    What a misfire left to be recorded as missed is part of the misfire's line.
+    """
+    events = list(events)
+    for event in events:
+        match event:
+            case Misfired():
+                lost = [e for e in events if isinstance(e, Missed) and e.entry == event.entry]
+                yield event, event.sentence(zone, lost)
+            case Missed():
+                if not any(isinstance(e, Misfired) and e.entry == event.entry for e in events):
+                    yield event, event.sentence(zone)
+            case _:
+                yield event, event.sentence(zone)
+
+
+def _time(moment: int, zone: tzinfo) -> str:
+    return from_millis(moment).astimezone(zone).isoformat(timespec="milliseconds")

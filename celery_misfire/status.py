@@ -1,0 +1,66 @@
+"""Where entries stand: the next expected run, how late it is, and whether that is too late.
+
+Pure, and the only answer: the watch, the admin's list and its timeline all ask here, so that they cannot
+contradict each other. Moments and lengths are milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Trigger, threshold_millis
+from celery_misfire.records import EntryRecord
+
+__all__ = ["Status", "status_of"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where one entry stands.
+
+    :param is_known: beat has planned the entry, by the schedule that it has now.
+    :param next_fire_time: the next expected fire time, which may be past; None when there is none.
+    :param late_by: how long ago that was, 0 while it is still to come.
+    :param threshold: how late it may be.
+    :param is_overdue: it is late by the threshold or more, and beat has not decided about it.
+    """
+
+    is_known: bool = False
+    next_fire_time: int | None = None
+    late_by: int = 0
+    threshold: int = AUTO_THRESHOLD
+    is_overdue: bool = False
+
+
+def status_of(
+    record: EntryRecord | None,
+    trigger: Trigger | None,
+    policy: MisfirePolicy | None,
+    now: int,
+    *,
+    default_threshold: int = AUTO_THRESHOLD,
+) -> Status:
+    """Return where an entry stands.
+
+    :param trigger: the schedule as it is now; None where only beat knows it.
+    :param policy: the policy in force, None when misfire handling is off.
+    :param default_threshold: holds where the schedule is not known, or fails in its own code.
+    """
+    if record is None or record.removed_at is not None:
+        return Status()
+    if trigger is not None and record.fingerprint != trigger.fingerprint:
+        return Status()
+    due = record.state.next_fire_time
+    if due is None:
+        return Status(is_known=True)
+    if due >= now:
+        return Status(is_known=True, next_fire_time=due)
+    threshold = default_threshold
+    if trigger is not None:
+        try:
+            threshold = threshold_millis(policy, due, trigger.fire_times(record.state).after(due))
+        except Exception:
+            # A schedule may fail in its own code, such as the sun's at the poles.
+            threshold = default_threshold
+    late_by = now - due
+    return Status(True, due, late_by, threshold, late_by >= threshold)

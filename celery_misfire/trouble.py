@@ -1,0 +1,53 @@
+"""Something that fails and is tried again: say it once, back off, remind, say that it is over."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["Trouble"]
+
+
+@dataclass
+class Trouble:
+    """What is wrong at one place, and for how long. Times are seconds on a clock that nobody sets.
+
+    :param first_wait: wait before the first new try; each failure in a row doubles it.
+    :param longest_wait: no wait is longer.
+    :param remind_every: time after which it is to be said again.
+    """
+
+    first_wait: float = 1.0
+    longest_wait: float = 60.0
+    remind_every: float = math.inf
+    #: When the next try is due.
+    until: float = 0.0
+    _since: float | None = None
+    _wait: float = 0.0
+    _said_at: float = -math.inf
+
+    @property
+    def is_on(self) -> bool:
+        """True from the first failure to the next success."""
+        return self._since is not None
+
+    def is_waiting(self, now: float) -> bool:
+        """Return True while the next try is still to come."""
+        return self.until > now
+
+    def fail(self, now: float) -> bool:
+        """Note a failure; return True when it is to be said, as it is new or a reminder is due."""
+        if self._since is None:
+            self._since = now
+        self._wait = min(self.longest_wait, self._wait * 2 or self.first_wait)
+        self.until = now + self._wait
+        if now - self._said_at < self.remind_every:
+            return False
+        self._said_at = now
+        return True
+
+    def end(self, now: float) -> float | None:
+        """Note a success; return how long the trouble was, None when there was none."""
+        since, self._since = self._since, None
+        self.until, self._wait, self._said_at = 0.0, 0.0, -math.inf
+        return None if since is None else now - since

@@ -1,0 +1,164 @@
+"""Events: their text in the log, what is read back from it, and their sentences."""
+
+from __future__ import annotations
+
+import json
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from celery_misfire.events import (
+    Broken,
+    Event,
+    Led,
+    Merged,
+    Misfired,
+    Missed,
+    Refused,
+    Sent,
+    StartedLate,
+    decode,
+    sentences,
+)
+from celery_misfire.misfire import MisfireInstruction, Outcome, Reason
+
+NINE = 1_772_442_000_000  # 2026-03-02 09:00 UTC
+HOUR = 3_600_000
+BERLIN = ZoneInfo("Europe/Berlin")
+
+MISFIRED = Misfired(
+    entry="reports",
+    task="shop.reports",
+    first=NINE,
+    last=NINE + HOUR,
+    count=2,
+    now=NINE + 4_500_000,
+    late_by=4_500_000,
+    reason=Reason.SCHEDULER_DOWN,
+    instruction=MisfireInstruction.SMART_POLICY,
+    resolved=MisfireInstruction.FIRE_ONCE_NOW,
+    outcomes={Outcome.RECOVERED: 1, Outcome.MERGED: 1},
+    next=NINE + 2 * HOUR,
+)
+MISSED = Missed(
+    entry="stocks",
+    task="shop.stocks",
+    first=NINE,
+    last=NINE + HOUR,
+    count=5,
+    reason=Reason.FAILOVER,
+    instruction=MisfireInstruction.DO_NOTHING,
+    id="abc",
+    now=NINE + 2 * HOUR,
+)
+EVENTS = [
+    Led(epoch=7, reason=Reason.FAILOVER, cold=False, now=NINE),
+    MISFIRED,
+    MISSED,
+    Sent(entry="a", outcome=Outcome.FIRED, scheduled=NINE, fire_time=NINE + 3, merged=2, id="i"),
+    StartedLate(entry="a", scheduled=NINE, late_by=1_500, id="i", worker="w@h"),
+    Merged(entry="a", scheduled=NINE, id="i", worker="w@h"),
+    Broken(entry="a", error="ValueError"),
+    Refused(entry="a", error="PublishRejected"),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda e: e.kind)
+def test_an_event_survives_its_text(event: Event):
+    assert decode(json.loads(json.dumps(event.encode()))) == event
+
+
+def test_the_texts_in_the_log_stay_what_they_are():
+    texts = [json.dumps(event.encode()) for event in EVENTS]
+    assert texts == [
+        '{"event": "lead", "epoch": 7, "reason": "failover", "cold": false, "now": 1772442000000}',
+        '{"event": "misfire", "entry": "reports", "task": "shop.reports", "first": 1772442000000, '
+        '"last": 1772445600000, "count": 2, "now": 1772446500000, "late_by": 4500000, '
+        '"reason": "scheduler_down", "instruction": "smart_policy", "resolved": "fire_once_now", '
+        '"outcomes": {"recovered": 1, "merged": 1}, "next": 1772449200000}',
+        '{"event": "missed", "entry": "stocks", "task": "shop.stocks", "first": 1772442000000, '
+        '"last": 1772445600000, "count": 5, "reason": "failover", "instruction": "do_nothing", "id": "abc", '
+        '"now": 1772449200000}',
+        '{"event": "sent", "entry": "a", "outcome": "fired", "scheduled": 1772442000000, '
+        '"fire_time": 1772442000003, "merged": 2, "id": "i"}',
+        '{"event": "late", "entry": "a", "scheduled": 1772442000000, "late_by": 1500, "id": "i", '
+        '"worker": "w@h"}',
+        '{"event": "merged", "entry": "a", "scheduled": 1772442000000, "id": "i", "worker": "w@h"}',
+        '{"event": "broken", "entry": "a", "error": "ValueError"}',
+        '{"event": "refused", "entry": "a", "error": "PublishRejected"}',
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        # As the version before this one wrote them.
+        {"event": "missed", "entry": "a", "first": 1, "last": 2, "count": 2, "reason": "capped"}
+        | {"instruction": "do_nothing", "id": "i"},
+        {"event": "misfire", "entry": "a", "first": 1, "last": 1, "count": 1, "now": 9, "reason": "failover"}
+        | {"instruction": "do_nothing", "resolved": "do_nothing", "outcomes": {"missed": 1}},
+        # As a later version may write them.
+        {"event": "broken", "entry": "a", "error": "E", "since": 12, "colour": "red"},
+        {"event": "lead", "epoch": 1, "reason": "a_word_of_tomorrow", "cold": True, "now": 3},
+    ],
+)
+def test_lines_of_other_versions_are_read_as_far_as_they_go(line: dict):
+    event = decode(line)
+    assert event is not None
+    assert event.sentence()
+    assert {k: v for k, v in event.encode().items() if k in line and v != line[k]} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {},
+        {"event": "invented", "entry": "a"},
+        {"event": ["lead"]} | {"epoch": 1},
+        {"event": "sent", "entry": "a"},
+        {"event": "lead", "epoch": "1", "reason": "failover", "cold": False, "now": 3},
+        {"event": "lead", "epoch": True, "reason": "failover", "cold": False, "now": 3},
+        {"event": "broken", "entry": "a", "error": {"text": "a dict"}},
+    ],
+)
+def test_what_is_no_line_of_ours_is_none(line: dict):
+    assert decode(line) is None
+
+
+def test_a_misfire_is_one_sentence_in_the_zone_of_the_app():
+    [(event, text)] = sentences([MISFIRED], BERLIN)
+    assert event is MISFIRED
+    assert text == (
+        "misfire of 'reports' (shop.reports): scheduled 2026-03-02T10:00:00.000+01:00, "
+        "now 2026-03-02T11:15:00.000+01:00, late by 4500.000 s (scheduler_down), "
+        "smart_policy -> fire_once_now: 1 recovered, 1 merged; next 2026-03-02T12:00:00.000+01:00"
+    )
+
+
+def test_what_a_misfire_left_is_in_its_sentence_and_has_none_of_its_own():
+    misfire = Misfired(**vars(MISFIRED) | {"entry": "stocks", "outcomes": {"missed": 5, "recovered": 1}})
+    other = Missed(**vars(MISSED) | {"entry": "other", "count": 1, "last": NINE})
+    told = {event.entry: text for event, text in sentences([MISSED, misfire, other])}
+    assert "1 recovered, 5 missed (failover, result abc); next" in told["stocks"]
+    assert told["other"] == (
+        "'other' missed 1 run of shop.stocks, scheduled 2026-03-02T09:00:00.000+00:00 (failover), "
+        "do_nothing; result abc"
+    )
+    assert len(told) == 2
+
+
+def test_a_reason_that_is_the_misfires_own_is_not_said_twice():
+    misfire = Misfired(
+        **vars(MISFIRED) | {"entry": "stocks", "reason": "failover", "outcomes": {"missed": 5}}
+    )
+    [(_, text)] = sentences([misfire, MISSED])
+    assert text.count("failover") == 1
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda e: e.kind)
+def test_a_sentence_is_one_line_whatever_an_entry_is_called(event: Event):
+    if isinstance(event, Led):
+        return
+    hostile = type(event)(**vars(event) | {"entry": "a\nb\x1b[31m" + "x" * 300})
+    assert hostile.sentence().isprintable()
+    assert len(hostile.sentence()) <= 700
