@@ -155,7 +155,7 @@ def test_what_a_misfire_left_is_in_its_sentence_and_its_own_reason_is_not_said_t
 def test_what_is_missed_is_one_sentence():
     told = "missed 5 runs of shop.stocks, scheduled 2026-03-02T09:00:00.000+00:00 to "
     assert MISSED.sentence() == (
-        f"'stocks' {told}2026-03-02T10:00:00.000+00:00 (failover), do_nothing; result abc"
+        f"'stocks' {told}2026-03-02T10:00:00.000+00:00, reason failover, instruction do_nothing, result abc"
     )
 
 
