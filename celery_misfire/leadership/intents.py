@@ -28,7 +28,8 @@ from celery_misfire.misfire import (
     threshold_millis,
 )
 from celery_misfire.records import Definition, EntryRecord, Intent
-from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store import registers
+from celery_misfire.store.port import Store
 from celery_misfire.texts import describe_error
 
 __all__ = ["Intents", "Message", "Pause", "Publisher"]
@@ -94,7 +95,7 @@ class Intents:
 
     def __init__(
         self,
-        store: RedisStore,
+        store: Store,
         lease: Lease,
         ledger: Ledger,
         definitions: Mapping[str, Definition],
@@ -239,9 +240,9 @@ class Intents:
         """
         late = intent.outcome is Outcome.FIRED and now - intent.scheduled >= self._threshold(name, intent)
         in_doubt = late and not intent.unsent
-        return in_doubt and (
-            self._store.is_guarded() or self._store.register(self._id(name, intent)).startswith("missed")
-        )
+        if not in_doubt or self._store.is_guarded():
+            return in_doubt
+        return isinstance(self._store.register(self._id(name, intent)), registers.Missed)
 
     def _is_hopeless(self, name: str, intent: Intent, now: int) -> bool:
         """True for a run whose message was refused for longer than it may be late.
@@ -254,7 +255,7 @@ class Intents:
         pause = self._refused.get(name)
         if pause is not None and pause.own_fault:
             return True
-        return self._store.register(self._id(name, intent)) == f"missed:{Reason.PUBLISH_REJECTED}"
+        return self._store.register(self._id(name, intent)) == registers.Missed(Reason.PUBLISH_REJECTED)
 
     def _threshold(self, name: str, intent: Intent) -> int:
         definition = self._definitions[name]
@@ -270,8 +271,8 @@ class Intents:
 
     def close_registers(self, name: str, intents: Sequence[Intent], reason: Reason) -> list[Intent]:
         """See to it that no worker starts what is to be missed; return what one has started already."""
-        held = self._store.settle([self._id(name, i) for i in intents], f"missed:{reason}")
-        return [i for i, value in zip(intents, held, strict=True) if not value.startswith("missed")]
+        held = self._store.settle([self._id(name, i) for i in intents], registers.Missed(reason))
+        return [i for i, value in zip(intents, held, strict=True) if not isinstance(value, registers.Missed)]
 
     # -- sending -------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.leadership.pending_misses import Reporter, Reports
 from celery_misfire.misfire import Outcome, Reason, plan
 from celery_misfire.records import Definition, EntryRecord
-from celery_misfire.store.redis_store import Acquired, RedisStore
+from celery_misfire.store.port import Store, Taken
 from celery_misfire.texts import describe_error
 from celery_misfire.triggers.time_limit import NoAnswer, Patience
 
@@ -65,7 +65,7 @@ class Leader:
 
     def __init__(
         self,
-        store: RedisStore,
+        store: Store,
         lease: Lease,
         publisher: Publisher,
         reporter: Reporter,
@@ -113,7 +113,7 @@ class Leader:
 
     # -- taking over ---------------------------------------------------------------------------------------
 
-    def take_over(self, acquired: Acquired, definitions: Iterable[Definition]) -> None:
+    def take_over(self, acquired: Taken, definitions: Iterable[Definition]) -> None:
         """Begin to lead, or go on after the store was away.
 
         :raises StoreUnavailable, LeaseLost: it is to be done again.

@@ -15,7 +15,7 @@ from celery_misfire import records
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.records import EntryRecord
-from celery_misfire.store.redis_store import Change, RedisStore
+from celery_misfire.store.port import Change, Store
 from celery_misfire.texts import one_line, quote
 
 __all__ = ["Commit", "Ledger"]
@@ -41,7 +41,7 @@ class Commit:
 class Ledger(Mapping[str, EntryRecord]):
     """The records by entry name."""
 
-    def __init__(self, store: RedisStore, lease: Lease) -> None:
+    def __init__(self, store: Store, lease: Lease) -> None:
         self._store, self._lease = store, lease
         self._records: dict[str, EntryRecord] = {}
         self._texts: dict[str, str] = {}
@@ -106,7 +106,7 @@ class Ledger(Mapping[str, EntryRecord]):
         self._unanswered = commit
         texts = {n: records.dumps(r) for n, r in commit.new.items()}
         changes = [Change(n, self._texts.get(n, ""), text) for n, text in texts.items()]
-        conflicts = self._store.commit(self._lease.token, changes, commit.log)
+        conflicts = self._store.commit(self._lease.token, changes, commit.log).conflicts
         if not conflicts:
             self._done(commit, texts)
         elif self._restoring:
@@ -134,7 +134,8 @@ class Ledger(Mapping[str, EntryRecord]):
         """Delete the records of entries that are gone for good."""
         for start in range(0, len(names), WRITE):
             piece = names[start : start + WRITE]
-            if not self._store.commit(self._lease.token, [Change(n, self._texts[n], "") for n in piece]):
+            changes = [Change(n, self._texts[n], "") for n in piece]
+            if not self._store.commit(self._lease.token, changes).conflicts:
                 for name in piece:
                     del self._records[name], self._texts[name]
 
