@@ -19,6 +19,7 @@ from celery_misfire.store.registers import Register
 from celery_misfire.texts import quote
 
 __all__ = [
+    "NOTE_TTL",
     "REGISTER_TTL",
     "Change",
     "CommitResult",
@@ -30,6 +31,9 @@ __all__ = [
     "Taken",
     "Watched",
 ]
+
+#: A note for the leading beat waits so many seconds for its renewal.
+NOTE_TTL = 300.0
 
 #: A register is kept for so many seconds: longer than a broker may hold a message back.
 REGISTER_TTL = 24 * 3600.0
@@ -173,6 +177,14 @@ class Watched:
     led: bool
     seen: str
     alarm: str
+
+    @classmethod
+    def parse(cls, led: bool, seen: str, alarm: str) -> Watched:
+        """Return what was found. A note that is not ours counts as none, and will be replaced."""
+        return cls(led, seen if _LOG_ID.fullmatch(seen) else "", alarm if _MOMENT.fullmatch(alarm) else "")
+
+
+_LOG_ID, _MOMENT = re.compile(r"[0-9]{1,15}-[0-9]{1,15}"), re.compile(r"[0-9]{1,13}")
 
 
 # -- the port ------------------------------------------------------------------------------------------------

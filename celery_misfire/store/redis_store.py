@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.store import registers
 from celery_misfire.store.connection import LONGEST_CALL, RedisConnection, as_text
 from celery_misfire.store.port import (
+    NOTE_TTL,
     REGISTER_TTL,
     Change,
     CommitResult,
@@ -34,9 +34,6 @@ from celery_misfire.store.port import (
 from celery_misfire.store.registers import Register
 
 __all__ = ["LONGEST_CALL", "RedisStore"]
-
-#: A note for the leading beat waits so many seconds for its renewal.
-NOTE_TTL = 300
 
 #: The fields of the state in which the leading beat describes itself, and its entries.
 _DESCRIPTION = ("_beat", "_beat_entries")
@@ -154,7 +151,7 @@ class RedisStore(Store):
         return as_text(self._call(self._redis.hget, self.state_key, _DESCRIPTION[1]) or "")
 
     def tell_leader(self, text: str) -> None:
-        self._call(partial(self._redis.set, ex=NOTE_TTL), self._note_key, text)
+        self._call(partial(self._redis.set, px=_ms(NOTE_TTL)), self._note_key, text)
 
     # -- registers -----------------------------------------------------------------------------------------
 
@@ -176,7 +173,7 @@ class RedisStore(Store):
         merged_line: Mapping[str, Any] | None = None,
     ) -> tuple[Register, bool]:
         key = self._register_prefix + task_id
-        if sent_at is None and line is None:
+        if sent_at is None and late_start is None and line is None:
             # The common case, in the fewest bytes; sent twice, it finds the value that is its own.
             if self._call(partial(self._redis.set, nx=True, px=_ms(REGISTER_TTL)), key, str(value)):
                 return value, True
@@ -233,12 +230,7 @@ class RedisStore(Store):
         notes = {"seen": seen, "alarm": alarm}
         pairs = [text for name, note in notes.items() if note is not None for text in (name, note)]
         answer = self._run("watch", self._watch_keys, [token, _ms(ttl), _ms(guard_ttl), *pairs])
-        if not answer:
-            return None
-        led, seen, alarm = answer
-        # What is not ours counts as nothing, and is replaced.
-        seen = seen if re.fullmatch(r"\d{1,15}-\d{1,15}", seen) else ""
-        return Watched(led == 1, seen, alarm if re.fullmatch(r"\d{1,13}", alarm) else "")
+        return Watched.parse(answer[0] == 1, *answer[1:]) if answer else None
 
     def is_guarded(self) -> bool:
         return bool(self._call(self._redis.exists, self._guard_key))
