@@ -300,7 +300,7 @@ class MisfireMixin(Scheduler):
 
     def _compare(self) -> None:
         """Say once to both, if the beat that leads was configured otherwise than this one."""
-        theirs = self._store.description
+        theirs = self._lease.holder_description
         # One that died, as the predecessor of this one may have, does not matter.
         if not self._lease.other_was_alive or theirs in ("", self._compared, self._description[0]):
             return

@@ -22,7 +22,8 @@ from celery_misfire.fire import isoformat
 from celery_misfire.misfire import AUTO_THRESHOLD, from_millis, threshold_millis
 from celery_misfire.records import EntryRecord
 from celery_misfire.signals import beat_overdue
-from celery_misfire.store.redis_store import RedisStore, Watched
+from celery_misfire.store.port import Watched
+from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.texts import one_line, quote
 from celery_misfire.triggers.kinds import trigger_for
 

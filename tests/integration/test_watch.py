@@ -17,7 +17,8 @@ from celery_misfire import records
 from celery_misfire.conf import settings as conf
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.signals import beat_overdue
-from celery_misfire.store.redis_store import Change, RedisStore
+from celery_misfire.store.port import Change
+from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.triggers.kinds import trigger_for
 from celery_misfire.worker.watch import NAMED, PAGE, Watch
 from tests.support.processes import wait_for
