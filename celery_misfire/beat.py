@@ -23,8 +23,10 @@ from celery.signals import beat_init
 from kombu import Producer
 
 from celery_misfire import beat_file, fire
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.entries import ENTRY_KEYS
 from celery_misfire.conf.problems import as_line
+from celery_misfire.conf.settings import read_config, spelling
+from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.exceptions import (
     LeaseLost,
     MisfireConfigError,
@@ -62,7 +64,7 @@ class MisfireMixin(Scheduler):
     """Misfire handling for a subclass of :class:`celery.beat.Scheduler`."""
 
     #: What an entry of ``beat_schedule`` may hold.
-    entry_keys: Collection[str] = conf.ENTRY_KEYS
+    entry_keys: Collection[str] = ENTRY_KEYS
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
         self._misfire_keys: dict[str, Any] = {}
@@ -80,7 +82,7 @@ class MisfireMixin(Scheduler):
         configured = app.conf.beat_schedule
         # Celery takes an empty list or tuple for no entries, too.
         self._configured: Mapping[str, Any] = {} if configured in ([], ()) else configured
-        self._settings, policies = conf.read_config(app, self._configured, self.entry_keys)
+        self._settings, policies = read_config(app, self._configured, self.entry_keys)
         self._description = describe(app, self._settings, self._configured, policies)
         self._compared = ""
         super().__init__(app, *args, **kwargs)
@@ -116,7 +118,7 @@ class MisfireMixin(Scheduler):
 
     def _warnings(self) -> list[str]:
         """Return what is allowed in the configuration, but hardly meant."""
-        return conf.warnings_for(self.app, self._settings, self._configured)
+        return warnings_for(self.app, self._settings, self._configured)
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
         super().merge_inplace({n: self._stripped(n, e) for n, e in dict(b).items()})
@@ -226,7 +228,7 @@ class MisfireMixin(Scheduler):
             if isinstance(exc, StoreRefused) and not self._store_works:
                 # Whoever has just started beat had better see it end than read of it later.
                 line = as_line("misfire_redis_url", str(exc))
-                raise MisfireConfigError([conf.spelling(self.app)(line)]) from None
+                raise MisfireConfigError([spelling(self.app)(line)]) from None
             self._trouble.mention(f"{exc}; standing by")
             return min(1.0, self._settings.standby_poll)
         self._trouble.over("the store is there again")

@@ -31,7 +31,7 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker.state import task_ready
 
 from celery_misfire import fire, result
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import Settings, read_settings
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.fire import Fire, isoformat
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Outcome, Reason, to_millis
@@ -122,7 +122,7 @@ class Guard:
     :param hostname: of the worker, for the registers and the log.
     """
 
-    def __init__(self, app: Celery, settings: conf.Settings, hostname: str) -> None:
+    def __init__(self, app: Celery, settings: Settings, hostname: str) -> None:
         self._app, self._settings, self._hostname = app, settings, hostname
         self._main_process = os.getpid()
         self._reporters: dict[int, Reporter] = {}
@@ -385,7 +385,7 @@ def _without_arguments(request: Context) -> Context:
     return kept
 
 
-def _store(settings: conf.Settings) -> RedisStore:
+def _store(settings: Settings) -> RedisStore:
     return RedisStore(
         settings.redis_url, settings.namespace, settings.redis_options, settings.history, CALL_TIMEOUT
     )
@@ -483,7 +483,7 @@ def install(worker: Any) -> None:
     if "_misfire_watch" in known:
         return
     try:
-        settings = conf.read_settings(app)
+        settings = read_settings(app)
     except MisfireConfigError as exc:
         # The log is not there yet.
         known["_misfire_problem"] = exc

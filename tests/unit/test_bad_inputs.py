@@ -17,7 +17,8 @@ from celery import Celery
 from celery.schedules import BaseSchedule, crontab, schedule
 from kombu.utils.functional import lazy
 
-from celery_misfire.conf.settings import Settings, read_config, read_settings, warnings_for
+from celery_misfire.conf.settings import Settings, read_config, read_settings
+from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy
 from celery_misfire.schedules import cron, simple
 from tests.support.configs import FIT_CRON, HOURLY, app_with, no_urls_from_outside, problems_of

@@ -17,13 +17,9 @@ from celery.exceptions import ImproperlyConfigured
 from celery.schedules import BaseSchedule, crontab
 
 from celery_misfire.conf import settings as conf
-from celery_misfire.conf.settings import (
-    ENTRY_KEYS,
-    Settings,
-    read_config,
-    read_settings,
-    warnings_for,
-)
+from celery_misfire.conf.entries import ENTRY_KEYS
+from celery_misfire.conf.settings import Settings, read_config, read_settings
+from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.exceptions import MisfireConfigError, MisfireError, TaskMissed
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, MissedFire, Reason, TriggerType
 from celery_misfire.store.url import OPTIONS

@@ -16,8 +16,10 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 from celery.schedules import BaseSchedule, crontab, schedule
 
+from celery_misfire.conf.entries import ENTRY_KEYS
 from celery_misfire.conf.problems import LONGEST
-from celery_misfire.conf.settings import ENTRY_KEYS, Settings, read_config, warnings_for
+from celery_misfire.conf.settings import Settings, read_config
+from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, TriggerType
 from celery_misfire.schedules import cron, simple

@@ -23,7 +23,8 @@ from django.db.models import F, QuerySet, prefetch_related_objects
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 from django_celery_beat.schedulers import ModelEntry
 
-from celery_misfire.conf.settings import Settings, unknown_policies
+from celery_misfire.conf.settings import Settings
+from celery_misfire.conf.warnings import unknown_policies
 from celery_misfire.contrib.django.models import MisfirePolicy
 from celery_misfire.contrib.django.moments import now
 from celery_misfire.contrib.django.recording import forget
