@@ -95,13 +95,7 @@ class MisfireMixin(Scheduler):
         settings = self._settings
         for warning in self._warnings():
             logger.warning("beat: %s", warning)
-        self._store = RedisStore(
-            settings.redis_url,
-            settings.namespace,
-            settings.redis_options,
-            settings.history,
-            min(LONGEST_CALL, settings.lease_ttl / 4),
-        )
+        self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
         self._lease = Lease(self._store, settings.lease_ttl, settings.lease_renew)
         self._reporter = Reporter(self.app, settings)
         self._leader = Leader(

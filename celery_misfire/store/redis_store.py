@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -36,6 +36,9 @@ from celery_misfire.exceptions import (
 from celery_misfire.records import SCHEMA
 from celery_misfire.store.url import address, scheme_of, sentinels_of, split_url
 from celery_misfire.texts import quote
+
+if TYPE_CHECKING:
+    from celery_misfire.conf.settings import Settings
 
 __all__ = ["LONGEST_CALL", "NO_STATE", "OLDEST", "Acquired", "Change", "RedisStore", "Watched"]
 
@@ -145,6 +148,13 @@ class RedisStore:
             name: self._redis.register_script(_script(name))
             for name in ("acquire", "renew", "release", "commit", "settle", "start", "watch")
         }
+
+    @classmethod
+    def of(cls, settings: Settings, call_timeout: float = LONGEST_CALL) -> RedisStore:
+        """Return the store that an app's settings name; its parameters are those of the class."""
+        return cls(
+            settings.redis_url, settings.namespace, settings.redis_options, settings.history, call_timeout
+        )
 
     def __str__(self) -> str:
         return f"{self.state_key} in {self._place}"

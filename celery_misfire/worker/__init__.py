@@ -336,7 +336,7 @@ class Guard:
         """The store of this process: connections and locks are not to be shared with a child."""
         pid = os.getpid()
         if pid not in self._stores:
-            self._stores = {pid: _store(self._settings)}
+            self._stores = {pid: RedisStore.of(self._settings, CALL_TIMEOUT)}
         return self._stores[pid]
 
     def _ask(self, call: Callable[[], T]) -> T | None:
@@ -383,12 +383,6 @@ def _without_arguments(request: Context) -> Context:
     kept = Context(vars(request))
     kept.update(args=None, kwargs=None, argsrepr=None, kwargsrepr=None)
     return kept
-
-
-def _store(settings: Settings) -> RedisStore:
-    return RedisStore(
-        settings.redis_url, settings.namespace, settings.redis_options, settings.history, CALL_TIMEOUT
-    )
 
 
 def _now() -> int:

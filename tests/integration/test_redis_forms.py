@@ -37,10 +37,7 @@ def store_of(call_timeout: float = 1, **config: Any) -> RedisStore:
     """Return the store that an app with these settings uses."""
     app = Celery("shop", set_as_current=False)
     app.conf.update(config)
-    settings = read_settings(app)
-    return RedisStore(
-        settings.redis_url, settings.namespace, settings.redis_options, call_timeout=call_timeout
-    )
+    return RedisStore.of(read_settings(app), call_timeout)
 
 
 def use_all_of(store: RedisStore) -> None:

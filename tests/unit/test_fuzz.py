@@ -208,7 +208,7 @@ def test_500_random_configurations_end_in_a_start_or_in_a_config_error(seed: int
         app.conf.update(BROKER | config)
         try:
             found, policies = read_config(app, entries)
-            RedisStore(found.redis_url, found.namespace, found.redis_options, found.history)
+            RedisStore.of(found)
         except MisfireConfigError as error:
             ends["refused"] += 1
             lines = list(error.problems)

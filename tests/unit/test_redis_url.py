@@ -138,7 +138,7 @@ def test_the_options_go_before_what_the_url_says(
     app = Celery("shop", set_as_current=False)
     app.conf.update(misfire_redis_url=url, misfire_redis_options=options)
     settings = read_settings(app)
-    used = RedisStore(settings.redis_url, "shop", settings.redis_options)._redis.connection_pool
+    used = RedisStore.of(settings)._redis.connection_pool
     assert {key: used.connection_kwargs[key] for key in expected} == expected
 
 
@@ -152,7 +152,7 @@ def test_a_class_of_credential_providers_may_be_named_as_in_celery() -> None:
     app = Celery("shop", set_as_current=False)
     app.conf.broker_url = f"redis://h/0?credential_provider={PROVIDER}"
     settings = read_settings(app)
-    used = RedisStore(settings.redis_url, "shop", settings.redis_options)._redis.connection_pool
+    used = RedisStore.of(settings)._redis.connection_pool
     assert callable(used.connection_kwargs["credential_provider"].get_credentials)
 
 

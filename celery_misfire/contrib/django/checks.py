@@ -102,9 +102,7 @@ def check_services(app_configs: Apps, **_: Any) -> list[CheckMessage]:
 
 def _redis() -> list[CheckMessage]:
     try:
-        settings = read_settings(celery_state.get_current_app())
-        url, options = settings.redis_url, settings.redis_options
-        RedisStore(url, settings.namespace, options, settings.history, PATIENCE).is_guarded()
+        RedisStore.of(read_settings(celery_state.get_current_app()), PATIENCE).is_guarded()
     except MisfireConfigError:
         # Said by check_app.
         return []

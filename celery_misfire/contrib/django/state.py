@@ -43,9 +43,7 @@ def open_store(app: Celery) -> RedisStore:
 
     :raises MisfireConfigError: when the settings are wrong.
     """
-    settings = read_settings(app)
-    options = {**settings.redis_options, "socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE}
-    return RedisStore(settings.redis_url, settings.namespace, options, settings.history, PATIENCE)
+    return RedisStore.of(read_settings(app), PATIENCE)
 
 
 def records_of(store: RedisStore, names: Sequence[str]) -> dict[str, EntryRecord]:
