@@ -24,8 +24,8 @@ from kombu import Producer
 
 from celery_misfire import beat_file, fire
 from celery_misfire.conf.entries import ENTRY_KEYS
-from celery_misfire.conf.problems import as_line
-from celery_misfire.conf.settings import read_config, spelling
+from celery_misfire.conf.problems import as_line, spelling
+from celery_misfire.conf.settings import read_config
 from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.exceptions import (
     LeaseLost,
@@ -221,8 +221,8 @@ class MisfireMixin(Scheduler):
         except (StoreUnavailable, NewerSchema) as exc:
             if isinstance(exc, StoreRefused) and not self._store_works:
                 # Whoever has just started beat had better see it end than read of it later.
-                line = as_line("misfire_redis_url", str(exc))
-                raise MisfireConfigError([spelling(self.app)(line)]) from None
+                place = spelling(self.app)("misfire_redis_url")
+                raise MisfireConfigError([as_line(place, str(exc))]) from None
             self._trouble.mention(f"{exc}; standing by")
             return min(1.0, self._settings.standby_poll)
         self._trouble.over("the store is there again")

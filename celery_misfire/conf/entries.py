@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -123,7 +123,7 @@ def policy_of(
     if trigger_type is not None and trigger_type in settings.instructions:
         merged["instruction"] = settings.instructions[trigger_type]
     off = False
-    for place, value in _sources(settings, entry, misfire):
+    for place, value in _sources(problems.spell, settings, entry, misfire):
         with problems.at(place):
             keys = policy_keys(value, trigger_type)
             off = keys is False
@@ -131,21 +131,22 @@ def policy_of(
     return None if off else _shared_policy(**merged)
 
 
-def _sources(settings: Settings, entry: str, misfire: object) -> list[tuple[str, Any]]:
+def _sources(
+    spell: Callable[[str], str], settings: Settings, entry: str, misfire: object
+) -> list[tuple[str, Any]]:
     """Return the places that say something of this entry's policy, the last word last."""
     places = {
-        f"misfire_policies[{quote_name(entry)}]": settings.policies.get(entry),
-        f"beat_schedule[{quote_name(entry)}].misfire": misfire,
+        f"{spell('misfire_policies')}[{quote_name(entry)}]": settings.policies.get(entry),
+        f"{spell('beat_schedule')}[{quote_name(entry)}].misfire": misfire,
     }
     return [(place, value) for place, value in places.items() if value is not None]
 
 
-def place_of(key: str, settings: Settings, entry: str, misfire: object) -> str:
+def place_of(spell: Callable[[str], str], key: str, settings: Settings, entry: str, misfire: object) -> str:
     """Return where a key of an entry's policy was set."""
-    places = [
-        place for place, value in _sources(settings, entry, misfire) if key in (policy_keys(value) or {})
-    ]
-    return f"{places[-1]}.{key}" if places else _PREFIX + key
+    sources = _sources(spell, settings, entry, misfire)
+    places = [place for place, value in sources if key in (policy_keys(value) or {})]
+    return f"{places[-1]}.{key}" if places else spell(_PREFIX + key)
 
 
 # -- entries -----------------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ def _check_entry(problems: Problems, place: str, entry: Mapping[Any, Any], known
             problems.add(f"{place}.options.expires", what)
     for key in options:
         if key == "misfire":
-            fix = "With add_periodic_task use misfire_policies."
+            fix = f"With add_periodic_task use {problems.spell('misfire_policies')}."
             problems.add(f"{place}.options", f"'misfire' belongs beside 'options', not inside. {fix}")
         elif key in _POLICY_DEFAULTS or (isinstance(key, str) and key.lower().startswith("misfire")):
             problems.add(f"{place}.options", f"{_misplaced(key)}, not in 'options'.")
@@ -277,9 +278,9 @@ def entry_policy(
     try:
         name = check_name(name)
     except ValueError as exc:
-        problems.add("beat_schedule", str(exc))
+        problems.add(problems.spell("beat_schedule"), str(exc))
         return None
-    place, trigger_type = f"beat_schedule[{quote_name(name)}]", None
+    place, trigger_type = f"{problems.spell('beat_schedule')}[{quote_name(name)}]", None
     keys: Mapping[Any, Any] = {}
     with problems.at(place):
         keys = keys_of(entry)

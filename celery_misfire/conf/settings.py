@@ -30,6 +30,7 @@ from celery_misfire.conf.problems import (
     as_mapping,
     as_seconds,
     policy_value,
+    spelling,
 )
 from celery_misfire.misfire import FITTING, MisfireInstruction, MisfirePolicy, TriggerType
 from celery_misfire.store.url import (
@@ -44,7 +45,7 @@ from celery_misfire.store.url import (
 from celery_misfire.texts import hide_secrets, quote, quote_name, unknown_key, unknown_word
 from celery_misfire.triggers.zones import checked_timezone
 
-__all__ = ["Settings", "read_config", "read_settings", "spelling"]
+__all__ = ["Settings", "read_config", "read_settings"]
 
 _PREFIX = "misfire_"
 
@@ -96,10 +97,10 @@ def _namespace(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected a string, got {quote(value)}.")
     if value == "__main__":
-        raise ValueError("'__main__' is any script's name. Set misfire_namespace, for example 'shop'.")
+        raise ValueError("'__main__' is any script's name. Set another one, for example 'shop'.")
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
         allowed = "1 to 64 of a-z, A-Z, 0-9, '_', '-', '.'"
-        raise ValueError(f"{quote(value)} is no namespace. Set misfire_namespace to {allowed}.")
+        raise ValueError(f"{quote(value)} is no namespace. Set it to {allowed}.")
     return value
 
 
@@ -222,8 +223,6 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "history": _history,
 }
 
-# Entries that say the same share one object: a schedule can have 100,000 of them.
-
 
 # -- reading -----------------------------------------------------------------------------------------------
 
@@ -255,36 +254,40 @@ def read_config(
         for name, entry in beat_schedule.items():
             policies[name] = entry_policy(problems, app, settings, name, entry, entry_keys)
     else:
-        problems.add("beat_schedule", f"expected a dict of entries, got {type(beat_schedule).__name__}.")
+        problems.add(
+            problems.spell("beat_schedule"),
+            f"expected a dict of entries, got {type(beat_schedule).__name__}.",
+        )
     problems.raise_config_error()
     return settings, policies
 
 
 def _read(app: Celery) -> tuple[Settings, Problems]:
     """Return the settings, with the defaults in place of wrong ones, and the problems."""
-    problems, values, wrong = Problems(spelling(app)), dict[str, Any](), set[str]()
+    spell = spelling(app)
+    problems, values, wrong = Problems(spell), dict[str, Any](), set[str]()
     _check_names(problems, app)
     given = {name: app.conf.get(_PREFIX + name) for name in _CHECKS}
     if given["namespace"] is None:
         given["namespace"] = app.main
-    with problems.at("timezone"):
+    with problems.at(spell("timezone")):
         _timezone(app.conf.timezone)
     for name, check in _CHECKS.items():
         if given[name] is not None:
             wrong.add(name)
-            with problems.at(_PREFIX + name):
+            with problems.at(spell(_PREFIX + name)):
                 values[name] = check(given[name])
                 wrong.remove(name)
     if given["redis_url"] is None:
         with problems.at(""):
-            values["redis_url"], options = _celerys_redis(app)
+            values["redis_url"], options = _celerys_redis(app, spell)
             values["redis_options"] = options | values.get("redis_options", {})
     if given["namespace"] is None:
         what = "not set and the app has no name (Celery() without main)."
-        problems.add("misfire_namespace", f"{what} Set misfire_namespace, for example 'shop'.")
+        problems.add(spell("misfire_namespace"), f"{what} Set it, for example to 'shop'.")
     policies: dict[str, Any] = {}
     for entry, policy in values.get("policies", {}).items():
-        with problems.at(f"misfire_policies[{quote_name(entry)}]"):
+        with problems.at(f"{spell('misfire_policies')}[{quote_name(entry)}]"):
             policies[entry] = policy_keys(policy)
     ttl = values.get("lease_ttl", Settings.lease_ttl)
     in_step = {
@@ -296,44 +299,24 @@ def _read(app: Celery) -> tuple[Settings, Problems]:
     return settings, problems
 
 
-_SETTINGS_OF_CELERY = (
-    *("beat_schedule", "beat_cron_starting_deadline", "broker_url", "result_backend", "timezone"),
-    *("broker_use_ssl", "redis_backend_use_ssl"),
-    *("broker_transport_options", "result_backend_transport_options"),
-)
-
-
-def spelling(app: Celery) -> Callable[[str], str]:
-    """Return what brings names of settings in a text into the form that they have in the configuration."""
-    app.conf.finalize()
-    prefix = app.conf.prefix or ""
-    in_case = str.upper if prefix.isupper() else str.lower
-    ours = "|".join(_PREFIX + name for name in _CHECKS)
-    # Celery's are places, and so begin the line.
-    names = re.compile(
-        rf"\b(?:broker_url|{ours})\b|(?<=celery_misfire: )(?:{'|'.join(_SETTINGS_OF_CELERY)})\b"
-    )
-    return lambda text: names.sub(lambda found: in_case(prefix + found[0]), text) if prefix else text
-
-
-def _celerys_redis(app: Celery) -> tuple[str, dict[str, Any]]:
+def _celerys_redis(app: Celery, spell: Callable[[str], str]) -> tuple[str, dict[str, Any]]:
     """Return URL and options of the Redis that Celery itself uses: as broker, else for the results."""
     for names in (
         ("broker_url", "broker_use_ssl", "broker_transport_options"),
         ("result_backend", "redis_backend_use_ssl", "result_backend_transport_options"),
     ):
-        found = redis_of_celery(partial(getattr, app.conf), *names)
+        found = redis_of_celery(partial(getattr, app.conf), spell, *names)
         if found is not None:
             return found
-    raise not_redis(app.conf.broker_url)
+    raise not_redis(app.conf.broker_url, spell)
 
 
 def _check_names(problems: Problems, app: Celery) -> None:
     """Refuse settings that nobody reads: what a slip of the pen is in Celery."""
-    spelled, conf = spelling(app), app.conf
+    spell, conf = problems.spell, app.conf
     names = [_PREFIX + name for name in _CHECKS]
     # Celery looks for a name with its namespace, and also without.
-    read = {*names, *map(spelled, names)}
+    read = {*names, *map(spell, names)}
     # What stands before our name, as in Celery's beat_schedule or in another app's habit.
     before = f"{re.escape(conf.prefix)}(beat_)?" if conf.prefix else "(celery_)?(beat_)?"
     alike = re.compile(f"{before}(?P<name>misfire(_.*)?)", re.IGNORECASE | re.DOTALL)
@@ -349,17 +332,20 @@ def _check_names(problems: Problems, app: Celery) -> None:
         if callable(conf.get(key)) or isinstance(conf.get(key), ModuleType):
             continue
         if name in names:
-            problems.add(key, f"is not read under this name. Write {name!r}.")
+            right = spell(name)
+            fix = f"Set {right}." if right.startswith("app.conf.") else f"Write {right!r}."
+            problems.add(key, f"is not read under this name. {fix}")
         elif name == "misfire":
-            fix = "Set misfire_instruction for all entries, misfire_policies for single ones."
+            for_all, for_one = spell("misfire_instruction"), spell("misfire_policies")
+            fix = f"Set {for_all} for all entries, {for_one} for single ones."
             problems.add(key, f"unknown setting. {fix}")
         else:
-            problems.add(key, unknown_key(name, names, "unknown setting"))
+            problems.add(key, unknown_key(name, names, "unknown setting", spell))
 
 
 def _check_together(problems: Problems, settings: Settings, wrong: Collection[str]) -> None:
     """Check the settings that depend on each other, but for those that are already known to be wrong."""
-    s, ttl, scheme = settings, settings.lease_ttl, scheme_of(settings.redis_url)
+    s, ttl, scheme, spell = settings, settings.lease_ttl, scheme_of(settings.redis_url), problems.spell
 
     def rule(names: str, place: str, broken: bool, text: str) -> None:
         if broken and not set(names.split()) & set(wrong):
@@ -367,23 +353,25 @@ def _check_together(problems: Problems, settings: Settings, wrong: Collection[st
 
     def smaller(value: float, than: str, good: float) -> str:
         fix = f"Set it to {good:.3g}, for example."
-        return f"{value:g} must be less than {than}misfire_lease_ttl ({ttl:g}). {fix}"
+        return f"{value:g} must be less than {than}{spell('misfire_lease_ttl')} ({ttl:g}). {fix}"
 
     renew, poll = s.lease_renew, s.standby_poll
     too_slow = smaller(renew, "half of ", ttl / 3)
-    rule("lease_renew lease_ttl", "misfire_lease_renew", renew * 2 >= ttl, too_slow)
-    rule("standby_poll lease_ttl", "misfire_standby_poll", poll >= ttl, smaller(poll, "", ttl / 6))
+    rule("lease_renew lease_ttl", spell("misfire_lease_renew"), renew * 2 >= ttl, too_slow)
+    rule("standby_poll lease_ttl", spell("misfire_standby_poll"), poll >= ttl, smaller(poll, "", ttl / 6))
+    options = spell("misfire_redis_options")
     for option in ("socket_timeout", "socket_connect_timeout"):
-        call, place = s.redis_options.get(option, 0), f"misfire_redis_options[{option!r}]"
-        rule("redis_options lease_ttl", place, call >= ttl, smaller(call, "", ttl / 6))
-    text = "sentinel:// needs a master name. Set misfire_redis_options = {'master_name': 'mymaster'}."
+        call = s.redis_options.get(option, 0)
+        rule("redis_options lease_ttl", f"{options}[{option!r}]", call >= ttl, smaller(call, "", ttl / 6))
+    text = f"sentinel:// needs a master name. Set {options} = {{'master_name': 'mymaster'}}."
     named = has_master_name(s.redis_url, s.redis_options)
-    rule("redis_url redis_options", "misfire_redis_url", not named, text)
-    for kind in TriggerType:
-        broken = kind not in s.instructions and s.instruction not in FITTING[kind]
-        fix = f"Set misfire_instructions = {{{str(kind)!r}: ...}} to one of {', '.join(FITTING[kind])}."
-        text = f"{str(s.instruction)!r} does not fit a {kind} schedule. {fix}"
-        rule("instruction instructions", "misfire_instruction", broken, text)
+    rule("redis_url redis_options", spell("misfire_redis_url"), not named, text)
+    for trigger_type, fitting in FITTING.items():
+        broken = trigger_type not in s.instructions and s.instruction not in fitting
+        setting = spell("misfire_instructions")
+        fix = f"Set {setting} = {{{str(trigger_type)!r}: ...}} to one of {', '.join(fitting)}."
+        text = f"{str(s.instruction)!r} does not fit a {trigger_type} schedule. {fix}"
+        rule("instruction instructions", spell("misfire_instruction"), broken, text)
     for key in s.redis_options:
-        with problems.at("misfire_redis_options"):
+        with problems.at(options):
             check_option(key, scheme or "sentinel")

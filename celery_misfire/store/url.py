@@ -359,7 +359,11 @@ def checked_options(value: object) -> dict[str, Any]:
 
 
 def redis_of_celery(
-    read: Callable[[str], Any], setting: str, tls_setting: str, transport_setting: str
+    read: Callable[[str], Any],
+    spell: Callable[[str], str],
+    setting: str,
+    tls_setting: str,
+    transport_setting: str,
 ) -> tuple[str, dict[str, Any]] | None:
     """Return URL and options of a Redis that Celery itself uses, None when it is another kind of server.
 
@@ -371,7 +375,7 @@ def redis_of_celery(
     if not own:
         return None
     problems = Problems()
-    with problems.at(setting):
+    with problems.at(spell(setting)):
         sentinels = [url for url in own if scheme_of(url) == "sentinel"]
         together = scheme_of(own[0]) == "sentinel"
         url = checked_url(";".join(sentinels) if together else own[0], strict=False)
@@ -379,12 +383,12 @@ def redis_of_celery(
     scheme, options = scheme_of(url), dict[str, Any]()
     if scheme == "sentinel" and isinstance(transport_options, Mapping):
         known = ("master_name", "sentinel_kwargs")
-        with problems.at(transport_setting):
+        with problems.at(spell(transport_setting)):
             options |= checked_options(
                 {key: transport_options[key] for key in known if key in transport_options}
             )
     if isinstance(tls, Mapping) and scheme != "unix":
-        with problems.at(tls_setting):
+        with problems.at(spell(tls_setting)):
             options |= checked_options({key: item for key, item in tls.items() if key in OPTIONS["rediss"]})
         options |= {"ssl": True} if scheme == "sentinel" else {}
         url = re.sub("^redis:", "rediss:", url)
@@ -392,12 +396,13 @@ def redis_of_celery(
     return url, options
 
 
-def not_redis(broker_url: object) -> Wrong:
+def not_redis(broker_url: object, spell: Callable[[str], str]) -> Wrong:
     """Return the problem that no Redis is named and that the broker is none."""
     transport = _readable(scheme_of(next(iter(_apart(broker_url)), "amqp://")))
-    broker = f"broker_url ({transport})" if transport else "broker_url"
-    fix = f"Set misfire_redis_url, for example {_EXAMPLE_URL}."
-    return Wrong([("misfire_redis_url", f"not set, and {broker} is not Redis. {fix}")])
+    broker = spell("broker_url") + (f" ({transport})" if transport else "")
+    setting = spell("misfire_redis_url")
+    fix = f"Set {setting}, for example {_EXAMPLE_URL}."
+    return Wrong([(setting, f"not set, and {broker} is not Redis. {fix}")])
 
 
 def has_master_name(url: str, options: Mapping[str, Any]) -> bool:

@@ -605,7 +605,7 @@ def test_a_redis_that_will_never_work_with_us_ends_beat_at_its_start(
         (
             ["HELLO"],
             {"protocol": 3},
-            "Set misfire_redis_options = {'protocol': 2}. Redis 6.2 or newer is needed",
+            "Set the option 'protocol' of redis-py to 2. Redis 6.2 or newer is needed",
         ),
         (["AUTH"], {"protocol": 2}, "unknown command .AUTH.. celery_misfire cannot do without it"),
     ],

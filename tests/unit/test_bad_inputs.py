@@ -28,7 +28,7 @@ __all__ = ["no_urls_from_outside"]
 FIT_ALL = ", ".join(MisfireInstruction)
 ALL_SETTINGS = ", ".join(f"misfire_{f.name}" for f in fields(Settings))
 UNREADABLE = "cannot be read as a URL. In a password write special characters as %XX, for example '/' as %2F."
-NAMESPACE_RULE = "Set misfire_namespace to 1 to 64 of a-z, A-Z, 0-9, '_', '-', '.'."
+NAMESPACE_RULE = "Set it to 1 to 64 of a-z, A-Z, 0-9, '_', '-', '.'."
 NAME_RULE = "beat_schedule: entry name must be a non-empty string of at most 200 characters"
 LONG = "x" * 300
 
@@ -427,7 +427,7 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
     ({"misfire_namespace": "shop\n"}, [f"misfire_namespace: 'shop\\n' is no namespace. {NAMESPACE_RULE}"]),
     (
         {"misfire_namespace": "__main__"},
-        ["misfire_namespace: '__main__' is any script's name. Set misfire_namespace, for example 'shop'."],
+        ["misfire_namespace: '__main__' is any script's name. Set another one, for example 'shop'."],
     ),
 ]
 
@@ -696,12 +696,12 @@ WRONG_NAMES = [
         None,
         [
             "misfire_namespace: not set and the app has no name (Celery() without main). "
-            "Set misfire_namespace, for example 'shop'."
+            "Set it, for example to 'shop'."
         ],
     ),
     (
         "__main__",
-        ["misfire_namespace: '__main__' is any script's name. Set misfire_namespace, for example 'shop'."],
+        ["misfire_namespace: '__main__' is any script's name. Set another one, for example 'shop'."],
     ),
     ("my proj", [f"misfire_namespace: 'my proj' is no namespace. {NAMESPACE_RULE}"]),
 ]
@@ -755,8 +755,8 @@ HARDLY_MEANT: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
         {},
         {"options": {"countdown": 30, "eta": None}},
         [
-            "beat_schedule['x'].options: 'countdown' holds the run back after it was sent, "
-            "and it counts as on time. Use the schedule for that."
+            "beat_schedule['x'].options: 'countdown' delays the run after it was sent; "
+            "misfire handling does not see that delay. Use the schedule for that."
         ],
     ),
     (

@@ -376,6 +376,50 @@ def test_places_of_celerys_own_settings_are_told_by_the_names_that_the_namespace
     ]
 
 
+class _UpperCaseAlone(dict[str, Any]):
+    """Like the configuration of Flask, or a module of Django's: what is not upper case is dropped."""
+
+    def __init__(self, module: Mapping[str, Any]) -> None:
+        super().__init__({name: value for name, value in module.items() if name.isupper()})
+
+
+@pytest.mark.parametrize("broker", [{"BROKER_URL": "amqp://"}, {"FLASK_DEBUG": True}])
+def test_a_source_without_namespace_that_drops_lower_case_names_is_given_advice_that_works(
+    broker: dict[str, Any],
+) -> None:
+    module = broker | {"MISFIRE_HISTORY": 5, "misfire_instruction": "do_nothing"}
+    app = Celery("shop", set_as_current=False)
+    app.config_from_object(_UpperCaseAlone(module))
+    app.conf.misfire_lease_ttl = 0.01
+    app.conf.misfire_policies = {"x": "skip"}
+    assert problems_of(lambda: read_config(app, {"x": HOURLY | {"misfire": "skip"}})) == (
+        "celery_misfire: MISFIRE_HISTORY: is not read under this name. Set app.conf.misfire_history.",
+        "celery_misfire: app.conf.misfire_lease_ttl: expected at least 0.1 seconds, got 0.01.",
+        "celery_misfire: app.conf.misfire_redis_url: not set, and broker_url (amqp) is not Redis. "
+        "Set app.conf.misfire_redis_url, for example 'redis://localhost:6379/1'.",
+        f"celery_misfire: app.conf.misfire_policies['x']: 'skip' is unknown. Allowed: {FIT_ALL}.",
+        f"celery_misfire: beat_schedule['x'].misfire: 'skip' is unknown. Allowed for cron: {FIT_CRON}.",
+    )
+    del module["MISFIRE_HISTORY"]
+    app = Celery("shop", set_as_current=False)
+    app.config_from_object(_UpperCaseAlone(module))
+    app.conf.misfire_redis_url = "redis://h/1"
+    app.conf.misfire_history = 5
+    assert read_settings(app).history == 5
+
+
+def test_keys_of_an_entry_have_no_namespace() -> None:
+    app = Celery("shop", set_as_current=False)
+    app.config_from_object({"CELERY_BROKER_URL": BROKER["broker_url"]}, namespace="CELERY")
+    entries = {"misfire_history": HOURLY | {"misfire_threshold": 5, "options": {"misfire": False}}}
+    assert problems_of(lambda: read_config(app, entries)) == (
+        "celery_misfire: CELERY_BEAT_SCHEDULE['misfire_history']: "
+        "'misfire_threshold' belongs inside 'misfire', as 'threshold'.",
+        "celery_misfire: CELERY_BEAT_SCHEDULE['misfire_history'].options: 'misfire' belongs beside "
+        "'options', not inside. With add_periodic_task use CELERY_MISFIRE_POLICIES.",
+    )
+
+
 def test_the_settings_of_another_app_in_the_same_module_are_left_alone() -> None:
     app = Celery("shop", set_as_current=False)
     shared = {"SHOP_BROKER_URL": BROKER["broker_url"], "CELERY_MISFIRE_HISTORY": 5, "CELERY_MISFIRE_OTHER": 5}

@@ -96,7 +96,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
 
     def _warnings(self) -> list[str]:
         # A name that is no entry of the configuration may be a row's: that is known when they have been read.
-        early = unknown_policies(self._settings, self._configured.keys())
+        early = unknown_policies(self.app, self._settings, self._configured.keys())
         return [warning for warning in super()._warnings() if warning not in early]
 
     def _definitions(self) -> Iterator[Definition]:

@@ -280,7 +280,7 @@ class Table:
         self._by_key, self._marks = by_key, marks
         self.rows = {row.task.name: row for row in by_key.values()}
         if not self.was_read.is_set():
-            for warning in unknown_policies(self._settings, self.rows.keys()):
+            for warning in unknown_policies(self._app, self._settings, self.rows.keys()):
                 logger.warning("beat: %s", warning)
         logger.info("beat: %d periodic tasks, %d of them new or changed", len(by_key), len(changed))
 
