@@ -22,7 +22,7 @@ from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import beat_init
 from kombu import Producer
 
-from celery_misfire import beat_file, fire
+from celery_misfire import fire
 from celery_misfire.conf.entries import ENTRY_KEYS
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import read_config
@@ -150,8 +150,11 @@ class MisfireMixin(Scheduler):
 
     @cached_property
     def _last_runs(self) -> Mapping[str, datetime]:
+        # Needed once in a lifetime, by those who come from Celery's own scheduler.
+        from celery_misfire.beat_file import last_runs
+
         try:
-            found = beat_file.last_runs(self._filename)
+            found = last_runs(self._filename)
         except ValueError as exc:
             logger.warning("beat: the schedule file %r is left alone: %s", self._filename, exc)
             return {}
