@@ -15,6 +15,7 @@ from typing import Any
 
 from celery import Celery
 
+from celery_misfire.conf.celery_redis import redis_of_celery
 from celery_misfire.conf.entries import (
     ENTRY_KEYS,
     as_instruction,
@@ -33,15 +34,8 @@ from celery_misfire.conf.problems import (
     spelling,
 )
 from celery_misfire.misfire import FITTING, MisfireInstruction, MisfirePolicy, TriggerType
-from celery_misfire.store.url import (
-    check_option,
-    checked_options,
-    checked_url,
-    has_master_name,
-    not_redis,
-    redis_of_celery,
-    scheme_of,
-)
+from celery_misfire.store.options import check_option, checked_options
+from celery_misfire.store.url import checked_url, scheme_of, sentinels_of
 from celery_misfire.texts import hide_secrets, quote, quote_name, unknown_key, unknown_word
 from celery_misfire.triggers.zones import checked_timezone
 
@@ -280,7 +274,7 @@ def _read(app: Celery) -> tuple[Settings, Problems]:
                 wrong.remove(name)
     if given["redis_url"] is None:
         with problems.at(""):
-            values["redis_url"], options = _celerys_redis(app, spell)
+            values["redis_url"], options = redis_of_celery(app, spell)
             values["redis_options"] = options | values.get("redis_options", {})
     if given["namespace"] is None:
         what = "not set and the app has no name (Celery() without main)."
@@ -297,18 +291,6 @@ def _read(app: Celery) -> tuple[Settings, Problems]:
     settings = Settings(**{"redis_url": "", "namespace": ""} | in_step | values | {"policies": policies})
     _check_together(problems, settings, wrong)
     return settings, problems
-
-
-def _celerys_redis(app: Celery, spell: Callable[[str], str]) -> tuple[str, dict[str, Any]]:
-    """Return URL and options of the Redis that Celery itself uses: as broker, else for the results."""
-    for names in (
-        ("broker_url", "broker_use_ssl", "broker_transport_options"),
-        ("result_backend", "redis_backend_use_ssl", "result_backend_transport_options"),
-    ):
-        found = redis_of_celery(partial(getattr, app.conf), spell, *names)
-        if found is not None:
-            return found
-    raise not_redis(app.conf.broker_url, spell)
 
 
 def _check_names(problems: Problems, app: Celery) -> None:
@@ -363,9 +345,9 @@ def _check_together(problems: Problems, settings: Settings, wrong: Collection[st
     for option in ("socket_timeout", "socket_connect_timeout"):
         call = s.redis_options.get(option, 0)
         rule("redis_options lease_ttl", f"{options}[{option!r}]", call >= ttl, smaller(call, "", ttl / 6))
-    text = f"sentinel:// needs a master name. Set {options} = {{'master_name': 'mymaster'}}."
-    named = has_master_name(s.redis_url, s.redis_options)
-    rule("redis_url redis_options", spell("misfire_redis_url"), not named, text)
+    if scheme == "sentinel" and not (sentinels_of(s.redis_url)[1] | dict(s.redis_options)).get("master_name"):
+        text = f"sentinel:// needs a master name. Set {options} = {{'master_name': 'mymaster'}}."
+        rule("redis_url redis_options", spell("misfire_redis_url"), True, text)
     for trigger_type, fitting in FITTING.items():
         broken = trigger_type not in s.instructions and s.instruction not in fitting
         setting = spell("misfire_instructions")

@@ -34,7 +34,7 @@ from celery_misfire.exceptions import (
     StoreUnavailable,
 )
 from celery_misfire.records import SCHEMA
-from celery_misfire.store.url import address, scheme_of, sentinels_of, split_url
+from celery_misfire.store.url import address, connection_of, scheme_of, sentinels_of
 from celery_misfire.texts import quote
 
 if TYPE_CHECKING:
@@ -427,7 +427,7 @@ def _script(name: str) -> str:
 
 
 def _client(url: str, options: Mapping[str, Any], call_timeout: float) -> redis.Redis:
-    place, named = sentinels_of(url) if scheme_of(url) == "sentinel" else split_url(url)
+    sentinels, named = sentinels_of(url) if scheme_of(url) == "sentinel" else ([], connection_of(url))
     settings: dict[str, Any] = {
         # What is not UTF-8 is not ours, and is to be replaced all the same.
         "encoding_errors": "surrogateescape",
@@ -439,16 +439,15 @@ def _client(url: str, options: Mapping[str, Any], call_timeout: float) -> redis.
     if settings.get("credential_provider"):
         # As Celery has it; redis-py takes one or the other.
         settings |= {"username": None, "password": None}
-    if isinstance(place, str):
-        client: redis.Redis = redis.Redis.from_url(place, **_limit(settings, call_timeout))
-        return client
+    if not sentinels:
+        return redis.Redis.from_pool(redis.ConnectionPool(**_limit(settings, call_timeout)))
     # They are asked one after the other, and then one more time.
     sentinel_settings = _ONE_MORE_TRY | dict(settings.pop("sentinel_kwargs", None) or {})
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        place, sentinel_kwargs=_limit(sentinel_settings, call_timeout / len(place) / 2)
+        sentinels, sentinel_kwargs=_limit(sentinel_settings, call_timeout / len(sentinels) / 2)
     )
     master = settings.pop("master_name")
-    client = sentinel.master_for(master, **_limit(settings, call_timeout))  # type: ignore[no-untyped-call]
+    client: redis.Redis = sentinel.master_for(master, **_limit(settings, call_timeout))  # type: ignore[no-untyped-call]
     return client
 
 

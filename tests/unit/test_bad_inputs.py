@@ -254,7 +254,7 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
         {"misfire_redis_options": {"socket_timout": 3, "decode_responses": True, 5: 5}},
         [
             "misfire_redis_options: unknown key 'socket_timout'. Did you mean 'socket_timeout'?",
-            "misfire_redis_options: unknown key 'decode_responses'. Use the connection options of redis-py.",
+            "misfire_redis_options: 'decode_responses' is set by celery_misfire. Remove it.",
             "misfire_redis_options: unknown key 5. Use the connection options of redis-py.",
         ],
     ),
@@ -381,8 +381,7 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
             ("sentinel://h:99999?master_name=m", "the port must be a number from 1 to 65535."),
             (
                 "sentinel://h/mymaster",
-                "the database must be a number. The name of the master goes into "
-                "misfire_redis_options = {'master_name': 'mymaster'}.",
+                "the database must be a number. The name of the master goes into the option 'master_name'.",
             ),
             *(
                 (f"redis://h/1?{query}", f"{query.split('=')[0]!r}: {text}")

@@ -23,8 +23,8 @@ from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, TriggerType
 from celery_misfire.schedules import cron, simple
+from celery_misfire.store.options import OPTIONS
 from celery_misfire.store.redis_store import RedisStore
-from celery_misfire.store.url import OPTIONS
 from tests.support.configs import BROKER, no_urls_from_outside
 
 __all__ = ["no_urls_from_outside"]
