@@ -17,7 +17,7 @@ from redis.sentinel import Sentinel
 from celery_misfire.conf.problems import as_line
 from celery_misfire.exceptions import MisfireConfigError, StoreRefused
 from celery_misfire.store import errors
-from celery_misfire.store.url import address, scheme_of, sentinels_of, split_url
+from celery_misfire.store.url import address, connection_of, scheme_of, sentinels_of
 
 __all__ = ["LONGEST_CALL", "OLDEST_VERSION", "RedisConnection", "as_text"]
 
@@ -132,7 +132,7 @@ def _source(script: str) -> str:
 
 
 def _client(url: str, options: Mapping[str, Any], call_timeout: float) -> redis.Redis:
-    place, named = sentinels_of(url) if scheme_of(url) == "sentinel" else split_url(url)
+    sentinels, named = sentinels_of(url) if scheme_of(url) == "sentinel" else ([], connection_of(url))
     settings: dict[str, Any] = {
         # So that `as_text` is undone.
         "encoding_errors": "surrogateescape",
@@ -144,16 +144,15 @@ def _client(url: str, options: Mapping[str, Any], call_timeout: float) -> redis.
     if settings.get("credential_provider"):
         # As Celery has it; redis-py takes one or the other.
         settings |= {"username": None, "password": None}
-    if isinstance(place, str):
-        client: redis.Redis = redis.Redis.from_url(place, **_limit(settings, call_timeout))
-        return client
+    if not sentinels:
+        return redis.Redis.from_pool(redis.ConnectionPool(**_limit(settings, call_timeout)))
     # The sentinels are asked one after the other, and then one more time.
     sentinel_settings = _ONE_MORE_TRY | dict(settings.pop("sentinel_kwargs", None) or {})
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
-        place, sentinel_kwargs=_limit(sentinel_settings, call_timeout / len(place) / 2)
+        sentinels, sentinel_kwargs=_limit(sentinel_settings, call_timeout / len(sentinels) / 2)
     )
     master = settings.pop("master_name")
-    client = sentinel.master_for(master, **_limit(settings, call_timeout))  # type: ignore[no-untyped-call]
+    client: redis.Redis = sentinel.master_for(master, **_limit(settings, call_timeout))  # type: ignore[no-untyped-call]
     return client
 
 

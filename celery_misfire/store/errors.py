@@ -67,7 +67,7 @@ _IN_ITS_WORDS = (redis.ResponseError, redis.AuthenticationError, redis.BusyLoadi
 
 _LOGIN = "Check user and password; in a URL write special characters as %XX."
 _RIGHTS = "Give the user the rights that are listed in the documentation."
-_HELLO = "Set misfire_redis_options = {'protocol': 2}. Redis 6.2 or newer is needed."
+_HELLO = "Set the option 'protocol' of redis-py to 2. Redis 6.2 or newer is needed."
 _NODE = "The keys of this namespace are on another node of the cluster; name that one."
 
 #: What Redis says when it will not work with us as we are set up, and how to mend that.

@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.store import registers
@@ -32,6 +32,9 @@ from celery_misfire.store.port import (
     Watched,
 )
 from celery_misfire.store.registers import Register
+
+if TYPE_CHECKING:
+    from celery_misfire.conf.settings import Settings
 
 __all__ = ["LONGEST_CALL", "RedisStore"]
 
@@ -70,6 +73,13 @@ class RedisStore(Store):
         self._note_key, self._guard_key = f"{prefix}:note", f"{prefix}:guard"
         self._watch_keys = (f"{prefix}:watcher", f"{prefix}:watch", self._guard_key, self.lease_key)
         self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
+
+    @classmethod
+    def of(cls, settings: Settings, call_timeout: float = LONGEST_CALL) -> RedisStore:
+        """Return the store that an app's settings name; its parameters are those of the class."""
+        return cls(
+            settings.redis_url, settings.namespace, settings.redis_options, settings.history, call_timeout
+        )
 
     def __str__(self) -> str:
         return f"{self.state_key} in {self._connection}"

@@ -31,7 +31,7 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker.state import task_ready
 
 from celery_misfire import fire, result
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import Settings, read_settings
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.fire import Fire, isoformat
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Outcome, Reason, to_millis
@@ -124,7 +124,7 @@ class Guard:
     :param hostname: of the worker, for the registers and the log.
     """
 
-    def __init__(self, app: Celery, settings: conf.Settings, hostname: str) -> None:
+    def __init__(self, app: Celery, settings: Settings, hostname: str) -> None:
         self._app, self._settings, self._hostname = app, settings, hostname
         self._main_process = os.getpid()
         self._reporters: dict[int, Reporter] = {}
@@ -338,7 +338,7 @@ class Guard:
         """The store of this process: connections and locks are not to be shared with a child."""
         pid = os.getpid()
         if pid not in self._stores:
-            self._stores = {pid: _store(self._settings)}
+            self._stores = {pid: RedisStore.of(self._settings, CALL_TIMEOUT)}
         return self._stores[pid]
 
     def _ask(self, call: Callable[[], T]) -> T | None:
@@ -385,12 +385,6 @@ def _without_arguments(request: Context) -> Context:
     kept = Context(vars(request))
     kept.update(args=None, kwargs=None, argsrepr=None, kwargsrepr=None)
     return kept
-
-
-def _store(settings: conf.Settings) -> RedisStore:
-    return RedisStore(
-        settings.redis_url, settings.namespace, settings.redis_options, settings.history, CALL_TIMEOUT
-    )
 
 
 def _now() -> int:
@@ -485,7 +479,7 @@ def install(worker: Any) -> None:
     if "_misfire_watch" in known:
         return
     try:
-        settings = conf.read_settings(app)
+        settings = read_settings(app)
     except MisfireConfigError as exc:
         # The log is not there yet.
         known["_misfire_problem"] = exc

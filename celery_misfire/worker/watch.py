@@ -50,9 +50,7 @@ class Watch:
     def __init__(self, app: Celery, settings: Settings, hostname: str) -> None:
         self._app, self._settings = app, settings
         self._token = f"{hostname}:{uuid.uuid4().hex}"
-        self._store = RedisStore(
-            settings.redis_url, settings.namespace, settings.redis_options, settings.history
-        )
+        self._store = RedisStore.of(settings)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._in_trouble = False

@@ -19,7 +19,7 @@ from celery import current_app
 from django.utils import translation
 from django.utils.translation.template import templatize
 
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib import django as app
 from celery_misfire.misfire import from_millis, to_millis
 from celery_misfire.records import Definition
@@ -166,7 +166,7 @@ def fill(site: AdminSite) -> None:
     preise = PeriodicTask.objects.create(name="Preise", task="shop.preise", crontab=hourly)
     MisfirePolicy.objects.create(periodic_task=preise, instruction="do_nothing", max_catch_up=1)
     PeriodicTask.objects.create(name="Neu", task="shop.neu", crontab=hourly)
-    settings = conf.read_settings(current_app)
+    settings = read_settings(current_app)
     rows = (berichte, kurse, preise)
     past = Past(
         site.url,

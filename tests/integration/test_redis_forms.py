@@ -39,10 +39,7 @@ def store_of(call_timeout: float = 1, **config: Any) -> RedisStore:
     """Return the store that an app with these settings uses."""
     app = Celery("shop", set_as_current=False)
     app.conf.update(config)
-    settings = read_settings(app)
-    return RedisStore(
-        settings.redis_url, settings.namespace, settings.redis_options, call_timeout=call_timeout
-    )
+    return RedisStore.of(read_settings(app), call_timeout)
 
 
 def use_all_of(store: RedisStore) -> None:
@@ -613,7 +610,7 @@ def test_a_redis_that_will_never_work_with_us_ends_beat_at_its_start(
         (
             ["HELLO"],
             {"protocol": 3},
-            "Set misfire_redis_options = {'protocol': 2}. Redis 6.2 or newer is needed",
+            "Set the option 'protocol' of redis-py to 2. Redis 6.2 or newer is needed",
         ),
         (["AUTH"], {"protocol": 2}, "unknown command .AUTH.. celery_misfire cannot do without it"),
     ],

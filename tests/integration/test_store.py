@@ -767,6 +767,7 @@ def test_all_keys_share_one_hash_tag(redis_server: RedisServer, client: redis.Re
         ("unix://:secret@/run/redis.sock?db=2", "/run/redis.sock"),
         ("sentinel://:secret@one.example,:secret@two.example:26380/0", "one.example:26379"),
         ("redis://:secret@[::1]:6380/0", "::1:6380"),
+        ("redis:///2", "localhost:6379"),
     ],
 )
 def test_an_address_tells_the_place_and_no_secret(url: str, shown: str):

@@ -19,7 +19,8 @@ from django_celery_beat import schedulers
 from django_celery_beat.clockedschedule import clocked
 
 from celery_misfire.beat import FAREWELL, MisfireMixin
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.entries import ENTRY_KEYS, policy_keys
+from celery_misfire.conf.warnings import unknown_policies
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
@@ -43,7 +44,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
     ``CELERY_BEAT_SCHEDULER = "celery_misfire.contrib.django.beat:DatabaseScheduler"``
     """
 
-    entry_keys = (*conf.ENTRY_KEYS, *ROW_KEYS)
+    entry_keys = (*ENTRY_KEYS, *ROW_KEYS)
 
     def setup_schedule(self) -> None:
         self._written: list[WrittenEntry] = []
@@ -95,7 +96,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
 
     def _warnings(self) -> list[str]:
         # A name that is no entry of the configuration may be a row's: that is known when they have been read.
-        early = conf.unknown_policies(self._settings, self._configured.keys())
+        early = unknown_policies(self.app, self._settings, self._configured.keys())
         return [warning for warning in super()._warnings() if warning not in early]
 
     def _definitions(self) -> Iterator[Definition]:
@@ -200,7 +201,7 @@ def _has_model(schedule: Any) -> bool:
 
 def _policy_fields(misfire: object) -> dict[str, Any] | None:
     """Return the ``misfire`` key of an entry as the fields of a policy's row; None when it says nothing."""
-    keys = conf.policy_keys(misfire)
+    keys = policy_keys(misfire)
     if keys is None:
         return None
     if keys is False:

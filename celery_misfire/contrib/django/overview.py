@@ -13,8 +13,7 @@ from django.db.models import Sum, prefetch_related_objects
 from django.utils.translation import gettext as _
 from django_celery_beat.models import PeriodicTask
 
-from celery_misfire.conf import settings as conf
-from celery_misfire.conf.settings import Settings
+from celery_misfire.conf.settings import Settings, read_settings
 from celery_misfire.contrib.django.models import Instruction, MissedFire
 from celery_misfire.contrib.django.moments import as_stored
 from celery_misfire.contrib.django.rows import site_policy, trigger_of
@@ -58,7 +57,7 @@ def look_at(tasks: Sequence[PeriodicTask], now: int) -> tuple[dict[int, Standing
     counts = dict(missed.order_by().values_list("entry").annotate(Sum("count")))
     standings = {task.pk: Standing(missed=counts.get(task.name, 0)) for task in tasks}
     try:
-        settings = conf.read_settings(current_app)
+        settings = read_settings(current_app)
     except MisfireConfigError as exc:
         return standings, str(exc)
     problem, records = "", None

@@ -9,7 +9,7 @@ from typing import Any
 from celery import Celery
 
 from celery_misfire import records
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django.history import moment_of
 from celery_misfire.records import EntryRecord
 from celery_misfire.store.redis_store import RedisStore
@@ -43,9 +43,7 @@ def open_store(app: Celery) -> RedisStore:
 
     :raises MisfireConfigError: when the settings are wrong.
     """
-    settings = conf.read_settings(app)
-    options = {**settings.redis_options, "socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE}
-    return RedisStore(settings.redis_url, settings.namespace, options, settings.history, PATIENCE)
+    return RedisStore.of(read_settings(app), PATIENCE)
 
 
 def records_of(store: RedisStore, names: Sequence[str]) -> dict[str, EntryRecord]:
