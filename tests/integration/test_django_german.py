@@ -156,7 +156,7 @@ def fill(site: AdminSite) -> None:
     from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
     from celery_misfire.contrib.django.models import MisfirePolicy, MissedFire
-    from celery_misfire.contrib.django.overview import policy_of
+    from celery_misfire.contrib.django.policies import policy_of
     from celery_misfire.contrib.django.rows import trigger_of
 
     hourly = CrontabSchedule.objects.create(minute="0", timezone="Europe/Berlin")
@@ -296,7 +296,7 @@ def test_the_policy_in_the_form_of_a_task_is_german(client: Any, of_a_task: bool
 
 
 def test_what_is_refused_is_told_in_german(site: AdminSite):
-    from celery_misfire.contrib.django.policy_form import PolicyForm
+    from celery_misfire.contrib.django.admin.policy_form import PolicyForm
 
     form = PolicyForm({"threshold": "0", "max_catch_up": "0", "mail_to": "niemand"})
     in_german(
@@ -400,7 +400,7 @@ def test_a_mail_is_german(site: AdminSite):
 
 
 def test_a_line_of_the_log_of_each_kind_is_german(site: AdminSite):
-    from celery_misfire.contrib.django.log_lines import in_words
+    from celery_misfire.contrib.django.admin.log_lines import in_words
 
     when = {"scheduled": NOW, "first": NOW, "last": NOW, "count": 1, "reason": "capped", "error": "KeyError"}
     for event in ("lead", "misfire", "missed", "sent", "late", "merged", "broken", "refused"):

@@ -75,7 +75,7 @@ def every(**interval: Any) -> Any:
 
 
 def past_of(server: RedisServer, *tasks: Any, begin: int = NOON - 30 * HOUR) -> Past:
-    from celery_misfire.contrib.django.overview import policy_of
+    from celery_misfire.contrib.django.policies import policy_of
     from celery_misfire.contrib.django.rows import trigger_of
 
     settings = conf.read_settings(current_app)
@@ -144,9 +144,9 @@ def test_the_last_day_is_shown_with_its_outage_and_with_what_is_expected(site, s
 
 @pytest.mark.parametrize("schedule", ["crontab", "interval"])
 def test_history_and_simulation_agree_for_every_instruction(site, server, schedule):
-    from celery_misfire.contrib.django import history, whatif
     from celery_misfire.contrib.django.rows import trigger_of
     from celery_misfire.contrib.django.state import open_store, read
+    from celery_misfire.contrib.django.timeline import history, whatif
 
     fields = {"interval": every(every=30, period="minutes")} if schedule == "interval" else {}
     kind = "endless" if schedule == "interval" else "cron"

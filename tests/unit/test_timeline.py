@@ -35,10 +35,14 @@ from tests.support.django_settings import set_up
 
 set_up()
 
-from celery_misfire.contrib.django import whatif  # noqa: E402
-from celery_misfire.contrib.django.history import expected, history  # noqa: E402
-from celery_misfire.contrib.django.picture import picture, strip, svg, ticks  # noqa: E402
-from celery_misfire.contrib.django.timeline import Occurrence, Outage, Timeline  # noqa: E402
+from celery_misfire.contrib.django.timeline import (  # noqa: E402
+    Occurrence,
+    Outage,
+    Timeline,
+    whatif,
+)
+from celery_misfire.contrib.django.timeline.history import expected, history  # noqa: E402
+from celery_misfire.contrib.django.timeline.picture import picture, strip, svg, ticks  # noqa: E402
 
 BERLIN = ZoneInfo("Europe/Berlin")
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000

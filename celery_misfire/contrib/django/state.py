@@ -10,7 +10,7 @@ from celery import Celery
 
 from celery_misfire import records
 from celery_misfire.conf import settings as conf
-from celery_misfire.contrib.django.history import moment_of
+from celery_misfire.contrib.django.timeline.history import moment_of
 from celery_misfire.records import EntryRecord
 from celery_misfire.store.redis_store import RedisStore
 

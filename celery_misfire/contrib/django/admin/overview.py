@@ -14,16 +14,16 @@ from django.utils.translation import gettext as _
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf import settings as conf
-from celery_misfire.conf.settings import Settings
-from celery_misfire.contrib.django.models import Instruction, MissedFire
+from celery_misfire.contrib.django.models import MissedFire
 from celery_misfire.contrib.django.moments import as_stored
+from celery_misfire.contrib.django.policies import named, policy_of
 from celery_misfire.contrib.django.rows import site_policy, trigger_of
 from celery_misfire.contrib.django.state import open_store, records_of
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
-from celery_misfire.misfire import MisfirePolicy, Trigger, TriggerType, resolve, threshold_millis
+from celery_misfire.misfire import MisfirePolicy, Trigger, threshold_millis
 from celery_misfire.records import EntryRecord
 
-__all__ = ["LATELY", "Standing", "label_of", "look_at", "named", "policy_of"]
+__all__ = ["LATELY", "Standing", "look_at"]
 
 #: For how long a miss is counted in the list, in milliseconds.
 LATELY = 24 * 3600 * 1000
@@ -100,28 +100,3 @@ def _look(
             following = None
         standing.late_by = now - due
         standing.is_overdue = now - due >= threshold_millis(policy, due, following)
-
-
-def policy_of(task: PeriodicTask, trigger: Trigger, settings: Settings) -> MisfirePolicy | None:
-    """Return the policy in force for a row, None when misfire handling is off.
-
-    :raises MisfireConfigError: when the row's policy does not fit its schedule.
-    """
-    own = getattr(task, "misfire_policy", None)
-    return settings.policy_for(task.name, own and own.as_entry_key(), trigger.trigger_type)
-
-
-def named(policy: MisfirePolicy | None, trigger_type: TriggerType) -> str:
-    """Return the instruction in words, and what it stands for if that is another one."""
-    label = label_of(policy, trigger_type)
-    if policy is None or resolve(policy.instruction, trigger_type) is policy.instruction:
-        return label
-    asked = Instruction(policy.instruction.value).label
-    return _("%(instruction)s: %(resolved)s") % {"instruction": asked, "resolved": label}
-
-
-def label_of(policy: MisfirePolicy | None, trigger_type: TriggerType) -> str:
-    """Return in words what the instruction stands for."""
-    if policy is None:
-        return str(Instruction.OFF.label)
-    return str(Instruction(resolve(policy.instruction, trigger_type).value).label)

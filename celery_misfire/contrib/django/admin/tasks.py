@@ -1,8 +1,4 @@
-"""The Django admin: periodic tasks with their misfire policy and standing, and the runs that were missed.
-
-What is registered for PeriodicTask is extended, whoever registered it. A project that registers its own class
-may also put :class:`PeriodicTaskMixin` in front of it itself.
-"""
+"""The admin of periodic tasks: misfire policy in the form, status in the list, and two more pages."""
 
 from __future__ import annotations
 
@@ -21,10 +17,10 @@ from django.utils.translation import gettext_lazy
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.contrib.django import moments
-from celery_misfire.contrib.django.missed_admin import MissedFireAdmin
+from celery_misfire.contrib.django.admin.missed import MissedFireAdmin
+from celery_misfire.contrib.django.admin.overview import LATELY, Standing, look_at
+from celery_misfire.contrib.django.admin.policy_form import PolicyInline
 from celery_misfire.contrib.django.models import MissedFire
-from celery_misfire.contrib.django.overview import LATELY, Standing, look_at
-from celery_misfire.contrib.django.policy_form import PolicyInline
 from celery_misfire.contrib.django.rows import from_last_run_at
 
 if TYPE_CHECKING:
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
 else:
     _ModelAdmin = admin.ModelAdmin
 
-__all__ = ["MissedFireAdmin", "PeriodicTaskMixin", "PolicyInline", "replace_registered"]
+__all__ = ["PeriodicTaskMixin", "replace_registered"]
 
 
 def replace_registered(site: admin.AdminSite = admin.site) -> None:
@@ -101,7 +97,7 @@ class PeriodicTaskMixin(_ModelAdmin):
 
     def _view(self, name: str) -> Any:
         def view(request: HttpRequest, object_id: str) -> HttpResponse:
-            from celery_misfire.contrib.django import views
+            from celery_misfire.contrib.django.admin import views
 
             response: HttpResponse = getattr(views, name)(self, request, object_id)
             return response

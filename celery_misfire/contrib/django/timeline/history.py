@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy
 
 from celery_misfire import records
 from celery_misfire.contrib.django.models import MissReason
-from celery_misfire.contrib.django.timeline import Occurrence, Outage
+from celery_misfire.contrib.django.timeline.timeline import Occurrence, Outage
 from celery_misfire.misfire import AUTO_THRESHOLD, FireTimes, Outcome, Reason, Trigger, TriggerState
 from celery_misfire.records import EntryRecord
 

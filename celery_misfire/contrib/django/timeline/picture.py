@@ -17,7 +17,7 @@ from django.utils.formats import date_format
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 
-from celery_misfire.contrib.django.timeline import (
+from celery_misfire.contrib.django.timeline.timeline import (
     OUTCOMES,
     Outage,
     Timeline,
@@ -33,7 +33,7 @@ from celery_misfire.triggers.zones import Zone, zone_for
 __all__ = ["picture", "strip", "svg", "ticks"]
 
 #: What the pictures look like: a page with one links to it.
-STYLE = Path(__file__).parent / "static" / "celery_misfire" / "picture.css"
+STYLE = Path(__file__).parents[1] / "static" / "celery_misfire" / "picture.css"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from django.utils.translation import ngettext
 
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.models import Instruction, MissReason
-from celery_misfire.contrib.django.timeline import OUTCOMES, counted
+from celery_misfire.contrib.django.timeline.timeline import OUTCOMES, counted
 from celery_misfire.misfire import Outcome
 
 __all__ = ["in_words"]

@@ -1,7 +1,7 @@
 """What became of an entry's occurrences, told: in a sentence, and as a table.
 
 Plain data in, text out; nothing is read here. Moments are integer milliseconds UTC, and told in a time zone.
-:mod:`~celery_misfire.contrib.django.picture` draws the same.
+:mod:`~celery_misfire.contrib.django.timeline.picture` draws the same.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from celery_misfire.contrib.django.history import expand, is_current, why
-from celery_misfire.contrib.django.overview import named
-from celery_misfire.contrib.django.timeline import Occurrence, Outage, Timeline, told_number
+from celery_misfire.contrib.django.policies import named
+from celery_misfire.contrib.django.timeline.history import expand, is_current, why
+from celery_misfire.contrib.django.timeline.timeline import Occurrence, Outage, Timeline, told_number
 from celery_misfire.misfire import (
     FITTING,
     FireTimes,

@@ -11,10 +11,11 @@ from django.utils.translation import gettext_lazy
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf import settings as conf
-from celery_misfire.contrib.django import moments, whatif
+from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.models import Instruction
-from celery_misfire.contrib.django.overview import label_of
+from celery_misfire.contrib.django.policies import label_of
 from celery_misfire.contrib.django.state import open_store, records_of
+from celery_misfire.contrib.django.timeline import whatif
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, Trigger
 

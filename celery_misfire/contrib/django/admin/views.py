@@ -23,12 +23,13 @@ from django.utils.translation import gettext_lazy, ngettext
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf import settings as conf
-from celery_misfire.contrib.django import moments, timeline, whatif
-from celery_misfire.contrib.django.history import expected, history, is_current
-from celery_misfire.contrib.django.overview import named, policy_of
-from celery_misfire.contrib.django.picture import picture, strip
+from celery_misfire.contrib.django import moments
+from celery_misfire.contrib.django.policies import named, policy_of
 from celery_misfire.contrib.django.rows import site_policy, trigger_of
 from celery_misfire.contrib.django.state import Stored, open_store, read, records_of
+from celery_misfire.contrib.django.timeline import timeline, whatif
+from celery_misfire.contrib.django.timeline.history import expected, history, is_current
+from celery_misfire.contrib.django.timeline.picture import picture, strip
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import FITTING, MisfirePolicy, Trigger, TriggerState
 from celery_misfire.store.redis_store import RedisStore
