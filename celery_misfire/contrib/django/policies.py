@@ -9,7 +9,7 @@ from celery_misfire.conf.settings import Settings
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.misfire import MisfirePolicy, Trigger, TriggerType, resolve
 
-__all__ = ["label_of", "named", "policy_of"]
+__all__ = ["policy_in_words", "policy_of", "resolved_in_words"]
 
 
 def policy_of(task: PeriodicTask, trigger: Trigger, settings: Settings) -> MisfirePolicy | None:
@@ -21,16 +21,16 @@ def policy_of(task: PeriodicTask, trigger: Trigger, settings: Settings) -> Misfi
     return settings.policy_for(task.name, own and own.as_entry_key(), trigger.trigger_type)
 
 
-def named(policy: MisfirePolicy | None, trigger_type: TriggerType) -> str:
+def policy_in_words(policy: MisfirePolicy | None, trigger_type: TriggerType) -> str:
     """Return the instruction in words, and what it stands for if that is another one."""
-    label = label_of(policy, trigger_type)
+    label = resolved_in_words(policy, trigger_type)
     if policy is None or resolve(policy.instruction, trigger_type) is policy.instruction:
         return label
     asked = Instruction(policy.instruction.value).label
     return _("%(instruction)s: %(resolved)s") % {"instruction": asked, "resolved": label}
 
 
-def label_of(policy: MisfirePolicy | None, trigger_type: TriggerType) -> str:
+def resolved_in_words(policy: MisfirePolicy | None, trigger_type: TriggerType) -> str:
     """Return in words what the instruction stands for."""
     if policy is None:
         return str(Instruction.OFF.label)

@@ -1,95 +1,70 @@
-"""The lines of the log in words, for whoever looks at an outage."""
+"""The events of the log in the words of the page, for whoever looks at an outage."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from celery_misfire.contrib.django import moments
-from celery_misfire.contrib.django.models import Instruction, MissReason
-from celery_misfire.contrib.django.timeline.timeline import OUTCOMES, counted
+from celery_misfire.contrib.django.models import instruction_in_words, reason_in_words
+from celery_misfire.contrib.django.timeline.timeline import OUTCOMES, count_in_words
+from celery_misfire.events import Broken, Event, Led, Merged, Misfired, Missed, Refused, Sent, StartedLate
 from celery_misfire.misfire import Outcome
 
 __all__ = ["in_words"]
 
 
-def in_words(line: Mapping[str, Any]) -> str:
-    """Return what a line says; of a line that a newer version has written, its event at least."""
-    try:
-        return _IN_WORDS[line["event"]](line)
-    except (KeyError, TypeError, ValueError):
-        return str(line.get("event", ""))
+def in_words(event: Event) -> str:
+    """Return what an event says; words of a newer version stay as they are."""
+    match event:
+        case Led():
+            text = _("A beat began to lead. Before that: %(reason)s.")
+            return text % {"reason": reason_in_words(event.reason)}
+        case Misfired():
+            outcomes = (_count_in_words(word, count) for word, count in event.outcomes.items())
+            return _("%(runs)s: misfired. %(reason)s. %(instruction)s: %(outcomes)s.") % {
+                "runs": _runs_in_words(event),
+                "reason": reason_in_words(event.reason),
+                "instruction": instruction_in_words(event.resolved),
+                "outcomes": ", ".join(outcomes),
+            }
+        case Missed():
+            text = _("%(runs)s: missed. %(reason)s.")
+            return text % {"runs": _runs_in_words(event), "reason": reason_in_words(event.reason)}
+        case Sent():
+            text = _("The run of %(time)s was sent (%(outcome)s).")
+            known = _outcome(event.outcome)
+            outcome = event.outcome if known is None else OUTCOMES[known]
+            return text % {"time": moments.as_text(event.scheduled), "outcome": outcome}
+        case StartedLate():
+            text = _("The run of %(time)s started late by %(length)s.")
+            length = moments.as_duration(event.late_by)
+            return text % {"time": moments.as_text(event.scheduled), "length": length}
+        case Merged():
+            text = _("The run of %(time)s was merged into a late one.")
+            return text % {"time": moments.as_text(event.scheduled)}
+        case Broken():
+            return _("The schedule failed (%(error)s).") % {"error": event.error}
+        case Refused():
+            return _("The message could not be sent (%(error)s).") % {"error": event.error}
+        case _:
+            return event.kind
 
 
-def _lead(line: Mapping[str, Any]) -> str:
-    return _("A beat began to lead. Before that: %(reason)s.") % {"reason": _reason(line)}
+def _outcome(word: str) -> Outcome | None:
+    return Outcome(word) if word in list(Outcome) else None
 
 
-def _misfire(line: Mapping[str, Any]) -> str:
-    outcomes = (counted(Outcome(word), count) for word, count in line["outcomes"].items())
-    return _("%(runs)s: misfired. %(reason)s. %(instruction)s: %(outcomes)s.") % {
-        "runs": _runs(line),
-        "reason": _reason(line),
-        "instruction": Instruction(line["resolved"]).label,
-        "outcomes": ", ".join(outcomes),
-    }
+def _count_in_words(word: str, count: int) -> str:
+    outcome = _outcome(word)
+    return f"{count} {word}" if outcome is None else count_in_words(outcome, count)
 
 
-def _missed(line: Mapping[str, Any]) -> str:
-    return _("%(runs)s: missed. %(reason)s.") % {"runs": _runs(line), "reason": _reason(line)}
-
-
-def _sent(line: Mapping[str, Any]) -> str:
-    return _("The run of %(time)s was sent (%(outcome)s).") % {
-        "time": moments.as_text(line["scheduled"]),
-        "outcome": OUTCOMES[Outcome(line["outcome"])],
-    }
-
-
-def _late(line: Mapping[str, Any]) -> str:
-    return _("The run of %(time)s started late by %(length)s.") % {
-        "time": moments.as_text(line["scheduled"]),
-        "length": moments.as_duration(line["late_by"]),
-    }
-
-
-def _merged(line: Mapping[str, Any]) -> str:
-    return _("The run of %(time)s was merged into a late one.") % {"time": moments.as_text(line["scheduled"])}
-
-
-def _broken(line: Mapping[str, Any]) -> str:
-    return _("The schedule failed (%(error)s).") % {"error": line["error"]}
-
-
-def _refused(line: Mapping[str, Any]) -> str:
-    return _("The message could not be sent (%(error)s).") % {"error": line["error"]}
-
-
-_IN_WORDS = {
-    "lead": _lead,
-    "misfire": _misfire,
-    "missed": _missed,
-    "sent": _sent,
-    "late": _late,
-    "merged": _merged,
-    "broken": _broken,
-    "refused": _refused,
-}
-
-
-def _reason(line: Mapping[str, Any]) -> str:
-    return str(MissReason(line["reason"]).label)
-
-
-def _runs(line: Mapping[str, Any]) -> str:
-    first, last, count = line["first"], line["last"], line["count"]
-    when = moments.as_text(first)
-    if last != first:
-        when = _("%(first)s to %(last)s") % {"first": when, "last": moments.as_text(last)}
-    return ngettext("%(count)d run, %(when)s", "%(count)d runs, %(when)s", count) % {
-        "count": count,
+def _runs_in_words(event: Misfired | Missed) -> str:
+    when = moments.as_text(event.first)
+    if event.last != event.first:
+        when = _("%(first)s to %(last)s") % {"first": when, "last": moments.as_text(event.last)}
+    return ngettext("%(count)d run, %(when)s", "%(count)d runs, %(when)s", event.count) % {
+        "count": event.count,
         "when": when,
     }

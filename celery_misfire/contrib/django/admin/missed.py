@@ -211,8 +211,13 @@ class MissedFireAdmin(_ModelAdmin):
             found = log_of(open_store(current_app), missed.entry, since, until)
         except (MisfireConfigError, StoreUnavailable) as exc:
             return [], str(exc)
-        lines = [{"at": moments.as_text(at), "text": in_words(line)} for at, line in found[-_LINES:]]
-        return lines, ""
+        return [
+            {
+                "at": moments.as_text(line.written_at),
+                "text": line.kind if line.event is None else in_words(line.event),
+            }
+            for line in found[-_LINES:]
+        ], ""
 
     # -- running -------------------------------------------------------------------------------------------
 
