@@ -23,6 +23,8 @@ from celery_misfire.misfire import (
 from celery_misfire.records import MAX_LENGTH, EntryRecord, Intent, Unreported, dumps, loads
 from celery_misfire.schedules import simple
 from celery_misfire.triggers.kinds import trigger_for
+from tests.support.old_state import read_dump, records_of
+from tests.support.schedules import build_schedule
 
 NOW = to_millis(datetime(2026, 3, 2, tzinfo=UTC))
 MINUTE = 60_000
@@ -86,6 +88,21 @@ def entry_records(draw) -> EntryRecord:
 def test_a_record_survives_its_text(record):
     assert loads(dumps(record)) == record
     assert dumps(loads(dumps(record))) == dumps(record)
+
+
+@pytest.mark.parametrize("name", records_of(read_dump()))
+def test_a_record_of_an_older_version_is_read_and_written_as_the_very_same_text(name):
+    text = records_of(read_dump())[name]
+    assert dumps(loads(text)) == text
+    assert loads(text).name == name
+
+
+@pytest.mark.parametrize("name", read_dump()["entries"])
+def test_the_fingerprints_of_an_older_version_still_stand(name):
+    """Another fingerprint would count as an edit: the entry would be planned from now."""
+    dump = read_dump()
+    schedule = build_schedule(dump["entries"][name]["schedule"])
+    assert trigger_for(schedule).fingerprint == loads(records_of(dump)[name]).fingerprint
 
 
 def test_a_record_of_an_entry_that_has_been_refused_for_long_can_be_read():
