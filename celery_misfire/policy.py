@@ -1,0 +1,189 @@
+"""How a misfire is to be handled: instructions, policies, and the words for what comes of it.
+
+Pure, as :mod:`celery_misfire.misfire`, where all of this is imported from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+
+from celery_misfire.texts import kind_of, shown, unknown_word
+
+__all__ = [
+    "AUTO_THRESHOLD",
+    "FITTING",
+    "MisfireInstruction",
+    "MisfirePolicy",
+    "Outcome",
+    "Reason",
+    "TriggerType",
+    "resolve",
+    "threshold_millis",
+]
+
+#: The longest automatic misfire threshold, in milliseconds (Quartz's default threshold).
+AUTO_THRESHOLD = 60_000
+
+
+class MisfireInstruction(StrEnum):
+    """What happens to the fire times that passed while nobody could run them."""
+
+    #: Decide by the type of the trigger, see :func:`resolve`.
+    SMART_POLICY = "smart_policy"
+    #: Run every one of them, late, oldest first, each with its own scheduled fire time.
+    IGNORE_MISFIRE_POLICY = "ignore_misfire_policy"
+    #: One late run stands for all of them; the schedule goes on as it was.
+    FIRE_ONCE_NOW = "fire_once_now"
+    #: Run none of them; the schedule goes on as it was.
+    DO_NOTHING = "do_nothing"
+    #: A single run: late, now. A repeated one: as ``reschedule_now_with_remaining_repeat_count``.
+    FIRE_NOW = "fire_now"
+    #: One late run, and the schedule starts again from now with the runs it had left.
+    RESCHEDULE_NOW_WITH_EXISTING_REPEAT_COUNT = "reschedule_now_with_existing_repeat_count"
+    #: One late run, and the schedule starts again from now; the intervals missed are used up.
+    RESCHEDULE_NOW_WITH_REMAINING_REPEAT_COUNT = "reschedule_now_with_remaining_repeat_count"
+    #: Run none of them, go on with the next on the old grid; the counter does not count them.
+    RESCHEDULE_NEXT_WITH_EXISTING_COUNT = "reschedule_next_with_existing_count"
+    #: Run none of them, go on with the next on the old grid; the counter counts them as used.
+    RESCHEDULE_NEXT_WITH_REMAINING_COUNT = "reschedule_next_with_remaining_count"
+
+
+class TriggerType(StrEnum):
+    """The four kinds of schedule that Quartz's rules tell apart."""
+
+    ONCE = "once"
+    FIXED = "fixed"
+    ENDLESS = "endless"
+    CRON = "cron"
+
+
+class Outcome(StrEnum):
+    """How one occurrence ended; every occurrence ends as exactly one of these."""
+
+    FIRED = "fired"
+    RECOVERED = "recovered"
+    MERGED = "merged"
+    MISSED = "missed"
+
+
+class Reason(StrEnum):
+    """Why an occurrence was late or never ran."""
+
+    SCHEDULER_DOWN = "scheduler_down"
+    FAILOVER = "failover"
+    STORE_UNAVAILABLE = "store_unavailable"
+    BROKER_UNAVAILABLE = "broker_unavailable"
+    SCHEDULER_BUSY = "scheduler_busy"
+    QUEUE_LATE = "queue_late"
+    PAUSED = "paused"
+    TOO_OLD = "too_old"
+    CAPPED = "capped"
+    ENDED = "ended"
+    SCHEDULE_ERROR = "schedule_error"
+    PUBLISH_REJECTED = "publish_rejected"
+    ENTRY_DELETED = "entry_deleted"
+    CLOCK_JUMP = "clock_jump"
+    EXPIRED = "expired"
+    START_IN_PAST = "start_in_past"
+
+
+_FOR_ALL = (
+    MisfireInstruction.SMART_POLICY,
+    MisfireInstruction.IGNORE_MISFIRE_POLICY,
+    MisfireInstruction.FIRE_ONCE_NOW,
+    MisfireInstruction.DO_NOTHING,
+)
+
+#: The instructions that fit each type of trigger.
+FITTING: dict[TriggerType, tuple[MisfireInstruction, ...]] = {
+    TriggerType.ONCE: tuple(MisfireInstruction),
+    TriggerType.FIXED: tuple(MisfireInstruction),
+    TriggerType.ENDLESS: tuple(MisfireInstruction),
+    TriggerType.CRON: _FOR_ALL,
+}
+
+_SMART = {
+    TriggerType.ONCE: MisfireInstruction.FIRE_NOW,
+    TriggerType.FIXED: MisfireInstruction.RESCHEDULE_NOW_WITH_EXISTING_REPEAT_COUNT,
+    TriggerType.ENDLESS: MisfireInstruction.RESCHEDULE_NEXT_WITH_REMAINING_COUNT,
+    TriggerType.CRON: MisfireInstruction.FIRE_ONCE_NOW,
+}
+
+
+def resolve(instruction: MisfireInstruction, trigger_type: TriggerType) -> MisfireInstruction:
+    """Return the instruction that `instruction` stands for on a trigger of this type.
+
+    Only ``smart_policy`` stands for another one; ``fire_now`` keeps its name on repeated triggers,
+    although it acts there as ``reschedule_now_with_remaining_repeat_count``.
+    """
+    return _SMART[trigger_type] if instruction is MisfireInstruction.SMART_POLICY else instruction
+
+
+@dataclass(frozen=True)
+class MisfirePolicy:
+    """What an entry does when it misfires.
+
+    :param instruction: a :class:`MisfireInstruction` or its name.
+    :param threshold: how late a fire may be before it is a misfire, in seconds (or a timedelta);
+        late by exactly this much *is* a misfire, as in Quartz. ``"auto"``: half the gap between the
+        misfired fire time and the next one, at most 60 seconds.
+    :param max_catch_up: at most so many misfired occurrences are run late, the newest ones.
+        None: no limit.
+    :param max_lateness: misfired occurrences older than this, in seconds (or a timedelta), never run.
+        None: no limit.
+    :param on_missed: name of a task that is sent with the record of what was missed.
+    :raises ValueError: when a value makes no sense; the message names the field and the value.
+    """
+
+    instruction: MisfireInstruction = MisfireInstruction.SMART_POLICY
+    threshold: float | str = "auto"
+    max_catch_up: int | None = None
+    max_lateness: float | None = None
+    on_missed: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "instruction", _instruction(self.instruction))
+        if self.threshold != "auto":
+            object.__setattr__(self, "threshold", _seconds("threshold", self.threshold, also=" or 'auto'"))
+        if self.max_lateness is not None:
+            object.__setattr__(self, "max_lateness", _seconds("max_lateness", self.max_lateness))
+        limit = self.max_catch_up
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+            raise ValueError(
+                f"max_catch_up: expected a whole number from 1, got {shown(limit)}. "
+                "To run nothing use the instruction 'do_nothing'."
+            )
+        if self.on_missed is not None and not (isinstance(self.on_missed, str) and self.on_missed):
+            given = shown(self.on_missed) if isinstance(self.on_missed, str) else kind_of(self.on_missed)
+            raise ValueError(f"on_missed: expected the name of a task, got {given}.")
+
+
+def _instruction(value: object) -> MisfireInstruction:
+    try:
+        return MisfireInstruction(str(value))
+    except ValueError:
+        raise ValueError(f"instruction: {unknown_word(value, tuple(MisfireInstruction))}") from None
+
+
+# Longer is a mistake of units, and would overflow later.
+_HUNDRED_YEARS = 100 * 366 * 86_400
+
+
+def _seconds(name: str, value: object, also: str = "") -> float:
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a number of seconds > 0{also}, got {shown(value)}.")
+    if value > _HUNDRED_YEARS:
+        raise ValueError(f"{name}: expected seconds, got more than 100 years: {shown(value)}.")
+    return float(value)
+
+
+def threshold_millis(policy: MisfirePolicy | None, scheduled: int, following: int | None) -> int:
+    """Return how late the fire scheduled at this time may be before it is a misfire, in milliseconds."""
+    if policy is not None and policy.threshold != "auto":
+        return round(float(policy.threshold) * 1000)
+    return AUTO_THRESHOLD if following is None else min(AUTO_THRESHOLD, (following - scheduled) // 2)
