@@ -89,6 +89,7 @@ class TriggerState:
     :param start_time: first fire time of the grid in force (moved by the ``reschedule_now`` instructions).
     :param end_time: no run starts after it; None for no end.
     :param max_runs: a cron type's runs in all, whatever is missed in between; None for no limit.
+    :param unknown_fields: what a newer version has stored beside these, as JSON; kept, and of no effect.
     """
 
     next_fire_time: int | None
@@ -98,6 +99,7 @@ class TriggerState:
     repeat_count: int | None = None
     end_time: int | None = None
     max_runs: int | None = None
+    unknown_fields: str = ""
 
     @property
     def runs_left(self) -> int | None:
@@ -154,6 +156,7 @@ class Runs:
 
     :param merged: how many further occurrences the (single) run stands for.
     :param last_missed: the last of those, None when there is none.
+    :param unknown_fields: as in :class:`TriggerState`.
     """
 
     first: int
@@ -162,6 +165,7 @@ class Runs:
     outcome: Outcome
     merged: int = 0
     last_missed: int | None = None
+    unknown_fields: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ Pure, as :mod:`celery_misfire.misfire`, where all of this is imported from.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from typing import Self
 
 from celery_misfire.texts import kind_of, shown, unknown_word
 
@@ -20,6 +22,7 @@ __all__ = [
     "Outcome",
     "Reason",
     "TriggerType",
+    "Word",
     "resolve",
     "threshold_millis",
 ]
@@ -28,7 +31,29 @@ __all__ = [
 AUTO_THRESHOLD = 60_000
 
 
-class MisfireInstruction(StrEnum):
+class Word(StrEnum):
+    """A word that is stored, and that a newer version may have more of."""
+
+    @classmethod
+    def read(cls, word: str) -> Self:
+        """Return the member for a stored word.
+
+        A word that this version does not know becomes a stand-in: it equals no member, and is written as it
+        was read.
+
+        :raises ValueError: when the text cannot be such a word.
+        """
+        try:
+            return cls(word)
+        except ValueError:
+            if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", word):
+                raise
+            stand_in = str.__new__(cls, word)
+            stand_in._name_ = stand_in._value_ = word
+            return stand_in
+
+
+class MisfireInstruction(Word):
     """What happens to the fire times that passed while nobody could run them."""
 
     #: Decide by the type of the trigger, see :func:`resolve`.
@@ -60,7 +85,7 @@ class TriggerType(StrEnum):
     CRON = "cron"
 
 
-class Outcome(StrEnum):
+class Outcome(Word):
     """How one occurrence ended; every occurrence ends as exactly one of these."""
 
     FIRED = "fired"
@@ -69,7 +94,7 @@ class Outcome(StrEnum):
     MISSED = "missed"
 
 
-class Reason(StrEnum):
+class Reason(Word):
     """Why an occurrence was late or never ran."""
 
     SCHEDULER_DOWN = "scheduler_down"

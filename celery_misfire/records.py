@@ -1,17 +1,24 @@
-"""What the store keeps of one entry, and how it changes.
+"""How the record of an entry changes: each function takes a record and returns the next one.
 
 Pure, like the planner. A record holds the trigger state, the decisions that are not carried out yet (runs
-to send, runs being sent, misses to report) and nothing of the task but its name. It travels as one small
-JSON text with its version in it; the store compares and replaces it whole.
+to send, runs being sent, misses to report) and nothing of the task but its name. Its text is the business of
+:mod:`~celery_misfire.entry_record`; the store compares and replaces it whole.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
+from celery_misfire.entry_record import (
+    MAX_LENGTH,
+    SCHEMA,
+    EntryRecord,
+    Intent,
+    Unreported,
+    dumps,
+    loads,
+)
 from celery_misfire.misfire import (
     ENDLESS,
     Misfire,
@@ -21,18 +28,11 @@ from celery_misfire.misfire import (
     Outcome,
     Plan,
     Reason,
-    Runs,
     Trigger,
     TriggerState,
     resolve,
     threshold_millis,
 )
-
-#: Version of the state in Redis. A beat refuses to work on a newer one.
-SCHEMA = 1
-
-#: A record longer than this is not ours: 20,000 runs that wait to be sent take less.
-MAX_LENGTH = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -48,68 +48,6 @@ class Definition:
     trigger: Trigger
     policy: MisfirePolicy | None
     anchor: int | None = None
-
-
-@dataclass(frozen=True)
-class Intent:
-    """An occurrence that was claimed to be sent and is not known to have been sent.
-
-    :param unsent: certain that no attempt was made or that the attempt failed; it may be judged again.
-        Else it is in doubt, and only sending it (again, under the same id) is safe.
-    """
-
-    scheduled: int
-    generation: int
-    outcome: Outcome
-    claimed_at: int
-    merged: int = 0
-    last_missed: int | None = None
-    unsent: bool = False
-
-
-@dataclass(frozen=True)
-class Unreported:
-    """Missed occurrences whose result and signals are still to come."""
-
-    first: int
-    last: int
-    count: int
-    reason: Reason
-    instruction: MisfireInstruction
-    detected_at: int
-    generation: int
-
-
-@dataclass(frozen=True)
-class EntryRecord:
-    """All that is known of one entry.
-
-    :param generation: changes whenever its fire times change meaning (first sight, an edit); part of every
-        task id, so that ids never repeat. Milliseconds of the moment it began.
-    :param removed_at: when the entry was found to be gone from the schedule, None while it is there.
-    :param paused_from: the next fire time that a removed entry had; of one that came back to find its fire
-        times misfired, the first of those, until they are planned.
-    """
-
-    name: str
-    task: str
-    generation: int
-    fingerprint: str
-    state: TriggerState
-    runs: tuple[Runs, ...] = ()
-    intents: tuple[Intent, ...] = ()
-    missed: tuple[Unreported, ...] = ()
-    removed_at: int | None = None
-    paused_from: int | None = None
-
-    @property
-    def settled(self) -> bool:
-        """True when every decision has been carried out."""
-        return not (self.runs or self.intents or self.missed)
-
-    def is_over(self, since: int) -> bool:
-        """Return True when the entry has been gone since then, and nothing is left to be done for it."""
-        return self.removed_at is not None and self.removed_at < since and self.settled
 
 
 def first_seen(
@@ -135,7 +73,13 @@ def edited(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryR
     """
     fresh = first_seen(record.name, task, trigger, now, from_now=True)
     generation = max(record.generation + 1, now)
-    return replace(fresh, generation=generation, intents=record.intents, missed=record.missed)
+    return replace(
+        fresh,
+        generation=generation,
+        intents=record.intents,
+        missed=record.missed,
+        unknown_fields=record.unknown_fields,
+    )
 
 
 def returned(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryRecord:
@@ -323,97 +267,6 @@ _RUNS_NONE = frozenset(
         MisfireInstruction.RESCHEDULE_NEXT_WITH_REMAINING_COUNT,
     }
 )
-
-
-_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
-
-
-def dumps(record: EntryRecord) -> str:
-    """Return the record as JSON; equal records give equal texts."""
-    # By hand: dataclasses.asdict() copies every value, and this runs twice for every run that is sent.
-    data = {
-        **vars(record),
-        "v": SCHEMA,
-        "state": vars(record.state),
-        "runs": [vars(r) for r in record.runs],
-        "intents": [vars(i) for i in record.intents],
-        "missed": [vars(m) for m in record.missed],
-    }
-    return _encode(data)
-
-
-def loads(text: str) -> EntryRecord:
-    """Return the record that :func:`dumps` wrote.
-
-    :raises ValueError: when the text is anything else.
-    """
-    if len(text) > MAX_LENGTH:
-        raise ValueError(f"longer than {MAX_LENGTH} characters")
-    try:
-        data: dict[str, Any] = json.loads(text)
-        if data.pop("v") != SCHEMA:
-            raise ValueError("another schema")
-        state = TriggerState(**data.pop("state"))
-        record = EntryRecord(
-            **data
-            | {
-                "state": state,
-                "runs": tuple(Runs(**r | {"outcome": Outcome(r["outcome"])}) for r in data["runs"]),
-                "intents": tuple(Intent(**i | {"outcome": Outcome(i["outcome"])}) for i in data["intents"]),
-                "missed": tuple(
-                    Unreported(
-                        **m
-                        | {
-                            "reason": Reason(m["reason"]),
-                            "instruction": MisfireInstruction(m["instruction"]),
-                        }
-                    )
-                    for m in data["missed"]
-                ),
-            }
-        )
-    except (KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise ValueError(f"not a record: {type(exc).__name__}") from None
-    _check(record)
-    return record
-
-
-#: Moments lie between these two: the years 1 and 5138.
-_FIRST, _FAR = -62_135_596_800_000, 10**14
-
-
-def _check(record: EntryRecord) -> None:
-    state = record.state
-    texts = (record.name, record.task, record.fingerprint)
-    moments: list[Any] = [record.generation, state.start_time, state.times_triggered]
-    moments += [
-        m
-        for m in (
-            state.next_fire_time,
-            state.previous_fire_time,
-            state.end_time,
-            record.removed_at,
-            record.paused_from,
-        )
-        if m is not None
-    ]
-    moments += [count for count in (state.repeat_count, state.max_runs) if count is not None]
-    stretches: tuple[Runs | Unreported, ...] = (*record.runs, *record.missed)
-    for stretch in stretches:
-        moments += [stretch.first, stretch.last, stretch.count]
-    for lost in record.missed:
-        moments += [lost.detected_at, lost.generation]
-    for intent in record.intents:
-        moments += [intent.scheduled, intent.generation, intent.claimed_at]
-    runs: tuple[Runs | Intent, ...] = (*record.runs, *record.intents)
-    for run in runs:
-        moments += [run.merged, 0 if run.last_missed is None else run.last_missed]
-    if not all(isinstance(t, str) for t in texts):
-        raise ValueError("not a record: a text is missing")
-    if not all(isinstance(intent.unsent, bool) for intent in record.intents):
-        raise ValueError("not a record: neither true nor false")
-    if not all(type(m) is int and _FIRST <= m < _FAR for m in moments):
-        raise ValueError("not a record: a moment is not a whole number in range")
 
 
 __all__ = [
