@@ -35,8 +35,8 @@ FIRST_MOMENT, LAST_MOMENT = -62_135_596_800_000, 10**14
 class Intent:
     """An occurrence that was claimed to be sent and is not known to have been sent.
 
-    :param unsent: it is certain that no attempt was made or that the attempt failed; it may be judged again.
-        Else it is in doubt, and only sending it (again, under the same id) is safe.
+    :param unsent: True when it was certainly not sent: nobody tried, or the attempt failed. Then it may be
+        judged again. Else it is in doubt, and the only safe thing is to send it (again) under the same id.
     :param unknown_fields: as in :class:`EntryRecord`.
     """
 
@@ -76,7 +76,7 @@ class EntryRecord:
     :param removed_at: when the entry was found to be gone from the schedule, None while it is there.
     :param paused_from: the first fire time of a pause that has not been planned yet, None when there is none.
         An entry is paused while it is gone from the schedule. So for a removed entry it is the fire time that
-        was to come next, and for one that came back, the oldest that has misfired meanwhile.
+        was to come next, and for one that came back, the oldest that came due meanwhile.
     :param unknown_fields: the JSON object of what a newer version has written beside the other fields, '' for
         nothing. A text, as records can be compared and hashed.
     """
@@ -199,7 +199,7 @@ def loads(text: str) -> EntryRecord:
         raise ValueError(f"not a record: {type(exc).__name__}") from None
 
 
-# Each of these takes the fields that it knows out of the object. What is left is of a newer version.
+# Each of these functions takes the fields that it knows out of the object. A newer version wrote the others.
 
 
 def _record(data: dict[str, Any]) -> EntryRecord:

@@ -1,9 +1,9 @@
 """What happens to a run that is due late: the trigger state, and the planner that decides.
 
-Pure: nothing here reads a clock, a store or a broker. Every moment is an integer number of
+:func:`plan` is a pure function: it reads no clock, no store and no broker. Every moment is a whole number of
 milliseconds since 1970-01-01 UTC and comes in as an argument. The rules are Quartz's
 (``SimpleTriggerImpl.updateAfterMisfire``, ``CronTriggerImpl.updateAfterMisfire`` and the misfire test
-of its job stores); where ours differ on purpose, the line says so.
+of its job stores). Where ours differ on purpose, a comment says so.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ ENDLESS = -1
 
 @dataclass(frozen=True)
 class MissedFire:
-    """What is known of runs that never happen; the record that signals and results carry.
+    """The record of runs that never happen, as signals and results carry it.
 
     :param entry: name of the entry in the schedule.
     :param task: name of its task.
-    :param task_id: id of the result, the one that the first of these runs would have had.
-    :param first: scheduled fire time of the first of them, aware.
-    :param last: scheduled fire time of the last of them, aware.
-    :param count: how many there are.
-    :param reason: a :class:`Reason`.
+    :param task_id: id of the result: the task id that the first of these runs would have had.
+    :param first: scheduled fire time of the first run, aware.
+    :param last: scheduled fire time of the last run, aware.
+    :param count: number of runs.
+    :param reason: why they never happen. A newer version may have stored one that this version does not know.
     :param instruction: the misfire instruction that was applied, resolved.
-    :param detected_at: when they were given up, aware.
+    :param detected_at: when beat or a worker gave them up, aware.
     """
 
     entry: str
@@ -80,7 +80,7 @@ class MissedFire:
 
 @dataclass(frozen=True)
 class TriggerState:
-    """Where a trigger stands; the words are Quartz's, the moments milliseconds UTC.
+    """Where a trigger stands. The words are Quartz's, the moments milliseconds UTC.
 
     :param next_fire_time: the next expected fire time; None when it never fires again.
     :param previous_fire_time: scheduled time of the last occurrence decided.
@@ -89,7 +89,7 @@ class TriggerState:
     :param start_time: first fire time of the grid in force (moved by the ``reschedule_now`` instructions).
     :param end_time: no run starts after it; None for no end.
     :param max_runs: a cron type's runs in all, whatever is missed in between; None for no limit.
-    :param unknown_fields: what a newer version has stored beside these, as JSON; kept, and of no effect.
+    :param unknown_fields: what a newer version has stored with the state, as JSON. It is kept and not used.
     """
 
     next_fire_time: int | None
@@ -103,7 +103,7 @@ class TriggerState:
 
     @property
     def runs_left(self) -> int | None:
-        """How many runs are left, None for no limit; a grid counts its slots instead."""
+        """How many runs are left, None for no limit. Only cron types have it: a grid counts its slots."""
         return None if self.max_runs is None else self.max_runs - self.times_triggered
 
     @property
@@ -116,7 +116,7 @@ class TriggerState:
 
 
 class FireTimes(Protocol):
-    """The fire times of a trigger, as arithmetic: asking for far ones must not walk through the near ones."""
+    """The fire times of a trigger, by arithmetic: far ones are found without a walk through near ones."""
 
     def after(self, moment: int) -> int | None:
         """Return the first fire time strictly after `moment`, None when there is none."""
@@ -133,7 +133,7 @@ class Trigger(Protocol):
 
     @property
     def trigger_type(self) -> TriggerType:
-        """The type that the schedule was configured as; decides which instructions fit."""
+        """The type of the schedule as it was configured. It decides which instructions fit."""
 
     @property
     def interval(self) -> int | None:
@@ -152,10 +152,10 @@ class Trigger(Protocol):
 
 @dataclass(frozen=True)
 class Runs:
-    """A stretch of consecutive occurrences that are to be run, oldest first.
+    """Consecutive occurrences that are to be run, oldest first.
 
-    :param merged: how many further occurrences the (single) run stands for.
-    :param last_missed: the last of those, None when there is none.
+    :param merged: how many further occurrences the run stands for. Then there is only one run.
+    :param last_missed: the last of those occurrences, None when there is none.
     :param unknown_fields: as in :class:`TriggerState`.
     """
 
@@ -170,7 +170,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class Missed:
-    """A stretch of consecutive occurrences that never run."""
+    """Consecutive occurrences that never run."""
 
     first: int
     last: int
@@ -180,7 +180,7 @@ class Missed:
 
 @dataclass(frozen=True)
 class Misfire:
-    """That an entry misfired, and what was done about it."""
+    """One misfire of an entry, and what is done about it."""
 
     first: int
     last: int
@@ -194,7 +194,7 @@ class Misfire:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every consequence of one look at one trigger."""
+    """All that follows when one trigger is planned at one moment."""
 
     state: TriggerState
     runs: tuple[Runs, ...] = ()
@@ -211,13 +211,13 @@ def plan(
 ) -> Plan:
     """Decide what happens to every occurrence that is due at `now`.
 
-    The verdict is one for the whole episode: when the oldest due occurrence is late by the threshold or
-    more, all of them have misfired; else all of them fire, whatever the instruction (Quartz).
+    There is one verdict for all of them, as in Quartz. When the oldest is late by the threshold or more, all
+    have misfired. Else all fire, whatever the instruction.
 
-    :param policy: None switches misfire handling off for the entry: what is late is dropped without a trace.
+    :param policy: None switches misfire handling off: late occurrences are dropped without a record.
     :param reason: why occurrences are late, if they are.
-    :returns: a :class:`Plan` whose state has its next fire time after `now`; planning again from that
-        state at the same `now` decides nothing.
+    :returns: a :class:`Plan` whose state has its next fire time after `now`. Planned again from that state at
+        the same `now`, nothing is decided.
     """
     first = state.next_fire_time
     if first is None or first > now:
@@ -227,39 +227,39 @@ def plan(
     if following is None or following > now:
         last, count = first, 1
     else:
-        # `now` itself is included: a fire time that is reached exactly is due.
+        # A fire time that equals `now` is due.
         last = times.before(now + 1) or first
         count = times.count(first, last)
     in_time = now - first < threshold_millis(policy, first, following)
     ignores = policy is not None and policy.instruction is MisfireInstruction.IGNORE_MISFIRE_POLICY
     if (in_time or ignores) and state.runs_left is not None and count > state.runs_left:
-        # With the last of its runs it is complete; what would have followed is no occurrence.
+        # The trigger is complete with the last of its runs. What would have followed is no occurrence.
         count = state.runs_left
-        last = _nth(times, first, last, count)
+        last = _find_nth(times, first, last, count)
     if in_time:
-        if _ended(state, now) and not ignores:
+        if _has_ended(state, now) and not ignores:
             missed = Missed(first, last, count, Reason.ENDED)
-            return Plan(_advanced(state, times, now, last, count, runs=0), missed=(missed,))
+            return Plan(_pass_over(state, times, now, last, count, runs=0), missed=(missed,))
         runs = Runs(first, last, count, Outcome.FIRED)
-        return Plan(_advanced(state, times, now, last, count, runs=count), runs=(runs,))
+        return Plan(_pass_over(state, times, now, last, count, runs=count), runs=(runs,))
     if policy is None:
-        return Plan(_advanced(state, times, now, last, count, runs=0))
+        return Plan(_pass_over(state, times, now, last, count, runs=0))
     return _Episode(trigger, times, state, policy, now, reason, first, last, count).plan()
 
 
-def _advanced(
+def _pass_over(
     state: TriggerState, times: FireTimes, now: int, last: int, count: int, runs: int
 ) -> TriggerState:
     """Return the state after `count` occurrences up to `last`, of which `runs` were run."""
-    # A grid's slots are used up by passing, a cron type's runs by running.
+    # A grid uses up a slot for each occurrence, a cron type one for each run.
     used = runs if state.repeat_count is None else count
     moved = replace(state, previous_fire_time=last, times_triggered=state.times_triggered + used)
     complete = moved.runs_left is not None and moved.runs_left <= 0
     return replace(moved, next_fire_time=None if complete else times.after(now))
 
 
-def _nth(times: FireTimes, first: int, last: int, n: int) -> int:
-    """Return the `n`-th fire time from `first` on, which is one and counts, in few questions."""
+def _find_nth(times: FireTimes, first: int, last: int, n: int) -> int:
+    """Return the `n`-th fire time, where `first` is the first one. Searches by halves."""
     low, high = first, last
     while low < high:
         middle = (low + high) // 2
@@ -270,15 +270,14 @@ def _nth(times: FireTimes, first: int, last: int, n: int) -> int:
     return low
 
 
-def _ended(state: TriggerState, now: int) -> bool:
-    # Quartz starts such a run all the same under fire_now and fire_once_now; an end that does not end
-    # anything helps nobody.
+def _has_ended(state: TriggerState, now: int) -> bool:
+    # Under fire_now and fire_once_now, Quartz starts a run after the end all the same. We do not.
     return state.end_time is not None and now > state.end_time
 
 
 @dataclass(frozen=True)
 class _Episode:
-    """The occurrences `first` to `last` have misfired."""
+    """The occurrences from `first` to `last`, which have misfired."""
 
     trigger: Trigger
     times: FireTimes
@@ -296,56 +295,57 @@ class _Episode:
             case MisfireInstruction.IGNORE_MISFIRE_POLICY:
                 return self._run_every_one()
             case MisfireInstruction.FIRE_ONCE_NOW:
-                return self._run_one(self._advanced(runs=1))
+                return self._run_one(self._pass_over(runs=1))
             case MisfireInstruction.FIRE_NOW if trigger_type is TriggerType.ONCE:
-                return self._run_one(self._advanced(runs=1))
+                return self._run_one(self._pass_over(runs=1))
             case MisfireInstruction.DO_NOTHING | MisfireInstruction.RESCHEDULE_NEXT_WITH_REMAINING_COUNT:
-                return self._run_none(self._with_triggered(self._intervals_to_next()))
+                return self._run_none(self._keep_grid(self._intervals_to_next()))
             case MisfireInstruction.RESCHEDULE_NEXT_WITH_EXISTING_COUNT:
-                return self._run_none(self._with_triggered(0))
+                return self._run_none(self._keep_grid(0))
             case MisfireInstruction.RESCHEDULE_NOW_WITH_EXISTING_REPEAT_COUNT:
-                return self._run_one(self._restarted(intervals_missed=0))
+                return self._run_one(self._restart_now(intervals_missed=0))
             case MisfireInstruction.FIRE_NOW | MisfireInstruction.RESCHEDULE_NOW_WITH_REMAINING_REPEAT_COUNT:
                 interval = self.trigger.interval
                 used = 0 if interval is None else (self.now - self.first) // interval
-                return self._run_one(self._restarted(intervals_missed=used))
+                return self._run_one(self._restart_now(intervals_missed=used))
             case unresolved:  # pragma: no cover
                 raise AssertionError(f"{unresolved} is not an instruction to carry out")
 
-    def _advanced(self, runs: int) -> TriggerState:
-        return _advanced(self.state, self.times, self.now, self.last, self.count, runs)
+    def _pass_over(self, runs: int) -> TriggerState:
+        return _pass_over(self.state, self.times, self.now, self.last, self.count, runs)
 
-    def _with_triggered(self, used: int) -> TriggerState:
-        return replace(self._advanced(runs=0), times_triggered=self.state.times_triggered + used)
+    def _keep_grid(self, used: int) -> TriggerState:
+        """Return the state in which the schedule goes on as it was, with so many slots used up."""
+        return replace(self._pass_over(runs=0), times_triggered=self.state.times_triggered + used)
 
     def _intervals_to_next(self) -> int:
-        """Return how many intervals there are to the next fire time, excluded ones included, as in Quartz."""
-        following = self._advanced(runs=0).next_fire_time
+        """Return the number of intervals up to the next fire time. Excluded ones count, as in Quartz."""
+        following = self._pass_over(runs=0).next_fire_time
         if following is None or self.trigger.interval is None:
             return 0
         return (following - self.first) // self.trigger.interval
 
     def _run_every_one(self) -> Plan:
-        first, missed = self._without_too_old()
+        first, missed = self._drop_too_old()
         if first is None:
-            return self._result(self._advanced(runs=self.count), (), missed)
+            return self._result(self._pass_over(runs=self.count), (), missed)
         limit = self.policy.max_catch_up
         remaining = self.times.count(first, self.last)
         if limit is not None and remaining > limit:
-            oldest_kept = self._newest(limit)
+            oldest_kept = self._oldest_of_newest(limit)
             last_capped = self.times.before(oldest_kept)
             assert last_capped is not None
             missed = (*missed, Missed(first, last_capped, remaining - limit, Reason.CAPPED))
             first, remaining = oldest_kept, limit
         runs = Runs(first, self.last, remaining, Outcome.RECOVERED)
-        return self._result(self._advanced(runs=self.count), (runs,), missed)
+        return self._result(self._pass_over(runs=self.count), (runs,), missed)
 
     def _run_one(self, state: TriggerState) -> Plan:
-        first, missed = self._without_too_old()
+        first, missed = self._drop_too_old()
         if first is None:
-            return self._result(self._advanced(runs=0), (), missed)
-        if _ended(self.state, self.now):
-            return self._run_none(self._advanced(runs=0), Reason.ENDED)
+            return self._result(self._pass_over(runs=0), (), missed)
+        if _has_ended(self.state, self.now):
+            return self._run_none(self._pass_over(runs=0), Reason.ENDED)
         merged = self.times.count(first, self.last) - 1
         runs = Runs(first, first, 1, Outcome.RECOVERED, merged, self.last if merged else None)
         return self._result(state, (runs,), missed)
@@ -353,35 +353,36 @@ class _Episode:
     def _run_none(self, state: TriggerState, reason: Reason | None = None) -> Plan:
         return self._result(state, (), (Missed(self.first, self.last, self.count, reason or self.reason),))
 
-    def _restarted(self, intervals_missed: int) -> TriggerState:
-        """Return the state of a trigger whose grid starts again now, after the run that is made now."""
+    def _restart_now(self, intervals_missed: int) -> TriggerState:
+        """Return the state in which the grid starts again now, with the run that is made now."""
         repeat_count, triggered = self.state.repeat_count, self.state.times_triggered
         if repeat_count is not None and repeat_count > 0:
             repeat_count = max(0, repeat_count - triggered - intervals_missed)
             triggered = 0
         state = replace(
-            self._advanced(runs=1),
+            self._pass_over(runs=1),
             start_time=self.now,
             repeat_count=repeat_count,
             times_triggered=triggered + 1,
         )
         return replace(state, next_fire_time=self.trigger.fire_times(state).after(self.now))
 
-    def _without_too_old(self) -> tuple[int | None, tuple[Missed, ...]]:
+    def _drop_too_old(self) -> tuple[int | None, tuple[Missed, ...]]:
         """Return the first occurrence that is not too old to run, and the record of those that are."""
         if self.policy.max_lateness is None:
             return self.first, ()
         oldest = self.now - round(self.policy.max_lateness * 1000)
         if self.first >= oldest:
             return self.first, ()
-        # What a count of runs does not reach is no occurrence, and so not too old either.
+        # What comes after the last of counted runs is no occurrence, and so not too old either.
         too_old = self.times.before(min(oldest, self.last + 1))
         assert too_old is not None
         missed = Missed(self.first, too_old, self.times.count(self.first, too_old), Reason.TOO_OLD)
         kept = self.times.after(too_old)
         return (None if kept is None or kept > self.last else kept), (missed,)
 
-    def _newest(self, limit: int) -> int:
+    def _oldest_of_newest(self, limit: int) -> int:
+        """Return the first of the newest `limit` occurrences."""
         kept = self.last
         for _ in range(limit - 1):
             kept = self.times.before(kept) or kept
@@ -408,7 +409,7 @@ class _Episode:
 
 
 def to_millis(moment: datetime) -> int:
-    """Return an aware datetime as milliseconds since 1970 UTC, cut to the millisecond below.
+    """Return an aware datetime as milliseconds since 1970 UTC, rounded down.
 
     :raises ValueError: for a naive datetime.
     """

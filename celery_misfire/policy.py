@@ -27,52 +27,52 @@ __all__ = [
     "threshold_millis",
 ]
 
-#: The longest automatic misfire threshold, in milliseconds (Quartz's default threshold).
+#: Longest automatic misfire threshold, in milliseconds (Quartz's default threshold).
 AUTO_THRESHOLD = 60_000
 
 
 class Word(StrEnum):
-    """A word that is stored, and that a newer version may have more of."""
+    """A vocabulary whose words are stored. A newer version may have more of them."""
 
     @classmethod
     def read(cls, word: str) -> Self:
-        """Return the member for a stored word.
+        """Return the member that a stored word stands for.
 
-        A word that this version does not know becomes a stand-in: it equals no member, and is written as it
-        was read.
+        For a word that this version does not know it is a new object of the class. It equals no member and is
+        written as it was read.
 
-        :raises ValueError: when the text cannot be such a word.
+        :raises ValueError: when the text is no word at all.
         """
         try:
             return cls(word)
         except ValueError:
             if not re.fullmatch(r"[a-z][a-z0-9_]{0,49}", word):
                 raise
-            stand_in = str.__new__(cls, word)
-            stand_in._name_ = stand_in._value_ = word
-            return stand_in
+            unknown = str.__new__(cls, word)
+            unknown._name_ = unknown._value_ = word
+            return unknown
 
 
 class MisfireInstruction(Word):
-    """What happens to the fire times that passed while nobody could run them."""
+    """What happens to occurrences that have misfired."""
 
     #: Decide by the type of the trigger, see :func:`resolve`.
     SMART_POLICY = "smart_policy"
     #: Run every one of them, late, oldest first, each with its own scheduled fire time.
     IGNORE_MISFIRE_POLICY = "ignore_misfire_policy"
-    #: One late run stands for all of them; the schedule goes on as it was.
+    #: Run one late, which stands for all of them. The schedule goes on as it was.
     FIRE_ONCE_NOW = "fire_once_now"
-    #: Run none of them; the schedule goes on as it was.
+    #: Run none of them. The schedule goes on as it was.
     DO_NOTHING = "do_nothing"
-    #: A single run: late, now. A repeated one: as ``reschedule_now_with_remaining_repeat_count``.
+    #: A trigger that fires once: run it now. Others: as ``reschedule_now_with_remaining_repeat_count``.
     FIRE_NOW = "fire_now"
-    #: One late run, and the schedule starts again from now with the runs it had left.
+    #: Run one late. The interval starts again from now, with all the runs that were left.
     RESCHEDULE_NOW_WITH_EXISTING_REPEAT_COUNT = "reschedule_now_with_existing_repeat_count"
-    #: One late run, and the schedule starts again from now; the intervals missed are used up.
+    #: Run one late. The interval starts again from now. The missed intervals are used up.
     RESCHEDULE_NOW_WITH_REMAINING_REPEAT_COUNT = "reschedule_now_with_remaining_repeat_count"
-    #: Run none of them, go on with the next on the old grid; the counter does not count them.
+    #: Run none of them and go on with the next fire time. They do not count as repetitions.
     RESCHEDULE_NEXT_WITH_EXISTING_COUNT = "reschedule_next_with_existing_count"
-    #: Run none of them, go on with the next on the old grid; the counter counts them as used.
+    #: Run none of them and go on with the next fire time. They count as repetitions.
     RESCHEDULE_NEXT_WITH_REMAINING_COUNT = "reschedule_next_with_remaining_count"
 
 
@@ -86,7 +86,7 @@ class TriggerType(StrEnum):
 
 
 class Outcome(Word):
-    """How one occurrence ended; every occurrence ends as exactly one of these."""
+    """How an occurrence ended. Each ends as exactly one of these."""
 
     FIRED = "fired"
     RECOVERED = "recovered"
@@ -141,8 +141,8 @@ _SMART = {
 def resolve(instruction: MisfireInstruction, trigger_type: TriggerType) -> MisfireInstruction:
     """Return the instruction that `instruction` stands for on a trigger of this type.
 
-    Only ``smart_policy`` stands for another one; ``fire_now`` keeps its name on repeated triggers,
-    although it acts there as ``reschedule_now_with_remaining_repeat_count``.
+    Only ``smart_policy`` stands for another one. ``fire_now`` keeps its name on repeated triggers, although
+    it does there what ``reschedule_now_with_remaining_repeat_count`` does.
     """
     return _SMART[trigger_type] if instruction is MisfireInstruction.SMART_POLICY else instruction
 
@@ -152,15 +152,14 @@ class MisfirePolicy:
     """What an entry does when it misfires.
 
     :param instruction: a :class:`MisfireInstruction` or its name.
-    :param threshold: how late a fire may be before it is a misfire, in seconds (or a timedelta);
-        late by exactly this much *is* a misfire, as in Quartz. ``"auto"``: half the gap between the
-        misfired fire time and the next one, at most 60 seconds.
-    :param max_catch_up: at most so many misfired occurrences are run late, the newest ones.
+    :param threshold: a fire that is late by this much or more is a misfire, as in Quartz. In seconds, or a
+        timedelta. ``"auto"``: half the gap between the misfired fire time and the next one, but not more than
+        60 seconds.
+    :param max_catch_up: run at most so many misfired occurrences, the newest. None: no limit.
+    :param max_lateness: never run misfired occurrences that are older than this, in seconds, or a timedelta.
         None: no limit.
-    :param max_lateness: misfired occurrences older than this, in seconds (or a timedelta), never run.
-        None: no limit.
-    :param on_missed: name of a task that is sent with the record of what was missed.
-    :raises ValueError: when a value makes no sense; the message names the field and the value.
+    :param on_missed: name of a task that is sent with the record of missed runs.
+    :raises ValueError: when a value is impossible. The message names the field and the value.
     """
 
     instruction: MisfireInstruction = MisfireInstruction.SMART_POLICY
@@ -193,7 +192,7 @@ def _instruction(value: object) -> MisfireInstruction:
         raise ValueError(f"instruction: {unknown_word(value, tuple(MisfireInstruction))}") from None
 
 
-# Longer is a mistake of units, and would overflow later.
+# A longer time is a mistake of units, and would overflow later.
 _HUNDRED_YEARS = 100 * 366 * 86_400
 
 
@@ -208,7 +207,10 @@ def _seconds(name: str, value: object, also: str = "") -> float:
 
 
 def threshold_millis(policy: MisfirePolicy | None, scheduled: int, following: int | None) -> int:
-    """Return how late the fire scheduled at this time may be before it is a misfire, in milliseconds."""
+    """Return the misfire threshold of one fire time, in milliseconds: late by so much, it has misfired.
+
+    :param following: the fire time after `scheduled`, None when there is none.
+    """
     if policy is not None and policy.threshold != "auto":
         return round(float(policy.threshold) * 1000)
     return AUTO_THRESHOLD if following is None else min(AUTO_THRESHOLD, (following - scheduled) // 2)

@@ -39,8 +39,8 @@ from celery_misfire.misfire import (
 class Definition:
     """An entry of the schedule, as far as its record depends on it.
 
-    :param anchor: when an entry on an interval last ran elsewhere, in milliseconds UTC: seen for the first
-        time here, it goes on from that.
+    :param anchor: when an interval entry last ran under another scheduler, in milliseconds UTC. Its grid goes
+        on from there when it is first seen.
     """
 
     name: str
@@ -55,9 +55,9 @@ def first_seen(
 ) -> EntryRecord:
     """Return the record of an entry that begins (or begins anew) at `now`.
 
-    :param from_now: leave out fire times up to `now`; else those of a schedule that started in the past
-        are due, and misfired, as in Quartz.
-    :param anchor: a fire time that an interval goes on from, with the first one that follows `now`.
+    :param from_now: leave out fire times up to `now`. Else those of a schedule that started in the past are
+        due, and have misfired, as in Quartz.
+    :param anchor: a fire time of an interval. Its grid goes on with the first fire time after `now`.
     """
     passed = 0 if anchor is None or trigger.interval is None else (now - anchor) % trigger.interval
     state = trigger.first_state(now - passed)
@@ -69,7 +69,7 @@ def first_seen(
 def edited(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryRecord:
     """Return the record of an entry whose schedule was edited: planned from now.
 
-    What was claimed under the old schedule is still sent; what was only decided is given up.
+    Claimed runs of the old schedule are still sent. Runs that were only decided are given up.
     """
     fresh = first_seen(record.name, task, trigger, now, from_now=True)
     generation = max(record.generation + 1, now)
@@ -85,7 +85,7 @@ def edited(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryR
 def returned(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryRecord:
     """Return the record of an entry that came back unchanged, and whose time away was no outage.
 
-    It is planned from now. One that runs a number of times has not got the runs back that it has made.
+    It is planned from now. A counted trigger does not get back the runs that it has made.
     """
     fresh, state = edited(record, task, trigger, now), record.state
     if (state.repeat_count or 0) <= 0 and (state.max_runs or 0) <= 1:
@@ -110,9 +110,9 @@ def removed(record: EntryRecord, now: int, started: Collection[Intent] = ()) -> 
 
 
 def resumed(record: EntryRecord, task: str, now: int) -> EntryRecord:
-    """Return the record of an entry that came back unchanged, and whose fire times in between have misfired.
+    """Return the record of an entry that came back unchanged, and whose fire times in between count.
 
-    So Quartz resumes a trigger: it is as if nobody had looked at it for a while.
+    Those that are due by now have misfired, if they are late enough. So Quartz resumes a trigger.
     """
     next_ = record.paused_from
     paused_from = None if next_ is None or next_ > now else next_
@@ -121,16 +121,16 @@ def resumed(record: EntryRecord, task: str, now: int) -> EntryRecord:
 
 
 def unknown(name: str, now: int) -> EntryRecord:
-    """Return the record of a removed entry of which nothing is known any more."""
+    """Return the record of a removed entry whose own record could not be read."""
     state = TriggerState(next_fire_time=None, start_time=now)
     return EntryRecord(name, "", now, "", state, removed_at=now)
 
 
 def with_plan(record: EntryRecord, plan: Plan, now: int) -> EntryRecord:
-    """Return the record after a plan: its state in force, its decisions to be carried out."""
+    """Return the record after a plan, whose decisions are to be carried out."""
     in_time = tuple(r for r in plan.runs if r.outcome is Outcome.FIRED)
     late = tuple(r for r in plan.runs if r.outcome is not Outcome.FIRED)
-    # What is in time does not wait behind what is being caught up.
+    # Runs in time go first, or they would wait for the catch-up.
     decided = replace(record, state=plan.state, runs=in_time + record.runs + late, paused_from=None)
     resolved = plan.misfire.resolved if plan.misfire else MisfireInstruction.DO_NOTHING
     return with_missed(decided, plan.missed, resolved, now)
@@ -152,9 +152,9 @@ def with_unsent(
     instruction: MisfireInstruction,
     now: int,
 ) -> EntryRecord:
-    """Return the record with intents that are given up, and why, still to be reported.
+    """Return the record with intents that were given up, and why, still to be reported.
 
-    Each is of the generation in which it was claimed, which makes the task id that it has had.
+    Each keeps the generation in which it was claimed, and so its task id.
     """
     new = tuple(
         Unreported(i.scheduled, i.scheduled, 1, reason, instruction, now, i.generation) for i, reason in lost
@@ -163,7 +163,7 @@ def with_unsent(
 
 
 def claim(record: EntryRecord, trigger: Trigger, now: int, limit: int) -> EntryRecord:
-    """Turn the oldest runs that were decided into intents, at most `limit`."""
+    """Return the record with the oldest decided runs made intents, at most `limit`."""
     claimed: list[Intent] = []
     runs = list(record.runs)
     while runs and len(claimed) < limit:
@@ -173,7 +173,7 @@ def claim(record: EntryRecord, trigger: Trigger, now: int, limit: int) -> EntryR
             intent = Intent(scheduled, record.generation, stretch.outcome, now)
             claimed.append(replace(intent, merged=stretch.merged, last_missed=stretch.last_missed))
             if len(claimed) == limit:
-                # Not by the count, which is an estimate where a schedule of the app's own is asked.
+                # Ask for the next one: the count is an estimate where a schedule of the app's own is asked.
                 if (following := next(times, None)) is not None:
                     runs.insert(0, replace(stretch, first=following, count=max(1, stretch.count - taken)))
                 break
@@ -183,11 +183,11 @@ def claim(record: EntryRecord, trigger: Trigger, now: int, limit: int) -> EntryR
 def occurrences(trigger: Trigger, state: TriggerState, first: int, last: int) -> Iterator[int]:
     """Yield the fire times from `first` to `last`, both known to be fire times.
 
-    A grid that has been moved since is rebuilt from `first`, so old decisions can be carried out.
+    A grid may have been started anew since. So the old one is rebuilt from `first`.
     """
     yield first
     if first == last:
-        # Without asking the schedule, which may cost something.
+        # The schedule is not asked: that may take long.
         return
     if state.repeat_count is not None:
         state = replace(state, start_time=first, repeat_count=ENDLESS, end_time=None)
@@ -206,14 +206,15 @@ def judge_again(
     reason: Callable[[Intent], Reason],
     arbitrable: Collection[int] = (),
 ) -> tuple[EntryRecord, Misfire | None]:
-    """Judge once more the runs in time that are certain not to have been sent, and are too late by now.
+    """Judge runs again that were in time, were certainly not sent, and are too late by now.
 
-    An intent in doubt stays as it is, however late: sent again under the same id it is the same run, while
-    a record of it as missed could be a lie.
+    An intent in doubt stays as it is, however late. Sent again under the same id it is the same run, while a
+    record that says "missed" could be wrong.
 
-    :param reason: why the occurrence is late.
-    :param arbitrable: scheduled times of intents in doubt that are judged all the same, as there is somebody
-        who knows whether they were started.
+    :param reason: returns why the occurrence is late.
+    :param arbitrable: scheduled times of intents in doubt that are judged all the same: their registers tell
+        whether they were started.
+    :returns: the new record, and the misfire, None when there is none to tell of.
     """
     asked = policy.instruction if policy else MisfireInstruction.DO_NOTHING
     resolved = resolve(asked, record.state.trigger_type)
