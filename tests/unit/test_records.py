@@ -240,6 +240,22 @@ def test_the_text_of_a_record_stays_what_it_is():
     assert [loads(text) for text in PINNED] == [plain, full]
 
 
+def test_fields_that_an_older_version_did_not_have_take_their_defaults():
+    data = json.loads(PINNED[1])
+    for field in ("removed_at", "paused_from"):
+        del data[field]
+    for field in ("previous_fire_time", "times_triggered", "repeat_count", "end_time", "max_runs"):
+        del data["state"][field]
+    for field in ("merged", "last_missed"):
+        del data["runs"][0][field], data["intents"][0][field]
+    del data["intents"][0]["unsent"]
+    found = loads(json.dumps(data))
+    assert (found.removed_at, found.paused_from) == (None, None)
+    assert found.state == TriggerState(19, 20)
+    assert found.runs == (Runs(14, 15, 16, Outcome.FIRED),)
+    assert found.intents == (Intent(2, 3, Outcome.RECOVERED, 4),)
+
+
 def test_words_are_stored_as_they_are_spelled_here():
     stored = {str(word) for word in (*Outcome, *Reason, *MisfireInstruction)}
     assert stored == {
