@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -27,15 +27,13 @@ from celery_misfire.conf.settings import read_config
 from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.events import Event, GaveUp, Misfired
 from celery_misfire.exceptions import (
-    LeaseLost,
     MisfireConfigError,
-    NewerSchema,
     StoreRefused,
-    StoreUnavailable,
 )
 from celery_misfire.leadership.leader import Leader
-from celery_misfire.leadership.lease import Lease, uptime
-from celery_misfire.leadership.peers import describe, difference
+from celery_misfire.leadership.lease import Lease
+from celery_misfire.leadership.member import Member
+from celery_misfire.leadership.peers import describe
 from celery_misfire.misfire import ENDLESS, Trigger, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker
@@ -50,9 +48,6 @@ __all__ = ["MisfireMixin", "MisfireScheduler"]
 
 logger = logging.getLogger(__name__)
 
-#: A trouble that goes on is mentioned again so often, in seconds.
-REMIND_EVERY = 60.0
-_NAMESPACES = "If they are two projects, give each a misfire_namespace of its own."
 #: Time given to the reporter when beat stops, in seconds; what is left is reported by the next leader.
 FAREWELL = 2.0
 
@@ -69,11 +64,6 @@ class MisfireMixin(Scheduler):
         self._filename: str = kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or ""
         self._ticking = False
         self._asked_to_stop = False
-        self._changed = False
-        self._leading = False
-        self._store_works = False
-        self._ask_again_at = 0.0
-        self._trouble = _Trouble()
         self._broker = Broker(app)
         self._publisher = EntryPublisher(
             self._broker,
@@ -85,7 +75,6 @@ class MisfireMixin(Scheduler):
         self._configured: Mapping[str, Any] = {} if configured in ([], ()) else configured
         self._settings, policies = read_config(app, self._configured, self.entry_keys)
         self._description = describe(app, self._settings, self._configured, policies)
-        self._compared = ""
         super().__init__(app, *args, **kwargs)
 
     # -- the schedule --------------------------------------------------------------------------------------
@@ -97,11 +86,11 @@ class MisfireMixin(Scheduler):
         for warning in self._warnings():
             logger.warning("beat: %s", warning)
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
-        self._lease = Lease(self._store, settings.lease_ttl, settings.lease_renew)
+        lease = Lease(self._store, settings.lease_ttl, settings.lease_renew)
         self._reporter = Reporter(self.app, settings)
         self._leader = Leader(
             self._store,
-            self._lease,
+            lease,
             self._publisher,
             self._reporter,
             namespace=settings.namespace,
@@ -109,6 +98,16 @@ class MisfireMixin(Scheduler):
             app=self.app.main or "",
             each=settings.missed_results == "each",
             resume_misfires=settings.on_resume == "misfire",
+        )
+        self._member = Member(
+            self._store,
+            lease,
+            self._leader,
+            app=self.app.main or "",
+            namespace=settings.namespace,
+            poll=settings.standby_poll,
+            description=self._description,
+            definitions=self._definitions,
         )
         self._reporter.start()
 
@@ -135,13 +134,19 @@ class MisfireMixin(Scheduler):
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
         super().update_from_dict({n: self._stripped(n, e) for n, e in dict_.items()})
-        self._changed = True
+        self.schedule_has_changed()
 
     def add(self, **kwargs: Any) -> ScheduleEntry:
         kwargs = self._stripped(kwargs["name"], kwargs)
-        self._changed = True
         entry: ScheduleEntry = super().add(**kwargs)
+        self.schedule_has_changed()
         return entry
+
+    def schedule_has_changed(self) -> None:
+        """Have the entries adopted anew at the next tick."""
+        # Celery fills the schedule before it calls setup_schedule().
+        if (member := vars(self).get("_member")) is not None:
+            member.has_changed = True
 
     def _stripped(self, name: str, entry: Any) -> Any:
         """Take our key out of an entry: Celery's own class does not know it."""
@@ -198,9 +203,7 @@ class MisfireMixin(Scheduler):
                 anchor = self._anchor(entry, trigger)
             except Exception as exc:
                 # At start the configuration has been checked; this entry was added later.
-                self._trouble.mention(
-                    f"entry {quote_name(name)} is left out: {describe_error(exc)}", key=name
-                )
+                self._member.remind(f"entry {quote_name(name)} is left out: {describe_error(exc)}")
                 continue
             yield Definition(name, str(entry.task), trigger, policy, anchor)
 
@@ -215,8 +218,9 @@ class MisfireMixin(Scheduler):
         self._ticking = True
         try:
             return self._tick()
-        except MisfireConfigError:
-            raise
+        except StoreRefused as exc:
+            place = spelling(self.app)("misfire_redis_url")
+            raise MisfireConfigError([as_line(place, str(exc))]) from None
         except Exception:
             logger.exception("beat: unexpected error, going on in 1 s")
             return 1.0
@@ -226,95 +230,7 @@ class MisfireMixin(Scheduler):
                 raise SystemExit
 
     def _tick(self) -> float:
-        self._lease.main_loop_is_alive()
-        try:
-            if not self._lease.held and not self._take_over():
-                return max(0.05, min(self._ask_again_at - uptime(), self._settings.standby_poll))
-            if self._changed:
-                self._adopt()
-            delay = self._leader.tick()
-        except LeaseLost as exc:
-            self._lease.lost()
-            self._stand_by(f"the lease is lost ({exc})" if str(exc) else "the lease is lost")
-            return 0.05
-        except (StoreUnavailable, NewerSchema) as exc:
-            if isinstance(exc, StoreRefused) and not self._store_works:
-                # Whoever has just started beat had better see it end than read of it later.
-                place = spelling(self.app)("misfire_redis_url")
-                raise MisfireConfigError([as_line(place, str(exc))]) from None
-            self._trouble.mention(f"{exc}; standing by")
-            return min(1.0, self._settings.standby_poll)
-        self._trouble.over("the store is there again")
-        return min(delay, float(self.max_interval))  # type: ignore[arg-type] # never None on an instance
-
-    def _adopt(self) -> None:
-        self._changed = False
-        try:
-            self._leader.adopt(self._definitions())
-        except BaseException:
-            # Half of it is done.
-            self._changed = True
-            raise
-
-    def _take_over(self) -> bool:
-        """Ask for the lease; True when it is ours and the state is in memory."""
-        if uptime() < self._ask_again_at:
-            return False
-        self._ask_again_at = uptime() + self._settings.standby_poll
-        advice = () if self._store_works else self._store.advice()
-        acquired = self._lease.acquire()
-        if acquired is None:
-            self._advise(advice)
-            self._trouble.over("the store is there again")
-            leader = self._lease.holder
-            self._stand_by(f"another beat leads ({leader})" if leader else "the other beat's state has gone")
-            self._compare()
-            return False
-        if acquired.app not in ("", self.app.main):
-            begun, ours = quote_name(acquired.app), quote_name(self.app.main or "")
-            what = f"the state of {self._settings.namespace!r} was begun by the app {begun}, this is {ours}"
-            self._trouble.mention(f"{what}. {_NAMESPACES}", key="app")
-        try:
-            self._changed = False
-            self._leader.take_over(acquired, self._definitions())
-            self._store.describe(self._lease.token, *self._description)
-        except BaseException:
-            # Half a take-over is none: the lease must not be trusted, or tick() would go on without it.
-            self._lease.release()
-            self._ask_again_at = 0.0
-            raise
-        self._advise(advice)
-        self._ask_again_at = 0.0
-        if not self._leading:
-            logger.info("beat: leading, with %s", self._store)
-        self._leading = True
-        return True
-
-    def _advise(self, advice: Iterable[str]) -> None:
-        """Say, once, what is unwise about a Redis that works otherwise."""
-        self._store_works = True
-        for line in advice:
-            logger.warning("beat: %s", line)
-
-    def _compare(self) -> None:
-        """Say once to both, if the beat that leads was configured otherwise than this one."""
-        theirs = self._lease.holder_description
-        # One that died, as the predecessor of this one may have, does not matter.
-        if not self._lease.other_was_alive or theirs in ("", self._compared, self._description[0]):
-            return
-        self._compared = theirs
-        if found := difference(self._description, (theirs, self._store.described_entries())):
-            beats = f"{self._store.owner}, which stands by, and {self._lease.holder}, which leads"
-            text = f"two beats of one namespace are configured differently, {beats}: {found}. {_NAMESPACES}"
-            logger.warning("beat: %s", text)
-            self._store.tell_leader(text)
-
-    def _stand_by(self, why: str) -> None:
-        if self._leading:
-            logger.warning("beat: %s; standing by", why)
-        else:
-            self._trouble.note(f"{why}; standing by")
-        self._leading = False
+        return min(self._member.tick(), float(self.max_interval))  # type: ignore[arg-type] # never None here
 
     # -- sending -------------------------------------------------------------------------------------------
 
@@ -356,10 +272,10 @@ class MisfireMixin(Scheduler):
 
     def close(self) -> None:
         """Give the lease up, so that another beat can go on at once. May be called more than once."""
-        if not hasattr(self, "_lease"):
+        if not hasattr(self, "_member"):
             return
         self._reporter.stop(FAREWELL)
-        self._lease.release()
+        self._member.close()
         self._broker.close()
         super().close()
 
@@ -379,31 +295,6 @@ class MisfireScheduler(MisfireMixin):
         super().setup_schedule()
         # Once more: Celery's class drops them when it merges the configured entries.
         self.install_default_entries(self.schedule)
-
-
-class _Trouble:
-    """Says once what is wrong, again from time to time, and once that it is over."""
-
-    def __init__(self) -> None:
-        self._mentioned: dict[tuple[str, str], float] = {}
-        self._noted = ""
-
-    def mention(self, text: str, key: str = "") -> None:
-        now = uptime()
-        if now - self._mentioned.get((key, text), -REMIND_EVERY) >= REMIND_EVERY:
-            self._mentioned[key, text] = now
-            logger.warning("beat: %s", text)
-
-    def note(self, text: str) -> None:
-        if text != self._noted:
-            logger.info("beat: %s", text)
-        self._noted = text
-
-    def over(self, text: str) -> None:
-        left = {said: at for said, at in self._mentioned.items() if said[0]}
-        if len(left) < len(self._mentioned):
-            logger.info("beat: %s", text)
-        self._mentioned = left
 
 
 def _on_one_line(record: logging.LogRecord) -> bool:

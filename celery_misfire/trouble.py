@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["Trouble"]
+__all__ = ["Reminders", "Trouble"]
 
 
 @dataclass
@@ -57,3 +57,18 @@ class Trouble:
         since, self._since = self._since, None
         self.until, self._wait = 0.0, 0.0
         return now - since if since is not None and self._was_said else None
+
+
+class Reminders:
+    """Several things that stay wrong: each is to be said at once, and again from time to time.
+
+    :param every: time between two reminders of one thing, in seconds.
+    """
+
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._troubles: dict[str, Trouble] = {}
+
+    def is_due(self, text: str, now: float) -> bool:
+        """Return True when this is to be said now."""
+        return self._troubles.setdefault(text, Trouble(remind_every=self._every)).fail(now)

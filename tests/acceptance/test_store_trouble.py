@@ -188,7 +188,7 @@ def test_a_beat_that_starts_without_a_redis_stands_by_and_works_when_it_comes(
         settle(project, *REPORTS_AND_STOCKS)
         beat.stop()
         assert_nothing_lost(project, published(server.url), "scheduler_down")
-        assert project.log().count("the store is there again") == 1
+        assert project.log().count("answers again after") == 1
         assert "Traceback" not in project.log()
         assert "top-secret" not in project.log()
         assert "top-secret" not in str(project.decisions())

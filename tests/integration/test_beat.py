@@ -11,8 +11,10 @@ from celery import Celery
 from kombu.utils.functional import lazy
 
 from celery_misfire.beat import MisfireScheduler
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.leadership.ledger import LARGEST_WRITE
+from celery_misfire.store.redis_store import RedisStore
 from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
 
@@ -47,6 +49,10 @@ def run(beat: MisfireScheduler, true: Callable[[], bool]) -> None:
     wait_for(lambda: beat.tick() >= 0 and true())
 
 
+def store_of(beat: MisfireScheduler) -> RedisStore:
+    return RedisStore.of(read_settings(beat.app))
+
+
 def test_a_schedule_that_was_changed_while_the_store_was_away_is_taken_up_whole(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,11 +64,11 @@ def test_a_schedule_that_was_changed_while_the_store_was_away_is_taken_up_whole(
     def away(*_: Any) -> list[str]:
         raise StoreUnavailable("away")
 
-    monkeypatch.setattr(beat._store, "commit", away)
+    monkeypatch.setattr(RedisStore, "commit", away)
     beat.tick()
     monkeypatch.undo()
     beat.tick()
-    assert beat._store.load().keys() >= set(names)
+    assert store_of(beat).load().keys() >= set(names)
 
 
 class Sparing(MisfireScheduler):
@@ -78,7 +84,7 @@ def test_what_a_scheduler_of_the_apps_own_does_not_send_does_not_count_as_sent(
     caplog.set_level(logging.WARNING)
     beat = make(Sparing)
     run(beat, lambda: "reason publish_rejected" in caplog.text)
-    assert not [line for line in beat._store.log() if line["event"] == "sent"]
+    assert not [line for line in store_of(beat).log() if line["event"] == "sent"]
     assert "apply_entry sent nothing" in caplog.text
 
 
@@ -124,7 +130,7 @@ def test_a_state_that_another_app_began_is_taken_over_with_a_word_about_it(
     first = make(misfire_namespace="both")
     first.tick()
     assert "was begun by" not in caplog.text
-    first._lease.release()
+    first.close()
     second = make(main="billing", misfire_namespace="both")
     second.tick()
     second.tick()
@@ -132,7 +138,7 @@ def test_a_state_that_another_app_began_is_taken_over_with_a_word_about_it(
         "beat: the state of 'both' was begun by the app 'shop', this is 'billing'. "
         "If they are two projects, give each a misfire_namespace of its own."
     ]
-    assert second._lease.held
+    assert second._member.holds_lease
 
 
 def test_a_lost_state_is_restored_by_the_beat_that_led_though_another_one_stands_by(
@@ -143,13 +149,13 @@ def test_a_lost_state_is_restored_by_the_beat_that_led_though_another_one_stands
     leader.tick()
     standby.tick()
     assert "another beat leads" in caplog.text
-    before = leader._store.load()
+    before = store_of(leader).load()
     redis_server.client().flushall()
     run(standby, lambda: "the other beat's state has gone" in caplog.text)
     for _ in range(3):
         standby.tick()
-    assert not standby._lease.held
+    assert not standby._member.holds_lease
     run(leader, lambda: "it is restored from memory" in caplog.text)
-    assert leader._store.load().keys() == before.keys()
+    assert store_of(leader).load().keys() == before.keys()
     standby.tick()
-    assert not standby._lease.held
+    assert not standby._member.holds_lease

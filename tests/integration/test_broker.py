@@ -19,11 +19,13 @@ from kombu import Queue
 from kombu.exceptions import EncodeError
 
 from celery_misfire.beat import MisfireScheduler
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
 from celery_misfire.sending import broker as broker_module
 from celery_misfire.sending.broker import Broker
 from celery_misfire.sending.missed_runs import Part, Report, report
+from celery_misfire.store.redis_store import RedisStore
 from tests.support.processes import published, wait_for
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
@@ -322,7 +324,7 @@ def turn(beat: MisfireScheduler, until: Callable[[], Any]) -> None:
 
 
 def decisions(beat: MisfireScheduler, event: str) -> list[dict[str, Any]]:
-    return [line for line in beat._store.log() if line["event"] == event]
+    return [line for line in RedisStore.of(read_settings(beat.app)).log() if line["event"] == event]
 
 
 @contextlib.contextmanager

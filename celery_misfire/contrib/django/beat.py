@@ -70,7 +70,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         """Take entries of the configuration: as rows, if there is a model for their schedule."""
         for name, entry in dict(dict_).items():
             self._take(name, entry if isinstance(entry, Mapping) else _keys_of(entry))
-        self._changed = True
+        self.schedule_has_changed()
 
     def _take(self, name: str, entry: Mapping[str, Any]) -> None:
         entry = self._stripped(name, entry)
@@ -106,7 +106,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         for name, row in self._adopted.items():
             if name in self._schedule:
                 why = "beat_schedule has an entry of this name, whose schedule has no model"
-                self._trouble.mention(f"periodic task {name!r} is not used: {why}", key=name)
+                self._member.remind(f"periodic task {name!r} is not used: {why}")
             elif row.definition is None:
                 continue
             elif row.ran_before and self._leader.record(name) is None:
@@ -123,10 +123,10 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
     def _tick(self) -> float:
         if not self._table.was_read.wait(0.2):
             return 0.0
-        if self._lease.held and self._table.rows is not self._adopted:
-            self._changed = True
+        if self._member.holds_lease and self._table.rows is not self._adopted:
+            self.schedule_has_changed()
         delay = super()._tick()
-        if self._lease.held and time.monotonic() >= self._next_check_at:
+        if self._member.holds_lease and time.monotonic() >= self._next_check_at:
             self._next_check_at = time.monotonic() + LOOK_EVERY
             self._finish_rows()
         return min(delay, LOOK_EVERY)
