@@ -7,11 +7,9 @@ import logging
 import re
 import socket
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +19,15 @@ from redis.crc import key_slot
 
 from celery_misfire import records
 from celery_misfire.events import Broken
-from celery_misfire.exceptions import LeaseLost, NewerSchema, StoreUnavailable
-from celery_misfire.leadership.lease import STALL_LIMIT, TRUST, Lease
+from celery_misfire.exceptions import LeaseLost, StoreUnavailable
+from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import LARGEST_WRITE, Commit, Ledger
 from celery_misfire.records import EntryRecord
 from celery_misfire.store import registers
-from celery_misfire.store.port import REGISTER_TTL, Change, CommitResult, Held, LeaseValue, Taken
+from celery_misfire.store.port import REGISTER_TTL, Change, CommitResult, LeaseValue, Taken
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.store.url import address
 from celery_misfire.triggers.kinds import trigger_for
-from tests.support.processes import wait_for
 from tests.support.redis_server import ClusterNode, RedisServer
 
 STATE, LEASE, LOG = (f"celery-misfire:{{test}}:{key}" for key in ("state", "lease", "log"))
@@ -80,310 +77,11 @@ def contents(server: RedisServer) -> dict[bytes, bytes]:
         return {key: client.dump(key) for key in client.scan_iter()}
 
 
-@dataclass
-class Clock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def record(name: str, now: int = 1_700_000_000_000) -> EntryRecord:
     return records.first_seen(name, "a.task", trigger_for(60), now, from_now=True)
 
 
-# -- the lease ---------------------------------------------------------------------------------------------
-
-
-def test_one_lease_at_a_time_and_its_holder_is_told_to_the_others(store: RedisStore, client: redis.Redis):
-    taken = take(store, "mine", ttl=60)
-    assert store.acquire("other", 60) == Held(taken.lease)
-    assert client.get(LEASE) == str(taken.lease) == f"mine|{taken.epoch}|0|{store.owner}"
-    assert 55_000 < client.pttl(LEASE) <= 60_000
-
-
-def test_a_lease_that_was_given_up_or_ran_out_can_be_taken(store: RedisStore):
-    first = take(store, "mine")
-    store.release("other")
-    assert isinstance(store.acquire("other", 60), Held)
-    store.release("mine")
-    second = take(store, "other", ttl=0.05)
-    third = wait_for(lambda: isinstance(a := store.acquire("third", 60), Taken) and a)
-    assert first.epoch < second.epoch < third.epoch
-    assert (second.previous_epoch, third.previous_epoch) == (first.epoch, second.epoch)
-
-
-def test_a_renewal_prolongs_ones_own_lease_alone(store: RedisStore, client: redis.Redis):
-    take(store, "mine", ttl=1)
-    store.renew(LeaseValue("mine", 7, 1, "here"), 60)
-    assert client.get(LEASE) == "mine|7|1|here"
-    assert client.pttl(LEASE) > 55_000
-    with pytest.raises(LeaseLost):
-        store.renew(LeaseValue("other", 7, 1, "there"), 60)
-    # Neither may one that begins like it.
-    with pytest.raises(LeaseLost):
-        store.renew(LeaseValue("min", 7, 1, "there"), 60)
-    assert client.get(LEASE) == "mine|7|1|here"
-    client.delete(LEASE)
-    with pytest.raises(LeaseLost):
-        store.renew(LeaseValue("mine", 7, 2, "here"), 60)
-    assert not client.exists(LEASE)
-
-
-def test_the_epoch_grows_through_a_flush_and_through_a_clock_that_was_set_back(
-    store: RedisStore, client: redis.Redis
-):
-    first = take(store, "1")
-    client.flushall()
-    second = take(store, "2")
-    assert second.epoch > first.epoch
-    assert second.previous_epoch == 0
-    store.release("2")
-    # As if Redis's clock had been an hour ahead at that time.
-    ahead = second.epoch + 3_600_000
-    client.hset(STATE, "_epoch", ahead)
-    assert take(store, "3").epoch == ahead + 1
-
-
-def test_a_state_is_cold_until_it_was_marked_as_complete(store: RedisStore):
-    assert take(store, "1").cold
-    store.release("1")
-    assert take(store, "2").cold
-    store.write_meta("2", "shop")
-    store.release("2")
-    assert not take(store, "3").cold
-
-
-@pytest.mark.parametrize("changes", [False, True])
-def test_a_lease_that_has_not_changed_for_its_time_to_live_on_ones_own_clock_is_taken_over(
-    store: RedisStore, client: redis.Redis, changes: bool
-):
-    """Redis's own clock may have been set back, and then it keeps the lease of a dead beat for hours."""
-    take(store, "dead", ttl=3600)
-    clock = Clock()
-    standby = Lease(store, ttl=30, renew_every=10, clock=clock)
-    assert standby.acquire() is None
-    assert standby.holder
-    clock.now += 29.9
-    if changes:
-        store.renew(LeaseValue("dead", 1, 1, "alive after all"), 3600)
-    assert standby.acquire() is None
-    assert standby.other_was_alive is changes
-    clock.now += 0.2
-    if changes:
-        assert standby.acquire() is None
-        clock.now += 30
-    assert standby.acquire()
-    try:
-        assert standby.held
-        with pytest.raises(LeaseLost):
-            store.renew(LeaseValue("dead", 1, 2, "here"), 3600)
-    finally:
-        standby.release()
-    assert not client.exists(LEASE)
-
-
-def test_a_store_that_lost_its_state_under_another_beat_is_left_to_that_one_for_a_time_to_live(
-    store: RedisStore, client: redis.Redis
-):
-    clock = Clock()
-    leader, standby = (Lease(store, ttl=30, renew_every=1000, clock=clock) for _ in range(2))
-    try:
-        assert leader.acquire()
-        store.write_meta(leader.token, "test")
-        assert standby.acquire() is None
-        # However long it took to come back.
-        clock.now += 100
-        client.flushall()
-        assert standby.acquire() is None
-        assert (standby.holder, client.exists(STATE)) == ("", 0)
-        clock.now += 29
-        assert standby.acquire() is None
-        assert leader.acquire()
-        store.write_meta(leader.token, "test")
-        clock.now += 2
-        assert standby.acquire() is None
-        assert standby.holder == store.owner
-        client.flushall()
-        assert standby.acquire() is None
-        clock.now += 30
-        assert standby.acquire()
-    finally:
-        standby.release()
-        leader.release()
-
-
-def test_a_lease_that_could_not_be_given_up_is_still_ones_own(redis_server: RedisServer, client: redis.Redis):
-    store = RedisStore(redis_server.url, "test")
-    lease = Lease(store, ttl=300, renew_every=100)
-    assert lease.acquire()
-    release, store.release = store.release, unavailable
-    lease.release()
-    assert client.exists(LEASE)
-    store.release = release
-    assert lease.acquire()
-    assert not lease.superseded
-    lease.release()
-    assert not client.exists(LEASE)
-
-
-def unavailable(*_: Any) -> None:
-    raise StoreUnavailable("away")
-
-
-def test_a_lease_that_changes_in_the_last_moment_is_not_taken_over(store: RedisStore):
-    seen, renewed = take(store, "other").lease, LeaseValue("other", 1, 1, "here")
-    store.renew(renewed, 60)
-    assert store.acquire("mine", 60, seen) == Held(renewed)
-
-
-def test_a_lease_is_trusted_for_less_than_the_store_keeps_it(store: RedisStore):
-    clock = Clock()
-    lease = Lease(store, ttl=30, renew_every=1000, clock=clock)
-    assert not lease.held
-    assert lease.acquire()
-    clock.now += 30 * TRUST - 0.1
-    assert lease.held
-    clock.now += 0.2
-    assert not lease.held
-    # It is still there, and ours, and so it is taken again.
-    assert lease.acquire()
-    assert lease.held
-    lease.release()
-    assert lease.token == ""
-
-
-def test_a_thread_renews_the_lease_until_the_main_loop_stands_still(store: RedisStore, client: redis.Redis):
-    clock = Clock()
-    lease = Lease(store, ttl=300, renew_every=0.05, clock=clock)
-    assert lease.acquire()
-    try:
-        first = client.get(LEASE)
-        wait_for(lambda: client.get(LEASE) != first, what="a renewal")
-
-        def unchanged_for_a_while() -> str | None:
-            before = client.get(LEASE)
-            time.sleep(0.5)
-            return before if client.get(LEASE) == before else None
-
-        clock.now += STALL_LIMIT + 1
-        last = wait_for(unchanged_for_a_while, what="the end of the renewals")
-        lease.main_loop_is_alive()
-        wait_for(lambda: client.get(LEASE) != last, what="a renewal")
-    finally:
-        lease.release()
-    assert not client.exists(LEASE)
-
-
-def test_the_thread_outlives_an_error_and_a_dead_one_is_replaced(
-    store: RedisStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    lease = Lease(store, ttl=300, renew_every=0.05)
-    lease.acquire()
-
-    def fail(*_: Any) -> str:
-        raise RuntimeError("no idea")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "renew", fail)
-        wait_for(lambda: "the lease could not be renewed: RuntimeError" in caplog.text)
-    before = lease._ours
-    wait_for(lambda: lease._ours != before, what="a renewal")
-    lease._stop.set()
-    lease._thread.join()
-    lease._stop.clear()
-    lease.acquire()
-    before = lease._ours
-    wait_for(lambda: lease._ours != before, what="a renewal")
-    lease.release()
-
-
-def test_the_thread_notices_that_the_lease_was_lost(store: RedisStore, client: redis.Redis):
-    lease = Lease(store, ttl=300, renew_every=0.05)
-    assert lease.acquire()
-    client.set(LEASE, "other|1|0|there")
-    wait_for(lambda: not lease.held, what="the loss")
-    assert lease.token == ""
-    assert lease.acquire() is None
-    assert lease.holder == "there"
-    lease.release()
-    assert client.get(LEASE) == "other|1|0|there"
-
-
-def test_giving_up_a_lease_without_a_redis_waits_for_nothing(
-    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
-):
-    lease = Lease(RedisStore(redis_server.url, "test", call_timeout=0.2), ttl=30, renew_every=10)
-    assert lease.acquire()
-    redis_server.kill()
-    lease.release()
-    assert not lease.held
-    assert [r.message for r in caplog.records if "the lease could not be given up" in r.message]
-
-
-# -- records -----------------------------------------------------------------------------------------------
-
-
-def test_a_commit_writes_its_records_and_its_log(store: RedisStore):
-    take(store)
-    events = [{"event": str(n)} for n in range(3)]
-    assert not store.commit("token", [Change("a", "", "1"), Change("b", "", "2")], events[:2]).conflicts
-    assert store.load() == {"a": "1", "b": "2"}
-    assert not store.commit("token", [Change("a", "1", "3"), Change("b", "2", "")], events[2:]).conflicts
-    assert store.load() == {"a": "3"}
-    assert store.log() == events
-    assert store.log(2) == events[1:]
-
-
-@pytest.mark.parametrize("token", ["", "other", "toke", "token|"])
-def test_a_commit_without_the_lease_writes_nothing(store: RedisStore, redis_server: RedisServer, token: str):
-    take(store)
-    store.commit("token", [Change("a", "", "1")])
-    before = contents(redis_server)
-    with pytest.raises(LeaseLost):
-        store.commit(token, [Change("a", "1", "2"), Change("b", "", "1")], [{"event": "1"}])
-    assert contents(redis_server) == before
-
-
-def test_a_commit_after_the_lease_has_gone_writes_nothing(
-    store: RedisStore, client: redis.Redis, redis_server: RedisServer
-):
-    take(store)
-    client.delete(LEASE)
-    before = contents(redis_server)
-    for token in ("token", ""):
-        with pytest.raises(LeaseLost):
-            store.commit(token, [Change("a", "", "1")], [{"event": "1"}])
-    assert contents(redis_server) == before
-
-
-def test_a_commit_with_one_conflict_writes_nothing_at_all(store: RedisStore, redis_server: RedisServer):
-    take(store)
-    store.commit("token", [Change(name, "", "1") for name in "abc"])
-    before = contents(redis_server)
-    changes = [Change("a", "1", "2"), Change("b", "0", "2"), Change("c", "", "2"), Change("d", "1", "2")]
-    assert store.commit("token", changes, [{"event": "1"}]) == CommitResult(("b", "c", "d"))
-    assert contents(redis_server) == before
-
-
-def test_a_commit_that_is_sent_twice_works_once(store: RedisStore, redis_server: RedisServer):
-    take(store)
-    store.commit("token", [Change("c", "", "1")])
-    commit = [Change("a", "", "1"), Change("c", "1", "")], [{"event": "1"}]
-    assert not store.commit("token", *commit).conflicts
-    before = contents(redis_server)
-    assert not store.commit("token", *commit).conflicts
-    assert contents(redis_server) == before
-    assert store.log() == [{"event": "1"}]
-
-
-def test_names_and_records_may_hold_any_text(store: RedisStore):
-    take(store)
-    names = ["_meta", "e:x", "ünï|:{}", "\x00\n", "💥" * 100, "a" * 5000]
-    changes = [Change(name, "", f"ö {name}") for name in names]
-    assert not store.commit("token", changes, [{"event": name} for name in names]).conflicts
-    assert store.load() == {name: f"ö {name}" for name in names}
-    assert [line["event"] for line in store.log()] == names
+# -- what is in Redis --------------------------------------------------------------------------------------
 
 
 def test_bytes_that_are_no_text_can_be_read_and_replaced(store: RedisStore, client: redis.Redis):
@@ -394,35 +92,75 @@ def test_bytes_that_are_no_text_can_be_read_and_replaced(store: RedisStore, clie
     assert store.load() == {"a": "1"}
 
 
-def test_the_log_is_capped(redis_server: RedisServer, client: redis.Redis):
-    store = RedisStore(redis_server.url, "test", history=50)
+def test_keys_and_their_texts_are_what_other_versions_know(store: RedisStore, client: redis.Redis):
+    """None of them may change: two versions of beat and of the workers share them during a deploy."""
+    lease = take(store).lease
+    store.write_meta("token", "shop")
+    store.describe("token", "beat", "entries")
+    store.commit("token", [Change("a", "", "record")], [{"event": "sent", "entry": "a"}])
+    store.tell_leader("a note")
+    started, missed = registers.Started("nonce", "worker@test"), registers.Missed("expired", "nonce")
+    store.start("1", started, entry="a", sent_at=5, late_start=10, line={"event": "late"})
+    store.start("2", started, entry="a", sent_at=9, merged_line={"event": "merged"})
+    store.start("3", missed, entry="b")
+    store.settle(["4"], registers.Missed("failover"))
+    store.watch("watcher", 60, 60, seen="1-0", alarm="7")
+
+    def read(key: str) -> object:
+        match client.type(key):
+            case "string":
+                return client.get(key)
+            case "hash":
+                return client.hgetall(key)
+            case "stream":
+                return [fields for _, fields in client.xrange(key)]
+
+    prefix = "celery-misfire:{test}:"
+    assert {key.removeprefix(prefix): read(key) for key in client.scan_iter()} == {
+        "lease": f"token|{lease.epoch}|0|{store.owner}",
+        "state": {
+            "_meta": '{"app": "shop", "schema": 1}',
+            "_epoch": str(lease.epoch),
+            "_beat": "beat",
+            "_beat_entries": "entries",
+            "e:a": "record",
+        },
+        "log": [
+            {"d": '{"event":"sent","entry":"a"}'},
+            {"d": '{"event":"late"}'},
+            {"d": '{"event":"merged"}'},
+        ],
+        "note": "a note",
+        "fire:1": "started:nonce:worker@test",
+        "fire:2": "merged:1",
+        "fire:3": "missed:expired:nonce",
+        "fire:4": "missed:failover",
+        # SHA-1 of the entry's name.
+        "late:86f7e437faa5a7fce15d1ddcb9eaeaea377667b8": "10|1",
+        "watcher": "watcher",
+        "watch": {"seen": "1-0", "alarm": "7"},
+        "guard": "1",
+    }
+    day = REGISTER_TTL
+    for key, ttl in {
+        "lease": 60,
+        "note": 300,
+        "fire:1": day,
+        "fire:3": day,
+        "fire:4": day,
+        "guard": 60,
+    }.items():
+        assert ttl - 30 < client.pttl(prefix + key) / 1000 <= ttl, key
+    assert client.ttl(f"{prefix}state") == client.ttl(f"{prefix}log") == -1
+
+
+def test_lines_of_the_log_that_are_not_ours_are_left_out(store: RedisStore, client: redis.Redis):
     take(store)
-    for n in range(20):
-        store.commit("token", [], [{"event": str(n)}] * 50)
-    # Redis drops whole nodes of a stream, of 100 lines each.
-    assert 50 <= client.xlen(LOG) <= 200
-    assert store.log(1) == [{"event": "19"}]
-    RedisStore(redis_server.url, "off", history=0).acquire("token", 60)
-    RedisStore(redis_server.url, "off", history=0).commit("token", [], [{"event": "1"}])
-    assert not client.exists(LOG.replace("test", "off"))
-
-
-# -- registers ---------------------------------------------------------------------------------------------
-
-
-def test_a_register_is_written_once(store: RedisStore, client: redis.Redis):
-    capped, paused, started = (
-        registers.Missed("capped"),
-        registers.Missed("paused"),
-        registers.Started("x", "h"),
-    )
-    assert store.settle(["1"], capped) == [capped]
-    assert store.settle(["1", "2"], started) == [capped, started]
-    assert store.settle(["2", "1"], paused) == [started, capped]
-    assert store.settle([], paused) == []
-    for id_ in "12":
-        left = client.pttl(f"celery-misfire:{{test}}:fire:{id_}")
-        assert REGISTER_TTL - 60 < left / 1000 <= REGISTER_TTL
+    for fields in ({"x": "1"}, {"d": "garbage"}, {"d": "[1]"}, {"d": '{"event": 1}'}):
+        client.xadd(LOG, fields)
+    store.commit("token", [], [{"event": "1"}])
+    assert store.log() == [{"event": "1"}]
+    assert [line for _, line in store.log_after("0-0", 10)] == [{}, {}, {}, {}, {"event": "1"}]
 
 
 # -- refusals ----------------------------------------------------------------------------------------------
@@ -496,31 +234,6 @@ def test_a_redis_without_memory_leaves_nothing_half_written(
     client.config_set("maxmemory", 0)
     for do in attempt.values():
         do()
-
-
-@pytest.mark.parametrize(
-    ("meta", "words"),
-    [
-        ('{"schema": 2, "app": "shop"}', "has schema 2, this version works with 1"),
-        ('{"schema": "1"}', "has schema '1', this version works with 1"),
-        ("{}", "holds a _meta that is not ours"),
-        ("[1]", "holds a _meta that is not ours"),
-        ("garbage", "holds a _meta that is not ours"),
-    ],
-)
-@pytest.mark.parametrize("held", [False, True])
-def test_a_state_that_another_version_wrote_is_refused_and_left_alone(
-    store: RedisStore, client: redis.Redis, redis_server: RedisServer, meta: str, words: str, held: bool
-):
-    lease = take(store, "newer").lease
-    if not held:
-        store.release("newer")
-    client.hset(STATE, "_meta", meta)
-    before = contents(redis_server)
-    for seen in (None, lease):
-        with pytest.raises(NewerSchema, match=words):
-            store.acquire("older", 60, seen)
-    assert contents(redis_server) == before
 
 
 def test_scripts_that_redis_forgets_are_sent_again(store: RedisStore, client: redis.Redis):

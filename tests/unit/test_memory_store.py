@@ -1,0 +1,123 @@
+"""The troubles that a database in memory can be given.
+
+What it promises beside that, as every store does, is in tests/integration/test_store_contract.py.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from celery_misfire.exceptions import LeaseLost, StoreUnavailable
+from celery_misfire.store.memory import Fault, MemoryDatabase, MemoryStore
+from celery_misfire.store.port import Change, CommitResult, Store, Taken
+
+LINE = {"event": "1"}
+
+
+@pytest.fixture
+def database() -> MemoryDatabase:
+    return MemoryDatabase(lambda: 1_700_000_000.0)
+
+
+@pytest.fixture
+def store(database: MemoryDatabase) -> MemoryStore:
+    store = MemoryStore(database)
+    assert isinstance(store.acquire("token", 60), Taken)
+    return store
+
+
+def commit(store: Store, token: str = "token") -> CommitResult:
+    return store.commit(token, [Change("a", "", "1")], [LINE])
+
+
+@pytest.mark.parametrize("call", ["commit", "load", "advice"])
+def test_a_call_that_does_not_arrive_does_nothing(database: MemoryDatabase, store: MemoryStore, call: str):
+    database.fault = lambda owner, name: Fault.UNREACHABLE if name == call else None
+    before = database.snapshot()
+    with pytest.raises(StoreUnavailable, match="state in memory: unreachable"):
+        commit(store) if call == "commit" else getattr(store, call)()
+    assert database.snapshot() == before
+    assert store.register("1") is None
+
+
+def test_a_call_whose_answer_gets_lost_was_carried_out(database: MemoryDatabase, store: MemoryStore):
+    database.fault = lambda owner, name: Fault.ANSWER_LOST
+    with pytest.raises(StoreUnavailable, match="answer lost"):
+        commit(store)
+    # What it would have answered, nobody knows.
+    with pytest.raises(StoreUnavailable, match="answer lost"):
+        commit(store, "another token")
+    database.fault = lambda owner, name: None
+    assert store.load() == {"a": "1"}
+    assert commit(store) == CommitResult()
+    assert store.log() == [LINE]
+
+
+@pytest.mark.parametrize("fenced", [False, True])
+def test_a_call_that_is_late_is_carried_out_afterwards_unless_it_is_fenced(
+    database: MemoryDatabase, store: MemoryStore, fenced: bool
+):
+    database.fault = lambda owner, name: Fault.LATE if name == "commit" else None
+    with pytest.raises(StoreUnavailable):
+        commit(store)
+    assert store.load() == {}
+    if fenced:
+        store.release("token")
+        assert isinstance(store.acquire("new", 60), Taken)
+    database.carry_out_late()
+    assert store.load() == ({} if fenced else {"a": "1"})
+    database.carry_out_late()
+    assert len(store.log()) == (0 if fenced else 1)
+
+
+def test_one_client_may_be_cut_off_while_another_goes_on(database: MemoryDatabase, store: MemoryStore):
+    other = MemoryStore(database, owner="elsewhere:2")
+    database.fault = lambda owner, name: Fault.UNREACHABLE if owner == other.owner else None
+    with pytest.raises(StoreUnavailable):
+        other.load()
+    assert commit(store) == CommitResult()
+
+
+def test_a_database_goes_back_to_a_snapshot_with_all_that_it_holds(
+    database: MemoryDatabase, store: MemoryStore
+):
+    database.contents.queues["celery"].append("first")
+    commit(store)
+    snapshot = database.snapshot()
+    database.contents.queues["celery"].append("second")
+    store.commit("token", [Change("a", "1", "2")], [LINE])
+    for _ in range(2):
+        database.put_back(snapshot)
+        assert store.load() == {"a": "1"}
+        assert store.log() == [LINE]
+        assert database.contents.queues == {"celery": ["first"]}
+        # The snapshot stays what it was.
+        database.contents.queues["celery"].clear()
+        store.commit("token", [Change("a", "1", "")], [LINE])
+
+
+def test_a_database_that_is_lost_has_nothing_left(database: MemoryDatabase, store: MemoryStore):
+    database.contents.queues["celery"].append("first")
+    commit(store)
+    database.lose()
+    assert (store.load(), store.log(), database.contents.queues) == ({}, [], {})
+    with pytest.raises(LeaseLost):
+        commit(store)
+
+
+def test_threads_may_share_a_store(store: MemoryStore):
+    def write(name: str) -> None:
+        for n in range(200):
+            change = Change(name, str(n) if n else "", str(n + 1))
+            assert not store.commit("token", [change], [LINE]).conflicts
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.load() == dict.fromkeys("abcd", "200")
+    ids = [id_ for id_, _ in store.log_after("0-0", 1000)]
+    assert len(set(ids)) == len(ids) == 800
