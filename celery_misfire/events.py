@@ -10,10 +10,9 @@ words that this one does not know.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, tzinfo
-from itertools import groupby
 from typing import Any, ClassVar
 
 from celery_misfire.misfire import Outcome, from_millis
@@ -22,6 +21,7 @@ from celery_misfire.texts import one_line, quote_name
 __all__ = [
     "Broken",
     "Event",
+    "GaveUp",
     "Led",
     "Merged",
     "Misfired",
@@ -30,11 +30,7 @@ __all__ = [
     "Sent",
     "StartedLate",
     "decode",
-    "sentences",
 ]
-
-#: The longest sentence, in characters.
-LONGEST_SENTENCE = 500
 
 _KINDS: dict[str, type[Event]] = {}
 
@@ -57,7 +53,9 @@ class Event:
 
     def encode(self) -> dict[str, Any]:
         """Return the line as plain JSON types; what is None is left out."""
-        return {"event": self.kind} | {name: value for name, value in vars(self).items() if value is not None}
+        return {"event": self.kind} | {
+            name: value for name, value in vars(self).items() if value not in (None, ())
+        }
 
     def sentence(self, zone: tzinfo = UTC) -> str:
         """Return the event in words, on one line; moments are in this time zone."""
@@ -95,6 +93,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "bool": (bool,),
     "Mapping[str, int]": (dict,),
+    "Sequence[Mapping[str, Any]]": (list, tuple),
 }
 
 
@@ -129,6 +128,7 @@ class Misfired(Event, kind="misfire"):
     :param resolved: what the instruction stands for.
     :param outcomes: how many occurrences end in which way.
     :param next: the next fire time, None for never (or, in a line of an older version, unknown).
+    :param lost: for each reason that occurrences never run: `reason`, `count`, and the `id` of their result.
     """
 
     entry: str
@@ -143,38 +143,58 @@ class Misfired(Event, kind="misfire"):
     resolved: str
     outcomes: Mapping[str, int]
     next: int | None = None
+    lost: Sequence[Mapping[str, Any]] = ()
 
     @property
     def written_at(self) -> int:
         return self.now
 
-    def sentence(self, zone: tzinfo = UTC, lost: Sequence[Missed] = ()) -> str:
-        """Return the event in words.
-
-        :param lost: what this misfire left to be recorded as missed.
-        """
+    def sentence(self, zone: tzinfo = UTC) -> str:
         instruction = self.instruction
         if self.resolved != self.instruction:
             instruction += f" -> {self.resolved}"
-        outcomes = [
-            f"{n} {outcome}" for outcome, n in self.outcomes.items() if not lost or outcome != Outcome.MISSED
-        ]
-        for reason, alike in groupby(lost, lambda miss: miss.reason):
-            first, *more = alike
-            count = first.count + sum(miss.count for miss in more)
-            why = "" if reason == self.reason else f"{reason}, "
-            outcomes.append(f"{count} missed ({why}result {first.id})")
+        told = self.outcomes.items()
+        outcomes = [f"{n} {word}" for word, n in told if not self.lost or word != Outcome.MISSED]
+        for part in self.lost:
+            why = "" if part["reason"] == self.reason else f"{part['reason']}, "
+            outcomes.append(f"{part['count']} missed ({why}result {part['id']})")
         late_by = self.now - self.first if self.late_by is None else self.late_by
         return (
             f"misfire of {quote_name(self.entry)} ({one_line(self.task)}): "
-            f"scheduled {_time(self.first, zone)}, now {_time(self.now, zone)}, late by {late_by / 1000:.3f} s ({self.reason}), {instruction}: "
-            f"{', '.join(outcomes)}; next {'never' if self.next is None else _time(self.next, zone)}"
+            f"scheduled {_time(self.first, zone)}, now {_time(self.now, zone)}, "
+            f"late by {late_by / 1000:.3f} s ({self.reason}), {instruction}: {', '.join(outcomes)}; "
+            f"next {'never' if self.next is None else _time(self.next, zone)}"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
+class GaveUp(Event, kind="gave_up"):
+    """Occurrences will never run, although their entry did not misfire: it ended, is gone, or was refused.
+
+    :param id: task id of the first of them, which is the id of their result.
+    """
+
+    entry: str
+    task: str
+    first: int
+    last: int
+    count: int
+    now: int
+    reason: str
+    instruction: str
+    id: str
+
+    @property
+    def written_at(self) -> int:
+        return self.now
+
+    def sentence(self, zone: tzinfo = UTC) -> str:
+        return _missed_sentence(self, zone)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Missed(Event, kind="missed"):
-    """Occurrences that never run.
+    """Occurrences that never run, and whose record has been made.
 
     :param now: when they were given up; None in a line of an older version.
     :param instruction: the instruction that was applied.
@@ -198,15 +218,19 @@ class Missed(Event, kind="missed"):
         return self.now
 
     def sentence(self, zone: tzinfo = UTC) -> str:
-        runs = "1 run" if self.count == 1 else f"{self.count} runs"
-        when = _time(self.first, zone)
-        if self.count > 1:
-            when += f" to {_time(self.last, zone)}"
-        of = f" of {one_line(self.task, 120)}" if self.task else ""
-        return (
-            f"{quote_name(self.entry)} missed {runs}{of}, scheduled {when} ({self.reason}), "
-            f"{self.instruction}; result {self.id}"
-        )[:LONGEST_SENTENCE]
+        return _missed_sentence(self, zone)
+
+
+def _missed_sentence(event: GaveUp | Missed, zone: tzinfo) -> str:
+    runs = "1 run" if event.count == 1 else f"{event.count} runs"
+    when = _time(event.first, zone)
+    if event.count > 1:
+        when += f" to {_time(event.last, zone)}"
+    of = f" of {one_line(event.task, 120)}" if event.task else ""
+    return (
+        f"{quote_name(event.entry)} missed {runs}{of}, scheduled {when}, "
+        f"reason {event.reason}, instruction {event.instruction}, result {event.id}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,24 +320,6 @@ class Refused(Event, kind="refused"):
 
     def sentence(self, zone: tzinfo = UTC) -> str:
         return f"{quote_name(self.entry)} cannot be sent ({self.error})"
-
-
-def sentences(events: Iterable[Event], zone: tzinfo = UTC) -> Iterator[tuple[Event, str]]:
-    """Yield those events of one commit that need a line each, and that line.
-
-    What a misfire left to be recorded as missed is part of the misfire's line.
-    """
-    events = list(events)
-    for event in events:
-        match event:
-            case Misfired():
-                lost = [e for e in events if isinstance(e, Missed) and e.entry == event.entry]
-                yield event, event.sentence(zone, lost)
-            case Missed():
-                if not any(isinstance(e, Misfired) and e.entry == event.entry for e in events):
-                    yield event, event.sentence(zone)
-            case _:
-                yield event, event.sentence(zone)
 
 
 def _time(moment: int, zone: tzinfo) -> str:

@@ -30,9 +30,10 @@ from celery.utils.nodenames import gethostname, nodename
 from kombu.exceptions import EncodeError, OperationalError
 
 from celery_misfire.background import Aside
+from celery_misfire.events import Misfired
 from celery_misfire.exceptions import BrokerUnavailable, TaskMissed
 from celery_misfire.fire import isoformat
-from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
+from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason, from_millis
 from celery_misfire.sending.broker import Broker
 from celery_misfire.signals import misfire_detected, task_missed
 
@@ -427,7 +428,7 @@ class Reporter:
         self._broker = Broker(app)
         #: There from the first report on.
         self._asides: dict[Part, Aside] = {}
-        self._inbox: SimpleQueue[_Job | Mapping[str, Any] | None] = SimpleQueue()
+        self._inbox: SimpleQueue[_Job | Misfired | None] = SimpleQueue()
         self._done: SimpleQueue[Report] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -455,8 +456,8 @@ class Reporter:
         """Have a report made, or what is left of it."""
         self._inbox.put(_Job(report, list(parts)))
 
-    def announce(self, misfire: Mapping[str, Any]) -> None:
-        """Have ``misfire_detected`` sent with these arguments, ``sender`` among them."""
+    def announce(self, misfire: Misfired) -> None:
+        """Have ``misfire_detected`` sent."""
         self._inbox.put(misfire)
 
     def finished(self) -> list[Report]:
@@ -484,12 +485,12 @@ class Reporter:
                     self._asides = {}
                     return
 
-    def _work(self, item: _Job | Mapping[str, Any] | None) -> None:
+    def _work(self, item: _Job | Misfired | None) -> None:
         _refresh_django_connections()
         if isinstance(item, _Job):
             self._begin(item)
         elif item is not None:
-            misfire_detected.send(**item)
+            _send_misfire_detected(item)
         last_chance = self._stopping and self._inbox.empty()
         if self._waiting and (last_chance or time.monotonic() >= self._retry_at):
             self._retry()
@@ -548,6 +549,19 @@ class Reporter:
         else:
             self._done.put(job.report)
         return not job.left
+
+
+def _send_misfire_detected(misfire: Misfired) -> None:
+    misfire_detected.send(
+        sender=misfire.task,
+        entry=misfire.entry,
+        scheduled_fire_time=from_millis(misfire.first),
+        late_by=(misfire.late_by or 0) / 1000,
+        instruction=misfire.instruction,
+        resolved=misfire.resolved,
+        outcomes=dict(misfire.outcomes),
+        reason=misfire.reason,
+    )
 
 
 def _worth_another_try(part: Part, error: BaseException, tries: int) -> bool:

@@ -31,13 +31,15 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker.state import task_ready
 
 from celery_misfire import fire, result
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import Settings, read_settings
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.fire import Fire, isoformat
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Outcome, Reason, to_millis
 from celery_misfire.sending.missed_runs import Part, Report, Reporter, log_line, report
 from celery_misfire.signals import task_started_late
+from celery_misfire.store import registers
 from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store.registers import Register
 from celery_misfire.texts import one_line, quote
 from celery_misfire.worker.watch import Watch
 
@@ -122,7 +124,7 @@ class Guard:
     :param hostname: of the worker, for the registers and the log.
     """
 
-    def __init__(self, app: Celery, settings: conf.Settings, hostname: str) -> None:
+    def __init__(self, app: Celery, settings: Settings, hostname: str) -> None:
         self._app, self._settings, self._hostname = app, settings, hostname
         self._main_process = os.getpid()
         self._reporters: dict[int, Reporter] = {}
@@ -195,10 +197,10 @@ class Guard:
         answer = self._ask(
             lambda: self._store.start(
                 copy.task_id,
-                f"started:{copy.nonce}:{self._hostname}",
+                registers.Started(copy.nonce, self._hostname),
                 entry=copy.fire.entry,
-                sent=to_millis(copy.fire.fire_time) if merges else None,
-                late=_now() if merges and late_by is not None else None,
+                sent_at=to_millis(copy.fire.fire_time) if merges else None,
+                late_start=_now() if merges and late_by is not None else None,
                 line=late_line,
                 merged_line=self._line("merged", copy) if merges else None,
             )
@@ -228,7 +230,7 @@ class Guard:
         line = self._line("missed", copy, first=scheduled, last=scheduled, count=1)
         line |= {"reason": reason, "instruction": instruction}
         # With the nonce: if this process dies now, the message comes again, and is reported then.
-        value = f"missed:{reason}:{copy.nonce}"
+        value = registers.Missed(reason, copy.nonce)
         answer = self._ask(lambda: self._store.start(copy.task_id, value, entry=copy.fire.entry, line=line))
         if answer is None:
             return False
@@ -238,20 +240,20 @@ class Guard:
         self._report(Report(missed, copy.on_missed, request=_without_arguments(request)))
         return True
 
-    def _is_own(self, copy: _Copy, held: str) -> bool:
+    def _is_own(self, copy: _Copy, held: Register) -> bool:
         """True when the register says that the run started from this message, else the message is dropped."""
-        what, _, rest = held.partition(":")
-        nonce, _, host = rest.partition(":")
-        if what == "started" and (nonce == copy.nonce or not self._settings.deduplicate):
-            return True
-        if what not in ("started", "merged", "missed"):
-            logger.warning("worker: the register of %s holds something unknown, the run starts", copy)
-            return True
-        why = {
-            "started": f"{host} started it from another message",
-            "merged": f"merged into the late run {rest}",
-            "missed": f"it counts as missed ({nonce})",
-        }[what]
+        match held:
+            case registers.Started(nonce, host):
+                if nonce == copy.nonce or not self._settings.deduplicate:
+                    return True
+                why = f"{host} started it from another message"
+            case registers.Merged(task_id):
+                why = f"merged into the late run {task_id}"
+            case registers.Missed(reason):
+                why = f"it counts as missed ({reason})"
+            case _:
+                logger.warning("worker: the register of %s holds something unknown, the run starts", copy)
+                return True
         logger.info("worker: a message of %s is dropped: %s", copy, one_line(why))
         return False
 
@@ -336,7 +338,7 @@ class Guard:
         """The store of this process: connections and locks are not to be shared with a child."""
         pid = os.getpid()
         if pid not in self._stores:
-            self._stores = {pid: _store(self._settings)}
+            self._stores = {pid: RedisStore.of(self._settings, CALL_TIMEOUT)}
         return self._stores[pid]
 
     def _ask(self, call: Callable[[], T]) -> T | None:
@@ -383,12 +385,6 @@ def _without_arguments(request: Context) -> Context:
     kept = Context(vars(request))
     kept.update(args=None, kwargs=None, argsrepr=None, kwargsrepr=None)
     return kept
-
-
-def _store(settings: conf.Settings) -> RedisStore:
-    return RedisStore(
-        settings.redis_url, settings.namespace, settings.redis_options, settings.history, CALL_TIMEOUT
-    )
 
 
 def _now() -> int:
@@ -483,7 +479,7 @@ def install(worker: Any) -> None:
     if "_misfire_watch" in known:
         return
     try:
-        settings = conf.read_settings(app)
+        settings = read_settings(app)
     except MisfireConfigError as exc:
         # The log is not there yet.
         known["_misfire_problem"] = exc

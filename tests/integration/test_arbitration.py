@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 from celery.schedules import schedule
 
+from celery_misfire import records
 from celery_misfire.fire import task_id
-from celery_misfire.leadership.intents import Message
 from celery_misfire.misfire import Outcome
 from celery_misfire.records import Intent
+from celery_misfire.sending.dispatch import Message
+from celery_misfire.store import registers
+from celery_misfire.store.port import Change
 from celery_misfire.store.redis_store import RedisStore
 from tests.integration.test_leader import MINUTE, SECOND, World
 
@@ -80,14 +83,14 @@ def test_with_a_guard_it_is_judged_by_its_instruction(world: World) -> None:
     [report] = world.missed
     assert report.missed.task_id == message.task_id
     # The message that did arrive finds its register closed.
-    assert world.store.register(message.task_id).startswith("missed:")
+    assert isinstance(world.store.register(message.task_id), registers.Missed)
 
 
 def test_what_a_worker_has_started_was_a_run(world: World) -> None:
     world.entry("tick", schedule(60), "do_nothing")
     [message] = die_while_sending(world)
     guard(world)
-    assert world.store.start(message.task_id, "started:nonce:worker@test", entry="tick")[1]
+    assert world.store.start(message.task_id, registers.Started("nonce", "worker@test"), entry="tick")[1]
     world.now += LATE
     world.start()
     world.run(world.now + SECOND)
@@ -97,7 +100,7 @@ def test_what_a_worker_has_started_was_a_run(world: World) -> None:
     [line] = decisions(world, "sent")
     assert (line["id"], line["outcome"]) == (message.task_id, "fired")
     assert decisions(world, "misfire") == []
-    assert not world.leader._ledger["tick"].intents
+    assert not world.leader.record("tick").intents
 
 
 def test_what_is_in_time_is_sent_again_all_the_same(world: World) -> None:
@@ -125,14 +128,14 @@ def test_what_is_to_run_late_is_sent_under_its_own_id_and_its_register_stays_ope
     [again] = world.sent
     assert again.task_id == message.task_id
     assert again.intent.outcome == "recovered"
-    assert world.store.register(message.task_id) == ""
+    assert world.store.register(message.task_id) is None
 
 
 def test_a_beat_that_dies_after_closing_the_register_leaves_no_run_without_a_fate(world: World) -> None:
     world.entry("tick", schedule(60), "do_nothing")
     [message] = die_while_sending(world)
     # The register is closed and the commit never came; the workers are gone by now.
-    world.store.settle([message.task_id], "missed:failover")
+    world.store.settle([message.task_id], registers.Missed("failover"))
     world.now += LATE
     world.start()
     world.run(world.now + SECOND)
@@ -146,17 +149,19 @@ def test_a_beat_that_dies_after_closing_the_register_leaves_no_run_without_a_fat
 def test_of_several_each_has_one_fate(world: World, instruction: str, started: tuple[int, ...]) -> None:
     world.entry("tick", schedule(60), instruction)
     leader = world.start()
-    record = leader._ledger["tick"]
+    record = leader.record("tick")
     first = record.state.next_fire_time
     times = [first, first + MINUTE, first + 2 * MINUTE]
     intents = tuple(Intent(t, record.generation, Outcome.FIRED, t) for t in times)
     state = replace(record.state, next_fire_time=times[-1] + MINUTE, previous_fire_time=times[-1])
-    leader._ledger.write({"tick": replace(record, state=state, intents=intents)})
+    changed = replace(record, state=state, intents=intents)
+    change = Change("tick", records.dumps(record), records.dumps(changed))
+    assert not world.store.commit(world.lease.token, [change]).conflicts
     world.crash()
     guard(world)
     ids = [task_id("test", "tick", record.generation, t) for t in times]
     for n in started:
-        world.store.start(ids[n], f"started:{n}:worker@test", entry="tick")
+        world.store.start(ids[n], registers.Started(str(n), "worker@test"), entry="tick")
     world.now = times[-1] + LATE
     world.start()
     world.run(world.now + SECOND)
@@ -177,7 +182,7 @@ def test_of_several_each_has_one_fate(world: World, instruction: str, started: t
     for n in started:
         assert fates[ids[n]] == {"ran"}
     for id_, fate in fates.items():
-        closed = world.store.register(id_).startswith("missed")
+        closed = isinstance(world.store.register(id_), registers.Missed)
         assert closed == (fate in ({"missed"}, {"merged"}))
 
 

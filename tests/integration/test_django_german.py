@@ -19,11 +19,12 @@ from celery import current_app
 from django.utils import translation
 from django.utils.translation.template import templatize
 
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib import django as app
 from celery_misfire.events import (
     Broken,
     Event,
+    GaveUp,
     Led,
     Merged,
     Misfired,
@@ -177,7 +178,7 @@ def fill(site: AdminSite) -> None:
     preise = PeriodicTask.objects.create(name="Preise", task="shop.preise", crontab=hourly)
     MisfirePolicy.objects.create(periodic_task=preise, instruction="do_nothing", max_catch_up=1)
     PeriodicTask.objects.create(name="Neu", task="shop.neu", crontab=hourly)
-    settings = conf.read_settings(current_app)
+    settings = read_settings(current_app)
     rows = (berichte, kurse, preise)
     past = Past(
         site.url,
@@ -427,6 +428,17 @@ def test_a_mail_is_german(site: AdminSite):
         ),
         Missed(
             entry="e", first=NOW, last=NOW + 1, count=2, reason="capped", instruction="do_nothing", id="i"
+        ),
+        GaveUp(
+            entry="e",
+            task="t",
+            first=NOW,
+            last=NOW,
+            count=1,
+            now=NOW,
+            reason="capped",
+            instruction="do_nothing",
+            id="i",
         ),
         Sent(entry="e", outcome="fired", scheduled=NOW, fire_time=NOW, id="i"),
         StartedLate(entry="e", scheduled=NOW, late_by=90_000, id="i"),

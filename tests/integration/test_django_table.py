@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 from celery.schedules import crontab, schedule, solar
 
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import PublishRejected
 from celery_misfire.misfire import MisfireInstruction, to_millis
 from tests.support.django_project import DjangoProject, now
@@ -32,7 +32,7 @@ def table_of(app: Celery, *entries: Any) -> Any:
     """Return a table whose thread has not been started: the test does its work."""
     from celery_misfire.contrib.django.table import Table
 
-    return Table(app, conf.read_settings(app), entries)
+    return Table(app, read_settings(app), entries)
 
 
 def look(table: Any, *, scan: bool = True) -> None:

@@ -1,7 +1,7 @@
 """The leader on a virtual clock and a real Redis; only the broker and the reporter are stand-ins."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -11,6 +11,7 @@ from celery.schedules import crontab, schedule
 from cronsim import CronSim
 
 from celery_misfire import records
+from celery_misfire.events import Event, Misfired
 from celery_misfire.exceptions import (
     BrokerUnavailable,
     LeaseLost,
@@ -18,15 +19,16 @@ from celery_misfire.exceptions import (
     PublishRejected,
     StoreUnavailable,
 )
-from celery_misfire.leadership.intents import Message
-from celery_misfire.leadership.leader import BATCH, Leader
+from celery_misfire.leadership.leader import LARGEST_BATCH, Leader
 from celery_misfire.leadership.lease import Lease, uptime
-from celery_misfire.leadership.pending_misses import PORTION
+from celery_misfire.leadership.pending_misses import LARGEST_PORTION
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.schedules import simple
+from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.missed_runs import Report
-from celery_misfire.store.redis_store import Change, RedisStore
+from celery_misfire.store.port import Change
+from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.triggers.kinds import trigger_for
 
 DAY = datetime(2026, 3, 2, tzinfo=UTC)
@@ -41,7 +43,7 @@ class World:
     now: int = field(default_factory=lambda: to_millis(DAY))
     sent: list[Message] = field(default_factory=list)
     missed: list[Report] = field(default_factory=list)
-    told: list[dict] = field(default_factory=list)
+    told: list[Misfired] = field(default_factory=list)
     definitions: list[Definition] = field(default_factory=list)
     refuses: Callable[[Message], Exception | None] = lambda _: None
     broker_is_up: bool = True
@@ -66,6 +68,7 @@ class World:
             self,
             self,
             namespace="test",
+            listeners=[self.hear],
             each=self.each,
             resume_misfires=self.resume_misfires,
             wall=lambda: self.now,
@@ -105,11 +108,12 @@ class World:
         if not self.broker_is_up:
             raise BrokerUnavailable("down")
 
-    def publish(self, message: Message) -> None:
+    def publish(self, message: Message) -> Attempt:
         error = self.refuses(message)
-        if error is not None:
-            raise error
-        self.sent.append(message)
+        if error is None:
+            self.sent.append(message)
+            return Attempt(Fate.SENT)
+        return Attempt(Fate.REFUSED if isinstance(error, PublishRejected) else Fate.IN_DOUBT, error)
 
     # Reporter
     def submit(self, report: Report) -> None:
@@ -120,8 +124,8 @@ class World:
         done, self._done = self._done, []
         return done
 
-    def announce(self, misfire: dict) -> None:
-        self.told.append(misfire)
+    def hear(self, events: Sequence[Event]) -> None:
+        self.told += [event for event in events if isinstance(event, Misfired)]
 
     _done: list[Report] = field(default_factory=list)
 
@@ -409,10 +413,10 @@ def test_more_late_runs_than_one_batch_are_sent_in_order(world):
     begin = world.now
     world.start()
     world.crash()
-    world.now += 5 * BATCH * MINUTE
+    world.now += 5 * LARGEST_BATCH * MINUTE
     world.start()
     world.run(world.now)
-    assert world.scheduled() == [begin + n * MINUTE for n in range(1, 5 * BATCH + 1)]
+    assert world.scheduled() == [begin + n * MINUTE for n in range(1, 5 * LARGEST_BATCH + 1)]
 
 
 # -- what is missed -----------------------------------------------------------------------------------------
@@ -439,8 +443,8 @@ def test_one_record_tells_of_a_whole_outage(world):
         "shop.alarm",
     )
     (told,) = world.told
-    assert told["outcomes"] == {"missed": 60}
-    assert told["sender"] == "shop.none"
+    assert told.outcomes == {"missed": 60}
+    assert told.task == "shop.none"
 
 
 def test_each_missed_occurrence_has_its_own_record_on_request_through_a_crash(world):
@@ -479,7 +483,7 @@ def test_where_each_miss_is_reported_one_broken_schedule_keeps_no_entry_from_any
 
     def breaking(report: Report) -> None:
         portion.append(report)
-        trigger.broken = trigger.broken or len(portion) == PORTION
+        trigger.broken = trigger.broken or len(portion) == LARGEST_PORTION
         submit(report)
 
     world.submit = breaking
@@ -623,14 +627,14 @@ def test_where_a_pause_is_an_outage_what_an_entry_would_have_run_while_it_was_go
     assert sum(r.missed.count for r in world.missed) == missed
     assert {r.missed.reason for r in world.missed} <= {"paused"}
     (told,) = world.told
-    assert (told["entry"], told["reason"]) == ("gone", "paused")
+    assert (told.entry, told.reason) == ("gone", "paused")
     # From here on it is late for reasons of its own.
     world.broker_is_up = False
-    world.leader._intents.connected = False
+    world.leader._broker.is_up = False
     world.run(world.now + 10 * MINUTE)
     world.broker_is_up = True
     world.run(world.now + 10 * SECOND)
-    assert world.told[-1]["reason"] == "broker_unavailable"
+    assert world.told[-1].reason == "broker_unavailable"
 
 
 def test_an_entry_that_comes_back_before_its_next_fire_time_or_edited_has_not_misfired(world):
@@ -998,7 +1002,7 @@ def test_a_broker_that_is_found_to_be_away_before_a_message_is_begun_leaves_no_d
     leader = world.start()
     world.run(begin + 59 * SECOND)
     world.broker_is_up = False
-    assert leader._intents.connected
+    assert leader._broker.is_up
     world.run(begin + 70 * SECOND)
     world.broker_is_up = True
     world.run(begin + 130 * SECOND)
@@ -1034,7 +1038,7 @@ def test_a_run_that_an_outage_made_late_was_not_there_too_early_after_an_edit(wo
     world.run(begin + 59 * SECOND)
     world.now = begin + MINUTE
     claim_without_an_answer(world)
-    world.broker_is_up = leader._intents.connected = False
+    world.broker_is_up = leader._broker.is_up = False
     world.now += 2 * SECOND
     world.entry("a", schedule(300), MisfirePolicy("do_nothing", threshold=10))
     leader.adopt(world.definitions)
@@ -1052,7 +1056,7 @@ def test_the_record_of_an_entry_that_is_never_taken_and_never_surely_refused_sta
     world.refuses = lambda _: MisfireError("refused by a queue (nack)")
     leader = world.start()
     world.run(begin + HOUR)
-    assert len(leader.record("a").intents) <= 2 * BATCH
+    assert len(leader.record("a").intents) <= 2 * LARGEST_BATCH
     world.refuses = lambda _: None
     world.run(begin + HOUR + 5 * MINUTE)
     decided = Counter(world.scheduled())

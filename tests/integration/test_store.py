@@ -20,11 +20,14 @@ import redis
 from redis.crc import key_slot
 
 from celery_misfire import records
+from celery_misfire.events import Broken
 from celery_misfire.exceptions import LeaseLost, NewerSchema, StoreUnavailable
 from celery_misfire.leadership.lease import STALL_LIMIT, TRUST, Lease
-from celery_misfire.leadership.ledger import WRITE, Commit, Ledger
+from celery_misfire.leadership.ledger import LARGEST_WRITE, Commit, Ledger
 from celery_misfire.records import EntryRecord
-from celery_misfire.store.redis_store import REGISTER_TTL, UNKNOWN, Acquired, Change, RedisStore
+from celery_misfire.store import registers
+from celery_misfire.store.port import REGISTER_TTL, Change, CommitResult, Held, LeaseValue, Taken
+from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.store.url import address
 from celery_misfire.triggers.kinds import trigger_for
 from tests.support.processes import wait_for
@@ -65,10 +68,10 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
         yield client
 
 
-def take(store: RedisStore, token: str = "token", ttl: float = 60, seen: str = "") -> Acquired:
-    acquired = store.acquire(token, ttl, seen)
-    assert isinstance(acquired, Acquired), acquired
-    return acquired
+def take(store: RedisStore, token: str = "token", ttl: float = 60) -> Taken:
+    taken = store.acquire(token, ttl)
+    assert isinstance(taken, Taken), taken
+    return taken
 
 
 def contents(server: RedisServer) -> dict[bytes, bytes]:
@@ -94,36 +97,36 @@ def record(name: str, now: int = 1_700_000_000_000) -> EntryRecord:
 
 def test_one_lease_at_a_time_and_its_holder_is_told_to_the_others(store: RedisStore, client: redis.Redis):
     taken = take(store, "mine", ttl=60)
-    assert store.acquire("other", 60) == taken.value == client.get(LEASE)
-    assert taken.value.startswith(f"mine|{taken.epoch}|0|")
+    assert store.acquire("other", 60) == Held(taken.lease)
+    assert client.get(LEASE) == str(taken.lease) == f"mine|{taken.epoch}|0|{store.owner}"
     assert 55_000 < client.pttl(LEASE) <= 60_000
 
 
 def test_a_lease_that_was_given_up_or_ran_out_can_be_taken(store: RedisStore):
     first = take(store, "mine")
     store.release("other")
-    assert isinstance(store.acquire("other", 60), str)
+    assert isinstance(store.acquire("other", 60), Held)
     store.release("mine")
     second = take(store, "other", ttl=0.05)
-    third = wait_for(lambda: isinstance(a := store.acquire("third", 60), Acquired) and a)
+    third = wait_for(lambda: isinstance(a := store.acquire("third", 60), Taken) and a)
     assert first.epoch < second.epoch < third.epoch
     assert (second.previous_epoch, third.previous_epoch) == (first.epoch, second.epoch)
 
 
 def test_a_renewal_prolongs_ones_own_lease_alone(store: RedisStore, client: redis.Redis):
     take(store, "mine", ttl=1)
-    store.renew("mine", "mine|7|1|here", 60)
+    store.renew(LeaseValue("mine", 7, 1, "here"), 60)
     assert client.get(LEASE) == "mine|7|1|here"
     assert client.pttl(LEASE) > 55_000
     with pytest.raises(LeaseLost):
-        store.renew("other", "other|7|1|there", 60)
+        store.renew(LeaseValue("other", 7, 1, "there"), 60)
     # Neither may one that begins like it.
     with pytest.raises(LeaseLost):
-        store.renew("min", "min|7|1|there", 60)
+        store.renew(LeaseValue("min", 7, 1, "there"), 60)
     assert client.get(LEASE) == "mine|7|1|here"
     client.delete(LEASE)
     with pytest.raises(LeaseLost):
-        store.renew("mine", "mine|7|2|here", 60)
+        store.renew(LeaseValue("mine", 7, 2, "here"), 60)
     assert not client.exists(LEASE)
 
 
@@ -163,7 +166,7 @@ def test_a_lease_that_has_not_changed_for_its_time_to_live_on_ones_own_clock_is_
     assert standby.holder
     clock.now += 29.9
     if changes:
-        store.renew("dead", "dead|1|1|alive after all", 3600)
+        store.renew(LeaseValue("dead", 1, 1, "alive after all"), 3600)
     assert standby.acquire() is None
     assert standby.other_was_alive is changes
     clock.now += 0.2
@@ -174,7 +177,7 @@ def test_a_lease_that_has_not_changed_for_its_time_to_live_on_ones_own_clock_is_
     try:
         assert standby.held
         with pytest.raises(LeaseLost):
-            store.renew("dead", "dead|1|2|here", 3600)
+            store.renew(LeaseValue("dead", 1, 2, "here"), 3600)
     finally:
         standby.release()
     assert not client.exists(LEASE)
@@ -229,9 +232,9 @@ def unavailable(*_: Any) -> None:
 
 
 def test_a_lease_that_changes_in_the_last_moment_is_not_taken_over(store: RedisStore):
-    seen = take(store, "other").value
-    store.renew("other", "other|1|1|here", 60)
-    assert store.acquire("mine", 60, seen) == "other|1|1|here"
+    seen, renewed = take(store, "other").lease, LeaseValue("other", 1, 1, "here")
+    store.renew(renewed, 60)
+    assert store.acquire("mine", 60, seen) == Held(renewed)
 
 
 def test_a_lease_is_trusted_for_less_than_the_store_keeps_it(store: RedisStore):
@@ -284,14 +287,14 @@ def test_the_thread_outlives_an_error_and_a_dead_one_is_replaced(
     with monkeypatch.context() as patch:
         patch.setattr(store, "renew", fail)
         wait_for(lambda: "the lease could not be renewed: RuntimeError" in caplog.text)
-    before = lease._value
-    wait_for(lambda: lease._value != before, what="a renewal")
+    before = lease._ours
+    wait_for(lambda: lease._ours != before, what="a renewal")
     lease._stop.set()
     lease._thread.join()
     lease._stop.clear()
     lease.acquire()
-    before = lease._value
-    wait_for(lambda: lease._value != before, what="a renewal")
+    before = lease._ours
+    wait_for(lambda: lease._ours != before, what="a renewal")
     lease.release()
 
 
@@ -324,9 +327,9 @@ def test_giving_up_a_lease_without_a_redis_waits_for_nothing(
 def test_a_commit_writes_its_records_and_its_log(store: RedisStore):
     take(store)
     events = [{"event": str(n)} for n in range(3)]
-    assert store.commit("token", [Change("a", "", "1"), Change("b", "", "2")], events[:2]) == []
+    assert not store.commit("token", [Change("a", "", "1"), Change("b", "", "2")], events[:2]).conflicts
     assert store.load() == {"a": "1", "b": "2"}
-    assert store.commit("token", [Change("a", "1", "3"), Change("b", "2", "")], events[2:]) == []
+    assert not store.commit("token", [Change("a", "1", "3"), Change("b", "2", "")], events[2:]).conflicts
     assert store.load() == {"a": "3"}
     assert store.log() == events
     assert store.log(2) == events[1:]
@@ -359,7 +362,7 @@ def test_a_commit_with_one_conflict_writes_nothing_at_all(store: RedisStore, red
     store.commit("token", [Change(name, "", "1") for name in "abc"])
     before = contents(redis_server)
     changes = [Change("a", "1", "2"), Change("b", "0", "2"), Change("c", "", "2"), Change("d", "1", "2")]
-    assert store.commit("token", changes, [{"event": "1"}]) == ["b", "c", "d"]
+    assert store.commit("token", changes, [{"event": "1"}]) == CommitResult(("b", "c", "d"))
     assert contents(redis_server) == before
 
 
@@ -367,9 +370,9 @@ def test_a_commit_that_is_sent_twice_works_once(store: RedisStore, redis_server:
     take(store)
     store.commit("token", [Change("c", "", "1")])
     commit = [Change("a", "", "1"), Change("c", "1", "")], [{"event": "1"}]
-    assert store.commit("token", *commit) == []
+    assert not store.commit("token", *commit).conflicts
     before = contents(redis_server)
-    assert store.commit("token", *commit) == []
+    assert not store.commit("token", *commit).conflicts
     assert contents(redis_server) == before
     assert store.log() == [{"event": "1"}]
 
@@ -378,7 +381,7 @@ def test_names_and_records_may_hold_any_text(store: RedisStore):
     take(store)
     names = ["_meta", "e:x", "ünï|:{}", "\x00\n", "💥" * 100, "a" * 5000]
     changes = [Change(name, "", f"ö {name}") for name in names]
-    assert store.commit("token", changes, [{"event": name} for name in names]) == []
+    assert not store.commit("token", changes, [{"event": name} for name in names]).conflicts
     assert store.load() == {name: f"ö {name}" for name in names}
     assert [line["event"] for line in store.log()] == names
 
@@ -387,7 +390,7 @@ def test_bytes_that_are_no_text_can_be_read_and_replaced(store: RedisStore, clie
     take(store)
     client.hset(STATE, "e:a", b"\xff\xfe\x00{")
     old = store.load()["a"]
-    assert store.commit("token", [Change("a", old, "1")]) == []
+    assert not store.commit("token", [Change("a", old, "1")]).conflicts
     assert store.load() == {"a": "1"}
 
 
@@ -408,13 +411,18 @@ def test_the_log_is_capped(redis_server: RedisServer, client: redis.Redis):
 
 
 def test_a_register_is_written_once(store: RedisStore, client: redis.Redis):
-    assert store.settle(["1"], "missed:capped") == ["missed:capped"]
-    assert store.settle(["1", "2"], "started:x") == ["missed:capped", "started:x"]
-    assert store.settle(["2", "1"], "missed:paused") == ["started:x", "missed:capped"]
-    assert store.settle([], "missed:paused") == []
+    capped, paused, started = (
+        registers.Missed("capped"),
+        registers.Missed("paused"),
+        registers.Started("x", "h"),
+    )
+    assert store.settle(["1"], capped) == [capped]
+    assert store.settle(["1", "2"], started) == [capped, started]
+    assert store.settle(["2", "1"], paused) == [started, capped]
+    assert store.settle([], paused) == []
     for id_ in "12":
         left = client.pttl(f"celery-misfire:{{test}}:fire:{id_}")
-        assert REGISTER_TTL - 60_000 < left <= REGISTER_TTL
+        assert REGISTER_TTL - 60 < left / 1000 <= REGISTER_TTL
 
 
 # -- refusals ----------------------------------------------------------------------------------------------
@@ -424,9 +432,9 @@ def attempts(store: RedisStore) -> dict[str, Callable[[], Any]]:
     """Return everything that writes, by name."""
     return {
         "acquire": lambda: store.acquire("another", 60),
-        "renew": lambda: store.renew("token", "token|1|1|here", 60),
+        "renew": lambda: store.renew(LeaseValue("token", 1, 1, "here"), 60),
         "commit": lambda: store.commit("token", [Change("a", "", "1")], [{"event": "1"}]),
-        "settle": lambda: store.settle(["an-id"], "missed:capped"),
+        "settle": lambda: store.settle(["an-id"], registers.Missed("capped")),
     }
 
 
@@ -458,10 +466,11 @@ def test_a_key_of_a_wrong_type_is_named_and_nothing_is_written(
 
 def test_a_register_of_a_wrong_type_is_told_as_such_and_left_alone(store: RedisStore, client: redis.Redis):
     client.sadd(REGISTER, "not ours")
-    assert store.settle(["an-id"], "missed:capped") == [UNKNOWN]
-    assert store.start("an-id", "started:n:h", entry="e") == (UNKNOWN, False)
-    assert store.start("an-id", "started:n:h", entry="e", sent=1) == (UNKNOWN, False)
-    assert store.register("an-id") == UNKNOWN
+    unknown, started = registers.Unknown(), registers.Started("n", "h")
+    assert store.settle(["an-id"], registers.Missed("capped")) == [unknown]
+    assert store.start("an-id", started, entry="e") == (unknown, False)
+    assert store.start("an-id", started, entry="e", sent_at=1) == (unknown, False)
+    assert store.register("an-id") == unknown
     assert client.smembers(REGISTER) == {"not ours"}
 
 
@@ -503,12 +512,12 @@ def test_a_redis_without_memory_leaves_nothing_half_written(
 def test_a_state_that_another_version_wrote_is_refused_and_left_alone(
     store: RedisStore, client: redis.Redis, redis_server: RedisServer, meta: str, words: str, held: bool
 ):
-    value = take(store, "newer").value
+    lease = take(store, "newer").lease
     if not held:
         store.release("newer")
     client.hset(STATE, "_meta", meta)
     before = contents(redis_server)
-    for seen in ("", value):
+    for seen in (None, lease):
         with pytest.raises(NewerSchema, match=words):
             store.acquire("older", 60, seen)
     assert contents(redis_server) == before
@@ -574,37 +583,49 @@ def link(redis_server: RedisServer) -> Iterator[LossyLink]:
     link.close()
 
 
+NEWS, OLD_NEWS = Broken(entry="a", error="E"), Broken(entry="old", error="E")
+
+
+def ledger_of(store: RedisStore, lease: Lease, done: list[str] | None = None) -> Ledger:
+    """A ledger that notes the entries of those commits that have been done and have something to tell."""
+    seen = [] if done is None else done
+    return Ledger(store, lease, "test", after=lambda c: seen.extend(c.records if c.events else ()))
+
+
 @pytest.fixture
-def ledger(link: LossyLink) -> Iterator[Ledger]:
+def done() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def ledger(link: LossyLink, done: list[str]) -> Iterator[Ledger]:
     store = RedisStore(f"redis://127.0.0.1:{link.port}/0", "test", call_timeout=0.5)
     lease = Lease(store, ttl=300, renew_every=100)
     assert lease.acquire()
-    yield Ledger(store, lease)
+    yield ledger_of(store, lease, done)
     link.losses = 0
     lease.release()
 
 
 def test_a_connection_that_breaks_before_the_answer_is_made_again_and_the_commit_works_once(
-    ledger: Ledger, link: LossyLink, store: RedisStore
+    ledger: Ledger, link: LossyLink, store: RedisStore, done: list[str]
 ):
-    done: list[str] = []
     link.losses = 1
-    ledger.commit(Commit({"a": record("a")}, [{"event": "1"}], [lambda: done.append("a")]))
+    ledger.commit(Commit({"a": record("a")}, [NEWS]))
     assert link.lost == 1
     assert store.load() == {"a": records.dumps(record("a"))}
-    assert store.log() == [{"event": "1"}]
+    assert store.log() == [NEWS.encode()]
     assert done == ["a"]
     assert not ledger.repeat_unanswered()
 
 
 @pytest.mark.parametrize("cuts", [True, False], ids=["cut", "silent"])
 def test_a_commit_without_an_answer_is_kept_and_repeated_and_works_once(
-    ledger: Ledger, link: LossyLink, store: RedisStore, cuts: bool
+    ledger: Ledger, link: LossyLink, store: RedisStore, done: list[str], cuts: bool
 ):
-    done: list[str] = []
     link.losses, link.cuts = 3, cuts
     with pytest.raises(StoreUnavailable):
-        ledger.commit(Commit({"a": record("a")}, [{"event": "1"}], [lambda: done.append("a")]))
+        ledger.commit(Commit({"a": record("a")}, [NEWS]))
     assert "a" not in ledger
     assert done == []
     with suppress(StoreUnavailable):
@@ -613,28 +634,27 @@ def test_a_commit_without_an_answer_is_kept_and_repeated_and_works_once(
     ledger.repeat_unanswered()
     assert ledger["a"] == record("a")
     assert store.load() == {"a": records.dumps(record("a"))}
-    assert store.log() == [{"event": "1"}]
+    assert store.log() == [NEWS.encode()]
     assert done == ["a"]
     assert not ledger.repeat_unanswered()
     ledger.commit(Commit({"a": record("a", 1_700_000_000_001)}))
 
 
 def test_a_commit_without_an_answer_is_made_good_in_a_store_that_has_lost_everything(
-    ledger: Ledger, link: LossyLink, store: RedisStore, client: redis.Redis
+    ledger: Ledger, link: LossyLink, store: RedisStore, client: redis.Redis, done: list[str]
 ):
-    done: list[str] = []
-    ledger.commit(Commit({"old": record("old")}, [{"event": "0"}]))
+    ledger.commit(Commit({"old": record("old")}, [OLD_NEWS]))
     link.losses = 2
     with pytest.raises(StoreUnavailable):
-        ledger.commit(Commit({"a": record("a")}, [{"event": "1"}], [lambda: done.append("a")]))
+        ledger.commit(Commit({"a": record("a")}, [NEWS]))
     lease = client.get(LEASE)
     client.flushall()
     client.set(LEASE, lease)
     ledger.restore()
     assert {name: records.loads(text) for name, text in store.load().items()} == dict(ledger)
     assert set(ledger) == {"old", "a"}
-    assert store.log() == [{"event": "1"}]
-    assert done == ["a"]
+    assert store.log() == [NEWS.encode()]
+    assert done.count("a") == 1
 
 
 # -- the records in memory ---------------------------------------------------------------------------------
@@ -649,9 +669,9 @@ def leading(store: RedisStore) -> Iterator[Lease]:
 
 
 def test_a_ledger_reads_what_another_has_written(store: RedisStore, leading: Lease):
-    names = [f"entry {n}" for n in range(2 * WRITE + 1)]
-    Ledger(store, leading).write({name: record(name) for name in names})
-    ledger = Ledger(store, leading)
+    names = [f"entry {n}" for n in range(2 * LARGEST_WRITE + 1)]
+    ledger_of(store, leading).write({name: record(name) for name in names})
+    ledger = ledger_of(store, leading)
     ledger.load()
     assert dict(ledger) == {name: record(name) for name in names}
 
@@ -659,11 +679,11 @@ def test_a_ledger_reads_what_another_has_written(store: RedisStore, leading: Lea
 def test_a_record_that_cannot_be_read_is_left_out_named_and_can_be_replaced(
     store: RedisStore, leading: Lease, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ):
-    Ledger(store, leading).write({name: record(name) for name in ("sound", "garbage", "swapped")})
+    ledger_of(store, leading).write({name: record(name) for name in ("sound", "garbage", "swapped")})
     client.hset(STATE, "e:garbage", b"\xff garbage")
     client.hset(STATE, "e:swapped", client.hget(STATE, "e:sound"))
     caplog.set_level(logging.ERROR)
-    ledger = Ledger(store, leading)
+    ledger = ledger_of(store, leading)
     ledger.load()
     assert dict(ledger) == {"sound": record("sound")}
     assert len(caplog.records) == 2
@@ -678,35 +698,35 @@ def test_a_commit_that_finds_an_older_state_under_its_own_lease_brings_all_of_it
     store: RedisStore, leading: Lease, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ):
     """As after a failover to a replica that lagged behind: nobody else has led."""
-    ledger = Ledger(store, leading)
+    done: list[str] = []
+    ledger = ledger_of(store, leading, done)
     ledger.write({name: record(name) for name in "abc"})
     earlier = client.hgetall(STATE)
     ledger.write({name: record(name, 1_700_000_060_000) for name in "abc"})
     client.hset(STATE, mapping=earlier)
-    done: list[str] = []
-    ledger.commit(Commit({"a": record("a", 1_700_000_120_000)}, [{"event": "1"}], [lambda: done.append("a")]))
+    ledger.commit(Commit({"a": record("a", 1_700_000_120_000)}, [NEWS]))
     assert done == ["a"]
     assert ledger["a"] == record("a", 1_700_000_120_000)
     assert {name: records.loads(text) for name, text in store.load().items()} == dict(ledger)
-    assert store.log() == [{"event": "1"}]
+    assert store.log() == [NEWS.encode()]
     (warning,) = caplog.records
     assert f"{STATE} in Redis at " in warning.message
     assert "went back in time" in warning.message
 
 
 def test_a_commit_against_somebody_who_keeps_writing_is_given_up(store: RedisStore, leading: Lease):
-    ledger = Ledger(store, leading)
+    ledger = ledger_of(store, leading)
     ledger.write({"a": record("a")})
     commit, theirs = store.commit, iter(range(100))
 
-    def overtaken(token: str, changes: list[Change], log: Any = ()) -> list[str]:
+    def overtaken(token: str, changes: list[Change], log: Any = ()) -> CommitResult:
         held = store.load()["a"]
-        assert commit(token, [Change("a", held, f"theirs {next(theirs)}")]) == []
+        assert not commit(token, [Change("a", held, f"theirs {next(theirs)}")]).conflicts
         return commit(token, changes, log)
 
     store.commit = overtaken
     with pytest.raises(LeaseLost, match="written by somebody else"):
-        ledger.commit(Commit({"a": record("a", 1), "b": record("b")}, [{"event": "1"}]))
+        ledger.commit(Commit({"a": record("a", 1), "b": record("b")}, [NEWS]))
     assert store.load().keys() == {"a"}
     assert dict(ledger) == {"a": record("a")}
 
@@ -714,7 +734,7 @@ def test_a_commit_against_somebody_who_keeps_writing_is_given_up(store: RedisSto
 def test_a_store_that_went_back_in_time_is_brought_up_to_date(
     store: RedisStore, leading: Lease, client: redis.Redis
 ):
-    ledger = Ledger(store, leading)
+    ledger = ledger_of(store, leading)
     ledger.write({name: record(name) for name in "abc"})
     earlier = client.hgetall(STATE)
     ledger.write({"a": record("a", 1_700_000_060_000)})
@@ -747,6 +767,7 @@ def test_all_keys_share_one_hash_tag(redis_server: RedisServer, client: redis.Re
         ("unix://:secret@/run/redis.sock?db=2", "/run/redis.sock"),
         ("sentinel://:secret@one.example,:secret@two.example:26380/0", "one.example:26379"),
         ("redis://:secret@[::1]:6380/0", "::1:6380"),
+        ("redis:///2", "localhost:6379"),
     ],
 )
 def test_an_address_tells_the_place_and_no_secret(url: str, shown: str):

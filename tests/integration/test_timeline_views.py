@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from celery import current_app
 
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.misfire import FITTING, MisfirePolicy, TriggerType, from_millis, to_millis
 from celery_misfire.records import Definition
 from tests.support.admin_site import NAMESPACE, AdminSite, admin_site
@@ -78,7 +78,7 @@ def past_of(server: RedisServer, *tasks: Any, begin: int = NOON - 30 * HOUR) -> 
     from celery_misfire.contrib.django.policies import policy_of
     from celery_misfire.contrib.django.rows import trigger_of
 
-    settings = conf.read_settings(current_app)
+    settings = read_settings(current_app)
     definitions = [
         Definition(t.name, t.task, trigger_of(t), policy_of(t, trigger_of(t), settings)) for t in tasks
     ]

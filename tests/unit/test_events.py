@@ -10,6 +10,7 @@ import pytest
 from celery_misfire.events import (
     Broken,
     Event,
+    GaveUp,
     Led,
     Merged,
     Misfired,
@@ -18,7 +19,6 @@ from celery_misfire.events import (
     Sent,
     StartedLate,
     decode,
-    sentences,
 )
 from celery_misfire.misfire import MisfireInstruction, Outcome, Reason
 
@@ -60,6 +60,17 @@ EVENTS = [
     Merged(entry="a", scheduled=NINE, id="i", worker="w@h"),
     Broken(entry="a", error="ValueError"),
     Refused(entry="a", error="PublishRejected"),
+    GaveUp(
+        entry="a",
+        task="t",
+        first=NINE,
+        last=NINE,
+        count=1,
+        now=NINE + 5,
+        reason=Reason.ENDED,
+        instruction=MisfireInstruction.DO_NOTHING,
+        id="i",
+    ),
 ]
 
 
@@ -86,6 +97,8 @@ def test_the_texts_in_the_log_stay_what_they_are():
         '{"event": "merged", "entry": "a", "scheduled": 1772442000000, "id": "i", "worker": "w@h"}',
         '{"event": "broken", "entry": "a", "error": "ValueError"}',
         '{"event": "refused", "entry": "a", "error": "PublishRejected"}',
+        '{"event": "gave_up", "entry": "a", "task": "t", "first": 1772442000000, "last": 1772442000000, '
+        '"count": 1, "now": 1772442000005, "reason": "ended", "instruction": "do_nothing", "id": "i"}',
     ]
 
 
@@ -126,33 +139,24 @@ def test_what_is_no_line_of_ours_is_none(line: dict):
 
 
 def test_a_misfire_is_one_sentence_in_the_zone_of_the_app():
-    [(event, text)] = sentences([MISFIRED], BERLIN)
-    assert event is MISFIRED
-    assert text == (
+    assert MISFIRED.sentence(BERLIN) == (
         "misfire of 'reports' (shop.reports): scheduled 2026-03-02T10:00:00.000+01:00, "
         "now 2026-03-02T11:15:00.000+01:00, late by 4500.000 s (scheduler_down), "
         "smart_policy -> fire_once_now: 1 recovered, 1 merged; next 2026-03-02T12:00:00.000+01:00"
     )
 
 
-def test_what_a_misfire_left_is_in_its_sentence_and_has_none_of_its_own():
-    misfire = Misfired(**vars(MISFIRED) | {"entry": "stocks", "outcomes": {"missed": 5, "recovered": 1}})
-    other = Missed(**vars(MISSED) | {"entry": "other", "count": 1, "last": NINE})
-    told = {event.entry: text for event, text in sentences([MISSED, misfire, other])}
-    assert "1 recovered, 5 missed (failover, result abc); next" in told["stocks"]
-    assert told["other"] == (
-        "'other' missed 1 run of shop.stocks, scheduled 2026-03-02T09:00:00.000+00:00 (failover), "
-        "do_nothing; result abc"
-    )
-    assert len(told) == 2
+def test_what_a_misfire_left_is_in_its_sentence_and_its_own_reason_is_not_said_twice():
+    lost = [{"reason": "too_old", "count": 2, "id": "x"}, {"reason": "scheduler_down", "count": 3, "id": "y"}]
+    misfire = Misfired(**vars(MISFIRED) | {"outcomes": {"recovered": 1, "missed": 5}, "lost": lost})
+    assert ": 1 recovered, 2 missed (too_old, result x), 3 missed (result y); next" in misfire.sentence()
 
 
-def test_a_reason_that_is_the_misfires_own_is_not_said_twice():
-    misfire = Misfired(
-        **vars(MISFIRED) | {"entry": "stocks", "reason": "failover", "outcomes": {"missed": 5}}
+def test_what_is_missed_is_one_sentence():
+    told = "missed 5 runs of shop.stocks, scheduled 2026-03-02T09:00:00.000+00:00 to "
+    assert MISSED.sentence() == (
+        f"'stocks' {told}2026-03-02T10:00:00.000+00:00, reason failover, instruction do_nothing, result abc"
     )
-    [(_, text)] = sentences([misfire, MISSED])
-    assert text.count("failover") == 1
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda e: e.kind)

@@ -44,3 +44,20 @@ def test_after_its_end_it_is_new():
     trouble.end(1.0)
     assert trouble.fail(2.0)
     assert trouble.until == 3.0
+
+
+def test_one_that_comes_and_goes_is_said_once_in_a_while_if_that_is_wanted():
+    trouble = Trouble(remind_every=60.0, quiet_for=60.0)
+    assert trouble.fail(0.0)
+    assert trouble.end(1.0) == 1.0
+    assert not trouble.fail(2.0)
+    assert trouble.end(3.0) is None
+    assert not trouble.fail(59.0)
+    assert trouble.fail(60.0)
+    assert trouble.end(61.0) == 2.0
+
+
+def test_a_wait_that_is_given_replaces_the_doubled_one():
+    trouble = Trouble()
+    trouble.fail(0.0, wait=7.5)
+    assert trouble.until == 7.5

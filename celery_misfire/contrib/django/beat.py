@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -19,11 +19,12 @@ from django_celery_beat import schedulers
 from django_celery_beat.clockedschedule import clocked
 
 from celery_misfire.beat import FAREWELL, MisfireMixin
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.entries import ENTRY_KEYS, policy_keys
+from celery_misfire.conf.warnings import unknown_policies
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
-from celery_misfire.leadership.intents import Message
+from celery_misfire.events import Event, Sent
 from celery_misfire.records import Definition
 from celery_misfire.triggers.kinds import AskedTrigger, trigger_for
 
@@ -43,7 +44,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
     ``CELERY_BEAT_SCHEDULER = "celery_misfire.contrib.django.beat:DatabaseScheduler"``
     """
 
-    entry_keys = (*conf.ENTRY_KEYS, *ROW_KEYS)
+    entry_keys = (*ENTRY_KEYS, *ROW_KEYS)
 
     def setup_schedule(self) -> None:
         self._written: list[WrittenEntry] = []
@@ -96,7 +97,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
 
     def _warnings(self) -> list[str]:
         # A policy for a name that is no entry may be for a row. The table warns when it has read the rows.
-        early = conf.unknown_policies(self._settings, self._configured.keys())
+        early = unknown_policies(self.app, self._settings, self._configured.keys())
         return [warning for warning in super()._warnings() if warning not in early]
 
     def _definitions(self) -> Iterator[Definition]:
@@ -150,10 +151,13 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         # A row that neither ran nor was missed stays enabled: somebody may want to give it another time.
         return row.is_single_run and record.state.previous_fire_time is not None
 
-    def publish(self, message: Message) -> None:
-        super().publish(message)
-        if message.definition.name not in self._schedule:
-            self._table.ran(message.definition.name, message.fire_time)
+    def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
+        return [*super()._listeners(), self._count_runs]
+
+    def _count_runs(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, Sent) and event.entry not in self._schedule:
+                self._table.ran(event.entry, event.fire_time)
 
     def should_sync(self) -> bool:
         return False
@@ -198,7 +202,7 @@ def _has_model(schedule: Any) -> bool:
 
 def _policy_fields(misfire: object) -> dict[str, Any] | None:
     """Return the ``misfire`` key of an entry as the fields of a policy's row; None when it says nothing."""
-    keys = conf.policy_keys(misfire)
+    keys = policy_keys(misfire)
     if keys is None:
         return None
     if keys is False:

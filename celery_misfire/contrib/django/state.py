@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from celery import Celery
 
 from celery_misfire import records
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.events import Event, Led, decode
 from celery_misfire.records import EntryRecord
 from celery_misfire.store.redis_store import RedisStore
@@ -56,10 +56,7 @@ def open_store(app: Celery) -> RedisStore:
 
     :raises MisfireConfigError: when the settings are wrong.
     """
-    settings = conf.read_settings(app)
-    timeouts = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), READ_TIMEOUT)
-    options = {**settings.redis_options, **timeouts}
-    return RedisStore(settings.redis_url, settings.namespace, options, settings.history, READ_TIMEOUT)
+    return RedisStore.of(read_settings(app), READ_TIMEOUT)
 
 
 def records_of(store: RedisStore, names: Sequence[str]) -> dict[str, EntryRecord]:

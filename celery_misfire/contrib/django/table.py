@@ -22,7 +22,8 @@ from django.db.models import QuerySet, prefetch_related_objects
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 from django_celery_beat.schedulers import ModelEntry
 
-from celery_misfire.conf.settings import Settings, unknown_policies
+from celery_misfire.conf.settings import Settings
+from celery_misfire.conf.warnings import unknown_policies
 from celery_misfire.contrib.django.models import MisfirePolicy
 from celery_misfire.contrib.django.moments import now
 from celery_misfire.contrib.django.recording import forget
@@ -280,7 +281,7 @@ class Table:
         self._by_key, self._marks = by_key, marks
         self.rows = {row.task.name: row for row in by_key.values()}
         if not self.was_read.is_set():
-            for warning in unknown_policies(self._settings, self.rows.keys()):
+            for warning in unknown_policies(self._app, self._settings, self.rows.keys()):
                 logger.warning("beat: %s", warning)
         logger.info("beat: %d periodic tasks, %d of them new or changed", len(by_key), len(changed))
 

@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django_celery_beat.models import PeriodicTask
 
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.policies import resolved_in_words
@@ -81,7 +81,7 @@ def explain(
     if task is None or trigger is None:
         return plain
     try:
-        settings = conf.read_settings(current_app)
+        settings = read_settings(current_app)
         own = getattr(task, "misfire_policy", None)
         key = own.as_entry_key() if own is not None else None
         rest = {k: v for k, v in key.items() if k != "instruction"} if isinstance(key, dict) else None

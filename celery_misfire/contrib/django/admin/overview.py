@@ -13,7 +13,7 @@ from django.db.models import Sum, prefetch_related_objects
 from django.utils.translation import gettext as _
 from django_celery_beat.models import PeriodicTask
 
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django.models import MissedFire
 from celery_misfire.contrib.django.moments import as_stored
 from celery_misfire.contrib.django.policies import policy_in_words, policy_of
@@ -51,7 +51,7 @@ def overviews_of(tasks: Sequence[PeriodicTask], now: int) -> tuple[dict[int, Ove
     counts = dict(missed.order_by().values_list("entry").annotate(Sum("count")))
     found = {task.pk: Overview(missed=counts.get(task.name, 0)) for task in tasks}
     try:
-        settings = conf.read_settings(current_app)
+        settings = read_settings(current_app)
     except MisfireConfigError as exc:
         return found, str(exc)
     problem, records = "", None

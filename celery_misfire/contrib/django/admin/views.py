@@ -22,7 +22,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django_celery_beat.models import PeriodicTask
 
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.policies import policy_in_words, policy_of
 from celery_misfire.contrib.django.rows import site_policy, trigger_of
@@ -220,7 +220,7 @@ def _ask_store(question: Callable[[RedisStore], T], problems: list[str]) -> T | 
 def _policy(task: PeriodicTask, trigger: Trigger) -> MisfirePolicy | None:
     """Return the policy of a task as beat sees it; None when misfire handling is off, or cannot be read."""
     try:
-        settings = conf.read_settings(current_app)
+        settings = read_settings(current_app)
     except MisfireConfigError:
         return None
     try:
