@@ -24,6 +24,7 @@ from celery_misfire.contrib import django as app
 from celery_misfire.events import (
     Broken,
     Event,
+    GaveUp,
     Led,
     Merged,
     Misfired,
@@ -398,12 +399,12 @@ def test_a_mail_is_german(site: AdminSite):
     from django.core import mail
     from django.test import override_settings
 
-    from celery_misfire.contrib.django.mail import tell
+    from celery_misfire.contrib.django.mail import send_mail_about
     from celery_misfire.contrib.django.models import MissedFire
 
     locmem = "django.core.mail.backends.locmem.EmailBackend"
     with override_settings(EMAIL_BACKEND=locmem), site.settings(misfire_mail_to=["ops@example.org"]):
-        tell(MissedFire.objects.get(entry="Preise"))
+        send_mail_about(MissedFire.objects.get(entry="Preise"))
     message = mail.outbox[-1]
     assert message.subject.endswith("2 ausgefallene Läufe von Preise")
     for line in str(message.body).splitlines():
@@ -427,6 +428,17 @@ def test_a_mail_is_german(site: AdminSite):
         ),
         Missed(
             entry="e", first=NOW, last=NOW + 1, count=2, reason="capped", instruction="do_nothing", id="i"
+        ),
+        GaveUp(
+            entry="e",
+            task="t",
+            first=NOW,
+            last=NOW,
+            count=1,
+            now=NOW,
+            reason="capped",
+            instruction="do_nothing",
+            id="i",
         ),
         Sent(entry="e", outcome="fired", scheduled=NOW, fire_time=NOW, id="i"),
         StartedLate(entry="e", scheduled=NOW, late_by=90_000, id="i"),

@@ -93,7 +93,7 @@ def test_a_policy_names_others_than_the_setting(site: AdminSite, outbox: list[An
 def test_the_next_mail_of_an_entry_waits_and_counts_what_was_left_out(
     site: AdminSite, outbox: list[Any]
 ) -> None:
-    from celery_misfire.contrib.django.mail import QUIET
+    from celery_misfire.contrib.django.mail import MAIL_INTERVAL
     from celery_misfire.contrib.django.models import MissedFire as Row
 
     with site.settings(misfire_mail_to=["ops@example.com"]):
@@ -102,7 +102,7 @@ def test_the_next_mail_of_an_entry_waits_and_counts_what_was_left_out(
         keep(replace(MISSED, task_id="3", count=1))
         assert len(outbox) == 1
         told = Row.objects.get(task_id="1")
-        Row.objects.filter(pk=told.pk).update(mailed_at=told.mailed_at - QUIET)
+        Row.objects.filter(pk=told.pk).update(mailed_at=told.mailed_at - MAIL_INTERVAL)
         keep(replace(MISSED, task_id="4"))
     assert len(outbox) == 2
     assert "earlier" not in outbox[0].body

@@ -378,7 +378,7 @@ def test_records_are_kept_as_long_as_the_setting_says(
     from celery_misfire.contrib.django import recording
     from celery_misfire.contrib.django.models import MissedFire
 
-    monkeypatch.setattr(recording, "BATCH", 2)
+    monkeypatch.setattr(recording, "RECORDS_PER_TRANSACTION", 2)
     values: dict[str, Any] = {"entry": "a", "task": "x", "count": 1, "reason": "paused", "instruction": "off"}
     for days in (1, 29, 31, 32, 400):
         found = now() - timedelta(days=days)

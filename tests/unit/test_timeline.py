@@ -42,8 +42,9 @@ from celery_misfire.contrib.django.timeline import (  # noqa: E402
     Timeline,
     whatif,
 )
+from celery_misfire.contrib.django.timeline.ground import ticks  # noqa: E402
 from celery_misfire.contrib.django.timeline.history import expected, history  # noqa: E402
-from celery_misfire.contrib.django.timeline.picture import picture, strip, svg, ticks  # noqa: E402
+from celery_misfire.contrib.django.timeline.picture import picture, strip, svg  # noqa: E402
 
 BERLIN = ZoneInfo("Europe/Berlin")
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000

@@ -26,7 +26,7 @@ SCHEDULER = f"{DatabaseScheduler.__module__}:{DatabaseScheduler.__name__}"
 #: The apps whose tables beat needs.
 TABLES = ("celery_misfire", "django_celery_beat")
 #: Longest wait for one answer of Redis, in seconds.
-PATIENCE = 1.0
+READ_TIMEOUT = 1.0
 
 Apps = Iterable[AppConfig] | None
 
@@ -35,7 +35,7 @@ Apps = Iterable[AppConfig] | None
 def check_app(app_configs: Apps, **_: Any) -> list[CheckMessage]:
     """Check the configuration of the Celery app."""
     app = celery_state.get_current_app()
-    # An app may make itself the default; Celery's own substitute has this name.
+    # Celery makes an app of this name when there is none. A real app may make itself the default, too.
     if app is celery_state.default_app and app.main == "default":  # type: ignore[attr-defined]
         return [
             Warning(
@@ -61,7 +61,7 @@ def _scheduler(app: Celery) -> list[CheckMessage]:
     try:
         scheduler = symbol_by_name(written)
     except Exception:
-        # Another alias, of celery beat's own or of a package.
+        # It is another alias: one of celery beat's own, or of a package.
         scheduler = None
     if isinstance(scheduler, type) and issubclass(scheduler, DatabaseScheduler):
         return []
@@ -102,9 +102,9 @@ def check_services(app_configs: Apps, **_: Any) -> list[CheckMessage]:
 
 def _redis() -> list[CheckMessage]:
     try:
-        RedisStore.of(read_settings(celery_state.get_current_app()), PATIENCE).is_guarded()
+        RedisStore.of(read_settings(celery_state.get_current_app()), READ_TIMEOUT).is_guarded()
     except MisfireConfigError:
-        # Said by check_app.
+        # check_app reports it.
         return []
     except StoreUnavailable as exc:
         hint = "Start it, or correct CELERY_MISFIRE_REDIS_URL; celery beat waits until it is there."

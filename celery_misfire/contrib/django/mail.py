@@ -20,15 +20,15 @@ from celery_misfire.contrib.django.models import MisfirePolicy, MissedFire
 from celery_misfire.contrib.django.moments import as_stored, as_text, millis, now
 from celery_misfire.exceptions import MisfireConfigError
 
-__all__ = ["QUIET", "tell"]
+__all__ = ["MAIL_INTERVAL", "send_mail_about"]
 
 logger = logging.getLogger(__name__)
 
-#: After a mail about an entry there is no other about it for so long; the next one counts what was left out.
-QUIET = timedelta(hours=1)
+#: The shortest time between two mails about one entry; the later one counts the runs of the records between.
+MAIL_INTERVAL = timedelta(hours=1)
 
 
-def tell(record: MissedFire) -> None:
+def send_mail_about(record: MissedFire) -> None:
     """Send the mail about a record, if anybody wants one, and none has been sent lately.
 
     A mail that cannot be sent is not tried again: the record stays, and the next mail counts it.
@@ -40,17 +40,17 @@ def tell(record: MissedFire) -> None:
         return
     at = as_stored(now())
     of_entry = MissedFire.objects.filter(entry=record.entry)
-    if of_entry.filter(mailed_at__gt=at - QUIET).exists():
+    if of_entry.filter(mailed_at__gt=at - MAIL_INTERVAL).exists():
         return
-    # Whoever sets the mark sends: beat, a worker, or a report that is made once more.
+    # Beat, a worker or a repeated report may be here at once. The one that sets the mark sends the mail.
     if not MissedFire.objects.filter(pk=record.pk, mailed_at=None).update(mailed_at=at):
         return
-    last_told = of_entry.filter(mailed_at__lt=at).order_by("mailed_at").last()
-    untold = of_entry.filter(mailed_at=None, pk__lt=record.pk, pk__gt=last_told.pk) if last_told else ()
+    last_mailed = of_entry.filter(mailed_at__lt=at).order_by("mailed_at").last()
+    unmailed = of_entry.filter(mailed_at=None, pk__lt=record.pk, pk__gt=last_mailed.pk) if last_mailed else ()
     try:
-        send_mail(_subject(record), _text(record, sum(r.count for r in untold)), None, recipients)
+        send_mail(_subject(record), _text(record, sum(r.count for r in unmailed)), None, recipients)
     except Exception as exc:
-        # Its text may have the address or the password of the server.
+        # The log leaves out the text of the error, which may have the address or the password of the server.
         logger.error("no mail about the missed runs of %r: %s", record.entry, type(exc).__name__)
         MissedFire.objects.filter(pk=record.pk).update(mailed_at=None)
 
@@ -63,7 +63,7 @@ def _recipients(entry: str) -> list[str]:
     try:
         return list(read_settings(current_app).mail_to)
     except MisfireConfigError:
-        # Beat has said it at its start.
+        # Beat has reported it at its start.
         return []
 
 
@@ -72,7 +72,7 @@ def _subject(record: MissedFire) -> str:
         "%(prefix)s%(n)d missed run of %(entry)s", "%(prefix)s%(n)d missed runs of %(entry)s", record.count
     )
     words = {"prefix": settings.EMAIL_SUBJECT_PREFIX, "n": record.count, "entry": record.entry}
-    # A header has one line.
+    # A header may not have line breaks.
     return " ".join((subject % words).split())
 
 

@@ -132,7 +132,7 @@ class MisfirePolicy(models.Model):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         super().save(*args, **kwargs)
-        # How django-celery-beat tells a running beat that something has changed.
+        # A running beat looks at this mark of django-celery-beat for changes.
         PeriodicTasks.update_changed()
 
     def delete(self, *args: Any, **kwargs: Any) -> Any:
@@ -167,7 +167,7 @@ class MissedFire(models.Model):
     reason = models.CharField(_("reason"), max_length=50, choices=MissReason.choices)
     instruction = models.CharField(_("instruction"), max_length=50, choices=Instruction.choices)
     detected_at = models.DateTimeField(_("detected at"), db_index=True)
-    #: None when no mail has told of it.
+    #: None when no mail was sent about it.
     mailed_at = models.DateTimeField(_("mailed at"), null=True, editable=False)
 
     class Meta:

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.db.models import CharField
 
-from celery_misfire.contrib.django.mail import tell
+from celery_misfire.contrib.django.mail import send_mail_about
 from celery_misfire.contrib.django.models import MissedFire
 from celery_misfire.contrib.django.moments import as_stored
 from celery_misfire.misfire import MissedFire as Record
@@ -15,8 +15,8 @@ from celery_misfire.sending.missed_runs import recorders
 
 __all__ = ["forget", "install", "keep"]
 
-#: So many records are deleted in one transaction.
-BATCH = 1000
+#: One transaction deletes at most this many records.
+RECORDS_PER_TRANSACTION = 1000
 
 
 def install() -> None:
@@ -46,7 +46,7 @@ def keep(missed: Record) -> None:
         if isinstance(column, CharField):
             values[column.name] = values[column.name].replace("\0", "")[: column.max_length]
     MissedFire.objects.bulk_create([MissedFire(**values)], ignore_conflicts=True)
-    tell(MissedFire.objects.get(task_id=values["task_id"]))
+    send_mail_about(MissedFire.objects.get(task_id=values["task_id"]))
 
 
 def forget(before: int) -> int:
@@ -55,5 +55,7 @@ def forget(before: int) -> int:
     :returns: how many; 0 when there are no more of them.
     """
     old = MissedFire.objects.filter(detected_at__lt=as_stored(before)).order_by("pk")
-    _all, of_each = MissedFire.objects.filter(pk__in=list(old.values_list("pk", flat=True)[:BATCH])).delete()
+    _all, of_each = MissedFire.objects.filter(
+        pk__in=list(old.values_list("pk", flat=True)[:RECORDS_PER_TRANSACTION])
+    ).delete()
     return of_each.get(MissedFire._meta.label, 0)

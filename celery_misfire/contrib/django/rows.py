@@ -64,7 +64,7 @@ def trigger_of(task: PeriodicTask) -> Trigger:
     except ValueError:
         raise
     except Exception as exc:
-        # Rows are also written past the forms, and a schedule may be of another class.
+        # A row may have been written without its form, and a schedule may be of another class.
         raise ValueError(f"its schedule cannot be read ({type(exc).__name__}: {exc})") from exc
 
 
@@ -130,7 +130,7 @@ class _StartedGrid(GridTrigger):
     def first_state(self, first_seen: int) -> TriggerState:
         state = GridTrigger.first_state(self, first_seen)
         assert self.interval is not None
-        # "Now", pressed in a form, is past before beat reads it.
+        # Somebody who presses "Now" in a form means a start that is past before beat reads it.
         grace = min(AUTO_THRESHOLD, self.interval // 2)
         if state.next_fire_time is None or first_seen - state.next_fire_time < grace:
             return state
@@ -180,7 +180,7 @@ class _OneRun:
         found = self.trigger.first_state(first_seen)
         start, end = found.next_fire_time, found.end_time
         if start is None:
-            # It never fires: a grid that ends before it begins.
+            # A grid that ends before it begins never fires.
             return TriggerState(None, first_seen, repeat_count=0, end_time=first_seen - 1)
         return TriggerState(start, start, repeat_count=0, end_time=end)
 
@@ -205,7 +205,7 @@ def entry_of(task: PeriodicTask, app: Celery) -> ModelEntry:
         except ValueError:
             fits = False
         if not fits:
-            # The text itself may be secret.
+            # The error leaves out the text, which may be secret.
             what = "list" if kind is list else "object"
             raise PublishRejected(f"its field {name!r} is not a JSON {what}")
     if task.scheduler is None:

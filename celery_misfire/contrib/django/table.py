@@ -80,7 +80,7 @@ class Row:
 
     @property
     def ran_before(self) -> bool:
-        """True for a row that was to run once and did: django-celery-beat resets the count of a new one."""
+        """Whether a row was to run once and did; django-celery-beat resets the count of a new one."""
         return bool(self.task.one_off and self.task.total_run_count > 0)
 
     @cached_property
@@ -118,14 +118,14 @@ class Table:
     def __init__(self, app: Celery, settings: Settings, entries: Iterable[WrittenEntry]) -> None:
         self._app, self._settings = app, settings
         self._entries = list(entries)
-        #: Replaced, never changed: what the main loop has is whole.
+        #: Each change makes a new mapping, so that the main loop never sees half of a change.
         self.rows: Mapping[str, Row] = {}
         #: Set when the rows have been read for the first time.
         self.was_read = threading.Event()
         self.updates = RowUpdates()
         self._thread = threading.Thread(target=self._run, name="misfire-rows", daemon=True)
         self._stop = threading.Event()
-        # The rest belongs to the thread.
+        # Only the thread uses the rest.
         self._by_key: dict[int, Row] = {}
         self._marks: dict[int, int] = {}
         self._changed_at: object = None
@@ -208,7 +208,7 @@ class Table:
         keep = self._settings.keep_missed
         if keep is None or time.monotonic() < self._forget_at:
             return
-        # One batch at a time: meanwhile nothing else is read or written.
+        # A pass deletes one batch: meanwhile nothing else is read or written.
         if not forget(now() - round(keep * 1000)):
             self._forget_at = time.monotonic() + FORGET_EVERY
 
@@ -239,7 +239,7 @@ class Table:
 
     def _scan(self) -> dict[int, int]:
         """Return, for each enabled row, a number that changes with all that its runs depend on."""
-        # By five queries: a join would send the same schedules over and over.
+        # Five queries are cheaper than a join, which would send the same schedules over and over.
         columns = [f.attname for f in PeriodicTask._meta.concrete_fields if f.name not in _IGNORED_COLUMNS]
         related = [columns.index(f"{name}_id") for name in _SCHEDULES]
         schedules: list[dict[Any, int]] = []
@@ -267,7 +267,7 @@ class Table:
         """Read the rows that have changed. What changes meanwhile is found by the next scan."""
         changed = [key for key, mark in marks.items() if self._marks.get(key) != mark]
         by_key = {key: row for key, row in self._by_key.items() if key in marks}
-        # At the start all of them, and no long list of keys.
+        # The first load needs no list of keys: it takes all rows.
         parts = in_chunks(changed) if self._marks else [None]
         for keys in parts:
             tasks, policies = PeriodicTask.objects.filter(enabled=True), MisfirePolicy.objects.all()
@@ -291,7 +291,7 @@ class Table:
             trigger = trigger_of(task)
         except Exception as exc:
             if isinstance(exc.__cause__, Error):
-                # The row has no part in it.
+                # The database failed, not the row.
                 raise exc.__cause__ from None
             logger.error("beat: periodic task %r is left out: %s", name, exc)
             return Row(self._app, task, None)
@@ -305,7 +305,7 @@ class Table:
         return Row(self._app, task, Definition(name, str(task.task), trigger, policy, anchor))
 
     def _policy(self, name: str, misfire: object, type_: TriggerType) -> Policy | None:
-        # Rows that say the same share one policy.
+        # Rows of the same policy share one object.
         key = (name if name in self._settings.policies else "", repr(misfire), type_)
         if key not in self._policies:
             self._policies[key] = self._settings.policy_for(name, misfire, type_)
@@ -323,19 +323,19 @@ class Table:
 
 
 def _read_schedules(tasks: Sequence[PeriodicTask]) -> None:
-    """Read the schedules of all these rows by a few queries, but those that cannot be read."""
+    """Read the schedules of these rows by a few queries; leave out those that cannot be read."""
     try:
         prefetch_related_objects(tasks, *_SCHEDULES)
     except ValidationError:
-        # A time zone that this machine does not know. Where that is, is found by halves; the row reads its
-        # schedule itself in the end, and is left out.
+        # A row has a time zone that this machine does not know. Halving finds that row. It then reads its
+        # schedule by itself, fails, and is left out.
         middle = len(tasks) // 2
         for half in (tasks[:middle], tasks[middle:]) if middle else ():
             _read_schedules(half)
 
 
 def _raw(rows: QuerySet[Any, tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
-    """Return the values as the driver has them: to compare them, nothing needs to be converted."""
+    """Return the values as the driver has them: a comparison needs no conversion."""
     sql, params = rows.query.get_compiler(rows.db).as_sql()
     with connections[rows.db].cursor() as cursor:
         cursor.execute(sql, params)

@@ -94,7 +94,7 @@ def explain(
     try:
         outage, outcome_of = _outage(task, trigger)
     except Exception as exc:
-        # A schedule of the site's own may raise anything.
+        # A schedule of the site's own may raise any error.
         outage, outcome_of = "", lambda policy: ""
         plain = replace(plain, problem=str(exc))
     explained = []
@@ -125,7 +125,10 @@ def _outage(task: PeriodicTask, trigger: Trigger) -> tuple[str, Callable[[Misfir
         return whatif.ask(task.name, trigger, state, policy, down, up)
 
     answer = ask(MisfirePolicy())
-    told = (answer.timeline.date_and_time(moments.millis(moment)) for moment in (down, up))
-    outage = _("Beat is away from %(down)s to %(up)s.") % dict(zip(("down", "up"), told, strict=True))
+    window = {
+        key: answer.timeline.date_and_time(moments.millis(moment))
+        for key, moment in (("down", down), ("up", up))
+    }
+    outage = _("Beat is away from %(down)s to %(up)s.") % window
     # The first sentence says how many fire times there are, whatever the policy.
     return f"{outage} {answer.sentences[0]}", lambda policy: " ".join(ask(policy).sentences[1:])

@@ -8,7 +8,18 @@ from django.utils.translation import ngettext
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.models import instruction_in_words, reason_in_words
 from celery_misfire.contrib.django.timeline.timeline import OUTCOMES, count_in_words
-from celery_misfire.events import Broken, Event, Led, Merged, Misfired, Missed, Refused, Sent, StartedLate
+from celery_misfire.events import (
+    Broken,
+    Event,
+    GaveUp,
+    Led,
+    Merged,
+    Misfired,
+    Missed,
+    Refused,
+    Sent,
+    StartedLate,
+)
 from celery_misfire.misfire import Outcome
 
 __all__ = ["in_words"]
@@ -28,7 +39,7 @@ def in_words(event: Event) -> str:
                 "instruction": instruction_in_words(event.resolved),
                 "outcomes": ", ".join(outcomes),
             }
-        case Missed():
+        case Missed() | GaveUp():
             text = _("%(runs)s: missed. %(reason)s.")
             return text % {"runs": _runs_in_words(event), "reason": reason_in_words(event.reason)}
         case Sent():
@@ -60,7 +71,7 @@ def _count_in_words(word: str, count: int) -> str:
     return f"{count} {word}" if outcome is None else count_in_words(outcome, count)
 
 
-def _runs_in_words(event: Misfired | Missed) -> str:
+def _runs_in_words(event: Misfired | Missed | GaveUp) -> str:
     when = moments.as_text(event.first)
     if event.last != event.first:
         when = _("%(first)s to %(last)s") % {"first": when, "last": moments.as_text(event.last)}

@@ -21,7 +21,7 @@ from django_celery_beat.models import PeriodicTask
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.admin.log_lines import in_words
 from celery_misfire.contrib.django.admin.running import (
-    MOST,
+    MAX_OCCURRENCES,
     AlreadyRun,
     CannotRun,
     occurrences_of,
@@ -39,22 +39,25 @@ else:
 
 __all__ = ["MissedFireAdmin"]
 
-#: The log is shown from so long before the first missed run, to so long after the miss was found, in
-#: milliseconds; so many lines of it.
-_AROUND, _LINES = 10 * 60_000, 50
+#: The page shows the log from this long before the first missed run to this long after the miss was detected,
+#: in milliseconds.
+_LOG_MARGIN = 10 * 60_000
+#: The page shows at most this many lines of the log, the newest.
+_LOG_LINES = 50
 
 
 class _MostFrequent(admin.AllValuesFieldListFilter):
     """Offers the values that most records have; after a long outage there is one for every task."""
 
-    MOST = 30
+    #: Values that the filter offers at most.
+    MAX_CHOICES = 30
 
     def __init__(self, field: Any, request: HttpRequest, params: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(field, request, params, *args, **kwargs)
         rows = MissedFire.objects.order_by().values_list(field.name)
-        frequent = rows.annotate(n=Count("pk")).order_by("-n", field.name)[: self.MOST]
+        frequent = rows.annotate(n=Count("pk")).order_by("-n", field.name)[: self.MAX_CHOICES]
         values = [value for value, _count in frequent]
-        # A list from Django 5.0 on.
+        # The value is a list from Django 5.0 on.
         chosen = [self.lookup_val] if isinstance(self.lookup_val, str) else self.lookup_val or []
         values = [value for value in chosen if value not in values] + values
         self.lookup_choices = values  # type: ignore[assignment]  # any iterable does
@@ -162,7 +165,7 @@ class MissedFireAdmin(_ModelAdmin):
     def _about(self, request: HttpRequest, missed: MissedFire) -> dict[str, Any]:
         task = tasks_of([missed]).get(missed.entry)
         known = occurrences_of(missed, task)
-        made = self._made(missed)
+        made = _runs_of(missed)
         rows = [
             {
                 "time": moments.as_text(moment),
@@ -174,7 +177,7 @@ class MissedFireAdmin(_ModelAdmin):
             }
             for moment in known.times
         ]
-        lines, problem = self._log(missed)
+        lines, problem = _log_lines(missed)
         return {
             "task": task,
             "task_links": self._links(request, task),
@@ -200,33 +203,17 @@ class MissedFireAdmin(_ModelAdmin):
         except NoReverseMatch:
             return []
 
-    def _made(self, missed: MissedFire) -> dict[int, OccurrenceRun]:
-        runs = missed.runs.select_related("requested_by")
-        return {moments.millis(made.scheduled_fire_time): made for made in runs}
-
-    def _log(self, missed: MissedFire) -> tuple[list[dict[str, str]], str]:
-        since = moments.millis(missed.first) - _AROUND
-        until = moments.millis(missed.detected_at) + _AROUND
-        try:
-            found = log_of(open_store(current_app), missed.entry, since, until)
-        except (MisfireConfigError, StoreUnavailable) as exc:
-            return [], str(exc)
-        return [
-            {
-                "at": moments.as_text(line.written_at),
-                "text": line.kind if line.event is None else in_words(line.event),
-            }
-            for line in found[-_LINES:]
-        ], ""
-
     # -- running -------------------------------------------------------------------------------------------
 
     @admin.action(description=gettext_lazy("Run selected missed runs"), permissions=["run"])
     def run_selected(self, request: HttpRequest, queryset: QuerySet[MissedFire]) -> HttpResponse | None:
-        keys = [str(pk) for pk in queryset.order_by("first", "pk").values_list("pk", flat=True)[: MOST + 1]]
-        if len(keys) > MOST:
+        keys = [
+            str(pk)
+            for pk in queryset.order_by("first", "pk").values_list("pk", flat=True)[: MAX_OCCURRENCES + 1]
+        ]
+        if len(keys) > MAX_OCCURRENCES:
             text = _("Select %(most)d records at most: so many occurrences are run at a time.")
-            self.message_user(request, text % {"most": MOST}, messages.ERROR)
+            self.message_user(request, text % {"most": MAX_OCCURRENCES}, messages.ERROR)
             return None
         return HttpResponseRedirect(self._run_url(keys))
 
@@ -241,13 +228,13 @@ class MissedFireAdmin(_ModelAdmin):
         wanted = self._wanted(request, request.POST.getlist("run") or request.GET.getlist("run"))
         request.current_app = self.admin_site.name
         if request.method == "POST":
-            self._run(request, wanted[:MOST])
+            self._run(request, wanted[:MAX_OCCURRENCES])
             records = {missed.pk for missed, _moment in wanted}
             name = f"{self.admin_site.name}:celery_misfire_missedfire_"
             if len(records) == 1:
                 return HttpResponseRedirect(reverse(name + "change", args=[*records]))
             return HttpResponseRedirect(reverse(name + "changelist"))
-        shown = wanted[:MOST]
+        shown = wanted[:MAX_OCCURRENCES]
         tasks = tasks_of(missed for missed, _moment in shown)
         context = {
             **self.admin_site.each_context(request),
@@ -289,7 +276,7 @@ class MissedFireAdmin(_ModelAdmin):
         return [(missed, time) for (_pk, time), missed in found.items()]
 
     def _run(self, request: HttpRequest, wanted: Iterable[tuple[MissedFire, int]]) -> None:
-        """Run them in order, until one cannot be sent; tell, and note who it was."""
+        """Run these in order until one cannot be sent; log who asked for it, and say what became of them."""
         sent = before = 0
         for missed, moment in wanted:
             when = moments.as_text(moment)
@@ -320,6 +307,29 @@ class MissedFireAdmin(_ModelAdmin):
         return f"{url}?{urlencode({'run': names}, doseq=True)}"
 
 
+def _runs_of(missed: MissedFire) -> dict[int, OccurrenceRun]:
+    """Return the runs of a record that somebody asked for, by scheduled fire time."""
+    runs = missed.runs.select_related("requested_by")
+    return {moments.millis(made.scheduled_fire_time): made for made in runs}
+
+
+def _log_lines(missed: MissedFire) -> tuple[list[dict[str, str]], str]:
+    """Return the log around a record, and why it cannot be read ('' for no problem)."""
+    since = moments.millis(missed.first) - _LOG_MARGIN
+    until = moments.millis(missed.detected_at) + _LOG_MARGIN
+    try:
+        found = log_of(open_store(current_app), missed.entry, since, until)
+    except (MisfireConfigError, StoreUnavailable) as exc:
+        return [], str(exc)
+    return [
+        {
+            "at": moments.as_text(line.written_at),
+            "text": line.kind if line.event is None else in_words(line.event),
+        }
+        for line in found[-_LOG_LINES:]
+    ], ""
+
+
 def _is_key(text: str) -> bool:
-    """True for what may be a primary key: databases refuse numbers of more than eight bytes."""
+    """Return True for what may be a primary key: databases refuse numbers of more than eight bytes."""
     return text.isdecimal() and len(text) <= 18

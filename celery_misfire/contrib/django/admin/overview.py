@@ -24,7 +24,7 @@ from celery_misfire.status import Status, status_of
 
 __all__ = ["MISSED_WITHIN", "Overview", "overviews_of"]
 
-#: The list counts misses that were detected within so many milliseconds.
+#: The list counts misses that were detected within this many milliseconds.
 MISSED_WITHIN = 24 * 3600 * 1000
 
 
@@ -64,14 +64,14 @@ def overviews_of(tasks: Sequence[PeriodicTask], now: int) -> tuple[dict[int, Ove
         try:
             trigger = trigger_of(task)
         except ValueError:
-            # Beat leaves it out as well.
+            # Beat leaves out such a row, too.
             overview.policy = _("Not valid")
             continue
         try:
             policy = policy_of(task, trigger, settings)
             overview.policy = policy_in_words(policy, trigger.trigger_type)
         except MisfireConfigError:
-            # Its form says what is wrong.
+            # The form of the row shows what is wrong.
             policy, overview.policy = site_policy(task, trigger, settings), _("Not valid")
         if records is not None and task.enabled:
             overview.status = status_of(records.get(task.name), trigger, policy, now)

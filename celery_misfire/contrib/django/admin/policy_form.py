@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     _FormSet = BaseInlineFormSet[MisfirePolicy, Any, forms.ModelForm[MisfirePolicy]]
     _Inline = admin.StackedInline[MisfirePolicy, PeriodicTask]
 elif apps.is_installed("unfold"):
-    # Its forms are styled in its own classes.
+    # Unfold styles forms by its own classes.
     from unfold.admin import StackedInline as _Inline
 
     _ModelForm, _FormSet = forms.ModelForm, BaseInlineFormSet
@@ -44,8 +44,8 @@ _TYPES = {
 }
 
 _SECONDS = gettext_lazy("Enter a number of seconds greater than 0, at most 100 years.")
-#: What is told of a value that a policy does not take.
-_WANTED = {
+#: The message for a value that a policy does not take.
+_REFUSALS = {
     "threshold": _SECONDS,
     "max_catch_up": gettext_lazy("Enter a number from 1. To run nothing, choose another instruction."),
     "max_lateness": _SECONDS,
@@ -93,12 +93,12 @@ class PolicyForm(_ModelForm):
         super().__init__(*args, **kwargs)
         field = self.fields.get("instruction")
         if not isinstance(field, forms.ChoiceField):
-            # For whoever may only look there are no fields.
+            # A user who may only look gets no fields.
             return
         trigger = _trigger_of(task)
         offered = _fitting(trigger)
         chosen = self.instance.instruction
-        # Only what is shown: whether the choice fits is judged when the schedule is known, with better words.
+        # This is only what the list offers. The form set, which knows the schedule, judges the choice.
         field.widget.choices = [
             (choice.value, _label(choice, trigger))
             for choice in Instruction
@@ -131,14 +131,14 @@ class PolicyForm(_ModelForm):
             try:
                 policy_value(key, value)
             except ValueError:
-                raise ValidationError(_WANTED[key]) from None
+                raise ValidationError(_REFUSALS[key]) from None
         return value
 
 
 class PolicyFormSet(_FormSet):
     """Knows the task, as it is in the form beside: the schedule may have been changed there."""
 
-    #: An instruction to choose beforehand, when the form is shown and not sent.
+    #: The instruction that a form which is shown, and not sent, begins with.
     proposed: str | None = None
 
     def get_form_kwargs(self, index: int | None) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class PolicyFormSet(_FormSet):
         super().clean()
         trigger = _trigger_of(self.instance)
         if trigger is None:
-            # The form of the task says what is missing.
+            # The form of the task shows what is missing.
             return
         fitting = _fitting(trigger)
         for form in self.forms:
@@ -179,7 +179,7 @@ class PolicyInline(_Inline):
         "mail_to",
     )
     readonly_fields = ("explanation",)
-    # It is one, and stays: without a policy of its own a task has that of the site.
+    # There is always one form. An empty one is the policy of the site.
     can_delete = False
     min_num, max_num, extra = 1, 1, 0
 
@@ -187,7 +187,7 @@ class PolicyInline(_Inline):
         self, request: HttpRequest, obj: PeriodicTask | None = None, **kwargs: Any
     ) -> type[_FormSet]:
         known = super().get_formset(request, obj, **kwargs)
-        # Only where it is shown: sent, it has to differ from what the form began with, or it is not saved.
+        # A form that is sent is saved only where it differs from what it began with.
         proposed = request.GET.get("misfire_instruction") if request.method == "GET" else None
         return type(known.__name__, (known,), {"proposed": proposed})
 

@@ -1,4 +1,4 @@
-"""Running missed occurrences after all: which there are, and sending one with its original time."""
+"""Missed occurrences that are run after all: which there are, and how one is sent with its original time."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ from celery_misfire.sending.broker import Broker
 
 __all__ = ["AlreadyRun", "CannotRun", "Occurrences", "occurrences_of", "run", "tasks_of"]
 
-#: So many occurrences of a record are shown and can be run.
-MOST = 100
+#: A page shows, and runs, at most this many missed occurrences.
+MAX_OCCURRENCES = 100
 
-# In place of the generation of an entry's state, which is a moment: so the id differs from that of the missed
-# run, whose register may say "missed", and is the same whoever runs the occurrence, and however often.
-_BY_HAND = -1
+# The generation of runs by hand; that of an entry's state is a moment, so never negative. The task id of the
+# run so differs from that of the missed run, whose register may say "missed". It is the same for whoever runs
+# the occurrence, and however often.
+_GENERATION_BY_HAND = -1
 
 
 class CannotRun(Exception):
@@ -48,7 +49,8 @@ class AlreadyRun(CannotRun):
 class Occurrences:
     """The occurrences of a record that are known.
 
-    :param times: their scheduled fire times in milliseconds UTC, the oldest first, ``MOST`` at most.
+    :param times: their scheduled fire times in milliseconds UTC, the oldest first, at most
+        ``MAX_OCCURRENCES``.
     :param was_edited: the schedule gives other fire times now; only the first and the last one are known.
     """
 
@@ -78,8 +80,8 @@ def occurrences_of(missed: MissedFire, task: PeriodicTask | None) -> Occurrences
 def _computed(trigger: Trigger, first: int, last: int, count: int) -> tuple[int, ...]:
     """Return the first fire times of these; none when the trigger has others."""
     state = trigger.first_state(first)
-    times = tuple(islice(occurrences(trigger, state, first, last), MOST + 1))
-    if count <= MOST:
+    times = tuple(islice(occurrences(trigger, state, first, last), MAX_OCCURRENCES + 1))
+    if count <= MAX_OCCURRENCES:
         agrees = len(times) == count and times[-1] == last
     elif trigger.interval is not None:
         agrees = first + (count - 1) * trigger.interval == last
@@ -90,7 +92,7 @@ def _computed(trigger: Trigger, first: int, last: int, count: int) -> tuple[int,
             and found.after(first - 1) == first
             and found.after(last - 1) == last
         )
-    return times[:MOST] if agrees else ()
+    return times[:MAX_OCCURRENCES] if agrees else ()
 
 
 def run(app: Celery, missed: MissedFire, scheduled: int, user: Any) -> OccurrenceRun:
@@ -111,7 +113,7 @@ def run(app: Celery, missed: MissedFire, scheduled: int, user: Any) -> Occurrenc
     task = tasks_of([missed]).get(missed.entry)
     if task is None:
         raise CannotRun(_("There is no periodic task of this name any more, so nobody knows what to send."))
-    id_ = fire.task_id(settings.namespace, missed.entry, _BY_HAND, scheduled)
+    id_ = fire.task_id(settings.namespace, missed.entry, _GENERATION_BY_HAND, scheduled)
     try:
         with transaction.atomic(using=router.db_for_write(OccurrenceRun)):
             claimed = OccurrenceRun.objects.create(
@@ -135,8 +137,8 @@ def _send(app: Celery, task: PeriodicTask, id_: str, scheduled: int) -> None:
         scheduled=scheduled,
         fire_time=moments.now(),
         outcome=Outcome.RECOVERED,
-        generation=_BY_HAND,
-        # Late it is on purpose: no worker is to judge that.
+        generation=_GENERATION_BY_HAND,
+        # The run is late on purpose, so no worker may judge it.
         instruction=None,
         resolved=None,
         threshold=None,
@@ -156,7 +158,7 @@ def _send(app: Celery, task: PeriodicTask, id_: str, scheduled: int) -> None:
             **options,
         )
     except Exception as exc:
-        # Its text may quote arguments or the URL.
+        # The message leaves out the text of the error, which may quote arguments or the URL.
         kind = type(exc).__name__
         raise CannotRun(_("The message could not be sent (%(error)s).") % {"error": kind}) from None
     finally:
@@ -175,6 +177,6 @@ def _entry(app: Celery, task: PeriodicTask) -> ModelEntry:
         raise CannotRun(_("The periodic task cannot be sent: %(problem)s.") % {"problem": exc}) from None
     expires = entry.options.get("expires")
     if isinstance(expires, datetime) and moments.millis(expires) <= moments.now():
-        # That was the end of the schedule; here it would throw the message away.
+        # The end of the schedule is past; as an option it would discard the message.
         del entry.options["expires"]
     return entry

@@ -78,7 +78,7 @@ class PeriodicTaskMixin(_ModelAdmin):
     def get_list_display(self, request: HttpRequest) -> list[Any]:
         columns = list(super().get_list_display(request))
         ours = [name for name in _COLUMNS if name not in columns]
-        # Where they are seen: django-celery-beat's own list is wide.
+        # django-celery-beat's own list is wide. Columns at its end would be out of sight.
         at = columns.index("scheduler") + 1 if "scheduler" in columns else len(columns)
         return [*columns[:at], *ours, *columns[at:]]
 

@@ -1,6 +1,6 @@
 """Pages of the admin about one periodic task: its last day, and what an outage would do to it.
 
-Both only look: nothing is changed by them. They are reached through the admin of PeriodicTask, whose
+They change nothing. They are reached through the admin of PeriodicTask, whose
 ``get_urls`` names them.
 """
 
@@ -40,10 +40,12 @@ __all__ = ["timeline_view", "whatif_view"]
 
 T = TypeVar("T")
 
-#: How much of the past is shown, in milliseconds.
+#: The timeline shows this much of the past, in milliseconds.
 PAST = DAY
-#: How much of the future, if the next fire time is not later: as a share of the past, and at most.
-SOON, LATEST = 1 / 4, DAY
+#: The timeline shows at least this share of its past as future.
+FUTURE_SHARE = 1 / 4
+#: The timeline is made longer for a next fire time that is at most this far away, in milliseconds.
+MAX_FUTURE = DAY
 
 _NOT_COMPUTED = gettext_lazy("The fire times cannot be computed: %(error)s")
 
@@ -73,9 +75,9 @@ def timeline_view(
         known_from=stored.known_from,
     )
     if past.known_from is not None and past.known_from < now:
-        # What is not known needs no room.
+        # The picture begins where the log does.
         start = past.known_from
-    end = now + max(MINUTE, round((now - start) * SOON))
+    end = now + max(MINUTE, round((now - start) * FUTURE_SHARE))
     future, following, end = _future(task, trigger, stored, now, end, problems)
     if task.enabled and past.overdue:
         problems.append(
@@ -126,7 +128,7 @@ def _future(
         if state.next_fire_time is None:
             return [], None, end
         following = trigger.fire_times(state).after(max(now, state.next_fire_time - 1))
-        if following is not None and following <= now + LATEST:
+        if following is not None and following <= now + MAX_FUTURE:
             end = max(end, following + (following - now) // 10)
         return expected(trigger, state, end), following, end
     except Exception as exc:
@@ -153,7 +155,7 @@ def whatif_view(
             if form.is_valid():
                 context |= _answers(task, trigger, state, form)
         except whatif.TooMany:
-            most = timeline.format_number(whatif.MOST)
+            most = timeline.format_number(whatif.MAX_FIRE_TIMES)
             problems.append(_("More than %(n)s fire times: choose a shorter outage.") % {"n": most})
         except Exception as exc:
             problems.append(_NOT_COMPUTED % {"error": exc})

@@ -1,6 +1,6 @@
-"""What became of an entry's occurrences, told: in a sentence, and as a table.
+"""What became of an entry's occurrences, in a sentence and as a table.
 
-Plain data in, text out; nothing is read here. Moments are integer milliseconds UTC, and told in a time zone.
+Plain data in, text out; nothing is read here. Moments are integer milliseconds UTC, and shown in a time zone.
 :mod:`~celery_misfire.contrib.django.timeline.picture` draws the same.
 """
 
@@ -33,12 +33,14 @@ __all__ = [
     "word_of",
 ]
 
-#: So many rows a table has at most; from so many on, neighbours with the same fate stand in one row.
-ROWS, MANY_ROWS = 200, 60
-#: So many outages are listed at most.
-OUTAGES = 20
+#: A table shows at most this many rows.
+MAX_ROWS = 200
+#: In a table of more rows than this, neighbours with the same fate stand in one row.
+MAX_SINGLE_ROWS = 60
+#: The text lists at most this many outages.
+MAX_OUTAGES = 20
 
-#: What is drawn for each outcome, in the order of the legend; None: it is still to come.
+#: The name of each outcome, in the order of the legend; None: it is still to come.
 OUTCOMES: dict[Outcome | None, str | Promise] = {
     Outcome.FIRED: gettext_lazy("fired"),
     Outcome.RECOVERED: gettext_lazy("recovered"),
@@ -122,7 +124,7 @@ class Timeline:
     now: int | None = None
     known_from: int | None = None
 
-    # -- times, told ---------------------------------------------------------------------------------------
+    # -- times in words ------------------------------------------------------------------------------------
 
     @cached_property
     def offsets(self) -> tuple[tuple[int, int], ...]:
@@ -138,7 +140,7 @@ class Timeline:
         """The time zone and its offset, and when that changes."""
         parts = [format_offset(self.offsets[0][1])]
         for (_before, old), (since, new) in zip(self.offsets, self.offsets[1:], strict=False):
-            # The clocks that are changed show the old time last.
+            # The text has the last time that clocks show before they are changed.
             last_shown = from_millis(since + old)
             parts.append(
                 _("from %(time)s on %(offset)s")
@@ -182,7 +184,7 @@ class Timeline:
     def in_zone(self, moment: int) -> datetime:
         return from_millis(moment).astimezone(self.zone)
 
-    # -- facts, told ---------------------------------------------------------------------------------------
+    # -- facts in words ------------------------------------------------------------------------------------
 
     @cached_property
     def counts(self) -> dict[Outcome | None, int]:
@@ -195,42 +197,42 @@ class Timeline:
     @property
     def summary(self) -> str:
         """How many occurrences had each outcome, in words."""
-        told = [count_in_words(outcome, n) for outcome, n in self.counts.items() if n]
-        return ", ".join(told) or _("no fire times")
+        texts = [count_in_words(outcome, n) for outcome, n in self.counts.items() if n]
+        return ", ".join(texts) or _("no fire times")
 
     @property
     def description(self) -> str:
         """The picture in words."""
         parts = [f"{self.between(self.start, self.end)}: {self.summary}."]
-        return " ".join(parts + [f"{told}." for told in self.outages_in_words])
+        return " ".join(parts + [f"{outage}." for outage in self.outages_in_words])
 
     @property
     def outages_in_words(self) -> list[str]:
         """The outages in words, the first of them."""
-        told = [
+        texts = [
             f"{o.label}: {self.between(o.start, o.end)}, {as_duration(o.end - o.start)}"
-            for o in sorted(self.outages, key=lambda o: o.start)[:OUTAGES]
+            for o in sorted(self.outages, key=lambda o: o.start)[:MAX_OUTAGES]
         ]
-        if len(self.outages) > len(told):
-            left = len(self.outages) - len(told)
-            told.append(ngettext("%(n)s more", "%(n)s more", left) % {"n": format_number(left)})
-        return told
+        if len(self.outages) > len(texts):
+            left = len(self.outages) - len(texts)
+            texts.append(ngettext("%(n)s more", "%(n)s more", left) % {"n": format_number(left)})
+        return texts
 
     @cached_property
     def rows(self) -> list[Row]:
         """The table, in the order of time; runs on time stand together when there are many rows."""
         ordered = sorted(self.occurrences, key=lambda o: o.scheduled)
-        if len(ordered) > MANY_ROWS:
+        if len(ordered) > MAX_SINGLE_ROWS:
             ordered = list(_together(ordered))
         return [self._row(o) for o in ordered]
 
     @property
     def rows_shown(self) -> list[Row]:
-        return self.rows[:ROWS]
+        return self.rows[:MAX_ROWS]
 
     @property
     def rows_left_out(self) -> int:
-        return max(0, len(self.rows) - ROWS)
+        return max(0, len(self.rows) - MAX_ROWS)
 
     def _row(self, o: Occurrence) -> Row:
         outcome = str(OUTCOMES[o.outcome])

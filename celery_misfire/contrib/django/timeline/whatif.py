@@ -38,18 +38,18 @@ from celery_misfire.triggers.wall_times import DAY, HOUR, MINUTE, SECOND
 
 __all__ = ["Answer", "TooMany", "WhatIfForm", "ask", "defaults", "first_state"]
 
-#: The longest outage, in days.
-LONGEST = 400
-#: So many fire times are simulated at most: each instruction has to be tried while somebody waits.
-MOST = 2_000
-#: An outage is offered as long as a threshold of so many periods makes it, at most.
-MANY = 100
+#: The longest outage that can be asked for, in days.
+MAX_OUTAGE_DAYS = 400
+#: One answer simulates at most this many fire times: somebody waits while each instruction is tried.
+MAX_FIRE_TIMES = 2_000
+#: The outage that is offered first may grow to this many periods, to be longer than the threshold.
+MAX_PERIODS = 100
 
 _INPUT = "%Y-%m-%dT%H:%M:%S"
 
 
 class TooMany(Exception):
-    """There are more fire times than can be simulated for a page."""
+    """There are more fire times than a page can simulate."""
 
 
 class WhatIfForm(forms.Form):
@@ -95,12 +95,14 @@ class WhatIfForm(forms.Form):
         data = super().clean() or self.cleaned_data
         down, up = data.get("down"), data.get("up")
         if down and up:
-            # Without USE_TZ they are naive.
+            # Without USE_TZ the times are naive.
             down, up = data["down"], data["up"] = _aware(down), _aware(up)
             if up <= down:
                 self.add_error("up", _("The outage has to end after it begins."))
-            elif up - down > timedelta(days=LONGEST):
-                self.add_error("up", _("The outage can be at most %(days)s days long.") % {"days": LONGEST})
+            elif up - down > timedelta(days=MAX_OUTAGE_DAYS):
+                self.add_error(
+                    "up", _("The outage can be at most %(days)s days long.") % {"days": MAX_OUTAGE_DAYS}
+                )
             elif not 1970 < down.year < up.year + 1 < 9000:
                 self.add_error("down", _("Choose a time of these years."))
         return data
@@ -132,15 +134,15 @@ def defaults(trigger: Trigger, state: TriggerState, policy: MisfirePolicy | None
     first = times.after(now)
     second = None if first is None else times.after(first)
     margin = HOUR
-    if first is None or second is None or second - first > LONGEST * DAY - 2 * HOUR:
+    if first is None or second is None or second - first > MAX_OUTAGE_DAYS * DAY - 2 * HOUR:
         first = second = now + 2 * margin if first is None else first
     else:
         margin = min(HOUR, (second - first) // 4)
     down, up = first - margin, second + margin
     late = first + threshold_millis(policy, first, second if second != first else None)
-    if up < late and late - first <= MANY * max(1, second - first):
+    if up < late and late - first <= MAX_PERIODS * max(1, second - first):
         up = late + margin
-    # As round as can be, and in whole seconds, which is what the form has.
+    # The form has whole seconds; whole minutes are easier to read.
     unit = MINUTE if margin >= 2 * MINUTE else SECOND
     down, up = down // unit * unit, -(-up // unit) * unit
     chosen = policy or MisfirePolicy()
@@ -171,7 +173,7 @@ class Answer:
 
     @property
     def outcome(self) -> str:
-        """Without the first sentence, which is the same whatever is done."""
+        """The answer without its first sentence, which is the same for every instruction."""
         return " ".join(self.sentences[1:])
 
 
@@ -186,7 +188,7 @@ def ask(
     begin, end = to_millis(down), to_millis(up)
     times = trigger.fire_times(state)
     start, until = _around(trigger, times, begin, end)
-    # From the first fire time in the picture on; a task that is finished stays so.
+    # The simulation begins with the first fire time in the picture. A task that is finished stays so.
     if state.next_fire_time is not None:
         state = replace(state, next_fire_time=times.after(start - 1))
     simulation = simulate_trigger(
@@ -222,12 +224,12 @@ def _around(trigger: Trigger, times: FireTimes, begin: int, end: int) -> tuple[i
         if following is not None and following - end <= near:
             until = following + margin // 4
     if trigger.interval is not None and trigger.interval <= near:
-        # It may start again from the end of the outage.
+        # The interval may start again from the end of the outage.
         until = max(until, end + trigger.interval + margin // 4)
     found, moment = 0, start - 1
     while (following := times.after(moment)) is not None and following <= until:
         found, moment = found + 1, following
-        if found > MOST:
+        if found > MAX_FIRE_TIMES:
             raise TooMany
     return start, until
 
@@ -239,21 +241,21 @@ def _occurrences(simulation: Simulation, trigger: Trigger, state: TriggerState, 
         outcome = Outcome.FIRED if fire.outcome is Outcome.FIRED else fire.outcome
         found.append(Occurrence(scheduled, outcome, sent))
         if fire.merged:
-            # The run stands for all that was overdue with it.
+            # The run stands for everything that was overdue with it.
             last = trigger.fire_times(state).before(sent + 1) or scheduled
             stretch = Occurrence(scheduled, Outcome.MERGED, sent, max(last, scheduled), fire.merged + 1)
-            found += list(expand(trigger, state, stretch, MOST))[1:]
+            found += list(expand(trigger, state, stretch, MAX_FIRE_TIMES))[1:]
     for lost in simulation.missed:
         first, last = to_millis(lost.first), to_millis(lost.last)
         reason = reason_in_words(lost.reason)
         stretch = Occurrence(first, Outcome.MISSED, None, last, lost.count, reason)
-        found += expand(trigger, state, stretch, MOST)
+        found += expand(trigger, state, stretch, MAX_FIRE_TIMES)
     return sorted(found, key=lambda o: o.scheduled)
 
 
 def _sentences(simulation: Simulation, timeline: Timeline, due: int, up: int) -> list[str]:
-    """Tell it in words, in the order in which it happens."""
-    told = [
+    """Return what happens in words, in the order in which it happens."""
+    sentences = [
         ngettext("%(n)s fire time falls into the outage.", "%(n)s fire times fall into the outage.", due)
         % {"n": format_number(due)}
     ]
@@ -262,15 +264,15 @@ def _sentences(simulation: Simulation, timeline: Timeline, due: int, up: int) ->
         first, last = (clock(to_millis(t)) for t in (lost.first, lost.last))
         words = {"first": first, "last": last, "n": format_number(lost.count)}
         if lost.count == 1:
-            told.append(_("%(first)s is missed.") % words)
+            sentences.append(_("%(first)s is missed.") % words)
         else:
-            told.append(_("%(n)s runs are missed, %(first)s to %(last)s.") % words)
-        # That beat was away goes without saying.
+            sentences.append(_("%(n)s runs are missed, %(first)s to %(last)s.") % words)
+        # The outage itself is no news.
         if lost.reason is not Reason.SCHEDULER_DOWN:
-            told.append(_("Reason: %(reason)s.") % {"reason": reason_in_words(lost.reason)})
+            sentences.append(_("Reason: %(reason)s.") % {"reason": reason_in_words(lost.reason)})
     late = [f for f in simulation.fires if f.outcome is Outcome.RECOVERED]
     if len(late) == 1:
-        told.append(_one_run(late[0], timeline, clock))
+        sentences.append(_one_run(late[0], timeline, clock))
     elif late:
         words = {
             "n": format_number(len(late)),
@@ -278,14 +280,14 @@ def _sentences(simulation: Simulation, timeline: Timeline, due: int, up: int) ->
             "first": clock(to_millis(late[0].scheduled_fire_time)),
             "last": clock(to_millis(late[-1].scheduled_fire_time)),
         }
-        told.append(
+        sentences.append(
             _("%(n)s runs are made at %(at)s, one for each fire time from %(first)s to %(last)s.") % words
         )
     in_time = [
         f for f in simulation.fires if f.outcome is Outcome.FIRED and f.fire_time > f.scheduled_fire_time
     ]
     if in_time:
-        told.append(
+        sentences.append(
             ngettext(
                 "%(n)s run is late by less than the misfire threshold, and counts as on time.",
                 "%(n)s runs are late by less than the misfire threshold, and count as on time.",
@@ -298,10 +300,10 @@ def _sentences(simulation: Simulation, timeline: Timeline, due: int, up: int) ->
     if following is None and simulation.next_fire_time is not None:
         following = to_millis(simulation.next_fire_time)
     if following is None:
-        told.append(_("It does not fire any more."))
+        sentences.append(_("It does not fire any more."))
     else:
-        told.append(_("Next: %(time)s.") % {"time": clock(following)})
-    return told
+        sentences.append(_("Next: %(time)s.") % {"time": clock(following)})
+    return sentences
 
 
 def _one_run(run: Any, timeline: Timeline, clock: _Clock) -> str:
@@ -321,7 +323,7 @@ def _one_run(run: Any, timeline: Timeline, clock: _Clock) -> str:
 
 
 class _Clock:
-    """Tells moments: only the time, for what is on the one day of the outage."""
+    """Formats moments: only the time of those that are on the one day of the outage."""
 
     def __init__(self, timeline: Timeline) -> None:
         self._timeline, self._outage = timeline, timeline.outages[0]

@@ -17,8 +17,8 @@ from celery_misfire.contrib.django.models import MissedFire
 from celery_misfire.contrib.django.recording import forget
 from celery_misfire.exceptions import MisfireConfigError
 
-#: Older ones are deleted, when neither the command line nor the setting ``misfire_keep_missed`` says more.
-KEEP = timedelta(days=90)
+#: Records are kept this long when neither the command line nor the setting ``misfire_keep_missed`` says more.
+DEFAULT_AGE = timedelta(days=90)
 
 _UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes"}
 
@@ -31,12 +31,12 @@ def age(text: str) -> timedelta:
     return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
-def _kept() -> timedelta:
+def _configured_age() -> timedelta:
     try:
         seconds = read_settings(current_app).keep_missed
     except MisfireConfigError as exc:
         raise CommandError(str(exc)) from None
-    return KEEP if seconds is None else timedelta(seconds=seconds)
+    return DEFAULT_AGE if seconds is None else timedelta(seconds=seconds)
 
 
 class Command(BaseCommand):
@@ -52,7 +52,9 @@ class Command(BaseCommand):
         parser.add_argument("--dry-run", action="store_true", help="count only")
 
     def handle(self, *args: Any, older_than: timedelta | None, dry_run: bool, **options: Any) -> None:
-        limit = moments.now() - (_kept() if older_than is None else older_than) // timedelta(milliseconds=1)
+        limit = moments.now() - (_configured_age() if older_than is None else older_than) // timedelta(
+            milliseconds=1
+        )
         if dry_run:
             count = MissedFire.objects.filter(detected_at__lt=moments.as_stored(limit)).count()
             text = ngettext("%(n)d record would be deleted.", "%(n)d records would be deleted.", count)
