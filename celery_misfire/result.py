@@ -20,7 +20,7 @@ from celery.backends.rpc import RPCBackend
 from celery.exceptions import TimeoutError
 
 from celery_misfire.exceptions import TaskMissed
-from celery_misfire.sending.missed_runs import MISSED, missed_from_dict
+from celery_misfire.sending.missed_record import MISSED, missed_from_dict
 
 __all__ = ["AsyncResult", "GroupResult", "ResultSet", "install"]
 

@@ -35,7 +35,8 @@ from celery_misfire.conf import settings as conf
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.fire import Fire, isoformat
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Outcome, Reason, to_millis
-from celery_misfire.sending.missed_runs import Part, Report, Reporter, log_line, report
+from celery_misfire.sending.missed_runs import Part, Report, log_line, report
+from celery_misfire.sending.reporter import Reporter
 from celery_misfire.signals import task_started_late
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.texts import one_line, quote

@@ -28,16 +28,10 @@ from celery_misfire.exceptions import TaskMissed
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
 from celery_misfire.sending import broker as broker_module
 from celery_misfire.sending import missed_runs as missed_module
-from celery_misfire.sending.missed_runs import (
-    MISSED,
-    Part,
-    Report,
-    Reporter,
-    log_line,
-    missed_dict,
-    missed_from_dict,
-    report,
-)
+from celery_misfire.sending import reporter as reporter_module
+from celery_misfire.sending.missed_record import MISSED, missed_dict, missed_from_dict
+from celery_misfire.sending.missed_runs import Part, Report, log_line, report
+from celery_misfire.sending.reporter import Reporter
 from celery_misfire.signals import misfire_detected, task_missed
 from tests.support.processes import drain, published, wait_for
 from tests.support.redis_server import RedisServer
@@ -541,8 +535,8 @@ def test_a_dead_result_backend_fails_the_result_alone(app: Celery, server: Redis
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(missed_module, "FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(missed_module, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(reporter_module, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(reporter_module, "LONGEST_PAUSE", 0.2)
 
 
 @pytest.fixture
@@ -563,7 +557,7 @@ def lines(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
     return [
         r.getMessage()
         for r in caplog.records
-        if r.name == "celery_misfire.sending.missed_runs" and text in r.message
+        if r.name == "celery_misfire.sending.reporter" and text in r.message
     ]
 
 
@@ -814,7 +808,7 @@ def test_stop_finishes_what_is_there(app: Celery, quick: None) -> None:
 def test_stop_gives_what_failed_a_last_try(
     app: Celery, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(missed_module, "FIRST_PAUSE", 3600.0)
+    monkeypatch.setattr(reporter_module, "FIRST_PAUSE", 3600.0)
     app.conf.result_backend = redis_server.url
     redis_server.kill()
     reporter = Reporter(app, SETTINGS)
@@ -945,7 +939,7 @@ def test_a_django_that_is_imported_and_not_used_stops_nothing() -> None:
     # Sentry imports it wherever it is installed.
     script = """
     import django.db
-    from celery_misfire.sending.missed_runs import Reporter
+    from celery_misfire.sending.reporter import Reporter
     app = Celery(broker="memory://", backend="cache+memory://")
     reporter = Reporter(app, settings)
     reporter.submit(Report(missed))

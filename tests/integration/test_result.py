@@ -20,7 +20,7 @@ import celery_misfire
 import celery_misfire.result
 from celery_misfire.exceptions import TaskMissed
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
-from celery_misfire.sending.missed_runs import MISSED, result_of
+from celery_misfire.sending.missed_record import MISSED, result_of
 from tests.support.redis_server import RedisServer
 from tests.support.results import let_go
 

@@ -31,7 +31,8 @@ import celery_misfire
 import celery_misfire.result
 from celery_misfire.exceptions import TaskMissed
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
-from celery_misfire.sending.missed_runs import MISSED, Report, report
+from celery_misfire.sending.missed_record import MISSED
+from celery_misfire.sending.missed_runs import Report, report
 from celery_misfire.signals import task_missed
 from tests.support.processes import Project, published, wait_for
 from tests.support.redis_server import RedisServer

@@ -22,7 +22,8 @@ import celery_misfire
 from celery_misfire import worker as worker_module
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import TaskMissed
-from celery_misfire.sending.missed_runs import MISSED, Report
+from celery_misfire.sending.missed_record import MISSED
+from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.worker import Guard, Request
 from tests.integration.test_missed import make_missed
