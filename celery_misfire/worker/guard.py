@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery import Celery, Task
 from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.utils.time import maybe_iso8601, maybe_make_aware
 
-from celery_misfire import fire
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import Settings
+from celery_misfire.events import Merged, Missed, StartedLate
 from celery_misfire.exceptions import StoreUnavailable
-from celery_misfire.fire import Fire, isoformat
-from celery_misfire.misfire import MisfireInstruction, MissedFire, Outcome, Reason, to_millis
-from celery_misfire.sending.missed_runs import Part, Report, log_line, report
+from celery_misfire.misfire import MissedFire, Reason, to_millis
+from celery_misfire.sending.missed_runs import Part, Report, report
 from celery_misfire.sending.reporter import Reporter
 from celery_misfire.signals import task_started_late
 from celery_misfire.store.redis_store import RedisStore
-from celery_misfire.texts import one_line, quote
+from celery_misfire.store.url import address
+from celery_misfire.texts import one_line
+from celery_misfire.trouble import Trouble
+from celery_misfire.worker.delivery import Delivery, LateStart, is_missed_when_late, read_delivery
 
 if TYPE_CHECKING:
     from celery_misfire.worker import Request
@@ -35,74 +33,14 @@ __all__ = ["Guard"]
 
 logger = logging.getLogger(__name__)
 
-
 #: Longest wait of a run for the store, in seconds.
 CALL_TIMEOUT = 2.0
-#: When the store cannot be reached, it is left alone for so long, in seconds: each run would wait for it.
+#: A store that failed is left alone for so long, in seconds. Each run would wait for it otherwise.
 LEAVE_ALONE = 5.0
-#: Time given to the reporter when the worker stops, in seconds.
-FAREWELL = 5.0
-
-_NONCE = re.compile(r"\w{1,64}", re.ASCII).fullmatch
+#: Longest wait for unfinished reports when the worker stops, in seconds.
+STOP_TIMEOUT = 5.0
 
 T = TypeVar("T")
-
-
-class _Late(Enum):
-    """What becomes of a run that starts late."""
-
-    RUNS = "runs"
-    DISCARDED = "discarded"
-    #: The first one runs; what was sent before it started is merged into it.
-    ONE_RUNS = "one runs"
-
-
-_WHEN_LATE = {
-    # It stands for another instruction, which nobody has asked for: a run that exists is not thrown away.
-    MisfireInstruction.SMART_POLICY: _Late.RUNS,
-    MisfireInstruction.IGNORE_MISFIRE_POLICY: _Late.RUNS,
-    MisfireInstruction.FIRE_ONCE_NOW: _Late.ONE_RUNS,
-    MisfireInstruction.DO_NOTHING: _Late.DISCARDED,
-    MisfireInstruction.FIRE_NOW: _Late.ONE_RUNS,
-    MisfireInstruction.RESCHEDULE_NOW_WITH_EXISTING_REPEAT_COUNT: _Late.ONE_RUNS,
-    MisfireInstruction.RESCHEDULE_NOW_WITH_REMAINING_REPEAT_COUNT: _Late.ONE_RUNS,
-    MisfireInstruction.RESCHEDULE_NEXT_WITH_EXISTING_COUNT: _Late.DISCARDED,
-    MisfireInstruction.RESCHEDULE_NEXT_WITH_REMAINING_COUNT: _Late.DISCARDED,
-}
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """One message of a run that our beat has sent.
-
-    :param nonce: tells the messages of one run apart; a redelivery has the same.
-    :param instruction: None when misfire handling is off for the entry.
-    :param due: when it should start, in seconds since 1970.
-    :param threshold: how late that may be, in seconds.
-    """
-
-    task_id: str
-    task: str
-    fire: Fire
-    nonce: str
-    instruction: MisfireInstruction | None
-    due: float
-    threshold: float
-    on_missed: str | None
-
-    @property
-    def when_late(self) -> _Late:
-        return _WHEN_LATE[self.instruction] if self.instruction else _Late.RUNS
-
-    def __str__(self) -> str:
-        scheduled = isoformat(self.fire.scheduled_fire_time)
-        return f"{quote(self.fire.entry)} ({one_line(self.task)}[{self.task_id}], scheduled {scheduled})"
-
-
-class _Fields(Protocol):
-    """Celery's ``Context``, or the dict that it is made of."""
-
-    def get(self, key: str, /) -> Any: ...
 
 
 class Guard:
@@ -113,14 +51,14 @@ class Guard:
     :param hostname: of the worker, for the registers and the log.
     """
 
-    def __init__(self, app: Celery, settings: conf.Settings, hostname: str) -> None:
+    def __init__(self, app: Celery, settings: Settings, hostname: str) -> None:
         self._app, self._settings, self._hostname = app, settings, hostname
         self._main_process = os.getpid()
         self._reporters: dict[int, Reporter] = {}
         self._stores: dict[int, RedisStore] = {}
-        self._away_until: float | None = None
+        self._store_trouble = Trouble(first_wait=LEAVE_ALONE, longest_wait=LEAVE_ALONE)
 
-    # -- the questions -------------------------------------------------------------------------------------
+    # -- questions -----------------------------------------------------------------------------------------
 
     def refuses(self, request: Request) -> bool:
         """Return True for a run that must not go to the pool; it has been dealt with then."""
@@ -135,132 +73,144 @@ class Guard:
         return self._safely(True, self._admits, task)
 
     def _refuses(self, request: Request) -> bool:
-        if not _may_be_discarded(request.request_dict):
-            # What else there is to decide is decided where the run starts.
+        if not is_missed_when_late(request.request_dict):
+            # All other decisions are made where the run starts.
             return False
-        copy = self._copy(request.request_dict)
-        if copy is None:
+        delivery = self._read(request.request_dict)
+        if delivery is None:
             return False
-        late_by = self._late_by(copy)
-        if late_by is not None and copy.when_late is _Late.DISCARDED:
-            return self._discarded(copy, Reason.QUEUE_LATE, request.context, late_by)
+        late_by = self._late_by(delivery)
+        if late_by is not None and delivery.late_start is LateStart.MISS:
+            return self._give_up(delivery, Reason.QUEUE_LATE, request.context, late_by)
         return False
 
     def _expires(self, request: Request) -> bool:
-        copy = self._copy(request.request_dict)
-        if copy is None or copy.instruction is None or not self._settings.worker_guard:
+        delivery = self._read(request.request_dict)
+        if delivery is None or delivery.instruction is None or not self._settings.worker_guard:
             return False
-        return self._discarded(copy, Reason.EXPIRED, request.context, time.time() - copy.due)
+        return self._give_up(delivery, Reason.EXPIRED, request.context, time.time() - delivery.due)
 
     def _admits(self, task: Task[Any, Any]) -> bool:
         request = task.request
-        copy = self._copy(request)
-        if copy is None or request.is_eager or request.get("misfire_admitted"):
+        delivery = self._read(request)
+        if delivery is None or request.is_eager or request.get("misfire_admitted"):
             return True
-        late_by = self._late_by(copy)
-        if late_by is not None and copy.when_late is _Late.DISCARDED:
-            return not self._discarded(copy, Reason.QUEUE_LATE, request, late_by)
-        starts, again = self._starts(copy, late_by)
-        if not starts:
+        late_by = self._late_by(delivery)
+        if late_by is not None and delivery.late_start is LateStart.MISS:
+            return not self._give_up(delivery, Reason.QUEUE_LATE, request, late_by)
+        late = None if late_by is None else self._started_late(delivery, late_by)
+        may_start, is_first = self._write_start(delivery, late)
+        if not may_start:
             return False
         # A class may call before_start of another one that is wrapped as well.
         request.update(misfire_admitted=True)
-        if late_by is not None and not again:
-            self._tell_late(task, copy, late_by)
+        if late is not None and is_first:
+            logger.warning(
+                "worker: %s; threshold %g s, instruction %s",
+                late.sentence(self._app.timezone),
+                delivery.threshold,
+                delivery.instruction,
+            )
+            task_started_late.send(sender=task, fire=delivery.fire, late_by=late_by)
         return True
 
-    # -- the answers ---------------------------------------------------------------------------------------
+    def _read(self, message: Any) -> Delivery | None:
+        return read_delivery(message, self._app, self._settings.namespace)
 
-    def _late_by(self, copy: _Copy) -> float | None:
-        """Return how late a start is now, in seconds, None when it is in time."""
-        late_by = time.time() - copy.due
-        judged = self._settings.worker_guard and copy.instruction is not None
-        return late_by if judged and late_by >= copy.threshold else None
+    def _late_by(self, delivery: Delivery) -> float | None:
+        """Return how late a start is now, in seconds; None when it is in time, or nobody judges it."""
+        late_by = time.time() - delivery.due
+        judged = self._settings.worker_guard and delivery.instruction is not None
+        return late_by if judged and late_by >= delivery.threshold else None
 
-    def _starts(self, copy: _Copy, late_by: float | None) -> tuple[bool, bool]:
-        """Write into the register that the run starts; return whether it may, and whether it did before."""
-        merges = self._settings.worker_guard and copy.when_late is _Late.ONE_RUNS
+    def _started_late(self, delivery: Delivery, late_by: float) -> StartedLate:
+        return StartedLate(
+            entry=delivery.fire.entry,
+            scheduled=delivery.scheduled,
+            late_by=round(late_by * 1000),
+            id=delivery.task_id,
+            worker=self._hostname,
+        )
+
+    # -- registers -----------------------------------------------------------------------------------------
+
+    def _write_start(self, delivery: Delivery, late: StartedLate | None) -> tuple[bool, bool]:
+        """Write into the register that the run starts; return whether it may, and whether it is the first."""
+        merges = self._settings.worker_guard and delivery.late_start is LateStart.MERGE
         if not (merges or self._settings.deduplicate):
-            return True, False
-        late_line = None if late_by is None else self._line("late", copy, late_by=round(late_by * 1000))
+            return True, True
+        entry = delivery.fire.entry
+        merged = Merged(entry=entry, scheduled=delivery.scheduled, id=delivery.task_id, worker=self._hostname)
         answer = self._ask(
             lambda: self._store.start(
-                copy.task_id,
-                f"started:{copy.nonce}:{self._hostname}",
-                entry=copy.fire.entry,
-                sent=to_millis(copy.fire.fire_time) if merges else None,
-                late=_now() if merges and late_by is not None else None,
-                line=late_line,
-                merged_line=self._line("merged", copy) if merges else None,
+                delivery.task_id,
+                f"started:{delivery.nonce}:{self._hostname}",
+                entry=entry,
+                sent=to_millis(delivery.fire.fire_time) if merges else None,
+                late=_now() if merges and late is not None else None,
+                line=None if late is None else late.encode(),
+                merged_line=merged.encode() if merges else None,
             )
         )
         if answer is None:
-            return True, False
-        held, fresh = answer
-        return self._is_own(copy, held), not fresh
+            return True, True
+        register, is_new = answer
+        return self._has_started(delivery, register), is_new
 
-    def _discarded(self, copy: _Copy, reason: Reason, request: Context, late_by: float) -> bool:
-        """Make a run a missed one; False when it is under way already, and this is its redelivery."""
-        # Only a run that is explicitly configured so, or has expired, comes here.
-        instruction = copy.instruction
-        assert instruction is not None
+    def _give_up(self, delivery: Delivery, reason: Reason, request: Context, late_by: float) -> bool:
+        """Make a run a missed one; return False for a redelivery of a run that has started already."""
+        # Only a run whose entry is configured so, or one that has expired, comes here.
+        assert delivery.instruction is not None
         missed = MissedFire(
-            entry=copy.fire.entry,
-            task=copy.task,
-            task_id=copy.task_id,
-            first=copy.fire.scheduled_fire_time,
-            last=copy.fire.scheduled_fire_time,
+            entry=delivery.fire.entry,
+            task=delivery.task,
+            task_id=delivery.task_id,
+            first=delivery.fire.scheduled_fire_time,
+            last=delivery.fire.scheduled_fire_time,
             count=1,
             reason=reason,
-            instruction=instruction,
+            instruction=delivery.instruction,
             detected_at=datetime.now(UTC),
         )
-        scheduled = to_millis(missed.first)
-        line = self._line("missed", copy, first=scheduled, last=scheduled, count=1)
-        line |= {"reason": reason, "instruction": instruction}
-        # With the nonce: if this process dies now, the message comes again, and is reported then.
-        value = f"missed:{reason}:{copy.nonce}"
-        answer = self._ask(lambda: self._store.start(copy.task_id, value, entry=copy.fire.entry, line=line))
+        event = Missed.of(missed, worker=self._hostname)
+        # With the nonce: should this process die now, the message comes again, and is reported then.
+        value = f"missed:{reason}:{delivery.nonce}"
+        answer = self._ask(
+            lambda: self._store.start(delivery.task_id, value, entry=delivery.fire.entry, line=event.encode())
+        )
         if answer is None:
             return False
-        if answer[0] != value:
-            return not self._is_own(copy, answer[0])
-        logger.warning("worker: %s, late by %.3f s", log_line(missed), late_by)
-        self._report(Report(missed, copy.on_missed, request=_without_arguments(request)))
+        register, _ = answer
+        if register != value:
+            return not self._has_started(delivery, register)
+        logger.warning("worker: %s; late by %.3f s", event.sentence(self._app.timezone), late_by)
+        self._report(Report(missed, delivery.on_missed, request=_without_arguments(request)))
         return True
 
-    def _is_own(self, copy: _Copy, held: str) -> bool:
-        """True when the register says that the run started from this message, else the message is dropped."""
-        what, _, rest = held.partition(":")
+    def _has_started(self, delivery: Delivery, register: str) -> bool:
+        """Return True when the register says that the run started from this message; else it is dropped."""
+        word, _, rest = register.partition(":")
         nonce, _, host = rest.partition(":")
-        if what == "started" and (nonce == copy.nonce or not self._settings.deduplicate):
+        if word == "started" and (nonce == delivery.nonce or not self._settings.deduplicate):
             return True
-        if what not in ("started", "merged", "missed"):
-            logger.warning("worker: the register of %s holds something unknown, the run starts", copy)
+        if word not in ("started", "merged", "missed"):
+            logger.warning("worker: the register of %s cannot be read; the run starts", delivery)
             return True
         why = {
             "started": f"{host} started it from another message",
             "merged": f"merged into the late run {rest}",
             "missed": f"it counts as missed ({nonce})",
-        }[what]
-        logger.info("worker: a message of %s is dropped: %s", copy, one_line(why))
+        }[word]
+        logger.info("worker: a message of %s is dropped: %s", delivery, one_line(why))
         return False
 
-    def _tell_late(self, task: Task[Any, Any], copy: _Copy, late_by: float) -> None:
-        logger.warning(
-            "worker: %s starts late by %.3f s (threshold %g s), instruction %s",
-            copy,
-            late_by,
-            copy.threshold,
-            copy.instruction,
-        )
-        task_started_late.send(sender=task, fire=copy.fire, late_by=late_by)
+    # -- reports -------------------------------------------------------------------------------------------
 
     def _report(self, item: Report) -> None:
-        # The main loop must not wait, and that process lives on.
+        # The main process lives on, and its loop must not wait.
         left: Iterable[Part] = tuple(Part)
         if os.getpid() != self._main_process:
-            # This one may not: now, and only what fails is tried for as long as it does.
+            # A process of the pool may end at any time: report now, and leave to the thread what fails.
             left = report(self._app, self._settings, item)
         if left:
             self._reporter.start()
@@ -273,58 +223,21 @@ class Guard:
 
     def close(self) -> None:
         """Finish the reports that are under way."""
-        self._reporter.stop(FAREWELL)
-
-    # ------------------------------------------------------------------------------------------------------
-
-    def _copy(self, request: _Fields) -> _Copy | None:
-        """Return what the message says, None when our beat has not sent it or it is a retry."""
-        raw = request.get(fire.HEADER)
-        if raw is None or request.get("retries"):
-            return None
-        sent = fire.read(raw)
-        if sent is None:
-            return None
-        task_id, generation, nonce = request.get("id"), raw.get("generation"), raw.get("nonce")
-        if type(generation) is not int or not isinstance(nonce, str) or not _NONCE(nonce):
-            return None
-        scheduled = to_millis(sent.scheduled_fire_time)
-        if task_id != fire.task_id(self._settings.namespace, sent.entry, generation, scheduled):
-            # Another app's, or a task that was given the headers of the one that sent it.
-            return None
-        instruction, threshold, on_missed = (raw.get(k) for k in ("instruction", "threshold", "on_missed"))
-        known = isinstance(instruction, str) and instruction in _WHEN_LATE
-        known = known and isinstance(threshold, int | float) and threshold >= 0
-        due = sent.scheduled_fire_time if sent.outcome is Outcome.FIRED else sent.fire_time
-        if eta := request.get("eta"):
-            due = max(due, _moment(eta, self._app))
-        return _Copy(
-            task_id=task_id,
-            task=request.get("task"),
-            fire=sent,
-            nonce=nonce,
-            instruction=MisfireInstruction(instruction) if known else None,
-            due=due.timestamp(),
-            threshold=threshold if known else 0.0,
-            on_missed=on_missed if isinstance(on_missed, str) else None,
-        )
-
-    def _line(self, event: str, copy: _Copy, **fields: Any) -> dict[str, Any]:
-        scheduled = {} if "first" in fields else {"scheduled": to_millis(copy.fire.scheduled_fire_time)}
-        line = {"event": event, "entry": copy.fire.entry, **scheduled, **fields}
-        return {**line, "id": copy.task_id, "worker": self._hostname}
+        self._reporter.stop(STOP_TIMEOUT)
 
     @property
     def _reporter(self) -> Reporter:
-        """The reporter of this process: a thread does not go with it into a child."""
+        """The reporter of this process: a child process does not inherit the thread."""
         pid = os.getpid()
         if pid not in self._reporters:
             self._reporters = {pid: Reporter(self._app, self._settings, who="worker")}
         return self._reporters[pid]
 
+    # -- the store -----------------------------------------------------------------------------------------
+
     @property
     def _store(self) -> RedisStore:
-        """The store of this process: connections and locks are not to be shared with a child."""
+        """The store of this process: a child process must not share connections and locks."""
         pid = os.getpid()
         if pid not in self._stores:
             self._stores = {pid: _store(self._settings)}
@@ -332,42 +245,29 @@ class Guard:
 
     def _ask(self, call: Callable[[], T]) -> T | None:
         """Ask the store; None when it cannot be reached."""
-        if self._away_until is not None and time.monotonic() < self._away_until:
+        trouble = self._store_trouble
+        if trouble.is_waiting(time.monotonic()):
             return None
         try:
             answer = call()
         except StoreUnavailable as exc:
-            known = self._away_until is not None
-            self._away_until = time.monotonic() + LEAVE_ALONE
-            if not known:
-                logger.warning("worker: %s; until it is back, runs are neither judged nor deduplicated", exc)
+            if trouble.fail(time.monotonic()):
+                logger.warning("worker: %s; until it answers, runs are neither judged nor deduplicated", exc)
             return None
-        if self._away_until is not None:
-            logger.info("worker: the store is there again")
-            self._away_until = None
+        if (away := trouble.end(time.monotonic())) is not None:
+            place = address(self._settings.redis_url)
+            logger.info("worker: Redis at %s answers again after %.0f s", place, away)
         return answer
 
     def _safely(self, default: bool, question: Callable[[Any], bool], about: Any) -> bool:
         try:
             return question(about)
         except SoftTimeLimitExceeded:
-            # The run's own time is up.
+            # The time of the run itself is up.
             raise
         except Exception:
             logger.exception("worker: unexpected error, the run starts")
             return default
-
-
-def _may_be_discarded(request: _Fields) -> bool:
-    """Tell at a look whether a late start could be the end of this message."""
-    raw = request.get(fire.HEADER)
-    instruction = raw.get("instruction") if isinstance(raw, dict) else None
-    return isinstance(instruction, str) and _WHEN_LATE.get(instruction) is _Late.DISCARDED  # type: ignore[call-overload]
-
-
-def _moment(eta: Any, app: Celery) -> datetime:
-    moment: Any = maybe_iso8601(eta)
-    return maybe_make_aware(moment, app.timezone)
 
 
 def _without_arguments(request: Context) -> Context:
@@ -376,7 +276,7 @@ def _without_arguments(request: Context) -> Context:
     return kept
 
 
-def _store(settings: conf.Settings) -> RedisStore:
+def _store(settings: Settings) -> RedisStore:
     return RedisStore(
         settings.redis_url, settings.namespace, settings.redis_options, settings.history, CALL_TIMEOUT
     )
