@@ -14,11 +14,12 @@ from itertools import groupby, islice
 from typing import Any, Protocol, cast
 
 from celery_misfire import records
+from celery_misfire.events import Misfired, Missed
 from celery_misfire.fire import task_id
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.misfire import Misfire, MissedFire, Outcome, from_millis
 from celery_misfire.records import Definition, EntryRecord, Unreported
-from celery_misfire.sending.missed_runs import Report, log_line
+from celery_misfire.sending.missed_runs import Report
 from celery_misfire.texts import describe_error, one_line, quote
 
 __all__ = ["Reporter", "Reports"]
@@ -36,8 +37,8 @@ class Reporter(Protocol):
     def finished(self) -> list[Report]:
         """Return the reports done since the last call."""
 
-    def announce(self, misfire: Mapping[str, Any]) -> None:
-        """Send ``misfire_detected`` with these arguments; never waits."""
+    def announce(self, misfire: Misfired) -> None:
+        """Send ``misfire_detected``; never waits."""
 
 
 class Reports:
@@ -143,7 +144,7 @@ class Reports:
         """
         for lost in record.missed[known:]:
             fire = self.fire(record, lost, lost.first, lost.last, lost.count)
-            commit.then.append(partial(logger.warning, "beat: %s", log_line(fire)))
+            commit.then.append(partial(logger.warning, "beat: %s", Missed.of(fire).sentence()))
 
     def _tell_now(
         self, name: str, misfire: Misfire, lost: Sequence[Unreported], now: int, following: int | None
@@ -171,16 +172,20 @@ class Reports:
             "never" if following is None else from_millis(following).isoformat(),
         )
         self._reporter.announce(
-            {
-                "sender": task,
-                "entry": name,
-                "scheduled_fire_time": from_millis(misfire.first),
-                "late_by": misfire.late_by / 1000,
-                "instruction": misfire.instruction,
-                "resolved": misfire.resolved,
-                "outcomes": dict(misfire.outcomes),
-                "reason": misfire.reason,
-            }
+            Misfired(
+                entry=name,
+                task=task,
+                first=misfire.first,
+                last=misfire.last,
+                count=misfire.count,
+                now=now,
+                late_by=misfire.late_by,
+                reason=misfire.reason,
+                instruction=misfire.instruction,
+                resolved=misfire.resolved,
+                outcomes={str(outcome): count for outcome, count in misfire.outcomes.items()},
+                next=following,
+            )
         )
 
     def acknowledge(self) -> None:

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, uuid5
 
@@ -24,7 +25,6 @@ from celery.utils.nodenames import gethostname, nodename
 
 from celery_misfire.background import Aside
 from celery_misfire.exceptions import TaskMissed
-from celery_misfire.fire import isoformat
 from celery_misfire.misfire import MissedFire
 from celery_misfire.sending.broker import Broker
 from celery_misfire.sending.missed_record import missed_dict, result_of
@@ -33,11 +33,11 @@ from celery_misfire.signals import task_missed
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
 
-__all__ = ["Part", "Report", "log_line", "recorders", "refresh_django_connections", "report"]
+__all__ = ["Part", "Report", "close_connections", "connection_closers", "recorders", "report", "use_django"]
 
 logger = logging.getLogger(__name__)
 
-#: Longest wait for the result backend, in seconds.
+#: Longest wait for the result backend, and for the recorders, in seconds.
 BACKEND_TIMEOUT = 5.0
 
 
@@ -46,7 +46,7 @@ class Report:
     """A record that is to be reported.
 
     :param on_missed: name of the handler task, None for none.
-    :param key: anything, for the caller to know the report by.
+    :param key: anything by which the caller knows the report.
     :param request: the request of a run that a worker has received, without its arguments.
     """
 
@@ -56,9 +56,34 @@ class Report:
     request: Context | None = None
 
 
-#: Where else to keep a record of missed runs. Each is called again, for all of them, until none raises, so it
-#: must not mind a record that it has already; a TypeError or ValueError is final.
+#: Where else to keep a record of missed runs. All are called again until none raises, so each must accept a
+#: record that it has already. A TypeError or ValueError is final.
 recorders: list[Callable[[MissedFire], None]] = []
+
+#: Called before and after the work of a report, in each thread that does some. They close connections of the
+#: app that are broken or too old, as a framework does around a request.
+connection_closers: list[Callable[[], object]] = []
+
+
+def close_connections() -> None:
+    """Have connections closed that are broken or too old."""
+    for close in connection_closers:
+        try:
+            close()
+        except Exception as exc:
+            logger.debug("closing old connections failed: %s", type(exc).__name__)
+
+
+def use_django() -> ModuleType:
+    """Return our module for Django's database, and have its connections closed when they are old.
+
+    For processes that use Django and have not installed our Django app, which does the same.
+
+    :raises ImportError: when Django is not installed.
+    """
+    database = import_module("celery_misfire.contrib.django.database")
+    database.install()
+    return database
 
 
 class Part(StrEnum):
@@ -108,7 +133,7 @@ def report(
                     _do_in_time(asides[part], do)
                 else:
                     do()
-            # A receiver of a signal may raise anything, and this may be a thread's only chance.
+            # A receiver of a signal may raise anything; it must not end the thread.
             except BaseException as exc:
                 failed[part] = exc
                 if part in (Part.EVENT, Part.HANDLER):
@@ -120,20 +145,20 @@ def report(
 
 
 def _do_in_time(aside: Aside, do: Callable[[], None]) -> None:
-    """Have something done by the other thread, and raise what it raises.
+    """Have something done by another thread, and raise what it raises.
 
     Result backends, databases and mail servers have time limits and retries of their own: many minutes on
-    Redis, none on most databases. They are the app's, and stay as they are.
+    Redis, none on most databases. The app has chosen them, so they stay as they are.
 
     :raises TimeoutError: after ``BACKEND_TIMEOUT``. What had begun by then may still be done.
     """
 
     def work() -> None:
-        refresh_django_connections()
+        close_connections()
         try:
             do()
         finally:
-            refresh_django_connections()
+            close_connections()
 
     done = aside.do(work)
     try:
@@ -145,36 +170,31 @@ def _do_in_time(aside: Aside, do: Callable[[], None]) -> None:
 def _store_result(app: Celery, settings: Settings, item: Report, broker: Broker) -> None:
     missed, task = item.missed, _task(app, item.missed.task)
     backend = task.backend
-    # The RPC backend answers who asked for the run, and nobody did.
+    # The RPC backend sends a result to the caller of the run, and beat's runs have none.
     if isinstance(backend, DisabledBackend | RPCBackend):
         return
     if task.ignore_result and not task.store_errors_even_if_ignored:
         return
-    with _held(backend, missed.task_id) as state:
+    with _hold_result(backend, missed.task_id) as state:
         if state not in states.READY_STATES:
             result = result_of(missed)
             backend.store_result(missed.task_id, result, settings.result_state, request=_request(item))
 
 
 @contextmanager
-def _held(backend: Any, task_id: str) -> Iterator[str]:
+def _hold_result(backend: Any, task_id: str) -> Iterator[str]:
     """Give the state of a result, and let nobody change it in the block, where the backend can do that.
 
-    Celery's own backends cannot, but most look again themselves, right before they write. Those of
-    django-celery-results overwrite whatever is there, and a row can be locked.
+    Celery's own backends cannot. Most of them look once more right before they write. The backend of
+    django-celery-results overwrites whatever is there, but its rows can be locked.
     """
     model = getattr(backend, "TaskModel", None)
     if model is None:
         yield backend.get_task_meta(task_id, cache=False)["status"]
         return
-    # Found, not imported, as below.
-    database = sys.modules["django.db"]
-    using = database.router.db_for_write(model)
-    rows = model._default_manager.using(using)
-    with database.transaction.atomic(using=using):
-        # Only a row that exists can be locked.
-        rows.get_or_create(task_id=task_id)
-        yield rows.select_for_update().get(task_id=task_id).status
+    # This backend brings Django along, whether or not our Django app is installed.
+    with use_django().hold_result(model, task_id) as state:
+        yield state
 
 
 def _keep_records(app: Celery, settings: Settings, item: Report, broker: Broker) -> None:
@@ -192,7 +212,7 @@ def _fail_canvas(app: Celery, settings: Settings, item: Report, broker: Broker) 
     for following in chain or ():
         if id_ := following.get("options", {}).get("task_id"):
             backend.store_result(id_, error, states.FAILURE)
-    # As a failure: a chord is told the result of its member, and cannot encode one in a state of ours.
+    # The run fails, for its chord: a chord cannot encode the result of a member in a state of ours.
     backend.mark_as_failure(item.missed.task_id, error, request=request, store_result=False)
 
 
@@ -231,7 +251,7 @@ def _send_event(app: Celery, settings: Settings, item: Report, broker: Broker) -
         "exception": str(TaskMissed.from_missed(item.missed)),
     }
     if item.request is None:
-        # Monitors take whoever sends an event of a task for a worker; one not seen since 1970 is offline.
+        # Monitors take the sender of a task's event for a worker. One last seen in 1970 is shown as offline.
         fields["timestamp"] = 0
     producer = broker.producer
     hostname = _request(item).hostname
@@ -251,7 +271,7 @@ def _send_handler(app: Celery, settings: Settings, item: Report, broker: Broker)
         task_id=str(uuid5(NAMESPACE_OID, f"celery-misfire on_missed {item.missed.task_id}")),
         producer=broker.producer,
         retry=False,
-        # Else Celery would subscribe to the result, and the alarm would fail with the result backend.
+        # Celery would subscribe to the result otherwise, and the alarm would fail with the result backend.
         ignore_result=True,
     )
 
@@ -268,7 +288,7 @@ _DO: dict[Part, Callable[[Celery, Settings, Report, Broker], None]] = {
 
 
 def _task(app: Celery, name: str) -> Task[Any, Any]:
-    """Return the task of this name, or one that stands for it where it is not known."""
+    """Return the task of this name, or a stand-in where it is not known."""
     known: Task[Any, Any] | None = app.tasks.get(name)
     if known is not None:
         return known
@@ -296,38 +316,8 @@ def _hostname() -> str:
 
 
 def _einfo(error: TaskMissed) -> ExceptionInfo:
-    """Raise and catch, for a traceback; here, so that it holds no variables but the error."""
+    """Raise and catch the error, so that it has a traceback; here, where the error is the only variable."""
     try:
         raise error
     except TaskMissed:
         return ExceptionInfo()
-
-
-def log_line(missed: MissedFire) -> str:
-    """Return the record as one line for the log: at most 500 characters, control characters escaped."""
-    runs = "1 run" if missed.count == 1 else f"{missed.count} runs"
-    when = isoformat(missed.first)
-    if missed.count > 1:
-        when += f" to {isoformat(missed.last)}"
-    line = (
-        f"{_shortened(missed.entry)} missed {runs} of {_shortened(missed.task)}, scheduled {when}, "
-        f"reason {missed.reason}, instruction {missed.instruction}"
-    )
-    return line[:500]
-
-
-def _shortened(name: str) -> str:
-    shown = repr(name)
-    return shown if len(shown) <= 120 else f"{shown[:118]}…'"
-
-
-def refresh_django_connections() -> None:
-    """Let go of database connections that are broken or too old, as Django does around a request."""
-    # Found, not imported: Django is there only if the app uses it, or if somebody has imported it in vain.
-    database, conf = sys.modules.get("django.db"), sys.modules.get("django.conf")
-    if database is None or conf is None or not conf.settings.configured:
-        return
-    try:
-        database.close_old_connections()
-    except Exception as exc:
-        logger.debug("letting go of database connections failed: %s", type(exc).__name__)

@@ -11,6 +11,7 @@ from celery.schedules import crontab, schedule
 from cronsim import CronSim
 
 from celery_misfire import records
+from celery_misfire.events import Misfired
 from celery_misfire.exceptions import (
     BrokerUnavailable,
     LeaseLost,
@@ -41,7 +42,7 @@ class World:
     now: int = field(default_factory=lambda: to_millis(DAY))
     sent: list[Message] = field(default_factory=list)
     missed: list[Report] = field(default_factory=list)
-    told: list[dict] = field(default_factory=list)
+    told: list[Misfired] = field(default_factory=list)
     definitions: list[Definition] = field(default_factory=list)
     refuses: Callable[[Message], Exception | None] = lambda _: None
     broker_is_up: bool = True
@@ -120,7 +121,7 @@ class World:
         done, self._done = self._done, []
         return done
 
-    def announce(self, misfire: dict) -> None:
+    def announce(self, misfire: Misfired) -> None:
         self.told.append(misfire)
 
     _done: list[Report] = field(default_factory=list)
@@ -439,8 +440,8 @@ def test_one_record_tells_of_a_whole_outage(world):
         "shop.alarm",
     )
     (told,) = world.told
-    assert told["outcomes"] == {"missed": 60}
-    assert told["sender"] == "shop.none"
+    assert told.outcomes == {"missed": 60}
+    assert told.task == "shop.none"
 
 
 def test_each_missed_occurrence_has_its_own_record_on_request_through_a_crash(world):
@@ -623,14 +624,14 @@ def test_where_a_pause_is_an_outage_what_an_entry_would_have_run_while_it_was_go
     assert sum(r.missed.count for r in world.missed) == missed
     assert {r.missed.reason for r in world.missed} <= {"paused"}
     (told,) = world.told
-    assert (told["entry"], told["reason"]) == ("gone", "paused")
+    assert (told.entry, told.reason) == ("gone", "paused")
     # From here on it is late for reasons of its own.
     world.broker_is_up = False
     world.leader._intents.connected = False
     world.run(world.now + 10 * MINUTE)
     world.broker_is_up = True
     world.run(world.now + 10 * SECOND)
-    assert world.told[-1]["reason"] == "broker_unavailable"
+    assert world.told[-1].reason == "broker_unavailable"
 
 
 def test_an_entry_that_comes_back_before_its_next_fire_time_or_edited_has_not_misfired(world):
