@@ -7,11 +7,10 @@ in), and replace its loop: which entry is due, and what happens when it is late,
 
 from __future__ import annotations
 
-import copy
 import logging
 import signal
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -22,25 +21,24 @@ from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import beat_init
 from kombu import Producer
 
-from celery_misfire import beat_file, fire
+from celery_misfire import beat_file
 from celery_misfire.conf import settings as conf
 from celery_misfire.conf.problems import as_line
+from celery_misfire.events import Event, GaveUp, Misfired
 from celery_misfire.exceptions import (
     LeaseLost,
     MisfireConfigError,
-    MisfireError,
     NewerSchema,
-    PublishRejected,
     StoreRefused,
     StoreUnavailable,
 )
-from celery_misfire.leadership.intents import Message
 from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease, uptime
 from celery_misfire.leadership.peers import describe, difference
 from celery_misfire.misfire import ENDLESS, Trigger, to_millis
 from celery_misfire.records import Definition
-from celery_misfire.sending.broker import Broker, name_error
+from celery_misfire.sending.broker import Broker
+from celery_misfire.sending.publisher import EntryPublisher
 from celery_misfire.sending.reporter import Reporter
 from celery_misfire.store.redis_store import LONGEST_CALL, RedisStore
 from celery_misfire.store.url import address
@@ -76,7 +74,11 @@ class MisfireMixin(Scheduler):
         self._ask_again_at = 0.0
         self._trouble = _Trouble()
         self._broker = Broker(app)
-        self._failure: Exception | None = None
+        self._publisher = EntryPublisher(
+            self._broker,
+            lambda name: self.schedule[name],
+            lambda entry, producer: self.apply_entry(entry, producer=producer),
+        )
         configured = app.conf.beat_schedule
         # Celery takes an empty list or tuple for no entries, too.
         self._configured: Mapping[str, Any] = {} if configured in ([], ()) else configured
@@ -105,14 +107,29 @@ class MisfireMixin(Scheduler):
         self._leader = Leader(
             self._store,
             self._lease,
-            self,
+            self._publisher,
             self._reporter,
             namespace=settings.namespace,
+            listeners=self._listeners(),
             app=self.app.main or "",
             each=settings.missed_results == "each",
             resume_misfires=settings.on_resume == "misfire",
         )
         self._reporter.start()
+
+    def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
+        """Return who hears of each event that was written to the log."""
+        return [self._log, self._announce]
+
+    def _log(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, Misfired | GaveUp):
+                logger.warning("beat: %s", event.sentence(self.app.timezone))
+
+    def _announce(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, Misfired):
+                self._reporter.announce(event)
 
     def _warnings(self) -> list[str]:
         """Return what is allowed in the configuration, but hardly meant."""
@@ -308,64 +325,10 @@ class MisfireMixin(Scheduler):
         """The producer of beat's own connection (:class:`~celery_misfire.sending.broker.Broker`)."""
         return self._broker.producer
 
-    def connect(self) -> None:
-        """Make sure that the broker can be reached (see ``Publisher``)."""
-        self.producer  # noqa: B018 - a look connects
-
-    def publish(self, message: Message) -> None:
-        """Send the task of an entry through Celery's ``apply_entry``, with what a fire carries."""
-        entry = self.schedule[message.definition.name]
-        options: dict[str, Any] = entry.options or {}
-        try:
-            headers = copy.deepcopy(options.get("headers") or {}) | self._headers(message)
-        except Exception as exc:
-            # Its text is that of the headers' own code, and may repeat them.
-            raise PublishRejected(name_error(exc)) from None
-        # The options are the configuration's own: what is added must not stay there.
-        # Mandatory: else RabbitMQ drops what no queue takes, and a queue can be deleted at any time.
-        entry.options = {"mandatory": True, **options} | {
-            "task_id": message.task_id,
-            "headers": headers,
-            "retry": False,
-        }
-        # Until it is known to have been sent: whoever overrides or patches apply_entry may leave it out.
-        self._failure = PublishRejected("apply_entry sent nothing")
-        try:
-            self.apply_entry(entry, producer=self.producer)
-        finally:
-            entry.options = options
-        if self._failure is None:
-            return
-        failure = _verdict(self._failure)
-        if self._broker.last_taken != message.task_id:
-            raise failure from None
-        # In an apply_async of the app's own, or in a receiver of a signal.
-        name = quote_name(message.definition.name)
-        logger.warning("beat: a run of entry %s was sent, and an error came after that: %s", name, failure)
-
-    def _headers(self, message: Message) -> dict[str, Any]:
-        intent, policy = message.intent, message.definition.policy
-        return {
-            "periodic_task_name": message.definition.name,
-            fire.HEADER: fire.header(
-                entry=message.definition.name,
-                scheduled=intent.scheduled,
-                fire_time=message.fire_time,
-                outcome=intent.outcome,
-                merged=intent.merged,
-                last_missed=intent.last_missed,
-                generation=intent.generation,
-                instruction=policy.instruction if policy else None,
-                resolved=message.resolved if policy else None,
-                threshold=message.threshold / 1000,
-                on_missed=policy.on_missed if policy else None,
-            ),
-        }
-
     def apply_async(
         self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any
     ) -> Any:
-        """Send, and keep the error: ``apply_entry`` would log it, arguments and all, and forget it."""
+        """Send, and keep the error: ``apply_entry`` would log it with its arguments, and forget it."""
         if advance:
             return super().apply_async(entry, producer=producer, advance=True, **kwargs)
         blocks = _join_will_block(None)
@@ -374,10 +337,12 @@ class MisfireMixin(Scheduler):
         try:
             result = super().apply_async(entry, producer=producer, advance=False, **kwargs)
         except Exception as exc:
-            self._failure = exc
+            # Celery's beat wraps whatever goes wrong.
+            cause = exc.__context__ if isinstance(exc, SchedulingError) else None
+            self._publisher.note(cause if isinstance(cause, Exception) else exc)
             return None
         else:
-            self._failure = None
+            self._publisher.note(None)
             return result
         finally:
             _join_will_block(blocks)
@@ -456,19 +421,6 @@ def _join_will_block(value: bool | None) -> bool:
     if value is not None:
         celery_state._set_task_join_will_block(value)  # type: ignore[attr-defined]
     return before
-
-
-def _verdict(exc: BaseException) -> MisfireError:
-    """Return what the broker made of a message, or else that the message is what is wrong."""
-    wrapped: BaseException | None = exc
-    while wrapped is not None:
-        if isinstance(wrapped, MisfireError):
-            return wrapped
-        wrapped = wrapped.__cause__ or wrapped.__context__
-    # Celery's beat wraps whatever goes wrong.
-    if isinstance(exc, SchedulingError) and exc.__context__ is not None:
-        exc = exc.__context__
-    return PublishRejected(name_error(exc))
 
 
 @beat_init.connect

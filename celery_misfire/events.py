@@ -244,8 +244,8 @@ def _missed_sentence(event: GaveUp | Missed, zone: tzinfo) -> str:
         when += f" to {_time(event.last, zone)}"
     of = f" of {one_line(event.task, 120)}" if event.task else ""
     return (
-        f"{quote_name(event.entry)} missed {runs}{of}, scheduled {when} ({event.reason}), "
-        f"{event.instruction}; result {event.id}"
+        f"{quote_name(event.entry)} missed {runs}{of}, scheduled {when}, "
+        f"reason {event.reason}, instruction {event.instruction}, result {event.id}"
     )
 
 

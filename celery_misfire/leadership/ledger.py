@@ -1,4 +1,4 @@
-"""The records of all entries in memory, and their copy in the store: kept equal, whatever gets lost between.
+"""The entries and their records in memory, and the copy in the store: kept equal, whatever gets lost between.
 
 A commit that gets no answer is kept and sent again as it is; the store does it once. While nobody else has
 led, memory is the newer of the two and restores a store that lost its data or went back in time.
@@ -9,44 +9,51 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from celery_misfire import records
+from celery_misfire import fire, records
+from celery_misfire.events import Event
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.leadership.lease import Lease
-from celery_misfire.records import EntryRecord
-from celery_misfire.store.redis_store import Change, RedisStore
-from celery_misfire.texts import one_line, quote
+from celery_misfire.misfire import threshold_millis
+from celery_misfire.records import Definition, EntryRecord
+from celery_misfire.store.redis_store import Acquired, Change, RedisStore
+from celery_misfire.texts import one_line, quote_name
 
 __all__ = ["Commit", "Ledger"]
 
 logger = logging.getLogger(__name__)
 
-#: How many records are written in one call.
-WRITE = 200
+#: The most records in one call.
+LARGEST_WRITE = 200
 
 
 @dataclass
 class Commit:
-    """Records to be replaced together, the lines of the log that say why, and what follows from it.
+    """Records to be replaced together, and the events that say why."""
 
-    :param then: called once, when the commit is known to have been done.
-    """
-
-    new: dict[str, EntryRecord] = field(default_factory=dict)
-    log: list[dict[str, Any]] = field(default_factory=list)
-    then: list[Callable[[], None]] = field(default_factory=list)
+    records: dict[str, EntryRecord] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
 
 
 class Ledger(Mapping[str, EntryRecord]):
-    """The records by entry name."""
+    """The records by entry name.
 
-    def __init__(self, store: RedisStore, lease: Lease) -> None:
-        self._store, self._lease = store, lease
+    :param namespace: part of every task id.
+    :param after: called once with each commit, when it is known to have been done.
+    """
+
+    def __init__(
+        self, store: RedisStore, lease: Lease, namespace: str, after: Callable[[Commit], None]
+    ) -> None:
+        self._store, self._lease, self._namespace, self._after = store, lease, namespace, after
+        #: The entries of the schedule.
+        self.definitions: Mapping[str, Definition] = {}
         self._records: dict[str, EntryRecord] = {}
         self._texts: dict[str, str] = {}
         self._unanswered: Commit | None = None
         self._restoring = False
+        #: The term of leadership that memory is of, 0 while it must not be trusted.
+        self.epoch = 0
         #: Entries for which the store holds something that is no record of ours.
         self.unusable: set[str] = set()
         #: Intents that this process has claimed and never tried to send: (entry, scheduled).
@@ -61,6 +68,43 @@ class Ledger(Mapping[str, EntryRecord]):
     def __len__(self) -> int:
         return len(self._records)
 
+    def task_id(self, name: str, generation: int, scheduled: int) -> str:
+        """Return the task id of an occurrence."""
+        return fire.task_id(self._namespace, name, generation, scheduled)
+
+    def threshold(self, name: str, scheduled: int) -> int:
+        """Return how late the run scheduled at this time may be, in milliseconds. Asks the schedule."""
+        definition = self.definitions[name]
+        times = definition.trigger.fire_times(self._records[name].state)
+        return threshold_millis(definition.policy, scheduled, times.after(scheduled))
+
+    # -- taking over ---------------------------------------------------------------------------------------
+
+    def take_over(self, acquired: Acquired) -> bool:
+        """Bring memory and store together at the beginning of a term.
+
+        :returns: True when this beat goes on, as nobody else has led meanwhile: memory is right then.
+        :raises StoreUnavailable, LeaseLost: it is to be done again.
+        """
+        goes_on = 0 < self.epoch >= acquired.previous_epoch and not self._lease.superseded
+        if goes_on:
+            # At once: interrupted here, we are still the ones who know best.
+            self.epoch = acquired.epoch
+            if acquired.cold:
+                logger.warning("beat: %s was lost; it is restored from memory", self._store)
+            self.restore()
+        else:
+            if acquired.cold:
+                logger.warning(
+                    "beat: no %s: every schedule is planned from now, nothing runs at once and "
+                    "nothing counts as missed. Expected at the first start; later it means that Redis lost "
+                    "its data.",
+                    self._store,
+                )
+            self.epoch = 0
+            self.load()
+        return goes_on
+
     def load(self) -> None:
         """Forget what is in memory and read the store. A text that is no record of ours is left out."""
         self._unanswered = None
@@ -72,7 +116,7 @@ class Ledger(Mapping[str, EntryRecord]):
                 if record.name != name:
                     raise ValueError("it belongs to another entry")
             except ValueError as exc:
-                what = f"the state of entry {quote(name)} cannot be used: {one_line(str(exc))}"
+                what = f"the state of entry {quote_name(name)} cannot be used: {one_line(str(exc))}"
                 logger.error("beat: %s; planned from now", what)
             else:
                 self._records[name] = record
@@ -89,11 +133,18 @@ class Ledger(Mapping[str, EntryRecord]):
         finally:
             self._restoring = False
 
-    def write(self, changed: Mapping[str, EntryRecord]) -> None:
-        """Commit any number of records, in pieces."""
+    # -- writing -------------------------------------------------------------------------------------------
+
+    def write(self, changed: Mapping[str, EntryRecord], events: Mapping[str, Sequence[Event]] = {}) -> None:
+        """Commit any number of records, in pieces.
+
+        :param events: by entry, what explains its change.
+        """
         names = list(changed)
-        for start in range(0, len(names), WRITE):
-            self.commit(Commit({n: changed[n] for n in names[start : start + WRITE]}))
+        for start in range(0, len(names), LARGEST_WRITE):
+            piece = names[start : start + LARGEST_WRITE]
+            explained = [event for name in piece for event in events.get(name, ())]
+            self.commit(Commit({name: changed[name] for name in piece}, explained))
 
     def commit(self, commit: Commit) -> None:
         """Replace records in the store, then in memory.
@@ -101,18 +152,19 @@ class Ledger(Mapping[str, EntryRecord]):
         :raises StoreUnavailable: whether it was done is unknown; :meth:`repeat_unanswered` finds out.
         :raises LeaseLost: it was not done; somebody else leads, or keeps writing.
         """
-        if not commit.new and not commit.log:
+        if not commit.records and not commit.events:
             return
         self._unanswered = commit
-        texts = {n: records.dumps(r) for n, r in commit.new.items()}
-        changes = [Change(n, self._texts.get(n, ""), text) for n, text in texts.items()]
-        conflicts = self._store.commit(self._lease.token, changes, commit.log)
+        texts = {name: records.dumps(record) for name, record in commit.records.items()}
+        changes = [Change(name, self._texts.get(name, ""), text) for name, text in texts.items()]
+        log = [event.encode() for event in commit.events]
+        conflicts = self._store.commit(self._lease.token, changes, log)
         if not conflicts:
             self._done(commit, texts)
         elif self._restoring:
             raise LeaseLost(f"the state of {len(conflicts)} entries was written by somebody else")
         else:
-            # Only who leads writes, and the lease was found to be ours.
+            # Only the leader writes, and the lease was found to be ours.
             logger.warning("beat: %s went back in time; it is brought up to date from memory", self._store)
             self.restore()
 
@@ -123,17 +175,18 @@ class Ledger(Mapping[str, EntryRecord]):
         self.commit(self._unanswered)
         return True
 
-    def log(self, *lines: Mapping[str, Any]) -> None:
-        """Write to the log only; what cannot be written is not worth stopping for."""
+    def note(self, event: Event) -> None:
+        """Write an event that changes no record. The work goes on when it cannot be written."""
         try:
-            self._store.commit(self._lease.token, [], lines)
+            self._store.commit(self._lease.token, [], [event.encode()])
         except StoreUnavailable as exc:
             logger.debug("beat: a line of the log could not be written: %s", exc)
+        self._after(Commit(events=[event]))
 
     def forget(self, names: Sequence[str]) -> None:
         """Delete the records of entries that are gone for good."""
-        for start in range(0, len(names), WRITE):
-            piece = names[start : start + WRITE]
+        for start in range(0, len(names), LARGEST_WRITE):
+            piece = names[start : start + LARGEST_WRITE]
             if not self._store.commit(self._lease.token, [Change(n, self._texts[n], "") for n in piece]):
                 for name in piece:
                     del self._records[name], self._texts[name]
@@ -149,10 +202,9 @@ class Ledger(Mapping[str, EntryRecord]):
         self._unanswered = None
         self._texts.update(texts)
         self.unusable -= texts.keys()
-        for name, record in commit.new.items():
+        for name, record in commit.records.items():
             before = self._records.get(name)
             known = {i.scheduled for i in before.intents} if before else set()
             self.untried |= {(name, i.scheduled) for i in record.intents if i.scheduled not in known}
             self._records[name] = record
-        for follow_up in commit.then:
-            follow_up()
+        self._after(commit)

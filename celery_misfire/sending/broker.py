@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import selectors
+from dataclasses import dataclass
 from typing import Any
 
 from amqp.exceptions import MessageNacked
@@ -16,7 +17,7 @@ from kombu import Connection, Producer
 
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError
 
-__all__ = ["TIMEOUT", "Broker", "name_error"]
+__all__ = ["TIMEOUT", "Broker", "Delivery", "WatchedProducer", "name_error"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +31,11 @@ class Broker:
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._connection: Connection | None = None
-        self._producer: _Producer | None = None
+        self._producer: WatchedProducer | None = None
         self._blocked = False
 
     @property
-    def producer(self) -> Producer:
+    def producer(self) -> WatchedProducer:
         """A producer on an open channel. On RabbitMQ each message is confirmed before ``publish`` returns.
 
         Its ``publish`` raises :class:`BrokerUnavailable` when the broker or the way to it failed, a plain
@@ -52,10 +53,12 @@ class Broker:
                 raise BrokerUnavailable(name_error(exc)) from None
         return self._producer
 
-    @property
-    def last_taken(self) -> str:
-        """The task id of the last message that this connection has taken, '' for none."""
-        return self._producer.last_taken if self._producer else ""
+    def connect(self) -> None:
+        """Make sure that the broker can be reached.
+
+        :raises BrokerUnavailable: when it can't be, or takes no messages.
+        """
+        self.producer  # noqa: B018 - a look connects
 
     def _look(self) -> None:
         """Find out what has become of the connection since it was used last."""
@@ -77,7 +80,7 @@ class Broker:
         if producer.unfinished or not connection.connected:
             self.drop()
 
-    def _connect(self) -> _Producer:
+    def _connect(self) -> WatchedProducer:
         self._connection = connection = self._app.connection_for_write()
         options = connection.transport_options or {}
         if _is_amqp(connection):
@@ -101,7 +104,7 @@ class Broker:
         if _is_amqp(connection):
             # As an option of py-amqp's it does not hold in the middle of a frame.
             connection.connection.sock.settimeout(options.get("read_timeout") or TIMEOUT)
-        return _Producer(connection)
+        return WatchedProducer(connection)
 
     def _block(self, reason: str) -> None:
         # Raised where an answer is waited for: none will come soon, and what was sent stays on its way. A new
@@ -130,22 +133,39 @@ class Broker:
                 logger.debug("closing a connection to the broker failed: %s", name_error(exc))
 
 
-class _Producer(Producer):
+@dataclass
+class Delivery:
+    """What the broker did with one message.
+
+    :param failure: why it is in doubt.
+    """
+
+    task_id: str
+    was_taken: bool = False
+    failure: MisfireError | None = None
+
+
+class WatchedProducer(Producer):
     """Tells what the broker does to a message from what is wrong with it, where the two can be told apart."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection.channel(), auto_declare=False)
         self._client = connection
         self._failures = (*connection.connection_errors, *connection.recoverable_connection_errors)
+        self._delivery = Delivery("")
         #: True when a message was begun and it is not known to have been taken.
         self.unfinished = False
-        #: The task id of the last message that was taken.
-        self.last_taken = ""
+
+    def expect(self, task_id: str) -> Delivery:
+        """Return what will say what became of the message with this id."""
+        self._delivery = Delivery(task_id)
+        return self._delivery
 
     def publish(self, *args: Any, **kwargs: Any) -> Any:
         result = super().publish(*args, **kwargs)
-        # Events have none.
-        self.last_taken = kwargs.get("correlation_id") or self.last_taken
+        # Other messages may be sent meanwhile, such as events.
+        if kwargs.get("correlation_id") == self._delivery.task_id:
+            self._delivery.was_taken = True
         return result
 
     def _publish(self, *args: Any, **kwargs: Any) -> Any:
@@ -153,16 +173,26 @@ class _Producer(Producer):
         self.unfinished = True
         try:
             result = super()._publish(*args, **kwargs)
-        except MessageNacked:
-            # Of several queues that it was for, some may have taken it.
-            raise MisfireError("refused by a queue (nack)") from None
         except Exception as exc:
-            # Py-amqp may raise anything when a connection has ended.
-            if isinstance(exc, self._failures) or not self._client.connected:
-                raise BrokerUnavailable(name_error(exc)) from None
-            raise
+            failure = self._failure_of(exc)
+            if failure is None:
+                raise
+            self._delivery.failure = failure
+            raise failure from None
         self.unfinished = False
         return result
+
+    def _failure_of(self, exc: Exception) -> MisfireError | None:
+        """Return what leaves a message in doubt, None for an error that is the message's own."""
+        if isinstance(exc, MessageNacked):
+            # Of several queues that it was for, some may have taken it.
+            return MisfireError("refused by a queue (nack)")
+        if isinstance(exc, MisfireError):
+            return exc
+        # Py-amqp may raise anything when a connection has ended.
+        if isinstance(exc, self._failures) or not self._client.connected:
+            return BrokerUnavailable(name_error(exc))
+        return None
 
 
 def _time_limits(seconds: float) -> dict[str, float]:

@@ -77,7 +77,7 @@ def test_the_death_of_the_only_beat_is_told_once_and_so_is_its_return(
     assert len(misses) == len(
         [d for d in project.decisions() if d["event"] == "missed" and "worker" not in d]
     )
-    assert "(scheduler_down), do_nothing; result " in misses[0]
+    assert "reason scheduler_down, instruction do_nothing, result " in misses[0]
     assert len(project.signals("beat_overdue")) == 1
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from celery.schedules import schedule
 
+from celery_misfire import records
 from celery_misfire.fire import task_id
-from celery_misfire.leadership.intents import Message
 from celery_misfire.misfire import Outcome
 from celery_misfire.records import Intent
-from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.sending.dispatch import Message
+from celery_misfire.store.redis_store import Change, RedisStore
 from tests.integration.test_leader import MINUTE, SECOND, World
 
 LATE = 30 * SECOND
@@ -97,7 +98,7 @@ def test_what_a_worker_has_started_was_a_run(world: World) -> None:
     [line] = decisions(world, "sent")
     assert (line["id"], line["outcome"]) == (message.task_id, "fired")
     assert decisions(world, "misfire") == []
-    assert not world.leader._ledger["tick"].intents
+    assert not world.leader.record("tick").intents
 
 
 def test_what_is_in_time_is_sent_again_all_the_same(world: World) -> None:
@@ -146,12 +147,14 @@ def test_a_beat_that_dies_after_closing_the_register_leaves_no_run_without_a_fat
 def test_of_several_each_has_one_fate(world: World, instruction: str, started: tuple[int, ...]) -> None:
     world.entry("tick", schedule(60), instruction)
     leader = world.start()
-    record = leader._ledger["tick"]
+    record = leader.record("tick")
     first = record.state.next_fire_time
     times = [first, first + MINUTE, first + 2 * MINUTE]
     intents = tuple(Intent(t, record.generation, Outcome.FIRED, t) for t in times)
     state = replace(record.state, next_fire_time=times[-1] + MINUTE, previous_fire_time=times[-1])
-    leader._ledger.write({"tick": replace(record, state=state, intents=intents)})
+    changed = replace(record, state=state, intents=intents)
+    change = Change("tick", records.dumps(record), records.dumps(changed))
+    assert world.store.commit(world.lease.token, [change]) == []
     world.crash()
     guard(world)
     ids = [task_id("test", "tick", record.generation, t) for t in times]

@@ -12,7 +12,7 @@ from kombu.utils.functional import lazy
 
 from celery_misfire.beat import MisfireScheduler
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
-from celery_misfire.leadership.ledger import WRITE
+from celery_misfire.leadership.ledger import LARGEST_WRITE
 from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
 
@@ -52,7 +52,7 @@ def test_a_schedule_that_was_changed_while_the_store_was_away_is_taken_up_whole(
 ) -> None:
     beat = make()
     beat.tick()
-    names = [f"entry {n}" for n in range(2 * WRITE + 1)]
+    names = [f"entry {n}" for n in range(2 * LARGEST_WRITE + 1)]
     beat.update_from_dict({name: {"task": "shop.stocks", "schedule": 3600.0} for name in names})
 
     def away(*_: Any) -> list[str]:

@@ -1,7 +1,7 @@
 """The leader on a virtual clock and a real Redis; only the broker and the reporter are stand-ins."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -11,7 +11,7 @@ from celery.schedules import crontab, schedule
 from cronsim import CronSim
 
 from celery_misfire import records
-from celery_misfire.events import Misfired
+from celery_misfire.events import Event, Misfired
 from celery_misfire.exceptions import (
     BrokerUnavailable,
     LeaseLost,
@@ -19,13 +19,13 @@ from celery_misfire.exceptions import (
     PublishRejected,
     StoreUnavailable,
 )
-from celery_misfire.leadership.intents import Message
-from celery_misfire.leadership.leader import BATCH, Leader
+from celery_misfire.leadership.leader import LARGEST_BATCH, Leader
 from celery_misfire.leadership.lease import Lease, uptime
-from celery_misfire.leadership.pending_misses import PORTION
+from celery_misfire.leadership.pending_misses import LARGEST_PORTION
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.schedules import simple
+from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store.redis_store import Change, RedisStore
 from celery_misfire.triggers.kinds import trigger_for
@@ -67,6 +67,7 @@ class World:
             self,
             self,
             namespace="test",
+            listeners=[self.hear],
             each=self.each,
             resume_misfires=self.resume_misfires,
             wall=lambda: self.now,
@@ -106,11 +107,12 @@ class World:
         if not self.broker_is_up:
             raise BrokerUnavailable("down")
 
-    def publish(self, message: Message) -> None:
+    def publish(self, message: Message) -> Attempt:
         error = self.refuses(message)
-        if error is not None:
-            raise error
-        self.sent.append(message)
+        if error is None:
+            self.sent.append(message)
+            return Attempt(Fate.SENT)
+        return Attempt(Fate.REFUSED if isinstance(error, PublishRejected) else Fate.IN_DOUBT, error)
 
     # Reporter
     def submit(self, report: Report) -> None:
@@ -121,8 +123,8 @@ class World:
         done, self._done = self._done, []
         return done
 
-    def announce(self, misfire: Misfired) -> None:
-        self.told.append(misfire)
+    def hear(self, events: Sequence[Event]) -> None:
+        self.told += [event for event in events if isinstance(event, Misfired)]
 
     _done: list[Report] = field(default_factory=list)
 
@@ -410,10 +412,10 @@ def test_more_late_runs_than_one_batch_are_sent_in_order(world):
     begin = world.now
     world.start()
     world.crash()
-    world.now += 5 * BATCH * MINUTE
+    world.now += 5 * LARGEST_BATCH * MINUTE
     world.start()
     world.run(world.now)
-    assert world.scheduled() == [begin + n * MINUTE for n in range(1, 5 * BATCH + 1)]
+    assert world.scheduled() == [begin + n * MINUTE for n in range(1, 5 * LARGEST_BATCH + 1)]
 
 
 # -- what is missed -----------------------------------------------------------------------------------------
@@ -480,7 +482,7 @@ def test_where_each_miss_is_reported_one_broken_schedule_keeps_no_entry_from_any
 
     def breaking(report: Report) -> None:
         portion.append(report)
-        trigger.broken = trigger.broken or len(portion) == PORTION
+        trigger.broken = trigger.broken or len(portion) == LARGEST_PORTION
         submit(report)
 
     world.submit = breaking
@@ -627,7 +629,7 @@ def test_where_a_pause_is_an_outage_what_an_entry_would_have_run_while_it_was_go
     assert (told.entry, told.reason) == ("gone", "paused")
     # From here on it is late for reasons of its own.
     world.broker_is_up = False
-    world.leader._intents.connected = False
+    world.leader._broker.is_up = False
     world.run(world.now + 10 * MINUTE)
     world.broker_is_up = True
     world.run(world.now + 10 * SECOND)
@@ -999,7 +1001,7 @@ def test_a_broker_that_is_found_to_be_away_before_a_message_is_begun_leaves_no_d
     leader = world.start()
     world.run(begin + 59 * SECOND)
     world.broker_is_up = False
-    assert leader._intents.connected
+    assert leader._broker.is_up
     world.run(begin + 70 * SECOND)
     world.broker_is_up = True
     world.run(begin + 130 * SECOND)
@@ -1035,7 +1037,7 @@ def test_a_run_that_an_outage_made_late_was_not_there_too_early_after_an_edit(wo
     world.run(begin + 59 * SECOND)
     world.now = begin + MINUTE
     claim_without_an_answer(world)
-    world.broker_is_up = leader._intents.connected = False
+    world.broker_is_up = leader._broker.is_up = False
     world.now += 2 * SECOND
     world.entry("a", schedule(300), MisfirePolicy("do_nothing", threshold=10))
     leader.adopt(world.definitions)
@@ -1053,7 +1055,7 @@ def test_the_record_of_an_entry_that_is_never_taken_and_never_surely_refused_sta
     world.refuses = lambda _: MisfireError("refused by a queue (nack)")
     leader = world.start()
     world.run(begin + HOUR)
-    assert len(leader.record("a").intents) <= 2 * BATCH
+    assert len(leader.record("a").intents) <= 2 * LARGEST_BATCH
     world.refuses = lambda _: None
     world.run(begin + HOUR + 5 * MINUTE)
     decided = Counter(world.scheduled())

@@ -12,7 +12,7 @@ import pytest
 from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 
 from celery_misfire.calendars import weekly
-from celery_misfire.leadership.leader import BATCH
+from celery_misfire.leadership.leader import MOST_BROKEN_TRIES
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.schedules import excluding
@@ -396,6 +396,6 @@ def test_however_many_are_broken_one_step_tries_a_few_of_them_and_all_get_their_
     while len(set(tried)) < 300:
         before = len(tried)
         leader.tick()
-        assert len(tried) - before <= BATCH // 10
+        assert len(tried) - before <= MOST_BROKEN_TRIES
         steps += 1
         assert steps <= 30

@@ -20,9 +20,10 @@ import redis
 from redis.crc import key_slot
 
 from celery_misfire import records
+from celery_misfire.events import Broken
 from celery_misfire.exceptions import LeaseLost, NewerSchema, StoreUnavailable
 from celery_misfire.leadership.lease import STALL_LIMIT, TRUST, Lease
-from celery_misfire.leadership.ledger import WRITE, Commit, Ledger
+from celery_misfire.leadership.ledger import LARGEST_WRITE, Commit, Ledger
 from celery_misfire.records import EntryRecord
 from celery_misfire.store.redis_store import REGISTER_TTL, UNKNOWN, Acquired, Change, RedisStore
 from celery_misfire.store.url import address
@@ -574,37 +575,49 @@ def link(redis_server: RedisServer) -> Iterator[LossyLink]:
     link.close()
 
 
+NEWS, OLD_NEWS = Broken(entry="a", error="E"), Broken(entry="old", error="E")
+
+
+def ledger_of(store: RedisStore, lease: Lease, done: list[str] | None = None) -> Ledger:
+    """A ledger that notes the entries of those commits that have been done and have something to tell."""
+    seen = [] if done is None else done
+    return Ledger(store, lease, "test", after=lambda c: seen.extend(c.records if c.events else ()))
+
+
 @pytest.fixture
-def ledger(link: LossyLink) -> Iterator[Ledger]:
+def done() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def ledger(link: LossyLink, done: list[str]) -> Iterator[Ledger]:
     store = RedisStore(f"redis://127.0.0.1:{link.port}/0", "test", call_timeout=0.5)
     lease = Lease(store, ttl=300, renew_every=100)
     assert lease.acquire()
-    yield Ledger(store, lease)
+    yield ledger_of(store, lease, done)
     link.losses = 0
     lease.release()
 
 
 def test_a_connection_that_breaks_before_the_answer_is_made_again_and_the_commit_works_once(
-    ledger: Ledger, link: LossyLink, store: RedisStore
+    ledger: Ledger, link: LossyLink, store: RedisStore, done: list[str]
 ):
-    done: list[str] = []
     link.losses = 1
-    ledger.commit(Commit({"a": record("a")}, [{"event": "1"}], [lambda: done.append("a")]))
+    ledger.commit(Commit({"a": record("a")}, [NEWS]))
     assert link.lost == 1
     assert store.load() == {"a": records.dumps(record("a"))}
-    assert store.log() == [{"event": "1"}]
+    assert store.log() == [NEWS.encode()]
     assert done == ["a"]
     assert not ledger.repeat_unanswered()
 
 
 @pytest.mark.parametrize("cuts", [True, False], ids=["cut", "silent"])
 def test_a_commit_without_an_answer_is_kept_and_repeated_and_works_once(
-    ledger: Ledger, link: LossyLink, store: RedisStore, cuts: bool
+    ledger: Ledger, link: LossyLink, store: RedisStore, done: list[str], cuts: bool
 ):
-    done: list[str] = []
     link.losses, link.cuts = 3, cuts
     with pytest.raises(StoreUnavailable):
-        ledger.commit(Commit({"a": record("a")}, [{"event": "1"}], [lambda: done.append("a")]))
+        ledger.commit(Commit({"a": record("a")}, [NEWS]))
     assert "a" not in ledger
     assert done == []
     with suppress(StoreUnavailable):
@@ -613,28 +626,27 @@ def test_a_commit_without_an_answer_is_kept_and_repeated_and_works_once(
     ledger.repeat_unanswered()
     assert ledger["a"] == record("a")
     assert store.load() == {"a": records.dumps(record("a"))}
-    assert store.log() == [{"event": "1"}]
+    assert store.log() == [NEWS.encode()]
     assert done == ["a"]
     assert not ledger.repeat_unanswered()
     ledger.commit(Commit({"a": record("a", 1_700_000_000_001)}))
 
 
 def test_a_commit_without_an_answer_is_made_good_in_a_store_that_has_lost_everything(
-    ledger: Ledger, link: LossyLink, store: RedisStore, client: redis.Redis
+    ledger: Ledger, link: LossyLink, store: RedisStore, client: redis.Redis, done: list[str]
 ):
-    done: list[str] = []
-    ledger.commit(Commit({"old": record("old")}, [{"event": "0"}]))
+    ledger.commit(Commit({"old": record("old")}, [OLD_NEWS]))
     link.losses = 2
     with pytest.raises(StoreUnavailable):
-        ledger.commit(Commit({"a": record("a")}, [{"event": "1"}], [lambda: done.append("a")]))
+        ledger.commit(Commit({"a": record("a")}, [NEWS]))
     lease = client.get(LEASE)
     client.flushall()
     client.set(LEASE, lease)
     ledger.restore()
     assert {name: records.loads(text) for name, text in store.load().items()} == dict(ledger)
     assert set(ledger) == {"old", "a"}
-    assert store.log() == [{"event": "1"}]
-    assert done == ["a"]
+    assert store.log() == [NEWS.encode()]
+    assert done.count("a") == 1
 
 
 # -- the records in memory ---------------------------------------------------------------------------------
@@ -649,9 +661,9 @@ def leading(store: RedisStore) -> Iterator[Lease]:
 
 
 def test_a_ledger_reads_what_another_has_written(store: RedisStore, leading: Lease):
-    names = [f"entry {n}" for n in range(2 * WRITE + 1)]
-    Ledger(store, leading).write({name: record(name) for name in names})
-    ledger = Ledger(store, leading)
+    names = [f"entry {n}" for n in range(2 * LARGEST_WRITE + 1)]
+    ledger_of(store, leading).write({name: record(name) for name in names})
+    ledger = ledger_of(store, leading)
     ledger.load()
     assert dict(ledger) == {name: record(name) for name in names}
 
@@ -659,11 +671,11 @@ def test_a_ledger_reads_what_another_has_written(store: RedisStore, leading: Lea
 def test_a_record_that_cannot_be_read_is_left_out_named_and_can_be_replaced(
     store: RedisStore, leading: Lease, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ):
-    Ledger(store, leading).write({name: record(name) for name in ("sound", "garbage", "swapped")})
+    ledger_of(store, leading).write({name: record(name) for name in ("sound", "garbage", "swapped")})
     client.hset(STATE, "e:garbage", b"\xff garbage")
     client.hset(STATE, "e:swapped", client.hget(STATE, "e:sound"))
     caplog.set_level(logging.ERROR)
-    ledger = Ledger(store, leading)
+    ledger = ledger_of(store, leading)
     ledger.load()
     assert dict(ledger) == {"sound": record("sound")}
     assert len(caplog.records) == 2
@@ -678,24 +690,24 @@ def test_a_commit_that_finds_an_older_state_under_its_own_lease_brings_all_of_it
     store: RedisStore, leading: Lease, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ):
     """As after a failover to a replica that lagged behind: nobody else has led."""
-    ledger = Ledger(store, leading)
+    done: list[str] = []
+    ledger = ledger_of(store, leading, done)
     ledger.write({name: record(name) for name in "abc"})
     earlier = client.hgetall(STATE)
     ledger.write({name: record(name, 1_700_000_060_000) for name in "abc"})
     client.hset(STATE, mapping=earlier)
-    done: list[str] = []
-    ledger.commit(Commit({"a": record("a", 1_700_000_120_000)}, [{"event": "1"}], [lambda: done.append("a")]))
+    ledger.commit(Commit({"a": record("a", 1_700_000_120_000)}, [NEWS]))
     assert done == ["a"]
     assert ledger["a"] == record("a", 1_700_000_120_000)
     assert {name: records.loads(text) for name, text in store.load().items()} == dict(ledger)
-    assert store.log() == [{"event": "1"}]
+    assert store.log() == [NEWS.encode()]
     (warning,) = caplog.records
     assert f"{STATE} in Redis at " in warning.message
     assert "went back in time" in warning.message
 
 
 def test_a_commit_against_somebody_who_keeps_writing_is_given_up(store: RedisStore, leading: Lease):
-    ledger = Ledger(store, leading)
+    ledger = ledger_of(store, leading)
     ledger.write({"a": record("a")})
     commit, theirs = store.commit, iter(range(100))
 
@@ -706,7 +718,7 @@ def test_a_commit_against_somebody_who_keeps_writing_is_given_up(store: RedisSto
 
     store.commit = overtaken
     with pytest.raises(LeaseLost, match="written by somebody else"):
-        ledger.commit(Commit({"a": record("a", 1), "b": record("b")}, [{"event": "1"}]))
+        ledger.commit(Commit({"a": record("a", 1), "b": record("b")}, [NEWS]))
     assert store.load().keys() == {"a"}
     assert dict(ledger) == {"a": record("a")}
 
@@ -714,7 +726,7 @@ def test_a_commit_against_somebody_who_keeps_writing_is_given_up(store: RedisSto
 def test_a_store_that_went_back_in_time_is_brought_up_to_date(
     store: RedisStore, leading: Lease, client: redis.Redis
 ):
-    ledger = Ledger(store, leading)
+    ledger = ledger_of(store, leading)
     ledger.write({name: record(name) for name in "abc"})
     earlier = client.hgetall(STATE)
     ledger.write({"a": record("a", 1_700_000_060_000)})

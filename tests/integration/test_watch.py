@@ -241,13 +241,13 @@ def test_each_new_record_is_logged_once(place: Place, caplog: pytest.LogCaptureF
         (
             "WARNING",
             "worker: beat recorded that 'tick' missed 2 runs of shop.tick, scheduled "
-            "2027-01-15T08:00:00.000+00:00 to 2027-01-15T08:01:00.000+00:00 (failover), do_nothing; "
-            "result the-id",
+            "2027-01-15T08:00:00.000+00:00 to 2027-01-15T08:01:00.000+00:00, reason failover, "
+            "instruction do_nothing, result the-id",
         ),
         (
             "WARNING",
-            "worker: beat recorded that 'single' missed 1 run, scheduled 2027-01-15T08:00:00.000+00:00 "
-            "(failover), do_nothing; result the-id",
+            "worker: beat recorded that 'single' missed 1 run, scheduled 2027-01-15T08:00:00.000+00:00, "
+            "reason failover, instruction do_nothing, result the-id",
         ),
     ]
 

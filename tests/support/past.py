@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 import redis
 
-from celery_misfire.leadership.intents import Message
 from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.records import Definition
+from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store.redis_store import RedisStore
 
@@ -75,8 +75,9 @@ class Past:
     def connect(self) -> None:
         pass
 
-    def publish(self, message: Message) -> None:
+    def publish(self, message: Message) -> Attempt:
         self.sent.append(message)
+        return Attempt(Fate.SENT)
 
     # The reporter
     def submit(self, report: Report) -> None:
@@ -85,6 +86,3 @@ class Past:
     def finished(self) -> list[Report]:
         done, self._done = self._done, []
         return done
-
-    def announce(self, misfire: object) -> None:
-        pass

@@ -157,7 +157,7 @@ def test_what_a_misfire_left_is_in_its_sentence_and_its_own_reason_is_not_said_t
 def test_what_is_missed_is_one_sentence():
     told = "missed 5 runs of shop.stocks, scheduled 2026-03-02T09:00:00.000+00:00 to "
     assert MISSED.sentence() == (
-        f"'stocks' {told}2026-03-02T10:00:00.000+00:00 (failover), do_nothing; result abc"
+        f"'stocks' {told}2026-03-02T10:00:00.000+00:00, reason failover, instruction do_nothing, result abc"
     )
 
 
@@ -188,7 +188,7 @@ def test_a_record_becomes_an_event():
     assert event == Missed(**vars(MISSED) | {"count": 2, "worker": "w@h"})
     assert event.sentence() == (
         "'stocks' missed 2 runs of shop.stocks, scheduled 2026-03-02T09:00:00.000+00:00 to "
-        "2026-03-02T10:00:00.000+00:00 (failover), do_nothing; result abc"
+        "2026-03-02T10:00:00.000+00:00, reason failover, instruction do_nothing, result abc"
     )
 
 
@@ -210,7 +210,7 @@ def test_no_name_breaks_the_sentence_of_a_miss(name: str):
     sentence = Missed.of(replace(FIRE, entry=name, task=name)).sentence()
     assert sentence.isprintable()
     assert len(sentence) <= 500
-    assert sentence.endswith("(failover), do_nothing; result abc")
+    assert sentence.endswith(", reason failover, instruction do_nothing, result abc")
     sentence.encode()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -23,7 +23,7 @@ from celery_misfire.conf import settings as conf
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
-from celery_misfire.leadership.intents import Message
+from celery_misfire.events import Event, Sent
 from celery_misfire.records import Definition
 from celery_misfire.triggers.kinds import AskedTrigger, trigger_for
 
@@ -149,10 +149,13 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         # What neither ran nor was missed may still be wanted: somebody gives it another time, or disables it.
         return row.is_single_run and record.state.previous_fire_time is not None
 
-    def publish(self, message: Message) -> None:
-        super().publish(message)
-        if message.definition.name not in self._schedule:
-            self._table.ran(message.definition.name, message.fire_time)
+    def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
+        return [*super()._listeners(), self._count_runs]
+
+    def _count_runs(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, Sent) and event.entry not in self._schedule:
+                self._table.ran(event.entry, event.fire_time)
 
     def should_sync(self) -> bool:
         return False

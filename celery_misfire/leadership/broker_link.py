@@ -1,0 +1,61 @@
+"""Whether the broker can be reached, as far as the leading beat knows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from celery_misfire.exceptions import BrokerUnavailable
+from celery_misfire.leadership.outages import Outages
+from celery_misfire.misfire import Reason
+from celery_misfire.trouble import Trouble
+
+__all__ = ["BrokerLink"]
+
+logger = logging.getLogger(__name__)
+
+
+class BrokerLink:
+    """Says when it is worth deciding: what cannot be sent is better judged when it can be.
+
+    :param connect: raises BrokerUnavailable when the broker cannot be reached.
+    :param steady: a clock that nobody sets, in seconds.
+    """
+
+    def __init__(self, connect: Callable[[], None], outages: Outages, steady: Callable[[], float]) -> None:
+        self._connect, self._outages, self._steady = connect, outages, steady
+        self._trouble = Trouble(first_wait=0.2, longest_wait=5.0)
+        #: False when the broker has failed, or was not asked yet.
+        self.is_up = False
+
+    @property
+    def next_try(self) -> float:
+        """When, on the steady clock, a broker that has failed is tried again."""
+        return self._trouble.until
+
+    def connect(self, now: int) -> bool:
+        """Return True when messages can be sent; try to connect if it is time for that."""
+        if self.is_up:
+            return True
+        if self._trouble.is_waiting(self._steady()):
+            return False
+        try:
+            self._connect()
+        except BrokerUnavailable as exc:
+            self.failed(exc)
+            return False
+        if self._trouble.is_on:
+            self._outages.note(Reason.BROKER_UNAVAILABLE, now)
+        self.is_up = True
+        return True
+
+    def failed(self, error: Exception) -> None:
+        """Note that the broker has failed."""
+        if self._trouble.fail(self._steady()):
+            logger.warning("beat: the broker failed, nothing is sent until it is back: %s", error)
+        self.is_up = False
+
+    def works(self) -> None:
+        """Note that the broker took a message."""
+        if self._trouble.end(self._steady()) is not None:
+            logger.info("beat: the broker is there again")

@@ -1,0 +1,60 @@
+"""Why runs are late: the outages of late, each with the moment up to which it lasted."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+from celery_misfire.misfire import Reason
+from celery_misfire.records import EntryRecord
+
+__all__ = ["Outages"]
+
+logger = logging.getLogger(__name__)
+
+#: So many outages are remembered: a run is late because of the first that lasted until it was due.
+REMEMBERED = 16
+#: A wall clock that gains or loses so much on the steady clock between two looks, in milliseconds, was set.
+CLOCK_JUMP = 1_000
+
+
+class Outages:
+    """The outages of one beat, oldest first.
+
+    :param clock_offset: wall clock minus steady clock, in milliseconds.
+    """
+
+    def __init__(self, clock_offset: float) -> None:
+        self._ended: deque[tuple[Reason, int]] = deque(maxlen=REMEMBERED)
+        self._clock_offset = clock_offset
+
+    def note(self, reason: Reason, now: int) -> None:
+        """Note that what was due up to now is late for this reason."""
+        self._ended.append((reason, now))
+
+    def look_at_clock(self, now: int, steady: float) -> None:
+        """Notice when somebody has set the wall clock.
+
+        :param steady: a clock that nobody sets, in seconds.
+        """
+        offset = now - steady * 1000
+        gained = offset - self._clock_offset
+        if gained > CLOCK_JUMP:
+            logger.warning("beat: the clock was set forward by %.1f s", gained / 1000)
+            self.note(Reason.CLOCK_JUMP, now)
+        elif gained < -CLOCK_JUMP:
+            logger.warning("beat: the clock was set back by %.1f s; nothing runs twice", -gained / 1000)
+        self._clock_offset = offset
+
+    def reason_for(self, record: EntryRecord, scheduled: int, generation: int, *, is_broken: bool) -> Reason:
+        """Return why an occurrence is late, if it is.
+
+        :param generation: the one in which the occurrence was planned.
+        :param is_broken: the schedule of the entry could not be asked.
+        """
+        if scheduled < generation:
+            return Reason.START_IN_PAST
+        if record.paused_from is not None:
+            return Reason.PAUSED
+        otherwise = Reason.SCHEDULE_ERROR if is_broken else Reason.SCHEDULER_BUSY
+        return next((reason for reason, until in self._ended if scheduled <= until), otherwise)

@@ -1,0 +1,199 @@
+"""Carrying runs out: claim them in the store, send their messages, acknowledge what was sent.
+
+:class:`Dispatch` is the port, :class:`TwoStep` the way that works with every broker: a *claim* (one commit
+with an intent for each run), one message after the other, an *ack* (a second commit without the intents that
+were sent). A crash in between leaves intents, which the next leader sends again under the same ids.
+
+Nothing here knows Celery: that is the :class:`Publisher`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Protocol
+
+from celery_misfire.events import Sent
+from celery_misfire.exceptions import BrokerUnavailable
+from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.misfire import MisfireInstruction, Outcome, resolve
+from celery_misfire.records import Definition, Intent
+
+__all__ = ["Attempt", "Dispatch", "Fate", "Message", "Publisher", "Run", "TwoStep"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one entry that is to be sent."""
+
+    entry: str
+    intent: Intent
+
+
+@dataclass(frozen=True)
+class Message:
+    """A run as it is handed to the publisher.
+
+    :param fire_time: now, in milliseconds UTC.
+    :param threshold: how late it may be, in milliseconds; with the policy, for the worker to judge by.
+    """
+
+    definition: Definition
+    intent: Intent
+    task_id: str
+    fire_time: int
+    threshold: int
+    resolved: MisfireInstruction
+
+
+class Fate(Enum):
+    """What became of a message."""
+
+    #: The broker has it.
+    SENT = "sent"
+    #: It has not arrived, and the message or its queue is to blame.
+    REFUSED = "refused"
+    #: It may have arrived.
+    IN_DOUBT = "in doubt"
+    #: No attempt was made: the broker could not be reached, or the message could not be worked out.
+    NOT_TRIED = "not tried"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt to send a message.
+
+    :param error: why it failed; None when it was sent.
+    """
+
+    fate: Fate
+    error: Exception | None = None
+
+    @property
+    def broker_failed(self) -> bool:
+        """True when the broker is to blame, and so the next message would fare no better."""
+        return isinstance(self.error, BrokerUnavailable)
+
+
+class Publisher(Protocol):
+    """Sends messages to the broker."""
+
+    def connect(self) -> None:
+        """Make sure that the broker can be reached. :raises BrokerUnavailable: when it cannot."""
+
+    def publish(self, message: Message) -> Attempt:
+        """Send a message. Raises nothing but what is to end the process."""
+
+
+class Dispatch(Protocol):
+    """A way to carry out what was decided."""
+
+    def connect(self) -> None:
+        """Make sure that the broker can be reached. :raises BrokerUnavailable: when it cannot."""
+
+    def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
+        """Do a commit and send these runs, whose intents are in it or in the records already.
+
+        :raises StoreUnavailable, LeaseLost: as :meth:`Ledger.commit`.
+        """
+
+
+class TwoStep:
+    """Claim, send, acknowledge.
+
+    :param may_send: whether the lease is still ours and the broker is there, as far as we know.
+    :param note: told of each attempt as soon as it has been made.
+    :param wall: the wall clock, in milliseconds UTC.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        publisher: Publisher,
+        *,
+        may_send: Callable[[], bool],
+        note: Callable[[Run, Attempt], None],
+        wall: Callable[[], int],
+    ) -> None:
+        self._ledger, self._publisher = ledger, publisher
+        self._may_send, self._note, self._wall = may_send, note, wall
+
+    def connect(self) -> None:
+        self._publisher.connect()
+
+    def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
+        self._ledger.commit(commit)
+        # On time before late, oldest first.
+        ordered = sorted(runs, key=lambda r: (r.intent.outcome is not Outcome.FIRED, r.intent.scheduled))
+        attempts: dict[Run, Attempt] = {}
+        sent: list[Sent] = []
+        failed: set[str] = set()
+        try:
+            for run in ordered:
+                if not self._may_send():
+                    break
+                if run.entry in failed and (run.entry, run.intent.scheduled) not in self._ledger.untried:
+                    # It waits for its next try, and holds up no later run.
+                    continue
+                attempt = self._send(run, attempts, sent)
+                if attempt.fate is not Fate.SENT:
+                    failed.add(run.entry)
+                self._note(run, attempt)
+                if attempt.broker_failed:
+                    break
+        finally:
+            self._acknowledge(ordered, attempts, sent)
+
+    def _send(self, run: Run, attempts: dict[Run, Attempt], sent: list[Sent]) -> Attempt:
+        try:
+            self._publisher.connect()
+            message = self._message(run)
+        except Exception as exc:
+            # The broker is away, or a schedule of the app's own fails: this says nothing about the message.
+            return Attempt(Fate.NOT_TRIED, exc)
+        # Whatever interrupts the attempt, the message may have arrived.
+        attempts[run] = Attempt(Fate.IN_DOUBT)
+        attempts[run] = attempt = self._publisher.publish(message)
+        if attempt.fate is Fate.SENT:
+            intent = message.intent
+            sent.append(
+                Sent(
+                    entry=run.entry,
+                    outcome=intent.outcome,
+                    scheduled=intent.scheduled,
+                    fire_time=message.fire_time,
+                    merged=intent.merged,
+                    id=message.task_id,
+                )
+            )
+        return attempt
+
+    def _message(self, run: Run) -> Message:
+        definition, intent = self._ledger.definitions[run.entry], run.intent
+        asked = definition.policy.instruction if definition.policy else MisfireInstruction.DO_NOTHING
+        return Message(
+            definition,
+            intent,
+            self._ledger.task_id(run.entry, intent.generation, intent.scheduled),
+            self._wall(),
+            self._ledger.threshold(run.entry, intent.scheduled),
+            resolve(asked, self._ledger[run.entry].state.trigger_type),
+        )
+
+    def _acknowledge(self, runs: Sequence[Run], attempts: dict[Run, Attempt], sent: list[Sent]) -> None:
+        """Take what was sent out of the records, and note what is certain of the rest."""
+        self._ledger.untried -= {(run.entry, run.intent.scheduled) for run in attempts}
+        made = {(run.entry, run.intent.scheduled): attempt.fate for run, attempt in attempts.items()}
+        commit = Commit(events=list(sent))
+        for name in dict.fromkeys(run.entry for run in runs):
+            record = self._ledger.with_certainty(self._ledger[name])
+            left = []
+            for intent in record.intents:
+                fate = made.get((name, intent.scheduled))
+                if fate is None:
+                    left.append(intent)
+                elif fate is not Fate.SENT:
+                    left.append(replace(intent, unsent=fate is Fate.REFUSED))
+            commit.records[name] = replace(record, intents=tuple(left))
+        self._ledger.commit(commit)
