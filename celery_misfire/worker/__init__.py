@@ -1,9 +1,10 @@
-"""The worker's half: what may start of the runs that beat has sent.
+"""The worker side: which runs of beat may start, and a watch over beat.
 
-Two hooks ask the :class:`Guard`. :class:`Request` is asked in the main process when a run is about to go to
-the pool, and drops what is too late without troubling the pool; a pool of threads takes runs long before
-they start, so there that is too early. ``Task.before_start`` is asked where the run starts, in every pool,
-and there the run's register is written. What beat has not sent passes both for the price of a look.
+Two hooks ask the :class:`Guard`. :class:`Request` asks it in the main process, when a run is about to go to
+the pool: a run that is too late is dropped there, and costs the pool nothing. ``Task.before_start`` asks it
+where the run starts, in every pool, and there the register of the run is written. Only this hook sees how
+long a run waited in a pool of threads, which takes runs long before they start. A task that beat has not
+sent costs each hook one look at its headers.
 
 Installed by :func:`celery_misfire.install`, or by the setting ``imports = ("celery_misfire.worker",)``.
 """
@@ -40,12 +41,12 @@ class Request(celery.worker.request.Request):
 
     @property
     def context(self) -> Context:
-        """The request as its task would see it."""
+        """The request as its task sees it."""
         context: Context = self._context  # type: ignore[attr-defined]
         return context
 
     def revoked(self) -> bool:
-        """Return True when the run must not start; the message has been acknowledged then."""
+        """Return True when the run must not start; its message is acknowledged then."""
         if super().revoked():
             return True
         guard = _guard_of(self.app)
@@ -69,9 +70,12 @@ class Request(celery.worker.request.Request):
 
 _DEFAULT_REQUEST = Task.Request
 
+#: Attribute of a task whose ``track_started`` was on.
+_TRACKS_START = "_misfire_tracks"
+
 
 def _ask_before_start(cls: type[Task[Any, Any]]) -> None:
-    """Wrap ``before_start`` of a task class; Celery does not look at that of an instance."""
+    """Wrap ``before_start`` of a task class: Celery ignores one that an instance has."""
     original = cls.before_start
     if getattr(original, "asks_guard", False):
         return
@@ -81,22 +85,22 @@ def _ask_before_start(cls: type[Task[Any, Any]]) -> None:
         guard = _guard_of(self.app)
         if guard is not None and not guard.admits(self):
             raise Ignore
-        _tell_started(self, task_id)
+        _store_started(self, task_id)
         original(self, task_id, args, kwargs)
 
     before_start.asks_guard = True  # type: ignore[attr-defined]
     cls.before_start = before_start  # type: ignore[method-assign]
 
 
-def _tell_started(task: Task[Any, Any], task_id: str) -> None:
-    """Store STARTED, as Celery does for a task that tracks its start."""
+def _store_started(task: Task[Any, Any], task_id: str) -> None:
+    """Store STARTED in place of Celery, for a task that tracks its start."""
     request = task.request
-    if "_misfire_tracks" in vars(task) and not request.is_eager and not _ignores_result(task, request):
+    if _TRACKS_START in vars(task) and not request.is_eager and not _ignores_result(task, request):
         meta = {"pid": os.getpid(), "hostname": request.hostname}
         task.backend.store_result(task_id, meta, states.STARTED, request=request)
 
 
-# Up to Celery 5.5 a message has no say in this.
+# Up to Celery 5.5 only the task decides whether its result is ignored; later a message may, too.
 _ignores_result: Callable[[Task[Any, Any], Context], bool] = getattr(
     trace, "get_actual_ignore_result", lambda task, request: task.ignore_result
 )
@@ -110,9 +114,9 @@ def _guard_of(app: Celery | None) -> Guard | None:
 
 
 def install(worker: Any) -> None:
-    """Install the guard and the watcher in a worker that is about to start; once for each app.
+    """Install the guard and the watch in a worker that is about to start; once for each app.
 
-    A wrong configuration is logged, and the worker works as it would without this package.
+    A wrong configuration is logged. The worker then works as it would without this package.
     """
     app: Celery = worker.app
     result.install(app)
@@ -122,7 +126,7 @@ def install(worker: Any) -> None:
     try:
         settings = conf.read_settings(app)
     except MisfireConfigError as exc:
-        # The log is not there yet.
+        # The worker has not set its log up yet.
         known["_misfire_problem"] = exc
         return
     known["_misfire_watch"] = Watch(app, settings, worker.hostname)
@@ -134,9 +138,9 @@ def install(worker: Any) -> None:
             task.Request = Request  # type: ignore[assignment]
         _ask_before_start(type(task))
         if task.track_started:
-            # Celery would store STARTED before it asks: over the result of the run, when this is a second
-            # message of it.
-            vars(task)["_misfire_tracks"] = True
+            # Celery would store STARTED before it asks the guard. For a second message of a run, that would
+            # replace the result of the run.
+            vars(task)[_TRACKS_START] = True
             task.track_started = False
 
 
@@ -157,7 +161,7 @@ def _is_imported_by(app: Celery) -> bool:
 
 
 @worker_ready.connect
-def _begin(sender: Any, **_: Any) -> None:
+def _start(sender: Any, **_: Any) -> None:
     known = vars(sender.app)
     problem: MisfireConfigError | None = known.pop("_misfire_problem", None)
     if problem is not None:
@@ -168,7 +172,7 @@ def _begin(sender: Any, **_: Any) -> None:
 
 
 @worker_shutdown.connect
-def _end(sender: Any, **_: Any) -> None:
+def _stop(sender: Any, **_: Any) -> None:
     watch: Watch | None = vars(sender.app).get("_misfire_watch")
     if watch is not None:
         watch.stop()
