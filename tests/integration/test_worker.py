@@ -26,8 +26,8 @@ from celery_misfire.sending.missed_record import MISSED
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.worker import Guard, Request
-from tests.integration.test_missed import make_missed
 from tests.support.fires import Fires
+from tests.support.missed import make_missed
 from tests.support.processes import NAMESPACE, CeleryProcess, Project, wait_for
 from tests.support.redis_server import RedisServer
 from tests.support.results import let_go
