@@ -21,9 +21,10 @@ from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import beat_init
 from kombu import Producer
 
-from celery_misfire import beat_file
-from celery_misfire.conf import settings as conf
-from celery_misfire.conf.problems import as_line
+from celery_misfire.conf.entries import ENTRY_KEYS
+from celery_misfire.conf.problems import as_line, spelling
+from celery_misfire.conf.settings import read_config
+from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.events import Event, GaveUp, Misfired
 from celery_misfire.exceptions import (
     LeaseLost,
@@ -60,7 +61,7 @@ class MisfireMixin(Scheduler):
     """Misfire handling for a subclass of :class:`celery.beat.Scheduler`."""
 
     #: What an entry of ``beat_schedule`` may hold.
-    entry_keys: Collection[str] = conf.ENTRY_KEYS
+    entry_keys: Collection[str] = ENTRY_KEYS
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
         self._misfire_keys: dict[str, Any] = {}
@@ -82,7 +83,7 @@ class MisfireMixin(Scheduler):
         configured = app.conf.beat_schedule
         # Celery takes an empty list or tuple for no entries, too.
         self._configured: Mapping[str, Any] = {} if configured in ([], ()) else configured
-        self._settings, policies = conf.read_config(app, self._configured, self.entry_keys)
+        self._settings, policies = read_config(app, self._configured, self.entry_keys)
         self._description = describe(app, self._settings, self._configured, policies)
         self._compared = ""
         super().__init__(app, *args, **kwargs)
@@ -95,13 +96,7 @@ class MisfireMixin(Scheduler):
         settings = self._settings
         for warning in self._warnings():
             logger.warning("beat: %s", warning)
-        self._store = RedisStore(
-            settings.redis_url,
-            settings.namespace,
-            settings.redis_options,
-            settings.history,
-            min(LONGEST_CALL, settings.lease_ttl / 4),
-        )
+        self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
         self._lease = Lease(self._store, settings.lease_ttl, settings.lease_renew)
         self._reporter = Reporter(self.app, settings)
         self._leader = Leader(
@@ -133,7 +128,7 @@ class MisfireMixin(Scheduler):
 
     def _warnings(self) -> list[str]:
         """Return what is allowed in the configuration, but hardly meant."""
-        return conf.warnings_for(self.app, self._settings, self._configured)
+        return warnings_for(self.app, self._settings, self._configured)
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
         super().merge_inplace({n: self._stripped(n, e) for n, e in dict(b).items()})
@@ -171,8 +166,11 @@ class MisfireMixin(Scheduler):
 
     @cached_property
     def _last_runs(self) -> Mapping[str, datetime]:
+        # Needed once in a lifetime, by those who come from Celery's own scheduler.
+        from celery_misfire.beat_file import last_runs
+
         try:
-            found = beat_file.last_runs(self._filename)
+            found = last_runs(self._filename)
         except ValueError as exc:
             logger.warning("beat: the schedule file %r is left alone: %s", self._filename, exc)
             return {}
@@ -242,8 +240,8 @@ class MisfireMixin(Scheduler):
         except (StoreUnavailable, NewerSchema) as exc:
             if isinstance(exc, StoreRefused) and not self._store_works:
                 # Whoever has just started beat had better see it end than read of it later.
-                line = as_line("misfire_redis_url", str(exc))
-                raise MisfireConfigError([conf.spelling(self.app)(line)]) from None
+                place = spelling(self.app)("misfire_redis_url")
+                raise MisfireConfigError([as_line(place, str(exc))]) from None
             self._trouble.mention(f"{exc}; standing by")
             return min(1.0, self._settings.standby_poll)
         self._trouble.over("the store is there again")
@@ -300,7 +298,7 @@ class MisfireMixin(Scheduler):
 
     def _compare(self) -> None:
         """Say once to both, if the beat that leads was configured otherwise than this one."""
-        theirs = self._store.description
+        theirs = self._lease.holder_description
         # One that died, as the predecessor of this one may have, does not matter.
         if not self._lease.other_was_alive or theirs in ("", self._compared, self._description[0]):
             return

@@ -22,7 +22,7 @@ __all__ = ["HEADER", "LONGEST_NAME", "Fire", "current_fire", "header", "isoforma
 #: Name of the message header.
 HEADER = "misfire"
 
-#: Version of its content. Fields may be added under one version; a change of meaning takes the next.
+#: Version of the header. A new field keeps the version; a new meaning takes the next.
 _VERSION = 1
 
 #: Most characters in the name of an entry.
@@ -30,7 +30,7 @@ LONGEST_NAME = 200
 
 _SENT = (Outcome.FIRED, Outcome.RECOVERED)
 
-# Part of every task id ever made: it must never change.
+# This namespace is part of every task id that was ever made. It must never change.
 _IDS = uuid5(NAMESPACE_OID, "celery-misfire")
 
 
@@ -42,8 +42,7 @@ class Fire:
     :param fire_time: when beat sent it, aware, in UTC.
     :param entry: name of the entry in the schedule.
     :param outcome: ``Outcome.FIRED`` or ``Outcome.RECOVERED``.
-    :param missed_count: how many misfired occurrences this run stands for, its own among them; 0 when none
-        misfired.
+    :param missed_count: how many misfired occurrences this run stands for, with its own; 0 for a run in time.
     :param last_missed_fire_time: scheduled fire time of the last one merged into this run, aware, in UTC;
         None when nothing was merged.
     """
@@ -60,11 +59,11 @@ def current_fire() -> Fire | None:
     """Return the fire that the running task was sent for, also in a retry and after a redelivery.
 
     :returns: None outside of a task, for a task that beat did not send (or not through this package), and
-        for a header that makes no sense. Never raises.
+        for a header that is not valid. Never raises.
     """
     request = getattr(current_task, "request", None)
     headers = getattr(request, "headers", None)
-    # A worker merges headers into the request; an eager call leaves them in a dict.
+    # A worker merges headers into the request. An eager call leaves them in a dict.
     raw = headers.get(HEADER) if isinstance(headers, dict) else None
     return read(getattr(request, HEADER, None) if raw is None else raw)
 
@@ -83,18 +82,18 @@ def header(
     threshold: float | None,
     on_missed: str | None = None,
 ) -> dict[str, Any]:
-    """Return the content of the header of one publish attempt, as plain JSON types.
+    """Return the header of one attempt to publish, as plain JSON types.
 
-    Moments come as milliseconds UTC and travel as ISO 8601 text. Every call makes a new ``nonce``, by which
-    the worker tells a second publish from a redelivery.
+    Moments come in as milliseconds UTC and are sent as ISO 8601 text. Each call makes a new ``nonce``: with
+    it a worker tells a second publish from a redelivery.
 
     :param merged: how many further occurrences the run stands for.
     :param last_missed: scheduled fire time of the last of those.
     :param generation: as in :func:`task_id`.
-    :param instruction: the misfire instruction as it is configured; None: misfire handling is off.
-    :param resolved: the one it stands for on this trigger.
+    :param instruction: the misfire instruction as configured. None: misfire handling is off.
+    :param resolved: the instruction that it stands for on this trigger.
     :param threshold: the misfire threshold in force, in seconds.
-    :param on_missed: the handler task, should the worker have to give the run up.
+    :param on_missed: the handler task, in case a worker gives the run up.
     """
     content = {
         "v": _VERSION,
@@ -116,12 +115,12 @@ def header(
 
 
 def task_id(namespace: str, entry: str, generation: int, scheduled_ms: int) -> str:
-    """Return the id of one occurrence; always the same, so that no crash can give it two.
+    """Return the task id of one occurrence. It is always the same, so no crash can give an occurrence two.
 
-    :param generation: changes when the entry's fire times change meaning, so that ids never repeat.
+    :param generation: another one when the entry's fire times change meaning, so that ids never repeat.
     :param scheduled_ms: the scheduled fire time, in milliseconds UTC.
     """
-    # JSON keeps apart what plain joining would mix up, and takes any text.
+    # Texts that are only joined could be equal for different occurrences. JSON keeps the parts apart.
     return str(uuid5(_IDS, json.dumps((namespace, entry, generation, scheduled_ms))))
 
 
@@ -131,8 +130,8 @@ def isoformat(moment: datetime) -> str:
 
 
 def read(raw: object) -> Fire | None:
-    """Return what a header says, None when it is none of ours or makes no sense."""
-    # It came over the network, so nothing is taken for granted.
+    """Return the fire that a header tells of, None when it is not ours or not valid."""
+    # The header came over the network, so everything in it is checked.
     if not isinstance(raw, dict) or raw.get("v") != _VERSION:
         return None
     entry, missed_count = raw.get("entry"), raw.get("missed_count")

@@ -1,22 +1,31 @@
-"""What to do about a run that is due late: instructions, policies, trigger state, and the planner.
+"""What happens to a run that is due late: the trigger state, and the planner that decides.
 
-Pure: nothing here reads a clock, a store or a broker. Every moment is an integer number of
+:func:`plan` is a pure function: it reads no clock, no store and no broker. Every moment is a whole number of
 milliseconds since 1970-01-01 UTC and comes in as an argument. The rules are Quartz's
 (``SimpleTriggerImpl.updateAfterMisfire``, ``CronTriggerImpl.updateAfterMisfire`` and the misfire test
-of its job stores); where ours differ on purpose, the line says so.
+of its job stores). Where ours differ on purpose, a comment says so.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import Protocol
 
-from celery_misfire.texts import quote, type_name, unknown_word
+from celery_misfire.policy import (
+    AUTO_THRESHOLD,
+    FITTING,
+    MisfireInstruction,
+    MisfirePolicy,
+    Outcome,
+    Reason,
+    TriggerType,
+    resolve,
+    threshold_millis,
+)
 
 __all__ = [
+    "AUTO_THRESHOLD",
     "ENDLESS",
     "FITTING",
     "FireTimes",
@@ -35,183 +44,27 @@ __all__ = [
     "from_millis",
     "plan",
     "resolve",
+    "threshold_millis",
     "to_millis",
 ]
 
 #: ``repeat_count`` of a trigger that repeats for ever (Quartz's REPEAT_INDEFINITELY).
 ENDLESS = -1
 
-#: The longest automatic misfire threshold, in milliseconds (Quartz's default threshold).
-AUTO_THRESHOLD = 60_000
-
-
-class MisfireInstruction(StrEnum):
-    """What happens to the fire times that passed while nobody could run them."""
-
-    #: Decide by the type of the trigger, see :func:`resolve`.
-    SMART_POLICY = "smart_policy"
-    #: Run every one of them, late, oldest first, each with its own scheduled fire time.
-    IGNORE_MISFIRE_POLICY = "ignore_misfire_policy"
-    #: One late run stands for all of them; the schedule goes on as it was.
-    FIRE_ONCE_NOW = "fire_once_now"
-    #: Run none of them; the schedule goes on as it was.
-    DO_NOTHING = "do_nothing"
-    #: A single run: late, now. A repeated one: as ``reschedule_now_with_remaining_repeat_count``.
-    FIRE_NOW = "fire_now"
-    #: One late run, and the schedule starts again from now with the runs it had left.
-    RESCHEDULE_NOW_WITH_EXISTING_REPEAT_COUNT = "reschedule_now_with_existing_repeat_count"
-    #: One late run, and the schedule starts again from now; the intervals missed are used up.
-    RESCHEDULE_NOW_WITH_REMAINING_REPEAT_COUNT = "reschedule_now_with_remaining_repeat_count"
-    #: Run none of them, go on with the next on the old grid; the counter does not count them.
-    RESCHEDULE_NEXT_WITH_EXISTING_COUNT = "reschedule_next_with_existing_count"
-    #: Run none of them, go on with the next on the old grid; the counter counts them as used.
-    RESCHEDULE_NEXT_WITH_REMAINING_COUNT = "reschedule_next_with_remaining_count"
-
-
-class TriggerType(StrEnum):
-    """The four kinds of schedule that Quartz's rules tell apart."""
-
-    ONCE = "once"
-    FIXED = "fixed"
-    ENDLESS = "endless"
-    CRON = "cron"
-
-
-class Outcome(StrEnum):
-    """How one occurrence ended; every occurrence ends as exactly one of these."""
-
-    FIRED = "fired"
-    RECOVERED = "recovered"
-    MERGED = "merged"
-    MISSED = "missed"
-
-
-class Reason(StrEnum):
-    """Why an occurrence was late or never ran."""
-
-    SCHEDULER_DOWN = "scheduler_down"
-    FAILOVER = "failover"
-    STORE_UNAVAILABLE = "store_unavailable"
-    BROKER_UNAVAILABLE = "broker_unavailable"
-    SCHEDULER_BUSY = "scheduler_busy"
-    QUEUE_LATE = "queue_late"
-    PAUSED = "paused"
-    TOO_OLD = "too_old"
-    CAPPED = "capped"
-    ENDED = "ended"
-    SCHEDULE_ERROR = "schedule_error"
-    PUBLISH_REJECTED = "publish_rejected"
-    ENTRY_DELETED = "entry_deleted"
-    CLOCK_JUMP = "clock_jump"
-    EXPIRED = "expired"
-    START_IN_PAST = "start_in_past"
-
-
-_FOR_ALL = (
-    MisfireInstruction.SMART_POLICY,
-    MisfireInstruction.IGNORE_MISFIRE_POLICY,
-    MisfireInstruction.FIRE_ONCE_NOW,
-    MisfireInstruction.DO_NOTHING,
-)
-
-#: The instructions that fit each type of trigger.
-FITTING: dict[TriggerType, tuple[MisfireInstruction, ...]] = {
-    TriggerType.ONCE: tuple(MisfireInstruction),
-    TriggerType.FIXED: tuple(MisfireInstruction),
-    TriggerType.ENDLESS: tuple(MisfireInstruction),
-    TriggerType.CRON: _FOR_ALL,
-}
-
-_SMART = {
-    TriggerType.ONCE: MisfireInstruction.FIRE_NOW,
-    TriggerType.FIXED: MisfireInstruction.RESCHEDULE_NOW_WITH_EXISTING_REPEAT_COUNT,
-    TriggerType.ENDLESS: MisfireInstruction.RESCHEDULE_NEXT_WITH_REMAINING_COUNT,
-    TriggerType.CRON: MisfireInstruction.FIRE_ONCE_NOW,
-}
-
-
-def resolve(instruction: MisfireInstruction, trigger_type: TriggerType) -> MisfireInstruction:
-    """Return the instruction that `instruction` stands for on a trigger of this type.
-
-    Only ``smart_policy`` stands for another one; ``fire_now`` keeps its name on repeated triggers,
-    although it acts there as ``reschedule_now_with_remaining_repeat_count``.
-    """
-    return _SMART[trigger_type] if instruction is MisfireInstruction.SMART_POLICY else instruction
-
-
-@dataclass(frozen=True)
-class MisfirePolicy:
-    """What an entry does when it misfires.
-
-    :param instruction: a :class:`MisfireInstruction` or its name.
-    :param threshold: how late a fire may be before it is a misfire, in seconds (or a timedelta);
-        late by exactly this much *is* a misfire, as in Quartz. ``"auto"``: half the gap between the
-        misfired fire time and the next one, at most 60 seconds.
-    :param max_catch_up: at most so many misfired occurrences are run late, the newest ones.
-        None: no limit.
-    :param max_lateness: misfired occurrences older than this, in seconds (or a timedelta), never run.
-        None: no limit.
-    :param on_missed: name of a task that is sent with the record of what was missed.
-    :raises ValueError: when a value makes no sense; the message names the field and the value.
-    """
-
-    instruction: MisfireInstruction = MisfireInstruction.SMART_POLICY
-    threshold: float | str = "auto"
-    max_catch_up: int | None = None
-    max_lateness: float | None = None
-    on_missed: str | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "instruction", _instruction(self.instruction))
-        if self.threshold != "auto":
-            object.__setattr__(self, "threshold", _seconds("threshold", self.threshold, also=" or 'auto'"))
-        if self.max_lateness is not None:
-            object.__setattr__(self, "max_lateness", _seconds("max_lateness", self.max_lateness))
-        limit = self.max_catch_up
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise ValueError(
-                f"max_catch_up: expected a whole number from 1, got {quote(limit)}. "
-                "To run nothing use the instruction 'do_nothing'."
-            )
-        if self.on_missed is not None and not (isinstance(self.on_missed, str) and self.on_missed):
-            given = quote(self.on_missed) if isinstance(self.on_missed, str) else type_name(self.on_missed)
-            raise ValueError(f"on_missed: expected the name of a task, got {given}.")
-
-
-def _instruction(value: object) -> MisfireInstruction:
-    try:
-        return MisfireInstruction(str(value))
-    except ValueError:
-        raise ValueError(f"instruction: {unknown_word(value, tuple(MisfireInstruction))}") from None
-
-
-# Longer is a mistake of units, and would overflow later.
-_HUNDRED_YEARS = 100 * 366 * 86_400
-
-
-def _seconds(name: str, value: object, also: str = "") -> float:
-    if isinstance(value, timedelta):
-        value = value.total_seconds()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected a number of seconds > 0{also}, got {quote(value)}.")
-    if value > _HUNDRED_YEARS:
-        raise ValueError(f"{name}: expected seconds, got more than 100 years: {quote(value)}.")
-    return float(value)
-
 
 @dataclass(frozen=True)
 class MissedFire:
-    """What is known of runs that never happen; the record that signals and results carry.
+    """The record of runs that never happen, as signals and results carry it.
 
     :param entry: name of the entry in the schedule.
     :param task: name of its task.
-    :param task_id: id of the result, the one that the first of these runs would have had.
-    :param first: scheduled fire time of the first of them, aware.
-    :param last: scheduled fire time of the last of them, aware.
-    :param count: how many there are.
-    :param reason: a :class:`Reason`.
+    :param task_id: id of the result: the task id that the first of these runs would have had.
+    :param first: scheduled fire time of the first run, aware.
+    :param last: scheduled fire time of the last run, aware.
+    :param count: number of runs.
+    :param reason: why they never happen. A newer version may have stored one that this version does not know.
     :param instruction: the misfire instruction that was applied, resolved.
-    :param detected_at: when they were given up, aware.
+    :param detected_at: when beat or a worker gave them up, aware.
     """
 
     entry: str
@@ -227,7 +80,7 @@ class MissedFire:
 
 @dataclass(frozen=True)
 class TriggerState:
-    """Where a trigger stands; the words are Quartz's, the moments milliseconds UTC.
+    """Where a trigger stands. The words are Quartz's, the moments milliseconds UTC.
 
     :param next_fire_time: the next expected fire time; None when it never fires again.
     :param previous_fire_time: scheduled time of the last occurrence decided.
@@ -236,6 +89,7 @@ class TriggerState:
     :param start_time: first fire time of the grid in force (moved by the ``reschedule_now`` instructions).
     :param end_time: no run starts after it; None for no end.
     :param max_runs: a cron type's runs in all, whatever is missed in between; None for no limit.
+    :param unknown_fields: what a newer version has stored with the state, as JSON. It is kept and not used.
     """
 
     next_fire_time: int | None
@@ -245,10 +99,11 @@ class TriggerState:
     repeat_count: int | None = None
     end_time: int | None = None
     max_runs: int | None = None
+    unknown_fields: str = ""
 
     @property
     def runs_left(self) -> int | None:
-        """How many runs are left, None for no limit; a grid counts its slots instead."""
+        """How many runs are left, None for no limit. Only cron types have it: a grid counts its slots."""
         return None if self.max_runs is None else self.max_runs - self.times_triggered
 
     @property
@@ -261,7 +116,7 @@ class TriggerState:
 
 
 class FireTimes(Protocol):
-    """The fire times of a trigger, as arithmetic: asking for far ones must not walk through the near ones."""
+    """The fire times of a trigger, by arithmetic: far ones are found without a walk through near ones."""
 
     def after(self, moment: int) -> int | None:
         """Return the first fire time strictly after `moment`, None when there is none."""
@@ -278,7 +133,7 @@ class Trigger(Protocol):
 
     @property
     def trigger_type(self) -> TriggerType:
-        """The type that the schedule was configured as; decides which instructions fit."""
+        """The type of the schedule as it was configured. It decides which instructions fit."""
 
     @property
     def interval(self) -> int | None:
@@ -297,10 +152,11 @@ class Trigger(Protocol):
 
 @dataclass(frozen=True)
 class Runs:
-    """A stretch of consecutive occurrences that are to be run, oldest first.
+    """Consecutive occurrences that are to be run, oldest first.
 
-    :param merged: how many further occurrences the (single) run stands for.
-    :param last_missed: the last of those, None when there is none.
+    :param merged: how many further occurrences the run stands for. Then there is only one run.
+    :param last_missed: the last of those occurrences, None when there is none.
+    :param unknown_fields: as in :class:`TriggerState`.
     """
 
     first: int
@@ -309,11 +165,12 @@ class Runs:
     outcome: Outcome
     merged: int = 0
     last_missed: int | None = None
+    unknown_fields: str = ""
 
 
 @dataclass(frozen=True)
 class Missed:
-    """A stretch of consecutive occurrences that never run."""
+    """Consecutive occurrences that never run."""
 
     first: int
     last: int
@@ -323,7 +180,7 @@ class Missed:
 
 @dataclass(frozen=True)
 class Misfire:
-    """That an entry misfired, and what was done about it."""
+    """One misfire of an entry, and what is done about it."""
 
     first: int
     last: int
@@ -337,19 +194,12 @@ class Misfire:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every consequence of one look at one trigger."""
+    """All that follows when one trigger is planned at one moment."""
 
     state: TriggerState
     runs: tuple[Runs, ...] = ()
     missed: tuple[Missed, ...] = ()
     misfire: Misfire | None = None
-
-
-def threshold_millis(policy: MisfirePolicy | None, scheduled: int, following: int | None) -> int:
-    """Return how late the fire scheduled at this time may be before it is a misfire, in milliseconds."""
-    if policy is not None and policy.threshold != "auto":
-        return round(float(policy.threshold) * 1000)
-    return AUTO_THRESHOLD if following is None else min(AUTO_THRESHOLD, (following - scheduled) // 2)
 
 
 def plan(
@@ -361,13 +211,13 @@ def plan(
 ) -> Plan:
     """Decide what happens to every occurrence that is due at `now`.
 
-    The verdict is one for the whole episode: when the oldest due occurrence is late by the threshold or
-    more, all of them have misfired; else all of them fire, whatever the instruction (Quartz).
+    There is one verdict for all of them, as in Quartz. When the oldest is late by the threshold or more, all
+    have misfired. Else all fire, whatever the instruction.
 
-    :param policy: None switches misfire handling off for the entry: what is late is dropped without a trace.
+    :param policy: None switches misfire handling off: late occurrences are dropped without a record.
     :param reason: why occurrences are late, if they are.
-    :returns: a :class:`Plan` whose state has its next fire time after `now`; planning again from that
-        state at the same `now` decides nothing.
+    :returns: a :class:`Plan` whose state has its next fire time after `now`. Planned again from that state at
+        the same `now`, nothing is decided.
     """
     first = state.next_fire_time
     if first is None or first > now:
@@ -377,39 +227,39 @@ def plan(
     if following is None or following > now:
         last, count = first, 1
     else:
-        # `now` itself is included: a fire time that is reached exactly is due.
+        # A fire time that equals `now` is due.
         last = times.before(now + 1) or first
         count = times.count(first, last)
     in_time = now - first < threshold_millis(policy, first, following)
     ignores = policy is not None and policy.instruction is MisfireInstruction.IGNORE_MISFIRE_POLICY
     if (in_time or ignores) and state.runs_left is not None and count > state.runs_left:
-        # With the last of its runs it is complete; what would have followed is no occurrence.
+        # The trigger is complete with the last of its runs. What would have followed is no occurrence.
         count = state.runs_left
-        last = _nth(times, first, last, count)
+        last = _find_nth(times, first, last, count)
     if in_time:
-        if _ended(state, now) and not ignores:
+        if _has_ended(state, now) and not ignores:
             missed = Missed(first, last, count, Reason.ENDED)
-            return Plan(_advanced(state, times, now, last, count, runs=0), missed=(missed,))
+            return Plan(_pass_over(state, times, now, last, count, runs=0), missed=(missed,))
         runs = Runs(first, last, count, Outcome.FIRED)
-        return Plan(_advanced(state, times, now, last, count, runs=count), runs=(runs,))
+        return Plan(_pass_over(state, times, now, last, count, runs=count), runs=(runs,))
     if policy is None:
-        return Plan(_advanced(state, times, now, last, count, runs=0))
+        return Plan(_pass_over(state, times, now, last, count, runs=0))
     return _Episode(trigger, times, state, policy, now, reason, first, last, count).plan()
 
 
-def _advanced(
+def _pass_over(
     state: TriggerState, times: FireTimes, now: int, last: int, count: int, runs: int
 ) -> TriggerState:
     """Return the state after `count` occurrences up to `last`, of which `runs` were run."""
-    # A grid's slots are used up by passing, a cron type's runs by running.
+    # A grid uses up a slot for each occurrence, a cron type one for each run.
     used = runs if state.repeat_count is None else count
     moved = replace(state, previous_fire_time=last, times_triggered=state.times_triggered + used)
     complete = moved.runs_left is not None and moved.runs_left <= 0
     return replace(moved, next_fire_time=None if complete else times.after(now))
 
 
-def _nth(times: FireTimes, first: int, last: int, n: int) -> int:
-    """Return the `n`-th fire time from `first` on, which is one and counts, in few questions."""
+def _find_nth(times: FireTimes, first: int, last: int, n: int) -> int:
+    """Return the `n`-th fire time, where `first` is the first one. Searches by halves."""
     low, high = first, last
     while low < high:
         middle = (low + high) // 2
@@ -420,15 +270,14 @@ def _nth(times: FireTimes, first: int, last: int, n: int) -> int:
     return low
 
 
-def _ended(state: TriggerState, now: int) -> bool:
-    # Quartz starts such a run all the same under fire_now and fire_once_now; an end that does not end
-    # anything helps nobody.
+def _has_ended(state: TriggerState, now: int) -> bool:
+    # Under fire_now and fire_once_now, Quartz starts a run after the end all the same. We do not.
     return state.end_time is not None and now > state.end_time
 
 
 @dataclass(frozen=True)
 class _Episode:
-    """The occurrences `first` to `last` have misfired."""
+    """The occurrences from `first` to `last`, which have misfired."""
 
     trigger: Trigger
     times: FireTimes
@@ -446,56 +295,57 @@ class _Episode:
             case MisfireInstruction.IGNORE_MISFIRE_POLICY:
                 return self._run_every_one()
             case MisfireInstruction.FIRE_ONCE_NOW:
-                return self._run_one(self._advanced(runs=1))
+                return self._run_one(self._pass_over(runs=1))
             case MisfireInstruction.FIRE_NOW if trigger_type is TriggerType.ONCE:
-                return self._run_one(self._advanced(runs=1))
+                return self._run_one(self._pass_over(runs=1))
             case MisfireInstruction.DO_NOTHING | MisfireInstruction.RESCHEDULE_NEXT_WITH_REMAINING_COUNT:
-                return self._run_none(self._with_triggered(self._intervals_to_next()))
+                return self._run_none(self._keep_grid(self._intervals_to_next()))
             case MisfireInstruction.RESCHEDULE_NEXT_WITH_EXISTING_COUNT:
-                return self._run_none(self._with_triggered(0))
+                return self._run_none(self._keep_grid(0))
             case MisfireInstruction.RESCHEDULE_NOW_WITH_EXISTING_REPEAT_COUNT:
-                return self._run_one(self._restarted(intervals_missed=0))
+                return self._run_one(self._restart_now(intervals_missed=0))
             case MisfireInstruction.FIRE_NOW | MisfireInstruction.RESCHEDULE_NOW_WITH_REMAINING_REPEAT_COUNT:
                 interval = self.trigger.interval
                 used = 0 if interval is None else (self.now - self.first) // interval
-                return self._run_one(self._restarted(intervals_missed=used))
+                return self._run_one(self._restart_now(intervals_missed=used))
             case unresolved:  # pragma: no cover
                 raise AssertionError(f"{unresolved} is not an instruction to carry out")
 
-    def _advanced(self, runs: int) -> TriggerState:
-        return _advanced(self.state, self.times, self.now, self.last, self.count, runs)
+    def _pass_over(self, runs: int) -> TriggerState:
+        return _pass_over(self.state, self.times, self.now, self.last, self.count, runs)
 
-    def _with_triggered(self, used: int) -> TriggerState:
-        return replace(self._advanced(runs=0), times_triggered=self.state.times_triggered + used)
+    def _keep_grid(self, used: int) -> TriggerState:
+        """Return the state in which the schedule goes on as it was, with so many slots used up."""
+        return replace(self._pass_over(runs=0), times_triggered=self.state.times_triggered + used)
 
     def _intervals_to_next(self) -> int:
-        """Return how many intervals there are to the next fire time, excluded ones included, as in Quartz."""
-        following = self._advanced(runs=0).next_fire_time
+        """Return the number of intervals up to the next fire time. Excluded ones count, as in Quartz."""
+        following = self._pass_over(runs=0).next_fire_time
         if following is None or self.trigger.interval is None:
             return 0
         return (following - self.first) // self.trigger.interval
 
     def _run_every_one(self) -> Plan:
-        first, missed = self._without_too_old()
+        first, missed = self._drop_too_old()
         if first is None:
-            return self._result(self._advanced(runs=self.count), (), missed)
+            return self._result(self._pass_over(runs=self.count), (), missed)
         limit = self.policy.max_catch_up
         remaining = self.times.count(first, self.last)
         if limit is not None and remaining > limit:
-            oldest_kept = self._newest(limit)
+            oldest_kept = self._oldest_of_newest(limit)
             last_capped = self.times.before(oldest_kept)
             assert last_capped is not None
             missed = (*missed, Missed(first, last_capped, remaining - limit, Reason.CAPPED))
             first, remaining = oldest_kept, limit
         runs = Runs(first, self.last, remaining, Outcome.RECOVERED)
-        return self._result(self._advanced(runs=self.count), (runs,), missed)
+        return self._result(self._pass_over(runs=self.count), (runs,), missed)
 
     def _run_one(self, state: TriggerState) -> Plan:
-        first, missed = self._without_too_old()
+        first, missed = self._drop_too_old()
         if first is None:
-            return self._result(self._advanced(runs=0), (), missed)
-        if _ended(self.state, self.now):
-            return self._run_none(self._advanced(runs=0), Reason.ENDED)
+            return self._result(self._pass_over(runs=0), (), missed)
+        if _has_ended(self.state, self.now):
+            return self._run_none(self._pass_over(runs=0), Reason.ENDED)
         merged = self.times.count(first, self.last) - 1
         runs = Runs(first, first, 1, Outcome.RECOVERED, merged, self.last if merged else None)
         return self._result(state, (runs,), missed)
@@ -503,35 +353,36 @@ class _Episode:
     def _run_none(self, state: TriggerState, reason: Reason | None = None) -> Plan:
         return self._result(state, (), (Missed(self.first, self.last, self.count, reason or self.reason),))
 
-    def _restarted(self, intervals_missed: int) -> TriggerState:
-        """Return the state of a trigger whose grid starts again now, after the run that is made now."""
+    def _restart_now(self, intervals_missed: int) -> TriggerState:
+        """Return the state in which the grid starts again now, with the run that is made now."""
         repeat_count, triggered = self.state.repeat_count, self.state.times_triggered
         if repeat_count is not None and repeat_count > 0:
             repeat_count = max(0, repeat_count - triggered - intervals_missed)
             triggered = 0
         state = replace(
-            self._advanced(runs=1),
+            self._pass_over(runs=1),
             start_time=self.now,
             repeat_count=repeat_count,
             times_triggered=triggered + 1,
         )
         return replace(state, next_fire_time=self.trigger.fire_times(state).after(self.now))
 
-    def _without_too_old(self) -> tuple[int | None, tuple[Missed, ...]]:
+    def _drop_too_old(self) -> tuple[int | None, tuple[Missed, ...]]:
         """Return the first occurrence that is not too old to run, and the record of those that are."""
         if self.policy.max_lateness is None:
             return self.first, ()
         oldest = self.now - round(self.policy.max_lateness * 1000)
         if self.first >= oldest:
             return self.first, ()
-        # What a count of runs does not reach is no occurrence, and so not too old either.
+        # What comes after the last of counted runs is no occurrence, and so not too old either.
         too_old = self.times.before(min(oldest, self.last + 1))
         assert too_old is not None
         missed = Missed(self.first, too_old, self.times.count(self.first, too_old), Reason.TOO_OLD)
         kept = self.times.after(too_old)
         return (None if kept is None or kept > self.last else kept), (missed,)
 
-    def _newest(self, limit: int) -> int:
+    def _oldest_of_newest(self, limit: int) -> int:
+        """Return the first of the newest `limit` occurrences."""
         kept = self.last
         for _ in range(limit - 1):
             kept = self.times.before(kept) or kept
@@ -558,7 +409,7 @@ class _Episode:
 
 
 def to_millis(moment: datetime) -> int:
-    """Return an aware datetime as milliseconds since 1970 UTC, cut to the millisecond below.
+    """Return an aware datetime as milliseconds since 1970 UTC, rounded down.
 
     :raises ValueError: for a naive datetime.
     """

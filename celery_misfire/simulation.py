@@ -54,8 +54,8 @@ class Simulation:
 
     :param fires: every run, in the order of sending.
     :param missed: every stretch of occurrences that never run.
-    :param misfired: whether misfire handling was invoked at all (also under ``ignore_misfire_policy``,
-        where Quartz notifies nobody).
+    :param misfired: True when anything misfired, also under ``ignore_misfire_policy``, where Quartz notifies
+        nobody.
     :param next_fire_time: the first expected fire time after `until`, None when there is none.
     :param state: the trigger state at the end, in milliseconds UTC.
     """
@@ -76,12 +76,13 @@ def simulate(
     until: datetime,
     start: datetime | None = None,
 ) -> Simulation:
-    """Return what `schedule` does when beat is away from `down_at` (a fire at that instant is not made)
-    to `up_at`, and runs on to `until` (a fire at that instant is made). Runs take no time.
+    """Return what `schedule` does when beat is away from `down_at` to `up_at`, and then runs on to `until`.
+
+    A fire time that equals `down_at` is not fired, one that equals `until` is. Runs take no time.
 
     :param schedule: any Celery schedule, or a number of seconds, or a timedelta.
-    :param policy: the misfire policy, or the name of an instruction; it must fit the type of the schedule.
-    :param start: when the entry was first seen; None: at `down_at`.
+    :param policy: the misfire policy, or the name of an instruction. It must fit the type of the schedule.
+    :param start: when the entry was first seen. None: at `down_at`.
     :raises ValueError: for naive datetimes, times out of order, and an instruction that does not fit.
     """
     if isinstance(policy, str):
@@ -107,9 +108,9 @@ def simulate_trigger(
     up_at: datetime,
     until: datetime,
 ) -> Simulation:
-    """Do what :func:`simulate` does, for a trigger that is known already, and from the state it is in.
+    """Do what :func:`simulate` does for a trigger that is in a given state.
 
-    :param start: when beat begins to look after it; what is due by then has misfired, if it is late enough.
+    :param start: when beat begins to look after it. What is due by then has misfired, if it is late enough.
     :raises ValueError: as :func:`simulate`.
     """
     if policy.instruction not in FITTING[trigger.trigger_type]:
@@ -131,7 +132,7 @@ class _VirtualBeat:
         self._misfired = False
 
     def run(self, now: int, until: int) -> None:
-        """Be alive from `now` to `until`, both included."""
+        """Let beat run from `now` to `until`, both included."""
         while (due := self._state.next_fire_time) is not None and max(due, now) <= until:
             now = max(due, now)
             before, after = self._state, plan(self._trigger, self._state, self._policy, now)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Trigger, threshold_millis
 from celery_misfire.records import EntryRecord
 
-__all__ = ["Status", "status_of"]
+__all__ = ["Status", "is_current", "status_of"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,16 @@ class Status:
     threshold: int = AUTO_THRESHOLD
     is_overdue: bool = False
 
+    @property
+    def overdue_since(self) -> int | None:
+        """The fire time that is overdue, None when none is."""
+        return self.next_fire_time if self.is_overdue else None
+
+
+def is_current(record: EntryRecord, trigger: Trigger) -> bool:
+    """Return False for the record of another schedule: beat has not seen yet that the entry was edited."""
+    return record.removed_at is None and record.fingerprint == trigger.fingerprint
+
 
 def status_of(
     record: EntryRecord | None,
@@ -48,7 +58,7 @@ def status_of(
     """
     if record is None or record.removed_at is not None:
         return Status()
-    if trigger is not None and record.fingerprint != trigger.fingerprint:
+    if trigger is not None and not is_current(record, trigger):
         return Status()
     due = record.state.next_fire_time
     if due is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 __all__ = [
@@ -103,21 +103,26 @@ def describe_error(exc: BaseException) -> str:
     return one_line(f"{type(exc).__name__}: {text}" if text else type(exc).__name__)
 
 
-def suggestion(word: object, words: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` when one of the words is close, else nothing."""
+def suggestion(word: object, words: Iterable[str], spell: Callable[[str], str] = str) -> str:
+    """Return ``" Did you mean 'x'?"`` when one of the words is close, else nothing.
+
+    :param spell: returns a word as it is to be written.
+    """
     if not isinstance(word, str):
         return ""
     plain = re.sub(r"\W+", "_", word.lower()).removeprefix("misfire_instruction_")
     known = {str(candidate).lower(): str(candidate) for candidate in words}
     near = difflib.get_close_matches(plain, known, n=1, cutoff=0.7)
     near = near or [candidate for candidate in known if plain and candidate.startswith(plain)]
-    return f" Did you mean {known[near[0]]!r}?" if near else ""
+    return f" Did you mean {spell(known[near[0]])!r}?" if near else ""
 
 
 def unknown_word(value: object, words: Collection[str], allowed: str = "Allowed") -> str:
     return f"{quote(value)} is unknown.{suggestion(value, words)} {allowed}: {', '.join(words)}."
 
 
-def unknown_key(key: object, words: Collection[str], what: str = "") -> str:
-    fix = suggestion(key, words) or f" Allowed: {', '.join(words)}."
+def unknown_key(
+    key: object, words: Collection[str], what: str = "", spell: Callable[[str], str] = str
+) -> str:
+    fix = suggestion(key, words, spell) or f" Allowed: {', '.join(map(spell, words))}."
     return f"{what or f'unknown key {quote(key)}'}.{fix}"

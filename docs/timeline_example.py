@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 
 
 def draw() -> str:
-    from celery_misfire.contrib.django.picture import svg
-    from celery_misfire.contrib.django.timeline import Occurrence, Outage, Timeline
+    from celery_misfire.contrib.django.timeline import Occurrence, Outage, Timeline, svg
     from celery_misfire.misfire import Outcome, to_millis
 
     def at(hour: int, minute: int = 0) -> int:

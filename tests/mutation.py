@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PLANNER = Path("celery_misfire", "misfire.py")
 TESTS = [f"tests/unit/test_{name}.py" for name in ("misfire", "quartz_vectors", "schedules", "laws")]
 
-EMPTY = "return Plan(self._advanced(runs=0))"
+EMPTY = "return Plan(self._pass_over(runs=0))"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from celery import Signature, Task
+from celery import Celery, Signature, Task
+from celery.app.defaults import DEFAULTS
 
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.misfire import MisfirePolicy
@@ -25,11 +26,40 @@ __all__ = [
     "as_mapping",
     "as_seconds",
     "policy_value",
+    "spelling",
 ]
 
 
 #: No problem is told in more characters.
 LONGEST = 1000
+
+_PREFIX = "misfire_"
+
+
+def spelling(app: Celery) -> Callable[[str], str]:
+    """Return a function that returns the name of a setting as this app has to write it.
+
+    Most apps write ``misfire_history``; one whose configuration has the namespace CELERY,
+    ``CELERY_MISFIRE_HISTORY``. A source that keeps upper-case names alone, like the settings of Django and of
+    Flask, has no name for a setting of ours unless there is a namespace: what works then is
+    ``app.conf.misfire_history``.
+    """
+    app.conf.finalize()
+    prefix = app.conf.prefix or ""
+    if prefix:
+        in_case = str.upper if prefix.isupper() else str.lower
+        return lambda name: in_case(prefix + name)
+    if _keeps_upper_case_alone(app):
+        return lambda name: f"app.conf.{name}" if name.startswith(_PREFIX) else name
+    return str
+
+
+def _keeps_upper_case_alone(app: Celery) -> bool:
+    # The first of Celery's maps has what was set later, the last one the defaults.
+    sources = (app.conf.maps or [])[1:-1]
+    names = [name for source in sources for name in source if isinstance(name, str)]
+    known = any(name in DEFAULTS or name.startswith(_PREFIX) for name in names)
+    return not known and any(name.isupper() for name in names)
 
 
 class Wrong(ValueError):
@@ -42,12 +72,12 @@ class Wrong(ValueError):
 class Problems:
     """Collects what is wrong, so that all of it is reported together.
 
-    :param spelled: brings the names of settings in a line into the form that the app has them in.
+    :param spell: returns the name of a setting as the app writes it, see :func:`spelling`.
     """
 
-    def __init__(self, spelled: Callable[[str], str] = str) -> None:
+    def __init__(self, spell: Callable[[str], str] = str) -> None:
         self.found: list[tuple[str, str]] = []
-        self._spelled = spelled
+        self.spell = spell
 
     @contextmanager
     def at(self, place: str) -> Iterator[None]:
@@ -72,7 +102,7 @@ class Problems:
     def raise_config_error(self) -> None:
         # Not while another error is handled: its text, kept as the context, could hold a password.
         if self.found:
-            raise MisfireConfigError(self._spelled(as_line(place, text)) for place, text in self.found)
+            raise MisfireConfigError(as_line(place, text) for place, text in self.found)
 
 
 def as_line(place: str, text: str) -> str:

@@ -16,7 +16,9 @@ from celery_misfire.leadership.ledger import Ledger
 from celery_misfire.leadership.pending_misses import explain, give_up
 from celery_misfire.misfire import MisfireInstruction, Outcome, Reason
 from celery_misfire.records import EntryRecord, Intent
-from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store import registers
+from celery_misfire.store.port import Store
+from celery_misfire.store.registers import Register
 
 __all__ = ["Intents"]
 
@@ -24,7 +26,7 @@ __all__ = ["Intents"]
 class Intents:
     """Judges the intents of one beat."""
 
-    def __init__(self, store: RedisStore, ledger: Ledger) -> None:
+    def __init__(self, store: Store, ledger: Ledger) -> None:
         self._store, self._ledger = store, ledger
 
     def judge_again(
@@ -66,8 +68,8 @@ class Intents:
     def close_registers(self, name: str, intents: Sequence[Intent], reason: Reason) -> list[Intent]:
         """See to it that no worker starts what is to be missed; return what one has started already."""
         ids = [self._ledger.task_id(name, i.generation, i.scheduled) for i in intents]
-        held = self._store.settle(ids, f"missed:{reason}")
-        return [i for i, value in zip(intents, held, strict=True) if not value.startswith("missed")]
+        held = self._store.settle(ids, registers.Missed(reason))
+        return [i for i, value in zip(intents, held, strict=True) if not isinstance(value, registers.Missed)]
 
     def _close(
         self, events: list[Event], name: str, intents: Sequence[Intent], reason: Reason
@@ -97,7 +99,7 @@ class Intents:
             return False
         if now - intent.scheduled < self._ledger.threshold(name, intent.scheduled):
             return False
-        return self._store.is_guarded() or self._register(name, intent).startswith("missed")
+        return self._store.is_guarded() or isinstance(self._register(name, intent), registers.Missed)
 
     def _cannot_be_sent(self, name: str, intent: Intent, now: int, was_refused: bool) -> bool:
         """True for a run whose message was refused for longer than the run may be late.
@@ -107,9 +109,9 @@ class Intents:
         since = intent.scheduled if intent.outcome is Outcome.FIRED else intent.claimed_at
         if not intent.unsent or now - since < self._ledger.threshold(name, intent.scheduled):
             return False
-        return was_refused or self._register(name, intent) == f"missed:{Reason.PUBLISH_REJECTED}"
+        return was_refused or self._register(name, intent) == registers.Missed(Reason.PUBLISH_REJECTED)
 
-    def _register(self, name: str, intent: Intent) -> str:
+    def _register(self, name: str, intent: Intent) -> Register | None:
         return self._store.register(self._ledger.task_id(name, intent.generation, intent.scheduled))
 
 

@@ -28,7 +28,7 @@ from celery_misfire.leadership.queues import Queues
 from celery_misfire.misfire import Outcome, Reason, plan
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.sending.dispatch import Attempt, Fate, Publisher, Run, TwoStep
-from celery_misfire.store.redis_store import Acquired, RedisStore
+from celery_misfire.store.port import Store, Taken
 
 __all__ = ["Leader"]
 
@@ -61,7 +61,7 @@ class Leader:
 
     def __init__(
         self,
-        store: RedisStore,
+        store: Store,
         lease: Lease,
         publisher: Publisher,
         reporter: Reporter,
@@ -92,7 +92,7 @@ class Leader:
 
     # -- taking over ---------------------------------------------------------------------------------------
 
-    def take_over(self, acquired: Acquired, definitions: Iterable[Definition]) -> None:
+    def take_over(self, acquired: Taken, definitions: Iterable[Definition]) -> None:
         """Begin to lead, or go on after the store was away.
 
         :raises StoreUnavailable, LeaseLost: it is to be done again.

@@ -10,15 +10,15 @@ from collections.abc import Callable
 
 from celery_misfire.conf.problems import LONGEST
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
-from celery_misfire.store.redis_store import NO_STATE, Acquired, RedisStore
+from celery_misfire.store.port import Held, LeaseValue, NoState, Store, Taken
 from celery_misfire.texts import describe_error, one_line
 
 __all__ = ["Lease", "uptime"]
 
 logger = logging.getLogger(__name__)
 
-#: The thread stops renewing when the main loop has not been seen for so long, in seconds: a beat that is
-#: stuck must not keep the others from working.
+#: The thread stops renewing when the main loop has not been seen for so many seconds: a beat that is stuck
+#: must not keep the others from working.
 STALL_LIMIT = 60.0
 
 #: Share of the time to live for which the lease is trusted without asking again.
@@ -36,86 +36,98 @@ _CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 class Lease:
     """The right to decide, for as long as it is renewed.
 
-    That it is held is an optimisation: what makes a decision safe is that every commit checks the token.
+    To hold it is an optimisation: a decision is safe because every commit checks the token.
 
     :param ttl: seconds for which the store keeps the lease without a renewal.
     :param renew_every: seconds between two renewals.
+    :param clock: returns seconds on a clock that nobody sets.
     """
 
     def __init__(
-        self, store: RedisStore, ttl: float, renew_every: float, clock: Callable[[], float] = uptime
+        self, store: Store, ttl: float, renew_every: float, clock: Callable[[], float] = uptime
     ) -> None:
         self._store, self._ttl, self._renew_every, self._clock = store, ttl, renew_every, clock
+        #: Guards `_ours` and `_trusted_until`, which the thread changes too.
         self._lock = threading.Lock()
-        self._token: str | None = None
-        self._value = ""
-        self._renewals = 0
+        self._ours: LeaseValue | None = None
         self._trusted_until = 0.0
         self._main_loop_seen = clock()
-        self._seen: tuple[str, float] = ("", clock())
+        #: What was found in the place of our lease, and since when it has been the same.
+        self._found: LeaseValue | NoState | None = None
+        self._found_since = clock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        #: True when the lease was seen to be renewed by somebody else since we last led.
+        #: What the beat that leads has said of its configuration, as last seen.
+        self.holder_description = ""
+        #: True when another beat was seen to renew the lease since this one last led.
         self.other_was_alive = False
-        #: True when somebody else has had the lease since then: what we remember is old.
+        #: True when another beat has had the lease since this one last led: what is in memory is old.
         self.superseded = False
 
     @property
     def token(self) -> str:
         """The token of the lease; '' when it is not ours. A commit with '' is refused by the store."""
-        return self._token or ""
+        ours = self._ours
+        return ours.token if ours else ""
 
     @property
     def held(self) -> bool:
         """True when the lease is ours as far as we know."""
-        return self._token is not None and self._clock() < self._trusted_until
+        return self._ours is not None and self._clock() < self._trusted_until
 
     @property
     def holder(self) -> str:
         """Host and process of the other beat that holds the lease, as last seen; '' if its state is gone."""
-        return one_line(self._seen[0].split("|")[-1])
+        return one_line(self._found.owner) if isinstance(self._found, LeaseValue) else ""
 
     def main_loop_is_alive(self) -> None:
         """Tell the renewing thread that the main loop goes on."""
         self._main_loop_seen = self._clock()
 
-    def acquire(self) -> Acquired | None:
+    def acquire(self) -> Taken | None:
         """Try to take the lease; None when another beat holds it.
 
         A lease that has not changed for a whole time to live on our own clock is taken over, whatever the
         store's clock says (it may have been set back). Our own, when its trust ran out, is taken again. A
-        store that lost its state under another beat is left to that one for as long: if it is alive, it
-        restores the state from its memory.
+        store that lost its state under another beat is left to that beat for one time to live: if it is
+        alive, it restores the state from its memory.
 
-        :raises StoreUnavailable, NewerSchema: as :meth:`RedisStore.acquire`.
+        :raises StoreUnavailable, NewerSchema: as :meth:`Store.acquire`.
         """
-        value, since = self._seen
-        stale = value if value and self._clock() - since >= self._ttl else ""
-        token, asked = uuid.uuid4().hex, self._clock()
-        answer = self._store.acquire(token, self._ttl, self._value or stale, yields=value != "")
-        if isinstance(answer, str) and self._value and answer.startswith(f"{self._token}|"):
-            # Renewed by the thread in the meantime.
-            answer = self._store.acquire(token, self._ttl, answer)
-        if isinstance(answer, str):
-            if answer != value:
-                self.other_was_alive = self.other_was_alive or (value != "" and answer != NO_STATE)
-                self._seen = (answer, self._clock())
-            self.superseded = True
-            self._forget()
+        unchanged = self._clock() - self._found_since >= self._ttl
+        stale = self._found if unchanged and isinstance(self._found, LeaseValue) else None
+        left_alone = self._found is not None and not (unchanged and self._found == NoState())
+        token, asked, ours = uuid.uuid4().hex, self._clock(), self._ours
+        answer = self._store.acquire(token, self._ttl, ours or stale, needs_state=left_alone)
+        if ours is not None and isinstance(answer, Held) and answer.lease.token == ours.token:
+            # The thread has renewed it in the meantime.
+            answer = self._store.acquire(token, self._ttl, answer.lease)
+        if not isinstance(answer, Taken):
+            self._note_other(answer)
             return None
         with self._lock:
-            self._token, self._value, self._renewals = token, answer.value, 0
-            self._trusted_until = asked + self._ttl * TRUST
-            self._main_loop_seen = self._clock()
-            self._seen = ("", self._clock())
+            self._ours, self._trusted_until = answer.lease, asked + self._ttl * TRUST
+        self._main_loop_seen = self._clock()
+        self._found = None
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._keep, name="misfire-lease", daemon=True)
             self._thread.start()
         return answer
 
+    def _note_other(self, answer: Held | NoState) -> None:
+        found: LeaseValue | NoState = answer.lease if isinstance(answer, Held) else answer
+        self.holder_description = answer.description if isinstance(answer, Held) else ""
+        if found != self._found:
+            renewed = self._found is not None and isinstance(found, LeaseValue)
+            self.other_was_alive = self.other_was_alive or renewed
+            self._found, self._found_since = found, self._clock()
+        self.superseded = True
+        self.lost()
+
     def lost(self) -> None:
         """Note that the store says that the lease is not ours any more."""
-        self._forget()
+        with self._lock:
+            self._ours, self._trusted_until = None, 0.0
 
     def release(self) -> None:
         """Stop renewing and give the lease up, if the store can be reached."""
@@ -124,23 +136,19 @@ class Lease:
             self._thread.join(timeout=self._ttl)
         self._thread, self._stop = None, threading.Event()
         self._trusted_until = 0.0
-        if self._token is not None:
+        if self.token:
             try:
-                self._store.release(self._token)
+                self._store.release(self.token)
             except StoreUnavailable as exc:
                 # It stays ours, and is taken again if we go on.
                 logger.warning("beat: the lease could not be given up and will run out: %s", exc)
                 return
-        self._forget()
-
-    def _forget(self) -> None:
-        with self._lock:
-            self._token, self._value, self._trusted_until = None, "", 0.0
+        self.lost()
 
     def _keep(self) -> None:
         stop = self._stop
         while not stop.wait(self._renew_every):
-            if self._token is not None and self._clock() - self._main_loop_seen < STALL_LIMIT:
+            if self._clock() - self._main_loop_seen < STALL_LIMIT:
                 try:
                     self._renew()
                 except Exception as exc:
@@ -148,26 +156,25 @@ class Lease:
                     logger.error("beat: the lease could not be renewed: %s", describe_error(exc))
 
     def _renew(self) -> None:
-        with self._lock:
-            token, value = self._token, self._value
-            if token is None:
-                return
-            _, epoch, _, owner = value.split("|")
-            self._renewals += 1
-            new_value = f"{token}|{epoch}|{self._renewals}|{owner}"
-        asked = self._clock()
-        try:
-            told = self._store.renew(token, new_value, self._ttl)
-        except LeaseLost:
-            with self._lock:
-                if self._token == token:
-                    self._token, self._value, self._trusted_until = None, "", 0.0
-        except StoreUnavailable:
-            # The main loop finds out by itself when the trust has run out, or at its next commit.
+        ours, asked = self._ours, self._clock()
+        if ours is None:
             return
+        renewed = ours.renewed()
+        try:
+            note = self._store.renew(renewed, self._ttl)
+        except LeaseLost:
+            self._replace(ours, None, 0.0)
+        except StoreUnavailable:
+            # The trust runs out by itself, or the main loop's next commit fails. The renewal may have
+            # arrived, so the next one needs another number: a standby must see that the leader is alive.
+            self._replace(ours, renewed, self._trusted_until)
         else:
-            with self._lock:
-                if self._token == token:
-                    self._value, self._trusted_until = new_value, asked + self._ttl * TRUST
-            if told:
-                logger.warning("beat: %s", one_line(told, LONGEST))
+            self._replace(ours, renewed, asked + self._ttl * TRUST)
+            if note:
+                logger.warning("beat: %s", one_line(note, LONGEST))
+
+    def _replace(self, ours: LeaseValue, value: LeaseValue | None, trusted_until: float) -> None:
+        """Keep what became of our lease, unless the main loop has taken or lost it in the meantime."""
+        with self._lock:
+            if self._ours is ours:
+                self._ours, self._trusted_until = value, trusted_until

@@ -16,7 +16,7 @@ from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.misfire import threshold_millis
 from celery_misfire.records import Definition, EntryRecord
-from celery_misfire.store.redis_store import Acquired, Change, RedisStore
+from celery_misfire.store.port import Change, Store, Taken
 from celery_misfire.texts import one_line, quote_name
 
 __all__ = ["Commit", "Ledger"]
@@ -42,9 +42,7 @@ class Ledger(Mapping[str, EntryRecord]):
     :param after: called once with each commit, when it is known to have been done.
     """
 
-    def __init__(
-        self, store: RedisStore, lease: Lease, namespace: str, after: Callable[[Commit], None]
-    ) -> None:
+    def __init__(self, store: Store, lease: Lease, namespace: str, after: Callable[[Commit], None]) -> None:
         self._store, self._lease, self._namespace, self._after = store, lease, namespace, after
         #: The entries of the schedule.
         self.definitions: Mapping[str, Definition] = {}
@@ -80,7 +78,7 @@ class Ledger(Mapping[str, EntryRecord]):
 
     # -- taking over ---------------------------------------------------------------------------------------
 
-    def take_over(self, acquired: Acquired) -> bool:
+    def take_over(self, acquired: Taken) -> bool:
         """Bring memory and store together at the beginning of a term.
 
         :returns: True when this beat goes on, as nobody else has led meanwhile: memory is right then.
@@ -158,7 +156,7 @@ class Ledger(Mapping[str, EntryRecord]):
         texts = {name: records.dumps(record) for name, record in commit.records.items()}
         changes = [Change(name, self._texts.get(name, ""), text) for name, text in texts.items()]
         log = [event.encode() for event in commit.events]
-        conflicts = self._store.commit(self._lease.token, changes, log)
+        conflicts = self._store.commit(self._lease.token, changes, log).conflicts
         if not conflicts:
             self._done(commit, texts)
         elif self._restoring:
@@ -187,7 +185,8 @@ class Ledger(Mapping[str, EntryRecord]):
         """Delete the records of entries that are gone for good."""
         for start in range(0, len(names), LARGEST_WRITE):
             piece = names[start : start + LARGEST_WRITE]
-            if not self._store.commit(self._lease.token, [Change(n, self._texts[n], "") for n in piece]):
+            gone = [Change(name, self._texts[name], "") for name in piece]
+            if not self._store.commit(self._lease.token, gone).conflicts:
                 for name in piece:
                     del self._records[name], self._texts[name]
 

@@ -20,7 +20,9 @@ from celery_misfire.misfire import MissedFire, Reason, to_millis
 from celery_misfire.sending.missed_runs import Part, Report, report
 from celery_misfire.sending.reporter import Reporter
 from celery_misfire.signals import task_started_late
+from celery_misfire.store import registers
 from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store.registers import Register
 from celery_misfire.store.url import address
 from celery_misfire.texts import one_line
 from celery_misfire.trouble import Trouble
@@ -144,10 +146,10 @@ class Guard:
         answer = self._ask(
             lambda: self._store.start(
                 delivery.task_id,
-                f"started:{delivery.nonce}:{self._hostname}",
+                registers.Started(delivery.nonce, self._hostname),
                 entry=entry,
-                sent=to_millis(delivery.fire.fire_time) if merges else None,
-                late=_now() if merges and late is not None else None,
+                sent_at=to_millis(delivery.fire.fire_time) if merges else None,
+                late_start=_now() if merges and late is not None else None,
                 line=None if late is None else late.encode(),
                 merged_line=merged.encode() if merges else None,
             )
@@ -174,7 +176,7 @@ class Guard:
         )
         event = Missed.of(missed, worker=self._hostname)
         # With the nonce: should this process die now, the message comes again, and is reported then.
-        value = f"missed:{reason}:{delivery.nonce}"
+        value = registers.Missed(reason, delivery.nonce)
         answer = self._ask(
             lambda: self._store.start(delivery.task_id, value, entry=delivery.fire.entry, line=event.encode())
         )
@@ -187,20 +189,20 @@ class Guard:
         self._report(Report(missed, delivery.on_missed, request=_without_arguments(request)))
         return True
 
-    def _has_started(self, delivery: Delivery, register: str) -> bool:
+    def _has_started(self, delivery: Delivery, register: Register) -> bool:
         """Return True when the register says that the run started from this message; else it is dropped."""
-        word, _, rest = register.partition(":")
-        nonce, _, host = rest.partition(":")
-        if word == "started" and (nonce == delivery.nonce or not self._settings.deduplicate):
-            return True
-        if word not in ("started", "merged", "missed"):
-            logger.warning("worker: the register of %s cannot be read; the run starts", delivery)
-            return True
-        why = {
-            "started": f"{host} started it from another message",
-            "merged": f"merged into the late run {rest}",
-            "missed": f"it counts as missed ({nonce})",
-        }[word]
+        match register:
+            case registers.Started(nonce, host):
+                if nonce == delivery.nonce or not self._settings.deduplicate:
+                    return True
+                why = f"{host} started it from another message"
+            case registers.Merged(task_id):
+                why = f"merged into the late run {task_id}"
+            case registers.Missed(reason):
+                why = f"it counts as missed ({reason})"
+            case _:
+                logger.warning("worker: the register of %s cannot be read; the run starts", delivery)
+                return True
         logger.info("worker: a message of %s is dropped: %s", delivery, one_line(why))
         return False
 
@@ -240,7 +242,7 @@ class Guard:
         """The store of this process: a child process must not share connections and locks."""
         pid = os.getpid()
         if pid not in self._stores:
-            self._stores = {pid: _store(self._settings)}
+            self._stores = {pid: RedisStore.of(self._settings, CALL_TIMEOUT)}
         return self._stores[pid]
 
     def _ask(self, call: Callable[[], T]) -> T | None:
@@ -274,12 +276,6 @@ def _without_arguments(request: Context) -> Context:
     kept = Context(vars(request))
     kept.update(args=None, kwargs=None, argsrepr=None, kwargsrepr=None)
     return kept
-
-
-def _store(settings: Settings) -> RedisStore:
-    return RedisStore(
-        settings.redis_url, settings.namespace, settings.redis_options, settings.history, CALL_TIMEOUT
-    )
 
 
 def _now() -> int:

@@ -24,7 +24,8 @@ from celery_misfire.misfire import AUTO_THRESHOLD, from_millis
 from celery_misfire.records import EntryRecord
 from celery_misfire.signals import beat_overdue
 from celery_misfire.status import Status, status_of
-from celery_misfire.store.redis_store import RedisStore, Watched
+from celery_misfire.store.port import Watched
+from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.store.url import address
 from celery_misfire.texts import one_line, quote_name
 from celery_misfire.triggers.kinds import trigger_for
@@ -55,9 +56,7 @@ class Watch:
     def __init__(self, app: Celery, settings: Settings, hostname: str) -> None:
         self._app, self._settings = app, settings
         self._token = f"{hostname}:{uuid.uuid4().hex}"
-        self._store = RedisStore(
-            settings.redis_url, settings.namespace, settings.redis_options, settings.history
-        )
+        self._store = RedisStore.of(settings)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._trouble = Trouble()

@@ -282,7 +282,7 @@ def test_beat_goes_on_while_the_database_is_away(postgres_site: DjangoProject, p
         time.sleep(3)
     assert set(site.runs_of("tick")) == {"fired"}
     assert site.log().count("periodic tasks cannot be read") == 1
-    wait_for(lambda: "the database is there again" in site.log())
+    wait_for(lambda: "the database answers again after" in site.log())
     beat.stop()
     # Our own connection did not live through it.
     connection.close()

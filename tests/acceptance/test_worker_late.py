@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from celery_misfire.store import registers
 from celery_misfire.store.redis_store import RedisStore
 from tests.support.processes import NAMESPACE, Project, wait_for
 from tests.support.redis_server import RedisServer
@@ -121,7 +122,7 @@ def test_what_waits_too_long_gets_what_its_instruction_says(
     [late_run] = waiting & ran("once").keys()
     assert len(waiting) >= 4
     assert late_run == min(sent("once").values(), key=lambda line: line["scheduled"])["id"]
-    assert {store.register(id_) for id_ in waiting - {late_run}} == {f"merged:{late_run}"}
+    assert {store.register(id_) for id_ in waiting - {late_run}} == {registers.Merged(late_run)}
 
     # ignore_misfire_policy and smart_policy: all of them.
     for name in ("every", "smart"):

@@ -19,9 +19,9 @@ def test_two_clicks_at_the_same_moment_send_one_message(redis_server: RedisServe
         from django.db import connections
         from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
+        from celery_misfire.contrib.django.admin.running import AlreadyRun
+        from celery_misfire.contrib.django.admin.running import run as run_it
         from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
-        from celery_misfire.contrib.django.running import AlreadyRun
-        from celery_misfire.contrib.django.running import run as run_it
 
         crontab = CrontabSchedule.objects.create(minute="0")
         PeriodicTask.objects.create(name="reports", task="shop.reports", crontab=crontab)

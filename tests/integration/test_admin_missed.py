@@ -475,6 +475,7 @@ def test_a_worker_runs_it_once_with_its_original_time_and_never_takes_it_for_the
     site: AdminSite, tmp_path: Path
 ) -> None:
     from celery_misfire.contrib.django.models import OccurrenceRun
+    from celery_misfire.store import registers
     from celery_misfire.store.redis_store import RedisStore
 
     hourly(task="record", args='["by hand"]', kwargs="{}")
@@ -482,7 +483,7 @@ def test_a_worker_runs_it_once_with_its_original_time_and_never_takes_it_for_the
     lost = fire.task_id(NAMESPACE, "reports", 1, to_millis(NINE))
     with Project(tmp_path, site.url) as project, site.settings(misfire_namespace=NAMESPACE):
         project.configure({}, misfire_instruction="do_nothing", misfire_threshold=0.001)
-        RedisStore(site.url, NAMESPACE).settle([lost], "missed:scheduler_down")
+        RedisStore(site.url, NAMESPACE).settle([lost], registers.Missed("scheduler_down"))
         run(site.client(*RUN), name_of(record))
         # As if sending had failed after the message had gone out.
         OccurrenceRun.objects.all().delete()

@@ -126,7 +126,7 @@ from celery import Celery
 from django.core.management import call_command
 from django.contrib.auth.models import User
 from django.test import Client
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
 from celery_misfire.sending.missed_runs import Report, report
 logging.disable(logging.CRITICAL)
@@ -139,7 +139,7 @@ for entry in ("stocks", "billing"):
         entry=entry, task="shop." + entry, task_id=entry, first=at, last=at, count=1, detected_at=at,
         reason=Reason.SCHEDULER_DOWN, instruction=MisfireInstruction.DO_NOTHING,
     )
-    assert report(app, conf.read_settings(app), Report(missed)) == {}
+    assert report(app, read_settings(app), Report(missed)) == {}
 client = Client()
 client.force_login(User.objects.create_superuser("x"))
 url = "/admin/django_celery_results/taskresult/"

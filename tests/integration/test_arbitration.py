@@ -17,7 +17,9 @@ from celery_misfire.fire import task_id
 from celery_misfire.misfire import Outcome
 from celery_misfire.records import Intent
 from celery_misfire.sending.dispatch import Message
-from celery_misfire.store.redis_store import Change, RedisStore
+from celery_misfire.store import registers
+from celery_misfire.store.port import Change
+from celery_misfire.store.redis_store import RedisStore
 from tests.integration.test_leader import MINUTE, SECOND, World
 
 LATE = 30 * SECOND
@@ -81,14 +83,14 @@ def test_with_a_guard_it_is_judged_by_its_instruction(world: World) -> None:
     [report] = world.missed
     assert report.missed.task_id == message.task_id
     # The message that did arrive finds its register closed.
-    assert world.store.register(message.task_id).startswith("missed:")
+    assert isinstance(world.store.register(message.task_id), registers.Missed)
 
 
 def test_what_a_worker_has_started_was_a_run(world: World) -> None:
     world.entry("tick", schedule(60), "do_nothing")
     [message] = die_while_sending(world)
     guard(world)
-    assert world.store.start(message.task_id, "started:nonce:worker@test", entry="tick")[1]
+    assert world.store.start(message.task_id, registers.Started("nonce", "worker@test"), entry="tick")[1]
     world.now += LATE
     world.start()
     world.run(world.now + SECOND)
@@ -126,14 +128,14 @@ def test_what_is_to_run_late_is_sent_under_its_own_id_and_its_register_stays_ope
     [again] = world.sent
     assert again.task_id == message.task_id
     assert again.intent.outcome == "recovered"
-    assert world.store.register(message.task_id) == ""
+    assert world.store.register(message.task_id) is None
 
 
 def test_a_beat_that_dies_after_closing_the_register_leaves_no_run_without_a_fate(world: World) -> None:
     world.entry("tick", schedule(60), "do_nothing")
     [message] = die_while_sending(world)
     # The register is closed and the commit never came; the workers are gone by now.
-    world.store.settle([message.task_id], "missed:failover")
+    world.store.settle([message.task_id], registers.Missed("failover"))
     world.now += LATE
     world.start()
     world.run(world.now + SECOND)
@@ -154,12 +156,12 @@ def test_of_several_each_has_one_fate(world: World, instruction: str, started: t
     state = replace(record.state, next_fire_time=times[-1] + MINUTE, previous_fire_time=times[-1])
     changed = replace(record, state=state, intents=intents)
     change = Change("tick", records.dumps(record), records.dumps(changed))
-    assert world.store.commit(world.lease.token, [change]) == []
+    assert not world.store.commit(world.lease.token, [change]).conflicts
     world.crash()
     guard(world)
     ids = [task_id("test", "tick", record.generation, t) for t in times]
     for n in started:
-        world.store.start(ids[n], f"started:{n}:worker@test", entry="tick")
+        world.store.start(ids[n], registers.Started(str(n), "worker@test"), entry="tick")
     world.now = times[-1] + LATE
     world.start()
     world.run(world.now + SECOND)
@@ -180,7 +182,7 @@ def test_of_several_each_has_one_fate(world: World, instruction: str, started: t
     for n in started:
         assert fates[ids[n]] == {"ran"}
     for id_, fate in fates.items():
-        closed = world.store.register(id_).startswith("missed")
+        closed = isinstance(world.store.register(id_), registers.Missed)
         assert closed == (fate in ({"missed"}, {"merged"}))
 
 

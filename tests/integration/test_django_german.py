@@ -19,8 +19,19 @@ from celery import current_app
 from django.utils import translation
 from django.utils.translation.template import templatize
 
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib import django as app
+from celery_misfire.events import (
+    Broken,
+    Event,
+    Led,
+    Merged,
+    Misfired,
+    Missed,
+    Refused,
+    Sent,
+    StartedLate,
+)
 from celery_misfire.misfire import from_millis, to_millis
 from celery_misfire.records import Definition
 from tests.support.admin_site import NAMESPACE, AdminSite, admin_site
@@ -156,7 +167,7 @@ def fill(site: AdminSite) -> None:
     from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask
 
     from celery_misfire.contrib.django.models import MisfirePolicy, MissedFire
-    from celery_misfire.contrib.django.overview import policy_of
+    from celery_misfire.contrib.django.policies import policy_of
     from celery_misfire.contrib.django.rows import trigger_of
 
     hourly = CrontabSchedule.objects.create(minute="0", timezone="Europe/Berlin")
@@ -166,7 +177,7 @@ def fill(site: AdminSite) -> None:
     preise = PeriodicTask.objects.create(name="Preise", task="shop.preise", crontab=hourly)
     MisfirePolicy.objects.create(periodic_task=preise, instruction="do_nothing", max_catch_up=1)
     PeriodicTask.objects.create(name="Neu", task="shop.neu", crontab=hourly)
-    settings = conf.read_settings(current_app)
+    settings = read_settings(current_app)
     rows = (berichte, kurse, preise)
     past = Past(
         site.url,
@@ -253,7 +264,7 @@ def client(site: AdminSite, monkeypatch: pytest.MonkeyPatch) -> Any:
     from celery_misfire.contrib.django import moments, state
 
     # A busy machine is no Redis that is away.
-    monkeypatch.setattr(state, "PATIENCE", 20.0)
+    monkeypatch.setattr(state, "READ_TIMEOUT", 20.0)
     monkeypatch.setattr(moments, "now", lambda: NOW)
     return site.client(superuser=True)
 
@@ -296,7 +307,7 @@ def test_the_policy_in_the_form_of_a_task_is_german(client: Any, of_a_task: bool
 
 
 def test_what_is_refused_is_told_in_german(site: AdminSite):
-    from celery_misfire.contrib.django.policy_form import PolicyForm
+    from celery_misfire.contrib.django.admin.policy_form import PolicyForm
 
     form = PolicyForm({"threshold": "0", "max_catch_up": "0", "mail_to": "niemand"})
     in_german(
@@ -399,12 +410,44 @@ def test_a_mail_is_german(site: AdminSite):
         in_german(line)
 
 
-def test_a_line_of_the_log_of_each_kind_is_german(site: AdminSite):
-    from celery_misfire.contrib.django.log_lines import in_words
+@pytest.mark.parametrize(
+    "event",
+    [
+        Led(epoch=1, reason="capped", cold=False, now=NOW),
+        Misfired(
+            entry="e",
+            first=NOW,
+            last=NOW,
+            count=1,
+            now=NOW,
+            reason="capped",
+            instruction="smart_policy",
+            resolved="fire_now",
+            outcomes={"recovered": 1, "missed": 2},
+        ),
+        Missed(
+            entry="e", first=NOW, last=NOW + 1, count=2, reason="capped", instruction="do_nothing", id="i"
+        ),
+        Sent(entry="e", outcome="fired", scheduled=NOW, fire_time=NOW, id="i"),
+        StartedLate(entry="e", scheduled=NOW, late_by=90_000, id="i"),
+        Merged(entry="e", scheduled=NOW, id="i"),
+        Broken(entry="e", error="KeyError"),
+        Refused(entry="e", error="KeyError"),
+    ],
+    ids=lambda event: event.kind,
+)
+def test_an_event_of_the_log_of_each_kind_is_german(site: AdminSite, event: Event):
+    from celery_misfire.contrib.django.admin.log_lines import in_words
 
-    when = {"scheduled": NOW, "first": NOW, "last": NOW, "count": 1, "reason": "capped", "error": "KeyError"}
-    for event in ("lead", "misfire", "missed", "sent", "late", "merged", "broken", "refused"):
-        line = {"event": event, "outcome": "fired", "late_by": 90_000, "resolved": "fire_now", **when}
-        text = in_words({**line, "outcomes": {"recovered": 1, "missed": 2}})
-        assert text != event
-        in_german(text)
+    text = in_words(event)
+    assert text != event.kind
+    in_german(text)
+
+
+def test_words_of_a_newer_version_stand_among_the_german_ones(site: AdminSite):
+    from celery_misfire.contrib.django.admin.log_lines import in_words
+
+    sent = Sent(entry="e", outcome="tomorrow's", scheduled=NOW, fire_time=NOW, id="i")
+    assert in_words(sent).endswith("gesendet (tomorrow's).")
+    led = Led(epoch=1, reason="a_new_reason", cold=False, now=NOW)
+    assert in_words(led).endswith("a_new_reason.")

@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 from django.test import override_settings
 
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import Settings
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
 from celery_misfire.sending import missed_runs as missed
 from celery_misfire.sending import reporter as reporter_module
@@ -82,7 +82,7 @@ def test_a_record_waits_until_the_database_is_there(
     path = connections.settings["default"]["NAME"]
     connections.settings["default"]["NAME"] = "/nowhere/at.all"
     app = Celery("records", broker="memory://", backend="cache+memory://", set_as_current=False)
-    settings = conf.Settings(redis_url="redis://localhost:1/0", namespace="records")
+    settings = Settings(redis_url="redis://localhost:1/0", namespace="records")
     reporter = Reporter(app, settings)
     reporter.start()
     try:

@@ -13,7 +13,7 @@ import pytest
 from celery import Celery
 from celery.schedules import crontab, schedule, solar
 
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import PublishRejected
 from celery_misfire.misfire import MisfireInstruction, to_millis
 from tests.support.django_project import DjangoProject, now
@@ -32,15 +32,13 @@ def table_of(app: Celery, *entries: Any) -> Any:
     """Return a table whose thread has not been started: the test does its work."""
     from celery_misfire.contrib.django.table import Table
 
-    return Table(app, conf.read_settings(app), entries)
+    return Table(app, read_settings(app), entries)
 
 
 def look(table: Any, *, scan: bool = True) -> None:
     """Let the table look at the database now; with a scan, as if the time for one had come."""
-    table._look_at = 0.0
-    if scan:
-        table._scan_at = 0.0
-    table._work(False)
+    table.look_at_once(scan=scan)
+    table.work()
 
 
 def rows() -> Any:
@@ -234,6 +232,51 @@ def test_a_database_that_fails_in_the_middle_is_no_fault_of_the_rows(
     assert table.rows["good"].definition is not None
 
 
+class ToBeat:
+    """Routes everything to the database ``beat``."""
+
+    def db_for_read(self, model: Any, **hints: Any) -> str:
+        return "beat"
+
+    db_for_write = db_for_read
+
+
+@pytest.fixture
+def routed_site(any_site: DjangoProject, monkeypatch: pytest.MonkeyPatch) -> Iterator[DjangoProject]:
+    """A site whose tables are in another database than ``default``, which does not even have an engine."""
+    from django.db import connections
+    from django.test import override_settings
+
+    connections["default"].close()
+    monkeypatch.setitem(connections.settings, "beat", dict(connections.settings["default"]))
+    monkeypatch.setitem(connections.settings["default"], "ENGINE", "django.db.backends.dummy")
+    del connections["default"]
+    with override_settings(DATABASE_ROUTERS=[ToBeat()]):
+        yield any_site
+    connections["beat"].close()
+    del connections["beat"]
+
+
+def test_a_router_decides_where_the_rows_are_read_and_written(
+    routed_site: DjangoProject, app: Celery
+) -> None:
+    from celery_misfire.contrib.django.table import WrittenEntry
+
+    routed_site.add("row", interval=60, misfire={"instruction": "do_nothing"})
+    fields = {"task": "shop.x", "schedule": schedule(60), "args": (), "kwargs": {}, "options": {}}
+    table = table_of(app, WrittenEntry("written", fields, {"instruction": "fire_now"}))
+    look(table)
+    assert set(table.rows) == {"row", "written"}
+    assert rows().db == "beat"
+    for name, instruction in (("row", "do_nothing"), ("written", "fire_now")):
+        assert table.rows[name].definition.policy.instruction == instruction
+    table.ran("row", to_millis(now()))
+    table.finish(table.rows["written"])
+    table.updates.write()
+    assert rows().get(name="row").total_run_count == 1
+    assert not rows().get(name="written").enabled
+
+
 def test_a_row_is_sent_with_the_options_that_stock_would_use(any_site: DjangoProject, app: Celery) -> None:
     from django_celery_beat.schedulers import ModelEntry
 
@@ -259,11 +302,11 @@ def test_runs_are_counted_and_nothing_else_of_a_row_is_written(any_site: DjangoP
     for second in range(3):
         table.ran("counted", to_millis(moment) + 1000 * second)
     table.ran("nobody", to_millis(moment))
-    table._work(True)
+    table.work(is_last=True)
     row = rows().get()
     assert (row.total_run_count, row.last_run_at, row.args) == (10, moment + timedelta(seconds=2), "[3]")
     assert last_change() == before
-    table._work(True)
+    table.work(is_last=True)
     assert rows().get().total_run_count == 10
 
 
@@ -282,7 +325,7 @@ def test_a_thousand_runs_are_written_by_a_few_statements(site: DjangoProject, ap
         table.ran(str(n), moment + n % 100)
     connection.force_debug_cursor = True
     with CaptureQueriesContext(connection) as queries:
-        table._write()
+        table.updates.write()
     assert len(queries) <= 4
     assert set(rows().values_list("total_run_count", flat=True)) == {1}
 
@@ -311,7 +354,7 @@ def test_counts_wait_for_a_database_that_is_away(
             time.sleep(1)
             assert set(table.rows) == {"counted"}
             locked.rollback()
-            wait_for(lambda: "the database is there again" in caplog.text)
+            wait_for(lambda: "the database answers again after" in caplog.text)
         assert caplog.text.count("cannot be read") == 1
         wait_for(lambda: rows().get().total_run_count == 2)
     finally:

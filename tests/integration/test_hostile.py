@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from celery_misfire.fire import HEADER
+from celery_misfire.store import registers
 from celery_misfire.store.redis_store import RedisStore
 from tests.support.fires import Fires
 from tests.support.outcomes import of_entry, settle
@@ -240,7 +241,7 @@ def test_a_register_that_is_not_ours_costs_no_other_run_its_register(
         fires.send(f"after {name}", scheduled=due, threshold=600.0)
     wait_for(lambda: len(project.records()) >= 9, 30, what="the runs")
     for name in ("a list", "a hash", "a text"):
-        assert store.register(fires.task_id(f"after {name}", due)).startswith("started:")
+        assert isinstance(store.register(fires.task_id(f"after {name}", due)), registers.Started)
     worker.stop()
     assert len(project.records()) == 9
     assert project.log("worker").count("holds something unknown, the run starts") == 6

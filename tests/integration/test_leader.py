@@ -27,7 +27,8 @@ from celery_misfire.records import Definition
 from celery_misfire.schedules import simple
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.missed_runs import Report
-from celery_misfire.store.redis_store import Change, RedisStore
+from celery_misfire.store.port import Change
+from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.triggers.kinds import trigger_for
 
 DAY = datetime(2026, 3, 2, tzinfo=UTC)

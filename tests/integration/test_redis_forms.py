@@ -23,7 +23,9 @@ from redis.crc import key_slot
 from celery_misfire.beat import MisfireScheduler
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import MisfireConfigError, StoreRefused, StoreUnavailable
-from celery_misfire.store.redis_store import Acquired, Change, RedisStore
+from celery_misfire.store.port import Change, Held, LeaseValue, Taken
+from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store.registers import Merged, Missed, Started
 from example_project.child_process import free_port
 from tests.support.processes import NAMESPACE, Project, wait_for
 from tests.support.redis_server import ClusterNode, RedisServer, SentinelServer
@@ -37,48 +39,48 @@ def store_of(call_timeout: float = 1, **config: Any) -> RedisStore:
     """Return the store that an app with these settings uses."""
     app = Celery("shop", set_as_current=False)
     app.conf.update(config)
-    settings = read_settings(app)
-    return RedisStore(
-        settings.redis_url, settings.namespace, settings.redis_options, call_timeout=call_timeout
-    )
+    return RedisStore.of(read_settings(app), call_timeout)
 
 
 def use_all_of(store: RedisStore) -> None:
     """Do everything that beat, workers and the command line ever ask of a store."""
     store.advice()
-    acquired = store.acquire("token", 60)
-    assert isinstance(acquired, Acquired), acquired
-    assert store.acquire("other", 60) == acquired.value
-    store.renew("token", "token|1|1|here", 60)
+    taken = store.acquire("token", 60)
+    assert isinstance(taken, Taken), taken
+    assert store.acquire("other", 60) == Held(taken.lease)
+    renewed = LeaseValue("token", 1, 2, "here")
+    store.renew(renewed, 60)
     store.write_meta("token", "shop")
     store.describe("token", "settings", "entries")
     assert store.described_entries() == "entries"
     store.tell_leader("a note")
-    store.renew("token", "token|1|2|here", 60)
+    store.renew(renewed, 60)
     store.describe("token", "beat", "entries")
     assert store.described_entries() == "entries"
     store.tell_leader("a line")
-    assert store.renew("token", "token|1|2|here", 60) == "a line"
-    assert store.commit("token", [Change("a", "", "1"), Change("b", "", "1")], [{"event": "1"}]) == []
-    assert store.commit("token", [Change("a", "1", "2"), Change("b", "1", "")], [{"event": "2"}]) == []
-    assert store.load() == {"a": "2"}
-    assert store.settle(["1", "2"], "missed:capped") == ["missed:capped"] * 2
-    assert store.start("3", "started:x", entry="a") == ("started:x", True)
-    assert store.start("3", "started:y", entry="a") == ("started:x", False)
-    assert store.start("4", "started:x", entry="a", sent=5, late=10, line={"event": "3"}) == (
-        "started:x",
-        True,
+    assert store.renew(renewed, 60) == "a line"
+    assert (
+        store.commit("token", [Change("a", "", "1"), Change("b", "", "1")], [{"event": "1"}]).conflicts == ()
     )
-    assert store.start("5", "started:x", entry="a", sent=5, merged_line={"event": "4"}) == ("merged:4", True)
-    assert store.register("3") == "started:x"
+    assert (
+        store.commit("token", [Change("a", "1", "2"), Change("b", "1", "")], [{"event": "2"}]).conflicts == ()
+    )
+    assert store.load() == {"a": "2"}
+    capped, x, y = Missed("capped"), Started("x", "h"), Started("y", "h")
+    assert store.settle(["1", "2"], capped) == [capped] * 2
+    assert store.start("3", x, entry="a") == (x, True)
+    assert store.start("3", y, entry="a") == (x, False)
+    assert store.start("4", x, entry="a", sent_at=5, late_start=10, line={"event": "3"}) == (x, True)
+    assert store.start("5", x, entry="a", sent_at=5, merged_line={"event": "4"}) == (Merged("4"), True)
+    assert store.register("3") == x
     assert [line["event"] for line in store.log()] == ["1", "2", "3", "4"]
     assert [line["event"] for _, line in store.log_after("0-0", 10)] == ["1", "2", "3", "4"]
     assert store.last_log_id() > "0-0"
     assert store.watch("watcher", 60, 60, seen="1", alarm="x").led
     assert store.is_guarded()
-    assert store.commit("token", [Change("a", "2", "")]) == []
+    assert not store.commit("token", [Change("a", "2", "")]).conflicts
     store.release("token")
-    assert isinstance(store.acquire("other", 60), Acquired)
+    assert isinstance(store.acquire("other", 60), Taken)
     store.release("other")
 
 
@@ -608,7 +610,7 @@ def test_a_redis_that_will_never_work_with_us_ends_beat_at_its_start(
         (
             ["HELLO"],
             {"protocol": 3},
-            "Set misfire_redis_options = {'protocol': 2}. Redis 6.2 or newer is needed",
+            "Set the option 'protocol' of redis-py to 2. Redis 6.2 or newer is needed",
         ),
         (["AUTH"], {"protocol": 2}, "unknown command .AUTH.. celery_misfire cannot do without it"),
     ],

@@ -25,7 +25,9 @@ from celery_misfire.exceptions import LeaseLost, NewerSchema, StoreUnavailable
 from celery_misfire.leadership.lease import STALL_LIMIT, TRUST, Lease
 from celery_misfire.leadership.ledger import LARGEST_WRITE, Commit, Ledger
 from celery_misfire.records import EntryRecord
-from celery_misfire.store.redis_store import REGISTER_TTL, UNKNOWN, Acquired, Change, RedisStore
+from celery_misfire.store import registers
+from celery_misfire.store.port import REGISTER_TTL, Change, CommitResult, Held, LeaseValue, Taken
+from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.store.url import address
 from celery_misfire.triggers.kinds import trigger_for
 from tests.support.processes import wait_for
@@ -66,10 +68,10 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
         yield client
 
 
-def take(store: RedisStore, token: str = "token", ttl: float = 60, seen: str = "") -> Acquired:
-    acquired = store.acquire(token, ttl, seen)
-    assert isinstance(acquired, Acquired), acquired
-    return acquired
+def take(store: RedisStore, token: str = "token", ttl: float = 60) -> Taken:
+    taken = store.acquire(token, ttl)
+    assert isinstance(taken, Taken), taken
+    return taken
 
 
 def contents(server: RedisServer) -> dict[bytes, bytes]:
@@ -95,36 +97,36 @@ def record(name: str, now: int = 1_700_000_000_000) -> EntryRecord:
 
 def test_one_lease_at_a_time_and_its_holder_is_told_to_the_others(store: RedisStore, client: redis.Redis):
     taken = take(store, "mine", ttl=60)
-    assert store.acquire("other", 60) == taken.value == client.get(LEASE)
-    assert taken.value.startswith(f"mine|{taken.epoch}|0|")
+    assert store.acquire("other", 60) == Held(taken.lease)
+    assert client.get(LEASE) == str(taken.lease) == f"mine|{taken.epoch}|0|{store.owner}"
     assert 55_000 < client.pttl(LEASE) <= 60_000
 
 
 def test_a_lease_that_was_given_up_or_ran_out_can_be_taken(store: RedisStore):
     first = take(store, "mine")
     store.release("other")
-    assert isinstance(store.acquire("other", 60), str)
+    assert isinstance(store.acquire("other", 60), Held)
     store.release("mine")
     second = take(store, "other", ttl=0.05)
-    third = wait_for(lambda: isinstance(a := store.acquire("third", 60), Acquired) and a)
+    third = wait_for(lambda: isinstance(a := store.acquire("third", 60), Taken) and a)
     assert first.epoch < second.epoch < third.epoch
     assert (second.previous_epoch, third.previous_epoch) == (first.epoch, second.epoch)
 
 
 def test_a_renewal_prolongs_ones_own_lease_alone(store: RedisStore, client: redis.Redis):
     take(store, "mine", ttl=1)
-    store.renew("mine", "mine|7|1|here", 60)
+    store.renew(LeaseValue("mine", 7, 1, "here"), 60)
     assert client.get(LEASE) == "mine|7|1|here"
     assert client.pttl(LEASE) > 55_000
     with pytest.raises(LeaseLost):
-        store.renew("other", "other|7|1|there", 60)
+        store.renew(LeaseValue("other", 7, 1, "there"), 60)
     # Neither may one that begins like it.
     with pytest.raises(LeaseLost):
-        store.renew("min", "min|7|1|there", 60)
+        store.renew(LeaseValue("min", 7, 1, "there"), 60)
     assert client.get(LEASE) == "mine|7|1|here"
     client.delete(LEASE)
     with pytest.raises(LeaseLost):
-        store.renew("mine", "mine|7|2|here", 60)
+        store.renew(LeaseValue("mine", 7, 2, "here"), 60)
     assert not client.exists(LEASE)
 
 
@@ -164,7 +166,7 @@ def test_a_lease_that_has_not_changed_for_its_time_to_live_on_ones_own_clock_is_
     assert standby.holder
     clock.now += 29.9
     if changes:
-        store.renew("dead", "dead|1|1|alive after all", 3600)
+        store.renew(LeaseValue("dead", 1, 1, "alive after all"), 3600)
     assert standby.acquire() is None
     assert standby.other_was_alive is changes
     clock.now += 0.2
@@ -175,7 +177,7 @@ def test_a_lease_that_has_not_changed_for_its_time_to_live_on_ones_own_clock_is_
     try:
         assert standby.held
         with pytest.raises(LeaseLost):
-            store.renew("dead", "dead|1|2|here", 3600)
+            store.renew(LeaseValue("dead", 1, 2, "here"), 3600)
     finally:
         standby.release()
     assert not client.exists(LEASE)
@@ -230,9 +232,9 @@ def unavailable(*_: Any) -> None:
 
 
 def test_a_lease_that_changes_in_the_last_moment_is_not_taken_over(store: RedisStore):
-    seen = take(store, "other").value
-    store.renew("other", "other|1|1|here", 60)
-    assert store.acquire("mine", 60, seen) == "other|1|1|here"
+    seen, renewed = take(store, "other").lease, LeaseValue("other", 1, 1, "here")
+    store.renew(renewed, 60)
+    assert store.acquire("mine", 60, seen) == Held(renewed)
 
 
 def test_a_lease_is_trusted_for_less_than_the_store_keeps_it(store: RedisStore):
@@ -285,14 +287,14 @@ def test_the_thread_outlives_an_error_and_a_dead_one_is_replaced(
     with monkeypatch.context() as patch:
         patch.setattr(store, "renew", fail)
         wait_for(lambda: "the lease could not be renewed: RuntimeError" in caplog.text)
-    before = lease._value
-    wait_for(lambda: lease._value != before, what="a renewal")
+    before = lease._ours
+    wait_for(lambda: lease._ours != before, what="a renewal")
     lease._stop.set()
     lease._thread.join()
     lease._stop.clear()
     lease.acquire()
-    before = lease._value
-    wait_for(lambda: lease._value != before, what="a renewal")
+    before = lease._ours
+    wait_for(lambda: lease._ours != before, what="a renewal")
     lease.release()
 
 
@@ -325,9 +327,9 @@ def test_giving_up_a_lease_without_a_redis_waits_for_nothing(
 def test_a_commit_writes_its_records_and_its_log(store: RedisStore):
     take(store)
     events = [{"event": str(n)} for n in range(3)]
-    assert store.commit("token", [Change("a", "", "1"), Change("b", "", "2")], events[:2]) == []
+    assert not store.commit("token", [Change("a", "", "1"), Change("b", "", "2")], events[:2]).conflicts
     assert store.load() == {"a": "1", "b": "2"}
-    assert store.commit("token", [Change("a", "1", "3"), Change("b", "2", "")], events[2:]) == []
+    assert not store.commit("token", [Change("a", "1", "3"), Change("b", "2", "")], events[2:]).conflicts
     assert store.load() == {"a": "3"}
     assert store.log() == events
     assert store.log(2) == events[1:]
@@ -360,7 +362,7 @@ def test_a_commit_with_one_conflict_writes_nothing_at_all(store: RedisStore, red
     store.commit("token", [Change(name, "", "1") for name in "abc"])
     before = contents(redis_server)
     changes = [Change("a", "1", "2"), Change("b", "0", "2"), Change("c", "", "2"), Change("d", "1", "2")]
-    assert store.commit("token", changes, [{"event": "1"}]) == ["b", "c", "d"]
+    assert store.commit("token", changes, [{"event": "1"}]) == CommitResult(("b", "c", "d"))
     assert contents(redis_server) == before
 
 
@@ -368,9 +370,9 @@ def test_a_commit_that_is_sent_twice_works_once(store: RedisStore, redis_server:
     take(store)
     store.commit("token", [Change("c", "", "1")])
     commit = [Change("a", "", "1"), Change("c", "1", "")], [{"event": "1"}]
-    assert store.commit("token", *commit) == []
+    assert not store.commit("token", *commit).conflicts
     before = contents(redis_server)
-    assert store.commit("token", *commit) == []
+    assert not store.commit("token", *commit).conflicts
     assert contents(redis_server) == before
     assert store.log() == [{"event": "1"}]
 
@@ -379,7 +381,7 @@ def test_names_and_records_may_hold_any_text(store: RedisStore):
     take(store)
     names = ["_meta", "e:x", "ünï|:{}", "\x00\n", "💥" * 100, "a" * 5000]
     changes = [Change(name, "", f"ö {name}") for name in names]
-    assert store.commit("token", changes, [{"event": name} for name in names]) == []
+    assert not store.commit("token", changes, [{"event": name} for name in names]).conflicts
     assert store.load() == {name: f"ö {name}" for name in names}
     assert [line["event"] for line in store.log()] == names
 
@@ -388,7 +390,7 @@ def test_bytes_that_are_no_text_can_be_read_and_replaced(store: RedisStore, clie
     take(store)
     client.hset(STATE, "e:a", b"\xff\xfe\x00{")
     old = store.load()["a"]
-    assert store.commit("token", [Change("a", old, "1")]) == []
+    assert not store.commit("token", [Change("a", old, "1")]).conflicts
     assert store.load() == {"a": "1"}
 
 
@@ -409,13 +411,18 @@ def test_the_log_is_capped(redis_server: RedisServer, client: redis.Redis):
 
 
 def test_a_register_is_written_once(store: RedisStore, client: redis.Redis):
-    assert store.settle(["1"], "missed:capped") == ["missed:capped"]
-    assert store.settle(["1", "2"], "started:x") == ["missed:capped", "started:x"]
-    assert store.settle(["2", "1"], "missed:paused") == ["started:x", "missed:capped"]
-    assert store.settle([], "missed:paused") == []
+    capped, paused, started = (
+        registers.Missed("capped"),
+        registers.Missed("paused"),
+        registers.Started("x", "h"),
+    )
+    assert store.settle(["1"], capped) == [capped]
+    assert store.settle(["1", "2"], started) == [capped, started]
+    assert store.settle(["2", "1"], paused) == [started, capped]
+    assert store.settle([], paused) == []
     for id_ in "12":
         left = client.pttl(f"celery-misfire:{{test}}:fire:{id_}")
-        assert REGISTER_TTL - 60_000 < left <= REGISTER_TTL
+        assert REGISTER_TTL - 60 < left / 1000 <= REGISTER_TTL
 
 
 # -- refusals ----------------------------------------------------------------------------------------------
@@ -425,9 +432,9 @@ def attempts(store: RedisStore) -> dict[str, Callable[[], Any]]:
     """Return everything that writes, by name."""
     return {
         "acquire": lambda: store.acquire("another", 60),
-        "renew": lambda: store.renew("token", "token|1|1|here", 60),
+        "renew": lambda: store.renew(LeaseValue("token", 1, 1, "here"), 60),
         "commit": lambda: store.commit("token", [Change("a", "", "1")], [{"event": "1"}]),
-        "settle": lambda: store.settle(["an-id"], "missed:capped"),
+        "settle": lambda: store.settle(["an-id"], registers.Missed("capped")),
     }
 
 
@@ -459,10 +466,11 @@ def test_a_key_of_a_wrong_type_is_named_and_nothing_is_written(
 
 def test_a_register_of_a_wrong_type_is_told_as_such_and_left_alone(store: RedisStore, client: redis.Redis):
     client.sadd(REGISTER, "not ours")
-    assert store.settle(["an-id"], "missed:capped") == [UNKNOWN]
-    assert store.start("an-id", "started:n:h", entry="e") == (UNKNOWN, False)
-    assert store.start("an-id", "started:n:h", entry="e", sent=1) == (UNKNOWN, False)
-    assert store.register("an-id") == UNKNOWN
+    unknown, started = registers.Unknown(), registers.Started("n", "h")
+    assert store.settle(["an-id"], registers.Missed("capped")) == [unknown]
+    assert store.start("an-id", started, entry="e") == (unknown, False)
+    assert store.start("an-id", started, entry="e", sent_at=1) == (unknown, False)
+    assert store.register("an-id") == unknown
     assert client.smembers(REGISTER) == {"not ours"}
 
 
@@ -504,12 +512,12 @@ def test_a_redis_without_memory_leaves_nothing_half_written(
 def test_a_state_that_another_version_wrote_is_refused_and_left_alone(
     store: RedisStore, client: redis.Redis, redis_server: RedisServer, meta: str, words: str, held: bool
 ):
-    value = take(store, "newer").value
+    lease = take(store, "newer").lease
     if not held:
         store.release("newer")
     client.hset(STATE, "_meta", meta)
     before = contents(redis_server)
-    for seen in ("", value):
+    for seen in (None, lease):
         with pytest.raises(NewerSchema, match=words):
             store.acquire("older", 60, seen)
     assert contents(redis_server) == before
@@ -711,9 +719,9 @@ def test_a_commit_against_somebody_who_keeps_writing_is_given_up(store: RedisSto
     ledger.write({"a": record("a")})
     commit, theirs = store.commit, iter(range(100))
 
-    def overtaken(token: str, changes: list[Change], log: Any = ()) -> list[str]:
+    def overtaken(token: str, changes: list[Change], log: Any = ()) -> CommitResult:
         held = store.load()["a"]
-        assert commit(token, [Change("a", held, f"theirs {next(theirs)}")]) == []
+        assert not commit(token, [Change("a", held, f"theirs {next(theirs)}")]).conflicts
         return commit(token, changes, log)
 
     store.commit = overtaken
@@ -759,6 +767,7 @@ def test_all_keys_share_one_hash_tag(redis_server: RedisServer, client: redis.Re
         ("unix://:secret@/run/redis.sock?db=2", "/run/redis.sock"),
         ("sentinel://:secret@one.example,:secret@two.example:26380/0", "one.example:26379"),
         ("redis://:secret@[::1]:6380/0", "::1:6380"),
+        ("redis:///2", "localhost:6379"),
     ],
 )
 def test_an_address_tells_the_place_and_no_secret(url: str, shown: str):

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from celery import current_app
 
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.misfire import FITTING, MisfirePolicy, TriggerType, from_millis, to_millis
 from celery_misfire.records import Definition
 from tests.support.admin_site import NAMESPACE, AdminSite, admin_site
@@ -48,7 +48,7 @@ def site(whole_site: AdminSite, server: RedisServer, monkeypatch: pytest.MonkeyP
     from celery_misfire.contrib.django import moments, state
 
     # A busy machine is no Redis that is away.
-    monkeypatch.setattr(state, "PATIENCE", 20.0)
+    monkeypatch.setattr(state, "READ_TIMEOUT", 20.0)
     call_command("flush", interactive=False, verbosity=0)
     server.client().flushall()
     monkeypatch.setattr(moments, "now", lambda: NOW)
@@ -75,10 +75,10 @@ def every(**interval: Any) -> Any:
 
 
 def past_of(server: RedisServer, *tasks: Any, begin: int = NOON - 30 * HOUR) -> Past:
-    from celery_misfire.contrib.django.overview import policy_of
+    from celery_misfire.contrib.django.policies import policy_of
     from celery_misfire.contrib.django.rows import trigger_of
 
-    settings = conf.read_settings(current_app)
+    settings = read_settings(current_app)
     definitions = [
         Definition(t.name, t.task, trigger_of(t), policy_of(t, trigger_of(t), settings)) for t in tasks
     ]
@@ -144,9 +144,9 @@ def test_the_last_day_is_shown_with_its_outage_and_with_what_is_expected(site, s
 
 @pytest.mark.parametrize("schedule", ["crontab", "interval"])
 def test_history_and_simulation_agree_for_every_instruction(site, server, schedule):
-    from celery_misfire.contrib.django import history, whatif
     from celery_misfire.contrib.django.rows import trigger_of
     from celery_misfire.contrib.django.state import open_store, read
+    from celery_misfire.contrib.django.timeline import history, whatif
 
     fields = {"interval": every(every=30, period="minutes")} if schedule == "interval" else {}
     kind = "endless" if schedule == "interval" else "cron"
@@ -157,7 +157,7 @@ def test_history_and_simulation_agree_for_every_instruction(site, server, schedu
         trigger = trigger_of(task)
         stored = read(store, task.name, NOW - 24 * HOUR, NOW)
         past = history.history(
-            stored.lines, task.name, NOW - 24 * HOUR, NOW, trigger=trigger, record=stored.record
+            stored.events, task.name, NOW - 24 * HOUR, NOW, trigger=trigger, record=stored.record
         )
         state = trigger.first_state(NOON - 30 * HOUR)
         answer = whatif.ask(
@@ -223,7 +223,7 @@ def test_a_log_that_begins_later_says_from_when_on_it_knows(site, server):
 def test_of_a_log_that_is_too_long_the_newest_lines_are_read(site, server, monkeypatch):
     from celery_misfire.contrib.django import state
 
-    monkeypatch.setattr(state, "LINES", 10)
+    monkeypatch.setattr(state, "TIMELINE_LINES", 10)
     task = make_task()
     with_an_outage(server, task)
     response = timeline_of(site.client("view_periodictask"), task)
@@ -259,7 +259,7 @@ def test_without_redis_the_pages_say_so_and_do_not_hang(site, elsewhere, monkeyp
 
     task = make_task()
     with_an_outage(elsewhere, task)
-    monkeypatch.setattr(state, "PATIENCE", 1.0)
+    monkeypatch.setattr(state, "READ_TIMEOUT", 1.0)
     client = site.client("view_periodictask")
     elsewhere.freeze()
     try:
@@ -285,6 +285,37 @@ def test_what_should_have_run_by_now_is_overdue(site, server):
     response = timeline_of(site.client("view_periodictask"), task)
     assert "3 fire times are overdue" in problems(response)
     assert "No sign of life: Tue 10 Mar, 10:00" in response.content.decode()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "late_by", "is_overdue"),
+    [
+        (5, 30, True),
+        (300, 30, False),
+        (300, 120, False),
+        (300, 300, True),
+        (None, 30, False),
+        (None, 60, True),
+    ],
+)
+def test_the_list_and_the_timeline_agree_on_what_is_overdue(
+    site, server, monkeypatch, threshold, late_by, is_overdue
+):
+    from celery_misfire.contrib.django import moments
+    from celery_misfire.contrib.django.models import MisfirePolicy as PolicyRow
+
+    task = make_task()
+    PolicyRow.objects.create(periodic_task=task, threshold=threshold)
+    past_of(server, task).beat_runs(NOON - MINUTE)
+    monkeypatch.setattr(moments, "now", lambda: NOON + late_by * 1000)
+    client = site.client("view_periodictask")
+    listed = client.get("/admin/django_celery_beat/periodictask/").content.decode()
+    response = timeline_of(client, task)
+    shown = response.context_data["timeline"]
+    silence = [o for o in shown.outages if o.end == shown.now]
+    assert ('class="misfire-overdue"' in listed) is is_overdue
+    assert ("1 fire time is overdue" in problems(response)) is is_overdue
+    assert bool(silence) is is_overdue
 
 
 def test_a_task_that_is_disabled_new_or_edited_says_so(site, server):

@@ -14,10 +14,11 @@ from celery import Celery
 from celery.schedules import crontab
 
 from celery_misfire import records
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.signals import beat_overdue
-from celery_misfire.store.redis_store import Change, RedisStore
+from celery_misfire.store.port import Change
+from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.triggers.kinds import trigger_for
 from celery_misfire.worker.watch import MOST_NAMES, PAGE, Watch
 from tests.support.processes import wait_for
@@ -39,7 +40,7 @@ class Place:
         self.alarms.append({"sender": sender, "entries": entries, "since": since})
 
     def watch(self) -> Watch:
-        return Watch(self.app, conf.read_settings(self.app), "worker@test")
+        return Watch(self.app, read_settings(self.app), "worker@test")
 
     def due(self, ago: float, *names: str, schedule: Any = 3600.0) -> None:
         """Write the record of entries whose next fire time has passed so many seconds ago."""

@@ -24,6 +24,7 @@ from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import TaskMissed
 from celery_misfire.sending.missed_record import MISSED
 from celery_misfire.sending.missed_runs import Report
+from celery_misfire.store import registers
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.worker import Guard, Request
 from tests.support.fires import Fires
@@ -83,7 +84,10 @@ class Shop:
         assert failure["kind"] == "TaskMissed"
         wait_for(lambda: self.result(task_id), what="the result")
         assert self.result(task_id)["status"] == MISSED
-        assert self.store.register(task_id).startswith(f"missed:{reason}:")
+        held = self.store.register(task_id)
+        assert isinstance(held, registers.Missed)
+        assert held.reason == reason
+        assert held.nonce
         [line] = [one for one in self.store.log() if one.get("id") == task_id]
         assert (line["event"], line["reason"], line["count"]) == ("missed", reason, 1)
 
@@ -128,8 +132,9 @@ def test_a_run_in_time_runs(shop: Shop) -> None:
 
     [run] = shop.runs("in time")
     assert run["task_id"] == id_
-    assert shop.store.register(id_).startswith("started:")
-    assert shop.store.register(id_).endswith(":worker@test")
+    held = shop.store.register(id_)
+    assert isinstance(held, registers.Started)
+    assert held.host == "worker@test"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +197,7 @@ def test_copies_that_were_sent_before_a_late_run_started_are_merged_into_it(shop
 
     assert run["task_id"] == ids[0]
     assert [r["task_id"] for r in shop.runs("once")] == [ids[0], after]
-    assert {shop.store.register(id_) for id_ in ids[1:]} == {f"merged:{ids[0]}"}
+    assert {shop.store.register(id_) for id_ in ids[1:]} == {registers.Merged(ids[0])}
     merged = [line["id"] for line in shop.store.log() if line["event"] == "merged"]
     assert set(ids[1:]) <= set(merged)
 
@@ -261,7 +266,7 @@ def test_a_late_run_that_is_delivered_again_is_told_late_once(shop: Shop) -> Non
 def test_a_run_that_beat_has_recorded_as_missed_is_dropped(shop: Shop) -> None:
     due = time.time()
     id_ = shop.fires.task_id("too late", due)
-    shop.store.settle([id_], "missed:failover")
+    shop.store.settle([id_], registers.Missed("failover"))
     shop.send("too late", scheduled=due)
 
     assert shop.runs("too late") == []
@@ -277,7 +282,7 @@ def test_a_late_second_message_of_a_run_that_started_is_no_missed_run(shop: Shop
     shop.send("late copy", scheduled=due)
 
     assert len(shop.runs("late copy")) == 1
-    assert shop.store.register(id_).startswith("started:")
+    assert isinstance(shop.store.register(id_), registers.Started)
     assert [s for s in shop.project.signals("task_missed") if s["task_id"] == id_] == []
 
 
@@ -506,7 +511,7 @@ def test_both_can_be_switched_off(fresh: Shop) -> None:
         id_ = fresh.send("off", scheduled=due)
 
     assert len(fresh.runs("off")) == 2
-    assert fresh.store.register(id_) == ""
+    assert fresh.store.register(id_) is None
 
 
 def test_the_guard_can_be_switched_off_alone(fresh: Shop) -> None:

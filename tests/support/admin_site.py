@@ -17,7 +17,8 @@ from celery import Celery
 
 from celery_misfire import records
 from celery_misfire.records import EntryRecord
-from celery_misfire.store.redis_store import Change, RedisStore
+from celery_misfire.store.port import Change
+from celery_misfire.store.redis_store import RedisStore
 from tests.support import django_settings
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class AdminSite:
         if not self._leads:
             self.store.acquire("the test", 600)
             self._leads = True
-        assert self.store.commit("the test", changes, lines) == []
+        assert not self.store.commit("the test", changes, lines).conflicts
 
     @contextmanager
     def settings(self, **values: Any) -> Iterator[None]:

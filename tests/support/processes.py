@@ -31,6 +31,7 @@ from kombu.utils.json import loads
 
 from celery_misfire.records import EntryRecord
 from celery_misfire.records import loads as loads_record
+from celery_misfire.store.port import Taken
 from celery_misfire.store.redis_store import RedisStore
 from example_project.child_process import Child
 
@@ -220,7 +221,7 @@ class Project:
     def make_state(self) -> None:
         """Write the state of a beat without entries, so that there is a past in which new ones can be due."""
         store = RedisStore(self.url, NAMESPACE)
-        assert not isinstance(store.acquire("past", ttl=10), str), "a beat is running"
+        assert isinstance(store.acquire("past", ttl=10), Taken), "a beat is running"
         store.write_meta("past", NAMESPACE)
         store.release("past")
 

@@ -11,10 +11,14 @@ An entry is one of ``beat_schedule``, with ``schedule`` described as one of::
     {"type": "odd", "kind": "hangs", "every": 1}
     {"type": "solar", "event": "sunset", "lat": 52.5, "lon": 13.4}
     {"type": "clocked", "at": 1700000000.0}
+    {"type": "daily_time_interval", "interval": 10, "unit": "minute", "start_time_of_day": "08:00", ...}
+    {"type": "calendar_interval", "interval": 1, "unit": "hour"}
+    {"type": "excluding", "schedule": {...}, "days": ["12-25"]}
 
 ``start``, ``at`` and ``end`` are in seconds since 1970. ``own`` is a class of the app's own, with no start by
 default. ``raising`` raises whatever it is asked: for ever, ``until`` a file exists, or ``during`` its
-existence; else it is like ``own``. ``odd`` has the kinds of :class:`OddSchedule`.
+existence; else it is like ``own``. ``odd`` has the kinds of :class:`OddSchedule`. ``excluding`` leaves out
+these days of each year, in UTC.
 
 ``"unserialisable": true`` stands for arguments that no message can carry, or a path for such that none can
 until the file exists.
@@ -31,8 +35,9 @@ from typing import Any
 from celery import Celery
 from celery.schedules import BaseSchedule, crontab, schedule, solar
 
+from celery_misfire import calendars
 from celery_misfire.misfire import from_millis, to_millis
-from celery_misfire.schedules import cron, simple
+from celery_misfire.schedules import calendar_interval, cron, daily_time_interval, excluding, simple
 
 #: What every error on purpose says as well.
 SAYS = os.environ.get("MISFIRE_TEST_SAYS", "")
@@ -133,6 +138,13 @@ def build_schedule(described: dict[str, Any], app: Celery | None = None) -> Base
             return simple(**moments, **options)
         case "cron":
             return cron(**options)
+        case "daily_time_interval":
+            return daily_time_interval(**options)
+        case "calendar_interval":
+            return calendar_interval(**options)
+        case "excluding":
+            inner = build_schedule(options.pop("schedule"), app)
+            return excluding(inner, calendars.annual(**options, timezone="UTC"))
         case "own":
             return OwnSchedule(**options, app=app)
         case "raising":

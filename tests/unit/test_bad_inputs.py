@@ -17,7 +17,8 @@ from celery import Celery
 from celery.schedules import BaseSchedule, crontab, schedule
 from kombu.utils.functional import lazy
 
-from celery_misfire.conf.settings import Settings, read_config, read_settings, warnings_for
+from celery_misfire.conf.settings import Settings, read_config, read_settings
+from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy
 from celery_misfire.schedules import cron, simple
 from tests.support.configs import FIT_CRON, HOURLY, app_with, no_urls_from_outside, problems_of
@@ -27,7 +28,7 @@ __all__ = ["no_urls_from_outside"]
 FIT_ALL = ", ".join(MisfireInstruction)
 ALL_SETTINGS = ", ".join(f"misfire_{f.name}" for f in fields(Settings))
 UNREADABLE = "cannot be read as a URL. In a password write special characters as %XX, for example '/' as %2F."
-NAMESPACE_RULE = "Set misfire_namespace to 1 to 64 of a-z, A-Z, 0-9, '_', '-', '.'."
+NAMESPACE_RULE = "Set it to 1 to 64 of a-z, A-Z, 0-9, '_', '-', '.'."
 NAME_RULE = "beat_schedule: entry name must be a non-empty string of at most 200 characters"
 LONG = "x" * 300
 
@@ -253,7 +254,7 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
         {"misfire_redis_options": {"socket_timout": 3, "decode_responses": True, 5: 5}},
         [
             "misfire_redis_options: unknown key 'socket_timout'. Did you mean 'socket_timeout'?",
-            "misfire_redis_options: unknown key 'decode_responses'. Use the connection options of redis-py.",
+            "misfire_redis_options: 'decode_responses' is set by celery_misfire. Remove it.",
             "misfire_redis_options: unknown key 5. Use the connection options of redis-py.",
         ],
     ),
@@ -380,8 +381,7 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
             ("sentinel://h:99999?master_name=m", "the port must be a number from 1 to 65535."),
             (
                 "sentinel://h/mymaster",
-                "the database must be a number. The name of the master goes into "
-                "misfire_redis_options = {'master_name': 'mymaster'}.",
+                "the database must be a number. The name of the master goes into the option 'master_name'.",
             ),
             *(
                 (f"redis://h/1?{query}", f"{query.split('=')[0]!r}: {text}")
@@ -426,7 +426,7 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
     ({"misfire_namespace": "shop\n"}, [f"misfire_namespace: 'shop\\n' is no namespace. {NAMESPACE_RULE}"]),
     (
         {"misfire_namespace": "__main__"},
-        ["misfire_namespace: '__main__' is any script's name. Set misfire_namespace, for example 'shop'."],
+        ["misfire_namespace: '__main__' is any script's name. Set another one, for example 'shop'."],
     ),
 ]
 
@@ -695,12 +695,12 @@ WRONG_NAMES = [
         None,
         [
             "misfire_namespace: not set and the app has no name (Celery() without main). "
-            "Set misfire_namespace, for example 'shop'."
+            "Set it, for example to 'shop'."
         ],
     ),
     (
         "__main__",
-        ["misfire_namespace: '__main__' is any script's name. Set misfire_namespace, for example 'shop'."],
+        ["misfire_namespace: '__main__' is any script's name. Set another one, for example 'shop'."],
     ),
     ("my proj", [f"misfire_namespace: 'my proj' is no namespace. {NAMESPACE_RULE}"]),
 ]
@@ -754,8 +754,8 @@ HARDLY_MEANT: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
         {},
         {"options": {"countdown": 30, "eta": None}},
         [
-            "beat_schedule['x'].options: 'countdown' holds the run back after it was sent, "
-            "and it counts as on time. Use the schedule for that."
+            "beat_schedule['x'].options: 'countdown' delays the run after it was sent; "
+            "misfire handling does not see that delay. Use the schedule for that."
         ],
     ),
     (

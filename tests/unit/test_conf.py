@@ -6,27 +6,21 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from inspect import signature
 from typing import Any
 
 import pytest
-import redis
 from celery import Celery
 from celery.beat import ScheduleEntry
 from celery.exceptions import ImproperlyConfigured
 from celery.schedules import BaseSchedule, crontab
 
 from celery_misfire.conf import settings as conf
-from celery_misfire.conf.settings import (
-    ENTRY_KEYS,
-    Settings,
-    read_config,
-    read_settings,
-    warnings_for,
-)
+from celery_misfire.conf.entries import ENTRY_KEYS
+from celery_misfire.conf.settings import Settings, read_config, read_settings
+from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.exceptions import MisfireConfigError, MisfireError, TaskMissed
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, MissedFire, Reason, TriggerType
-from celery_misfire.store.url import OPTIONS
+from celery_misfire.store.options import OPTIONS
 from tests.support.configs import BROKER, FIT_CRON, HOURLY, app_with, no_urls_from_outside, problems_of
 
 __all__ = ["no_urls_from_outside"]
@@ -380,6 +374,50 @@ def test_places_of_celerys_own_settings_are_told_by_the_names_that_the_namespace
     ]
 
 
+class _UpperCaseAlone(dict[str, Any]):
+    """Like the configuration of Flask, or a module of Django's: what is not upper case is dropped."""
+
+    def __init__(self, module: Mapping[str, Any]) -> None:
+        super().__init__({name: value for name, value in module.items() if name.isupper()})
+
+
+@pytest.mark.parametrize("broker", [{"BROKER_URL": "amqp://"}, {"FLASK_DEBUG": True}])
+def test_a_source_without_namespace_that_drops_lower_case_names_is_given_advice_that_works(
+    broker: dict[str, Any],
+) -> None:
+    module = broker | {"MISFIRE_HISTORY": 5, "misfire_instruction": "do_nothing"}
+    app = Celery("shop", set_as_current=False)
+    app.config_from_object(_UpperCaseAlone(module))
+    app.conf.misfire_lease_ttl = 0.01
+    app.conf.misfire_policies = {"x": "skip"}
+    assert problems_of(lambda: read_config(app, {"x": HOURLY | {"misfire": "skip"}})) == (
+        "celery_misfire: MISFIRE_HISTORY: is not read under this name. Set app.conf.misfire_history.",
+        "celery_misfire: app.conf.misfire_lease_ttl: expected at least 0.1 seconds, got 0.01.",
+        "celery_misfire: app.conf.misfire_redis_url: not set, and broker_url (amqp) is not Redis. "
+        "Set app.conf.misfire_redis_url, for example 'redis://localhost:6379/1'.",
+        f"celery_misfire: app.conf.misfire_policies['x']: 'skip' is unknown. Allowed: {FIT_ALL}.",
+        f"celery_misfire: beat_schedule['x'].misfire: 'skip' is unknown. Allowed for cron: {FIT_CRON}.",
+    )
+    del module["MISFIRE_HISTORY"]
+    app = Celery("shop", set_as_current=False)
+    app.config_from_object(_UpperCaseAlone(module))
+    app.conf.misfire_redis_url = "redis://h/1"
+    app.conf.misfire_history = 5
+    assert read_settings(app).history == 5
+
+
+def test_keys_of_an_entry_have_no_namespace() -> None:
+    app = Celery("shop", set_as_current=False)
+    app.config_from_object({"CELERY_BROKER_URL": BROKER["broker_url"]}, namespace="CELERY")
+    entries = {"misfire_history": HOURLY | {"misfire_threshold": 5, "options": {"misfire": False}}}
+    assert problems_of(lambda: read_config(app, entries)) == (
+        "celery_misfire: CELERY_BEAT_SCHEDULE['misfire_history']: "
+        "'misfire_threshold' belongs inside 'misfire', as 'threshold'.",
+        "celery_misfire: CELERY_BEAT_SCHEDULE['misfire_history'].options: 'misfire' belongs beside "
+        "'options', not inside. With add_periodic_task use CELERY_MISFIRE_POLICIES.",
+    )
+
+
 def test_the_settings_of_another_app_in_the_same_module_are_left_alone() -> None:
     app = Celery("shop", set_as_current=False)
     shared = {"SHOP_BROKER_URL": BROKER["broker_url"], "CELERY_MISFIRE_HISTORY": 5, "CELERY_MISFIRE_OTHER": 5}
@@ -460,21 +498,20 @@ def test_the_state_goes_to_the_redis_that_is_named_or_to_celerys_own(
 
 
 @pytest.mark.parametrize(
-    ("scheme", "connection"),
+    ("scheme", "taken", "not_taken"),
     [
-        ("redis", redis.Connection),
-        ("rediss", redis.SSLConnection),
-        ("unix", redis.UnixDomainSocketConnection),
-        ("sentinel", redis.sentinel.SentinelManagedSSLConnection),
+        ("redis", "db username socket_keepalive max_connections protocol", "ssl_ca_certs master_name host"),
+        ("rediss", "db socket_keepalive ssl_ca_certs ssl_min_version max_connections", "ssl master_name"),
+        ("unix", "db password socket_timeout health_check_interval max_connections", "path socket_keepalive"),
+        ("sentinel", "db ssl master_name sentinel_kwargs ssl_ca_certs socket_keepalive", "host self kwargs"),
     ],
 )
-def test_redis_py_takes_every_option_that_is_allowed(scheme: str, connection: type) -> None:
-    taken = {name for cls in connection.__mro__ for name in signature(cls.__init__).parameters}
-    taken |= set(signature(redis.ConnectionPool.__init__).parameters)
-    ours = {"ssl", "master_name", "sentinel_kwargs"} if scheme == "sentinel" else set()
-    assert set(OPTIONS[scheme]) - ours <= taken
-    tls = {name for name in taken if name.startswith("ssl_") and not name.endswith("verify_flags")}
-    assert {name for name in OPTIONS[scheme] if name.startswith("ssl_")} == tls
+def test_each_kind_of_connection_takes_the_options_that_redis_py_gives_it(
+    scheme: str, taken: str, not_taken: str
+) -> None:
+    assert set(taken.split()) <= set(OPTIONS[scheme])
+    ours = {"retry", "retry_on_timeout", "decode_responses", "connection_class"}
+    assert not (set(not_taken.split()) | ours) & set(OPTIONS[scheme])
 
 
 # -- which policy ------------------------------------------------------------------------------------------

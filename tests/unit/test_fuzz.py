@@ -16,13 +16,15 @@ from celery import Celery
 from celery.beat import ScheduleEntry
 from celery.schedules import BaseSchedule, crontab, schedule
 
+from celery_misfire.conf.entries import ENTRY_KEYS
 from celery_misfire.conf.problems import LONGEST
-from celery_misfire.conf.settings import ENTRY_KEYS, Settings, read_config, warnings_for
+from celery_misfire.conf.settings import Settings, read_config
+from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, TriggerType
 from celery_misfire.schedules import cron, simple
+from celery_misfire.store.options import OPTIONS
 from celery_misfire.store.redis_store import RedisStore
-from celery_misfire.store.url import OPTIONS
 from tests.support.configs import BROKER, no_urls_from_outside
 
 __all__ = ["no_urls_from_outside"]
@@ -206,7 +208,7 @@ def test_500_random_configurations_end_in_a_start_or_in_a_config_error(seed: int
         app.conf.update(BROKER | config)
         try:
             found, policies = read_config(app, entries)
-            RedisStore(found.redis_url, found.namespace, found.redis_options, found.history)
+            RedisStore.of(found)
         except MisfireConfigError as error:
             ends["refused"] += 1
             lines = list(error.problems)

@@ -35,6 +35,12 @@ def test_importing_the_package_is_light(imported: set[str], heavy: str) -> None:
     assert heavy not in imported
 
 
+def test_beat_loads_what_reads_the_file_of_another_scheduler_only_when_an_interval_asks_for_it() -> None:
+    loaded = modules_added_by("import celery_misfire.beat")
+    assert "celery_misfire.leadership.leader" in loaded
+    assert "celery_misfire.beat_file" not in loaded
+
+
 @pytest.mark.parametrize("heavy", HEAVY)
 def test_installing_it_is_light_too(installed: set[str], heavy: str) -> None:
     assert "celery_misfire.result" in installed

@@ -1,6 +1,8 @@
 """The record of an entry: its JSON form, and how decisions are claimed and judged again."""
 
+import copy
 import json
+import math
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -23,6 +25,8 @@ from celery_misfire.misfire import (
 from celery_misfire.records import MAX_LENGTH, EntryRecord, Intent, Unreported, dumps, loads
 from celery_misfire.schedules import simple
 from celery_misfire.triggers.kinds import trigger_for
+from tests.support.old_state import read_dump, records_of
+from tests.support.schedules import build_schedule
 
 NOW = to_millis(datetime(2026, 3, 2, tzinfo=UTC))
 MINUTE = 60_000
@@ -88,6 +92,21 @@ def test_a_record_survives_its_text(record):
     assert dumps(loads(dumps(record))) == dumps(record)
 
 
+@pytest.mark.parametrize("name", records_of(read_dump()))
+def test_a_record_of_an_older_version_is_read_and_written_as_the_very_same_text(name):
+    text = records_of(read_dump())[name]
+    assert dumps(loads(text)) == text
+    assert loads(text).name == name
+
+
+@pytest.mark.parametrize("name", read_dump()["entries"])
+def test_the_fingerprints_of_an_older_version_still_stand(name):
+    """Another fingerprint would count as an edit: the entry would be planned from now."""
+    dump = read_dump()
+    schedule = build_schedule(dump["entries"][name]["schedule"])
+    assert trigger_for(schedule).fingerprint == loads(records_of(dump)[name]).fingerprint
+
+
 def test_a_record_of_an_entry_that_has_been_refused_for_long_can_be_read():
     """One that runs each second, and may be five hours late."""
     record = claimed(*(unsent(moment) for moment in range(NOW, NOW + 18_000_000, 1000)))
@@ -123,12 +142,17 @@ def test_a_text_with_one_character_changed_is_refused_or_another_record(record, 
         "1e999",
         "\x80\x04\x95",
         "{" + " " * MAX_LENGTH + "}",
+        '{"v": NaN}',
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_a_text_that_is_no_record_is_refused(text):
     with pytest.raises(ValueError):  # noqa: PT011 - any text will do
         loads(text)
+
+
+def nested(depth: int) -> list:
+    return [nested(depth - 1)] if depth else []
 
 
 @pytest.mark.parametrize(
@@ -142,12 +166,19 @@ def test_a_text_that_is_no_record_is_refused(text):
         ("runs", 7),
         ("runs", [{}]),
         ("intents", [[1]]),
+        ("runs", {}),
+        ("missed", ""),
         ("missed", [{"reason": "boredom"}]),
+        ("extra", math.nan),
+        ("extra", math.inf),
+        ("extra", nested(51)),
+        ("extra", nested(900)),
         ("generation", -9 * 10**13),
         ("state", {"next_fire_time": "soon", "start_time": 0}),
         ("state", {"next_fire_time": None}),
         ("state", None),
-        ("extra", 1),
+        ("v", 2),
+        ("v", "1"),
     ],
 )
 def test_a_record_with_a_wrong_field_is_refused(field, value):
@@ -155,6 +186,171 @@ def test_a_record_with_a_wrong_field_is_refused(field, value):
     data = json.loads(dumps(record)) | {field: value}
     with pytest.raises(ValueError):  # noqa: PT011
         loads(json.dumps(data))
+
+
+def test_a_number_that_could_not_be_written_back_is_refused():
+    text = PINNED[0].replace('"v":1', '"v":1,"w":1e999')
+    with pytest.raises(ValueError, match="out of range"):
+        loads(text)
+
+
+@pytest.mark.parametrize("word", ["", "Boredom", "two words", "-", "a" * 51, "né", 7, None, ["fired"]])
+@pytest.mark.parametrize(
+    ("items", "field"),
+    [("missed", "reason"), ("missed", "instruction"), ("runs", "outcome"), ("intents", "outcome")],
+)
+def test_what_is_no_word_is_refused(items, field, word):
+    data = json.loads(PINNED[1])
+    data[items][0][field] = word
+    with pytest.raises(ValueError):  # noqa: PT011
+        loads(json.dumps(data))
+
+
+# -- the text as it stands in Redis -------------------------------------------------------------------------
+
+#: A new text needs a new schema, or readers of this one have to get along with it.
+PINNED = [
+    '{"fingerprint":"f","generation":1,"intents":[],"missed":[],"name":"n","paused_from":null,'
+    '"removed_at":null,"runs":[],"state":{"end_time":null,"max_runs":null,"next_fire_time":2,'
+    '"previous_fire_time":null,"repeat_count":null,"start_time":3,"times_triggered":0},"task":"t","v":1}',
+    '{"fingerprint":"f \\u00fc","generation":1,"intents":[{"claimed_at":4,"generation":3,"last_missed":6,'
+    '"merged":5,"outcome":"recovered","scheduled":2,"unsent":true}],"missed":[{"count":9,"detected_at":10,'
+    '"first":7,"generation":11,"instruction":"do_nothing","last":8,"reason":"too_old"}],"name":"n",'
+    '"paused_from":13,"removed_at":12,"runs":[{"count":16,"first":14,"last":15,"last_missed":18,"merged":17,'
+    '"outcome":"fired"}],"state":{"end_time":24,"max_runs":25,"next_fire_time":19,"previous_fire_time":21,'
+    '"repeat_count":23,"start_time":20,"times_triggered":22},"task":"t","v":1}',
+]
+
+
+def test_the_text_of_a_record_stays_what_it_is():
+    plain = EntryRecord("n", "t", 1, "f", TriggerState(2, 3))
+    full = EntryRecord(
+        name="n",
+        task="t",
+        generation=1,
+        fingerprint="f ü",
+        state=TriggerState(19, 20, 21, 22, 23, 24, 25),
+        runs=(Runs(14, 15, 16, Outcome.FIRED, 17, 18),),
+        intents=(Intent(2, 3, Outcome.RECOVERED, 4, 5, 6, unsent=True),),
+        missed=(Unreported(7, 8, 9, Reason.TOO_OLD, MisfireInstruction.DO_NOTHING, 10, 11),),
+        removed_at=12,
+        paused_from=13,
+    )
+    assert [dumps(plain), dumps(full)] == PINNED
+    assert [loads(text) for text in PINNED] == [plain, full]
+
+
+def test_fields_that_an_older_version_did_not_have_take_their_defaults():
+    data = json.loads(PINNED[1])
+    for field in ("removed_at", "paused_from"):
+        del data[field]
+    for field in ("previous_fire_time", "times_triggered", "repeat_count", "end_time", "max_runs"):
+        del data["state"][field]
+    for field in ("merged", "last_missed"):
+        del data["runs"][0][field], data["intents"][0][field]
+    del data["intents"][0]["unsent"]
+    found = loads(json.dumps(data))
+    assert (found.removed_at, found.paused_from) == (None, None)
+    assert found.state == TriggerState(19, 20)
+    assert found.runs == (Runs(14, 15, 16, Outcome.FIRED),)
+    assert found.intents == (Intent(2, 3, Outcome.RECOVERED, 4),)
+
+
+def test_words_are_stored_as_they_are_spelled_here():
+    stored = {str(word) for word in (*Outcome, *Reason, *MisfireInstruction)}
+    assert stored == {
+        *("fired", "recovered", "merged", "missed"),
+        *("scheduler_down", "failover", "store_unavailable", "broker_unavailable", "scheduler_busy"),
+        *("queue_late", "paused", "too_old", "capped", "ended", "schedule_error", "publish_rejected"),
+        *("entry_deleted", "clock_jump", "expired", "start_in_past"),
+        *("smart_policy", "ignore_misfire_policy", "fire_once_now", "do_nothing", "fire_now"),
+        *("reschedule_now_with_existing_repeat_count", "reschedule_now_with_remaining_repeat_count"),
+        *("reschedule_next_with_existing_count", "reschedule_next_with_remaining_count"),
+    }
+
+
+# -- what a newer version has written ------------------------------------------------------------------------
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
+    max_leaves=6,
+)
+new_fields = st.dictionaries(
+    st.text().map("x{}".format) | st.sampled_from(["", "a", "zz"]), json_values, max_size=2
+)
+new_words = st.from_regex(r"[a-z][a-z0-9_]{0,30}", fullmatch=True)
+
+
+@settings(deadline=None)
+@given(entry_records(), st.data())
+def test_fields_and_words_of_a_newer_version_are_kept_and_written_back(record, data):
+    known = json.loads(dumps(record))
+    newer = copy.deepcopy(known)
+    for part in (newer, newer["state"], *newer["runs"], *newer["intents"], *newer["missed"]):
+        part.update(data.draw(new_fields))
+        for field in {"outcome", "reason", "instruction"} & part.keys():
+            part[field] = data.draw(st.just(part[field]) | new_words)
+    text = json.dumps(newer, sort_keys=True, separators=(",", ":"))
+    found = loads(text)
+    assert dumps(found) == text
+    assert hash(found) == hash(loads(text))
+    assert found.state == replace(record.state, unknown_fields=found.state.unknown_fields)
+    assert [m.count for m in found.missed] == [m.count for m in record.missed]
+
+
+def test_an_unknown_word_equals_no_known_one_and_is_told_as_it_is():
+    word = Reason.read("boredom")
+    assert (str(word), f"{word}", word.value, json.dumps(word)) == (
+        "boredom",
+        "boredom",
+        "boredom",
+        '"boredom"',
+    )
+    assert word not in list(Reason)
+    assert word == Reason.read("boredom")
+    assert Reason.read("too_old") is Reason.TOO_OLD
+    with pytest.raises(ValueError, match="boredom"):
+        Reason("boredom")
+
+
+def with_new_fields(record: EntryRecord) -> EntryRecord:
+    data = json.loads(dumps(record))
+    for part in (data, data["state"], *data["runs"], *data["intents"], *data["missed"]):
+        part["x"] = {"y": [1]}
+    return loads(json.dumps(data))
+
+
+def test_a_record_with_new_fields_is_planned_claimed_and_judged_and_keeps_them():
+    trigger = trigger_for(schedule(60))
+    lost = Unreported(NOW, NOW, 1, Reason.read("boredom"), MisfireInstruction.read("dance"), NOW, NOW)
+    record = with_new_fields(replace(claimed(unsent(NOW)), missed=(lost,)))
+    policy = MisfirePolicy("ignore_misfire_policy")
+    late = NOW + 5 * MINUTE + 1
+    record = records.with_plan(record, plan(trigger, record.state, policy, late), late)
+    assert record.state.next_fire_time == NOW + 6 * MINUTE
+    record = records.claim(record, trigger, late, 3)
+    record, misfire = records.judge_again(record, trigger, policy, late, lambda _: Reason.FAILOVER)
+    assert misfire is not None
+    data = json.loads(dumps(record))
+    intents = {intent["scheduled"]: intent for intent in data["intents"]}
+    kept = [data, data["state"], intents[NOW], data["missed"][0]]
+    assert [part["x"] for part in kept] == [{"y": [1]}] * 4
+    assert (data["missed"][0]["reason"], data["missed"][0]["instruction"]) == ("boredom", "dance")
+    assert sorted(intents) == [NOW, NOW + MINUTE, NOW + 2 * MINUTE, NOW + 3 * MINUTE]
+
+
+def test_an_edit_and_a_pause_keep_what_a_newer_version_knows_of_the_entry():
+    trigger = trigger_for(schedule(60))
+    record = with_new_fields(claimed(unsent(NOW)))
+    gone = records.removed(record, NOW)
+    for changed in (
+        records.edited(record, "t", trigger_for(schedule(30)), NOW),
+        gone,
+        records.returned(gone, "t", trigger, NOW),
+        records.resumed(gone, "t", NOW),
+    ):
+        assert changed.unknown_fields == '{"x":{"y":[1]}}'
 
 
 # -- claiming -----------------------------------------------------------------------------------------------
@@ -308,6 +504,20 @@ def test_a_removed_entry_owes_a_record_for_all_that_was_decided_but_what_a_worke
         (NOW + 2 * MINUTE, 8, Reason.ENTRY_DELETED),
     ]
     assert (gone.runs, gone.intents, gone.state.next_fire_time) == ((), (), None)
+
+
+def test_paused_from_is_the_first_fire_time_of_a_pause_until_that_is_planned():
+    trigger = trigger_for(schedule(60))
+    record = records.first_seen("a", "t", trigger, NOW, from_now=False)
+    assert record.paused_from is None
+    gone = records.removed(record, NOW)
+    assert gone.paused_from == NOW + MINUTE
+    misfired = records.resumed(gone, "t", NOW + 5 * MINUTE)
+    assert misfired.paused_from == misfired.state.next_fire_time == NOW + MINUTE
+    planned = plan(trigger, misfired.state, MisfirePolicy("do_nothing"), NOW + 5 * MINUTE)
+    assert records.with_plan(misfired, planned, NOW + 5 * MINUTE).paused_from is None
+    in_time = records.resumed(gone, "t", NOW + MINUTE - 1)
+    assert (in_time.paused_from, in_time.state.next_fire_time) == (None, NOW + MINUTE)
 
 
 @pytest.mark.parametrize("periods", [-3, 0, 1, 1000])

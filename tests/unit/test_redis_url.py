@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from ssl import VerifyFlags
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.store.redis_store import RedisStore
-from celery_misfire.store.url import sentinels_of, split_url
+from celery_misfire.store.url import connection_of, sentinels_of
 
 PROVIDER = "redis.credentials.UsernamePasswordCredentialProvider"
 
@@ -28,6 +30,11 @@ PROVIDER = "redis.credentials.UsernamePasswordCredentialProvider"
         ("sentinel://:a@h1,:a@h2:7", [("h1", 26379), ("h2", 7)], {"password": "a", "db": 0}),
         ("sentinel://h?master_name=m&db=4", [("h", 26379)], {"master_name": "m", "db": 4}),
         ("sentinel://[::1]:7", [("::1", 7)], {"db": 0}),
+        (
+            "sentinel://h1?socket_timeout=3;sentinel://h2?db=x",
+            [("h1", 26379), ("h2", 26379)],
+            {"db": 0, "socket_timeout": 3},
+        ),
     ],
 )
 def test_sentinels_are_read_as_celery_writes_them_and_with_commas(
@@ -53,12 +60,20 @@ def test_sentinels_are_read_as_celery_writes_them_and_with_commas(
         ),
         (
             {"misfire_redis_url": "sentinel://h/shop?master_name=m"},
-            "misfire_redis_url: the database must be a number. The name of the master goes into "
-            "misfire_redis_options = {'master_name': 'mymaster'}.",
+            "misfire_redis_url: the database must be a number. "
+            "The name of the master goes into the option 'master_name'.",
         ),
         (
-            {"misfire_redis_url": "sentinel://h?master_name=m&socket_timeout=3"},
-            "misfire_redis_url: 'socket_timeout' is not read here. Set it in misfire_redis_options.",
+            {"misfire_redis_url": "sentinel://h?master_name=m&sentinel_kwargs=a-secret"},
+            "misfire_redis_url: 'sentinel_kwargs': expected a dict, got str.",
+        ),
+        (
+            {"misfire_redis_url": "sentinel://h?master_name=m&socket_timeout=0"},
+            "misfire_redis_url: 'socket_timeout': expected a number of seconds > 0, got 0.",
+        ),
+        (
+            {"misfire_redis_url": "redis://h/1", "misfire_redis_options": {"port": 1}},
+            "misfire_redis_options: 'port' is a part of the URL. Write it there.",
         ),
         (
             {"misfire_redis_url": "sentinel://h?mastername=m"},
@@ -100,25 +115,47 @@ def test_what_is_wrong_about_a_url_or_its_options_is_told_with_its_place(
 
 def test_a_url_is_taken_apart_into_the_place_and_options_of_the_right_types() -> None:
     query = "socket_timeout=2&max_connections=5&client_name=7&socket_keepalive=no&health_check_interval=0.5"
-    assert split_url(f"redis://us%40er:p%2Fw@[::1]:7/3?{query}") == (
-        "redis://[::1]:7",
-        {
-            "username": "us@er",
-            "password": "p/w",
-            "db": 3,
-            "socket_timeout": 2.0,
-            "max_connections": 5,
-            "client_name": "7",
-            "socket_keepalive": False,
-            "health_check_interval": 0.5,
-        },
+    assert connection_of(f"redis://us%40er:p%2Fw@[::1]:7/3?{query}") == {
+        "host": "::1",
+        "port": 7,
+        "username": "us@er",
+        "password": "p/w",
+        "db": 3,
+        "socket_timeout": 2.0,
+        "max_connections": 5,
+        "client_name": "7",
+        "socket_keepalive": False,
+        "health_check_interval": 0.5,
+    }
+    assert connection_of("unix://:a@/run/r%20s.sock?db=1") == {
+        "connection_class": redis.UnixDomainSocketConnection,
+        "path": "/run/r s.sock",
+        "password": "a",
+        "db": 1,
+    }
+    assert connection_of("redis://h/3?db=4") == {"host": "h", "db": 4}
+    assert connection_of("rediss://") == {"connection_class": redis.SSLConnection}
+
+
+@pytest.mark.skipif(redis.VERSION < (7,), reason="an option of redis-py 7")
+def test_what_a_new_redis_py_takes_may_be_given_and_is_read_as_redis_py_reads_it() -> None:
+    app = Celery("shop", set_as_current=False)
+    app.conf.misfire_redis_url = "rediss://h/1?ssl_include_verify_flags=VERIFY_X509_STRICT"
+    app.conf.misfire_redis_options = {"ssl_exclude_verify_flags": [VerifyFlags.VERIFY_X509_PARTIAL_CHAIN]}
+    used = RedisStore.of(read_settings(app))._redis.connection_pool.connection_kwargs
+    assert used["ssl_include_verify_flags"] == [VerifyFlags.VERIFY_X509_STRICT]
+    assert used["ssl_exclude_verify_flags"] == [VerifyFlags.VERIFY_X509_PARTIAL_CHAIN]
+
+
+@pytest.mark.skipif(redis.VERSION < (7,), reason="an option of redis-py 7")
+def test_what_redis_py_cannot_read_is_told_with_its_place() -> None:
+    app = Celery("shop", set_as_current=False)
+    app.conf.misfire_redis_url = "rediss://h/1?ssl_include_verify_flags=canary"
+    with pytest.raises(MisfireConfigError) as caught:
+        read_settings(app)
+    assert caught.value.problems == (
+        "celery_misfire: misfire_redis_url: 'ssl_include_verify_flags': redis-py cannot read its value.",
     )
-    assert split_url("unix://:a@/run/r%20s.sock?db=1") == (
-        "unix:///run/r%20s.sock",
-        {"password": "a", "db": 1},
-    )
-    assert split_url("redis://h/3?db=4") == ("redis://h", {"db": 4})
-    assert split_url("rediss://") == ("rediss://", {})
 
 
 @pytest.mark.parametrize(
@@ -138,7 +175,7 @@ def test_the_options_go_before_what_the_url_says(
     app = Celery("shop", set_as_current=False)
     app.conf.update(misfire_redis_url=url, misfire_redis_options=options)
     settings = read_settings(app)
-    used = RedisStore(settings.redis_url, "shop", settings.redis_options)._redis.connection_pool
+    used = RedisStore.of(settings)._redis.connection_pool
     assert {key: used.connection_kwargs[key] for key in expected} == expected
 
 
@@ -152,7 +189,7 @@ def test_a_class_of_credential_providers_may_be_named_as_in_celery() -> None:
     app = Celery("shop", set_as_current=False)
     app.conf.broker_url = f"redis://h/0?credential_provider={PROVIDER}"
     settings = read_settings(app)
-    used = RedisStore(settings.redis_url, "shop", settings.redis_options)._redis.connection_pool
+    used = RedisStore.of(settings)._redis.connection_pool
     assert callable(used.connection_kwargs["credential_provider"].get_credentials)
 
 
@@ -175,4 +212,7 @@ def test_what_the_broker_takes_and_we_do_not_is_left_to_the_broker() -> None:
     }
     settings = read_settings(app)
     assert settings.redis_options == {"master_name": "m"}
-    assert sentinels_of(settings.redis_url) == ([("h1", 26379), ("h2", 26379)], {"db": 2})
+    assert sentinels_of(settings.redis_url) == (
+        [("h1", 26379), ("h2", 26379)],
+        {"db": 2, "socket_timeout": 3.0},
+    )

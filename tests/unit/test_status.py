@@ -9,7 +9,7 @@ import pytest
 
 from celery_misfire import records
 from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy
-from celery_misfire.status import Status, status_of
+from celery_misfire.status import Status, is_current, status_of
 from celery_misfire.triggers.kinds import trigger_for
 
 NOW = 1_772_442_000_000
@@ -58,3 +58,15 @@ def test_where_the_schedule_is_unknown_or_fails_the_default_threshold_holds():
         for late_by, overdue in ((999, False), (1_000, True)):
             status = status_of(RECORD, trigger, POLICY, DUE + late_by, default_threshold=1_000)  # type: ignore[arg-type]
             assert status.is_overdue is overdue
+
+
+def test_what_is_overdue_says_since_when():
+    assert status_of(RECORD, TRIGGER, POLICY, DUE + 30_000).overdue_since == DUE
+    for moment in (DUE - 1, DUE, DUE + 29_999):
+        assert status_of(RECORD, TRIGGER, POLICY, moment).overdue_since is None
+
+
+def test_a_record_is_current_until_the_schedule_is_edited_or_the_entry_removed():
+    assert is_current(RECORD, TRIGGER)
+    assert not is_current(RECORD, trigger_for(timedelta(seconds=61)))
+    assert not is_current(records.removed(RECORD, NOW), TRIGGER)

@@ -18,6 +18,7 @@ from django.utils import timezone, translation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from celery_misfire.events import Event, Led, Merged, Misfired, Missed, Sent, StartedLate
 from celery_misfire.misfire import (
     FITTING,
     MisfireInstruction,
@@ -35,10 +36,14 @@ from tests.support.django_settings import set_up
 
 set_up()
 
-from celery_misfire.contrib.django import whatif  # noqa: E402
-from celery_misfire.contrib.django.history import expected, history  # noqa: E402
-from celery_misfire.contrib.django.picture import picture, strip, svg, ticks  # noqa: E402
-from celery_misfire.contrib.django.timeline import Occurrence, Outage, Timeline  # noqa: E402
+from celery_misfire.contrib.django.timeline import (  # noqa: E402
+    Occurrence,
+    Outage,
+    Timeline,
+    whatif,
+)
+from celery_misfire.contrib.django.timeline.history import expected, history  # noqa: E402
+from celery_misfire.contrib.django.timeline.picture import picture, strip, svg, ticks  # noqa: E402
 
 BERLIN = ZoneInfo("Europe/Berlin")
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
@@ -233,9 +238,9 @@ def test_the_axis_shows_the_repeated_hour_twice_and_says_that_the_clocks_changed
     )
     shown = timeline(start=start, end=end, zone=BERLIN)
     assert "UTC+2 → UTC+1" in svg(shown)
-    assert shown.zone_told == "Europe/Berlin, UTC+2, from Sun 25 Oct, 03:00 on UTC+1"
-    assert shown.told(at("2026-10-25 00:30")) == "Sun 25 Oct, 02:30 (UTC+2)"
-    assert shown.told(at("2026-10-25 01:30")) == "Sun 25 Oct, 02:30 (UTC+1)"
+    assert shown.zone_in_words == "Europe/Berlin, UTC+2, from Sun 25 Oct, 03:00 on UTC+1"
+    assert shown.date_and_time(at("2026-10-25 00:30")) == "Sun 25 Oct, 02:30 (UTC+2)"
+    assert shown.date_and_time(at("2026-10-25 01:30")) == "Sun 25 Oct, 02:30 (UTC+1)"
 
 
 def test_the_axis_leaves_out_the_hour_that_does_not_exist():
@@ -248,8 +253,8 @@ def test_the_axis_leaves_out_the_hour_that_does_not_exist():
 
 def test_an_offset_with_half_an_hour_is_told():
     shown = timeline(zone=ZoneInfo("Asia/Kolkata"))
-    assert shown.zone_told == "Asia/Kolkata, UTC+5:30"
-    assert timeline(zone=ZoneInfo("America/St_Johns")).zone_told.startswith("America/St_Johns, UTC-2:30")
+    assert shown.zone_in_words == "Asia/Kolkata, UTC+5:30"
+    assert timeline(zone=ZoneInfo("America/St_Johns")).zone_in_words.startswith("America/St_Johns, UTC-2:30")
 
 
 @settings(max_examples=80, deadline=None)
@@ -296,32 +301,35 @@ def test_a_table_ends_after_200_rows_and_says_how_many_are_left_out():
 CRON = trigger_for(crontab(minute=0))
 
 
-def sent(
-    scheduled: int, fire_time: int | None = None, outcome: str = "fired", merged: int = 0
-) -> dict[str, Any]:
-    return {
-        "event": "sent",
-        "entry": "reports",
-        "outcome": outcome,
-        "scheduled": scheduled,
-        "fire_time": scheduled if fire_time is None else fire_time,
-        "merged": merged,
-        "id": f"id-{scheduled}",
-    }
+def sent(scheduled: int, fire_time: int | None = None, outcome: str = "fired", merged: int = 0) -> Sent:
+    return Sent(
+        entry="reports",
+        outcome=outcome,
+        scheduled=scheduled,
+        fire_time=scheduled if fire_time is None else fire_time,
+        merged=merged,
+        id=f"id-{scheduled}",
+    )
 
 
-def lead(now: int, reason: str = "scheduler_down") -> dict[str, Any]:
-    return {"event": "lead", "epoch": 2, "reason": reason, "cold": False, "now": now}
+def lead(now: int, reason: str = "scheduler_down") -> Led:
+    return Led(epoch=2, reason=reason, cold=False, now=now)
 
 
 def misfire(
     first: int, last: int, now: int, reason: str = "scheduler_down", entry: str = "reports"
-) -> dict[str, Any]:
-    return {"event": "misfire", "entry": entry, "first": first, "last": last, "now": now, "reason": reason}
+) -> Misfired:
+    done = {"instruction": "smart_policy", "resolved": "fire_once_now", "outcomes": {"recovered": 1}}
+    return Misfired(entry=entry, first=first, last=last, count=1, now=now, reason=reason, **done)
 
 
-def past(*lines: dict[str, Any], **fields: Any):
-    return history(lines, "reports", START, START + DAY, **fields)
+def missed(first: int, last: int, count: int, reason: str = "scheduler_down", **fields: Any) -> Missed:
+    fields = {"entry": "reports", "instruction": "do_nothing", "id": "x"} | fields
+    return Missed(first=first, last=last, count=count, reason=reason, **fields)
+
+
+def past(*events: Event, **fields: Any):
+    return history(events, "reports", START, START + DAY, **fields)
 
 
 def record_at(moment: int, trigger: Any = CRON, **state: Any):
@@ -367,8 +375,8 @@ def test_a_restart_between_two_fire_times_is_a_silence_and_no_outage():
 def test_a_line_of_a_worker_is_no_sign_of_life_of_beat():
     found = past(
         sent(START + 8 * HOUR),
-        sent(START + 8 * HOUR + 50 * MINUTE)
-        | {"event": "late", "worker": "w1", "now": START + 8 * HOUR + 50 * MINUTE},
+        StartedLate(entry="reports", scheduled=START + 8 * HOUR, late_by=99, id="x", worker="w1"),
+        missed(START + 7 * HOUR, START + 7 * HOUR, 1, worker="w1", now=START + 8 * HOUR + 50 * MINUTE),
         lead(START + 9 * HOUR),
     )
     assert [(o.start, o.end) for o in found.outages] == [(START + 8 * HOUR, START + 9 * HOUR)]
@@ -387,16 +395,8 @@ def test_the_outages_of_all_entries_are_one():
 
 
 def test_a_line_that_comes_twice_counts_once():
-    missed = {
-        "event": "missed",
-        "entry": "reports",
-        "first": START + HOUR,
-        "last": START + 2 * HOUR,
-        "count": 2,
-        "reason": "scheduler_down",
-        "id": "x",
-    }
-    found = past(sent(START), sent(START), missed, missed, trigger=CRON, record=DONE)
+    lost = missed(START + HOUR, START + 2 * HOUR, 2)
+    found = past(sent(START), sent(START), lost, lost, trigger=CRON, record=DONE)
     assert fates(found) == [(0, "fired"), (1, "missed"), (2, "missed")]
 
 
@@ -407,34 +407,22 @@ def test_what_a_worker_gives_up_is_missed_and_what_it_merges_is_merged():
         sent(late),
         sent(START + 2 * HOUR),
         sent(START + 3 * HOUR),
-        {"event": "late", "scheduled": late, "late_by": 99, "id": f"id-{late}", **worker},
-        {"event": "merged", "scheduled": START + 2 * HOUR, "id": f"id-{START + 2 * HOUR}", **worker},
-        {
-            "event": "missed",
-            "first": START + 3 * HOUR,
-            "last": START + 3 * HOUR,
-            "count": 1,
-            "reason": "queue_late",
-            "id": f"id-{START + 3 * HOUR}",
-            **worker,
-        },
+        StartedLate(scheduled=late, late_by=99, id=f"id-{late}", **worker),
+        Merged(scheduled=START + 2 * HOUR, id=f"id-{START + 2 * HOUR}", **worker),
+        missed(START + 3 * HOUR, START + 3 * HOUR, 1, "queue_late", id=f"id-{START + 3 * HOUR}", worker="w1"),
     )
     assert fates(found) == [(1, "fired"), (2, "merged"), (3, "missed")]
     assert found.occurrences[1].fire_time == late
 
 
 def test_after_an_edit_the_old_fire_times_stay_a_stretch():
-    missed = {
-        "event": "missed",
-        "entry": "reports",
-        "first": START + HOUR,
-        "last": START + 5 * HOUR,
-        "count": 9,
-        "reason": "scheduler_down",
-        "id": "x",
-    }
-    found = past(missed, trigger=CRON, record=record_at(START + 12 * HOUR))
+    lost = missed(START + HOUR, START + 5 * HOUR, 9)
+    found = past(lost, trigger=CRON, record=record_at(START + 12 * HOUR))
     assert [(o.scheduled, o.end, o.count) for o in found.occurrences] == [(START + HOUR, START + 5 * HOUR, 9)]
+
+
+def test_a_run_whose_outcome_only_a_newer_version_knows_was_sent_all_the_same():
+    assert fates(past(sent(START + HOUR, outcome="a word of tomorrow"))) == [(1, "fired")]
 
 
 def test_what_should_have_been_decided_by_now_is_overdue():
@@ -442,6 +430,14 @@ def test_what_should_have_been_decided_by_now_is_overdue():
     # From 3 o'clock to midnight.
     assert found.overdue == 22
     assert [(o.start, o.end, o.sure) for o in found.outages] == [(START + 2 * HOUR, START + DAY, False)]
+
+
+def test_a_run_that_is_late_by_less_than_its_threshold_is_not_overdue():
+    record = record_at(START, next_fire_time=START + DAY - HOUR)
+    for threshold, overdue in ((3600, 2), (3601, 0)):
+        found = past(trigger=CRON, record=record, policy=MisfirePolicy(threshold=threshold))
+        assert found.overdue == overdue
+        assert len(found.outages) == (overdue > 0)
 
 
 def test_missed_runs_that_are_not_reported_yet_are_known():

@@ -19,7 +19,8 @@ from django_celery_beat import schedulers
 from django_celery_beat.clockedschedule import clocked
 
 from celery_misfire.beat import FAREWELL, MisfireMixin
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.entries import ENTRY_KEYS, policy_keys
+from celery_misfire.conf.warnings import unknown_policies
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
@@ -31,9 +32,9 @@ __all__ = ["DatabaseScheduler"]
 
 logger = logging.getLogger(__name__)
 
-#: What an entry of ``beat_schedule`` may say of its row, beside what Celery knows.
+#: The keys that an entry of ``beat_schedule`` may have for its row, beside Celery's own.
 ROW_KEYS = ("enabled", "one_off", "start_time", "expires", "description")
-#: The options that a row has a column for.
+#: The options for which a row has a column.
 ROW_OPTIONS = ("queue", "exchange", "routing_key", "priority", "headers", "expire_seconds")
 
 
@@ -43,7 +44,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
     ``CELERY_BEAT_SCHEDULER = "celery_misfire.contrib.django.beat:DatabaseScheduler"``
     """
 
-    entry_keys = (*conf.ENTRY_KEYS, *ROW_KEYS)
+    entry_keys = (*ENTRY_KEYS, *ROW_KEYS)
 
     def setup_schedule(self) -> None:
         self._written: list[WrittenEntry] = []
@@ -51,11 +52,12 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         super().setup_schedule()
         self._table = Table(self.app, self._settings, self._written)
         self._table.start()
-        #: The rows that are planned by, those of them that end some day, and those that never fire.
+        #: The rows of the current plan, and those of them that are finished some day.
         self._adopted: Mapping[str, Row] = {}
-        self._mortal: list[Row] = []
-        self._hopeless: set[str] = set()
-        self._look_at = 0.0
+        self._finite: list[Row] = []
+        #: The names of rows that never fire, and of which the log says so.
+        self._warned: set[str] = set()
+        self._next_check_at = 0.0
 
     # -- the schedule --------------------------------------------------------------------------------------
 
@@ -94,13 +96,13 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
             self._schedule[name] = ScheduleEntry(**{k: v for k, v in fields.items() if k not in ROW_KEYS})
 
     def _warnings(self) -> list[str]:
-        # A name that is no entry of the configuration may be a row's: that is known when they have been read.
-        early = conf.unknown_policies(self._settings, self._configured.keys())
+        # A policy for a name that is no entry may be for a row. The table warns when it has read the rows.
+        early = unknown_policies(self.app, self._settings, self._configured.keys())
         return [warning for warning in super()._warnings() if warning not in early]
 
     def _definitions(self) -> Iterator[Definition]:
         self._adopted = self._table.rows
-        self._mortal = []
+        self._finite = []
         for name, row in self._adopted.items():
             if name in self._schedule:
                 why = "beat_schedule has an entry of this name, whose schedule has no model"
@@ -108,11 +110,11 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
             elif row.definition is None:
                 continue
             elif row.ran_before and self._leader.record(name) is None:
-                # By another scheduler, or before the store was lost: once is enough.
+                # It ran by another scheduler, or before the store was lost. Once is enough.
                 self._table.finish(row)
             else:
                 if row.is_single_run or row.task.expires is not None:
-                    self._mortal.append(row)
+                    self._finite.append(row)
                 yield row.definition
         yield from super()._definitions()
 
@@ -124,18 +126,18 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         if self._lease.held and self._table.rows is not self._adopted:
             self._changed = True
         delay = super()._tick()
-        if self._lease.held and time.monotonic() >= self._look_at:
-            self._look_at = time.monotonic() + LOOK_EVERY
+        if self._lease.held and time.monotonic() >= self._next_check_at:
+            self._next_check_at = time.monotonic() + LOOK_EVERY
             self._finish_rows()
         return min(delay, LOOK_EVERY)
 
     def _finish_rows(self) -> None:
-        """Have those rows disabled that never fire again, when all is done that was decided for them."""
-        finished = [row for row in self._mortal if self._is_finished(row)]
+        """Disable the rows that never fire again, when all is done that was decided for them."""
+        finished = [row for row in self._finite if self._is_finished(row)]
         for row in finished:
             self._table.finish(row)
         if finished:
-            self._mortal = [row for row in self._mortal if row not in finished]
+            self._finite = [row for row in self._finite if row not in finished]
 
     def _is_finished(self, row: Row) -> bool:
         name, record = row.task.name, self._leader.record(row.task.name)
@@ -143,10 +145,10 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
             return False
         if row.task.expires is not None and millis(row.task.expires) <= now():
             return True
-        if row.is_single_run and record.state.previous_fire_time is None and name not in self._hopeless:
-            self._hopeless.add(name)
+        if row.is_single_run and record.state.previous_fire_time is None and name not in self._warned:
+            self._warned.add(name)
             logger.warning("beat: periodic task %r never fires: its time had passed when beat saw it", name)
-        # What neither ran nor was missed may still be wanted: somebody gives it another time, or disables it.
+        # A row that neither ran nor was missed stays enabled: somebody may want to give it another time.
         return row.is_single_run and record.state.previous_fire_time is not None
 
     def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
@@ -161,7 +163,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         return False
 
     def sync(self) -> None:
-        """Do nothing: the table writes what there is to be written."""
+        """Do nothing: the table has a thread that writes."""
 
     def close(self) -> None:
         super().close()
@@ -185,10 +187,10 @@ class _Schedule(dict[str, ScheduleEntry]):
 
 
 def _has_model(schedule: Any) -> bool:
-    """True when a row can hold this schedule whole."""
+    """Return True when a row can hold the whole schedule."""
     if type(schedule) is schedules.solar:
         return True
-    # What makes no sense is written all the same, and refused as a row.
+    # A schedule that is not valid is written all the same, and refused as a row.
     with suppress(ValueError):
         if isinstance(trigger_for(schedule), AskedTrigger):
             return False
@@ -200,7 +202,7 @@ def _has_model(schedule: Any) -> bool:
 
 def _policy_fields(misfire: object) -> dict[str, Any] | None:
     """Return the ``misfire`` key of an entry as the fields of a policy's row; None when it says nothing."""
-    keys = conf.policy_keys(misfire)
+    keys = policy_keys(misfire)
     if keys is None:
         return None
     if keys is False:

@@ -14,7 +14,7 @@ from django.db.migrations.executor import MigrationExecutor
 from kombu.utils.functional import maybe_evaluate
 from kombu.utils.imports import symbol_by_name
 
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_config, read_settings
 from celery_misfire.contrib.django.beat import DatabaseScheduler
 from celery_misfire.contrib.django.models import MisfirePolicy
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
@@ -88,7 +88,7 @@ def _deadline(app: Celery) -> list[CheckMessage]:
 
 def _settings(app: Celery) -> list[CheckMessage]:
     try:
-        conf.read_config(app, maybe_evaluate(app.conf.beat_schedule) or {}, DatabaseScheduler.entry_keys)
+        read_config(app, maybe_evaluate(app.conf.beat_schedule) or {}, DatabaseScheduler.entry_keys)
     except MisfireConfigError as exc:
         return [Error(line, id="celery_misfire.E001") for line in exc.problems]
     return []
@@ -102,9 +102,7 @@ def check_services(app_configs: Apps, **_: Any) -> list[CheckMessage]:
 
 def _redis() -> list[CheckMessage]:
     try:
-        settings = conf.read_settings(celery_state.get_current_app())
-        url, options = settings.redis_url, settings.redis_options
-        RedisStore(url, settings.namespace, options, settings.history, PATIENCE).is_guarded()
+        RedisStore.of(read_settings(celery_state.get_current_app()), PATIENCE).is_guarded()
     except MisfireConfigError:
         # Said by check_app.
         return []

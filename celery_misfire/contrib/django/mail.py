@@ -15,7 +15,7 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django.models import MisfirePolicy, MissedFire
 from celery_misfire.contrib.django.moments import as_stored, as_text, millis, now
 from celery_misfire.exceptions import MisfireConfigError
@@ -61,7 +61,7 @@ def _recipients(entry: str) -> list[str]:
     if any(addresses):
         return [address for address in addresses if address]
     try:
-        return list(conf.read_settings(current_app).mail_to)
+        return list(read_settings(current_app).mail_to)
     except MisfireConfigError:
         # Beat has said it at its start.
         return []

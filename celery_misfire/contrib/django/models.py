@@ -63,6 +63,16 @@ class MissReason(models.TextChoices):
     START_IN_PAST = Reason.START_IN_PAST.value, _("The start was past already")
 
 
+def reason_in_words(reason: str) -> str:
+    """Return a reason in the language of the page; one that a newer version has written, as it is."""
+    return str(dict(MissReason.choices).get(reason, reason))
+
+
+def instruction_in_words(instruction: str) -> str:
+    """Return an instruction in the language of the page; one that a newer version has written, as it is."""
+    return str(dict(Instruction.choices).get(instruction, instruction))
+
+
 class MisfirePolicy(models.Model):
     """What happens when runs of a periodic task are late; an empty field takes the setting of the site."""
 

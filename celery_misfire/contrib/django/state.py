@@ -2,50 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from celery import Celery
 
 from celery_misfire import records
-from celery_misfire.conf import settings as conf
-from celery_misfire.contrib.django.history import moment_of
+from celery_misfire.conf.settings import read_settings
+from celery_misfire.events import Event, Led, decode
 from celery_misfire.records import EntryRecord
 from celery_misfire.store.redis_store import RedisStore
 
-__all__ = ["Stored", "log_of", "open_store", "read", "records_of"]
+__all__ = ["LogLine", "Stored", "log_of", "open_store", "read", "records_of"]
 
 #: Longest wait for one answer of Redis, in seconds: somebody is waiting for a page.
-PATIENCE = 2.0
-#: So many lines of the log are read at most for a timeline: a little more than a log keeps by default.
-LINES = 12_000
-#: For the log of an outage: so many lines are read at a time, and so often at most.
-PAGE, PAGES = 1000, 10
+READ_TIMEOUT = 2.0
+#: A timeline reads at most this many lines of the log: a little more than a log keeps by default.
+TIMELINE_LINES = 12_000
+#: The log of an outage is read in pages of this many lines, and at most this many pages.
+PAGE_LINES, MAX_PAGES = 1000, 10
 
 
 @dataclass(frozen=True)
 class Stored:
     """What the store holds of one entry.
 
-    :param lines: the log of all entries from `since` on, oldest first.
+    :param events: the log of all entries from `since` on, oldest first.
     :param known_from: where the log begins, if that is later than `since`; now, when it is empty.
     :param record: None: beat has not seen the entry yet, or its record cannot be read.
     """
 
-    lines: Sequence[Mapping[str, Any]]
+    events: Sequence[Event]
     known_from: int | None
     record: EntryRecord | None
 
 
+@dataclass(frozen=True)
+class LogLine:
+    """A line of the log.
+
+    :param written_at: when Redis took it, in milliseconds UTC.
+    :param kind: its event's word in the log.
+    :param event: None when a newer version wrote a kind that this one does not know.
+    """
+
+    written_at: int
+    kind: str
+    event: Event | None
+
+
 def open_store(app: Celery) -> RedisStore:
-    """Return the store of an app, for a page: with little patience.
+    """Return the store of an app, which gives up early.
 
     :raises MisfireConfigError: when the settings are wrong.
     """
-    settings = conf.read_settings(app)
-    options = {**settings.redis_options, "socket_timeout": PATIENCE, "socket_connect_timeout": PATIENCE}
-    return RedisStore(settings.redis_url, settings.namespace, options, settings.history, PATIENCE)
+    return RedisStore.of(read_settings(app), READ_TIMEOUT)
 
 
 def records_of(store: RedisStore, names: Sequence[str]) -> dict[str, EntryRecord]:
@@ -69,30 +80,39 @@ def read(store: RedisStore, entry: str, since: int, now: int) -> Stored:
     :raises StoreUnavailable: Redis is away, or too slow.
     """
     oldest = store.log_after("0-0", 1)
-    begins = int(oldest[0][0].partition("-")[0]) if oldest else now
-    lines: list[dict[str, Any]] = [line for _id, line in store.log_after(f"{since}-0", LINES + 1)]
-    if len(lines) > LINES:
-        lines = store.log(LINES)
-        begins = next((t for t in map(moment_of, lines) if t is not None), begins)
-    return Stored(lines, None if begins <= since else begins, records_of(store, [entry]).get(entry))
+    begins = _written_at(oldest[0][0]) if oldest else now
+    lines = [line for _id, line in store.log_after(f"{since}-0", TIMELINE_LINES + 1)]
+    is_cut = len(lines) > TIMELINE_LINES
+    if is_cut:
+        lines = store.log(TIMELINE_LINES)
+    events = [event for line in lines if (event := decode(line)) is not None]
+    if is_cut:
+        begins = next((e.written_at for e in events if e.written_at is not None), begins)
+    return Stored(events, None if begins <= since else begins, records_of(store, [entry]).get(entry))
 
 
-def log_of(store: RedisStore, entry: str, since: int, until: int) -> list[tuple[int, dict[str, Any]]]:
-    """Return the lines of the log about an entry, and about who led, with the moments of their writing.
+def log_of(store: RedisStore, entry: str, since: int, until: int) -> list[LogLine]:
+    """Return the lines of the log about an entry, and about who led.
 
     :param since: milliseconds UTC, as `until`.
     :raises StoreUnavailable: Redis is away, or too slow.
     """
-    lines: list[tuple[int, dict[str, Any]]] = []
-    seen = f"{since}-0"
-    for _ in range(PAGES):
-        page = store.log_after(seen, PAGE)
-        for seen, line in page:
-            written = int(seen.partition("-")[0])
-            if written > until:
-                return lines
-            if line.get("entry") == entry or line.get("event") == "lead":
-                lines.append((written, line))
-        if len(page) < PAGE:
+    found: list[LogLine] = []
+    last_id = f"{since}-0"
+    for _ in range(MAX_PAGES):
+        page = store.log_after(last_id, PAGE_LINES)
+        for last_id, line in page:
+            written_at = _written_at(last_id)
+            if written_at > until:
+                return found
+            event = decode(line)
+            if line.get("entry") == entry or isinstance(event, Led):
+                found.append(LogLine(written_at, str(line["event"]), event))
+        if len(page) < PAGE_LINES:
             break
-    return lines
+    return found
+
+
+def _written_at(line_id: str) -> int:
+    """Return when Redis took a line of the log, which is the first part of its id."""
+    return int(line_id.partition("-")[0])

@@ -9,21 +9,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from celery import Celery
 from django.core.exceptions import ValidationError
 from django.db import Error, connections
-from django.db.models import F, QuerySet, prefetch_related_objects
+from django.db.models import QuerySet, prefetch_related_objects
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 from django_celery_beat.schedulers import ModelEntry
 
-from celery_misfire.conf.settings import Settings, unknown_policies
+from celery_misfire.conf.settings import Settings
+from celery_misfire.conf.warnings import unknown_policies
 from celery_misfire.contrib.django.models import MisfirePolicy
 from celery_misfire.contrib.django.moments import now
 from celery_misfire.contrib.django.recording import forget
@@ -31,32 +31,35 @@ from celery_misfire.contrib.django.rows import (
     entry_of,
     from_last_run_at,
     site_policy,
-    to_last_run_at,
     trigger_of,
 )
+from celery_misfire.contrib.django.updates import RowUpdates, in_chunks
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.misfire import ENDLESS, Trigger, TriggerType
 from celery_misfire.misfire import MisfirePolicy as Policy
 from celery_misfire.records import Definition
+from celery_misfire.texts import describe_error
 from celery_misfire.triggers.kinds import GridTrigger
+from celery_misfire.trouble import Trouble
 
 __all__ = ["LOOK_EVERY", "Row", "Table", "WrittenEntry"]
 
 logger = logging.getLogger(__name__)
 
-#: The table is asked so often, in seconds, whether django-celery-beat knows of a change.
+#: Seconds between two looks whether django-celery-beat knows of a change, and between two tries.
 LOOK_EVERY = 2.5
-#: All rows are compared so often, in seconds: what ``.update()`` and SQL have changed shows in no other way.
+#: Seconds between two comparisons of all rows: what ``.update()`` and SQL change shows in no other way.
 SCAN_EVERY = 30.0
-#: Records that are older than wanted are looked for so often, in seconds.
+#: Seconds between two searches for records of missed runs that are older than wanted.
 FORGET_EVERY = 3600.0
-#: What was counted is written after so many seconds.
+#: Seconds between two writes of what was counted.
 WRITE_EVERY = 1.0
-#: So many rows are read or written by one statement.
-CHUNK = 500
+#: Seconds after which the log says again that the database fails.
+REMIND_EVERY = 60.0
 
-#: What beat writes itself, or never looks at.
-_OF_NO_MATTER = {"last_run_at", "total_run_count", "date_changed", "description"}
+#: The columns that beat writes itself, or never looks at: a change in them alone changes no run.
+_IGNORED_COLUMNS = {"last_run_at", "total_run_count", "date_changed", "description"}
+#: The foreign keys of a row to its schedule.
 _SCHEDULES = ("interval", "crontab", "solar", "clocked")
 
 
@@ -106,18 +109,6 @@ class WrittenEntry:
             MisfirePolicy.objects.update_or_create(periodic_task=task, defaults=self.policy)
 
 
-@dataclass
-class _Due:
-    """What is to be written; taken and given back under a lock.
-
-    :param runs: by primary key, how many runs there were and when the last one was (milliseconds UTC).
-    :param finished: by primary key, rows that never fire again.
-    """
-
-    runs: dict[int, tuple[int, int]] = field(default_factory=dict)
-    finished: dict[int, Row] = field(default_factory=dict)
-
-
 class Table:
     """The enabled rows by name.
 
@@ -131,8 +122,7 @@ class Table:
         self.rows: Mapping[str, Row] = {}
         #: Set when the rows have been read for the first time.
         self.was_read = threading.Event()
-        self._due = _Due()
-        self._lock = threading.Lock()
+        self.updates = RowUpdates()
         self._thread = threading.Thread(target=self._run, name="misfire-rows", daemon=True)
         self._stop = threading.Event()
         # The rest belongs to the thread.
@@ -141,7 +131,7 @@ class Table:
         self._changed_at: object = None
         self._look_at = self._scan_at = self._forget_at = 0.0
         self._policies: dict[tuple[str, str, TriggerType], Policy | None] = {}
-        self._trouble = ""
+        self._trouble = Trouble(LOOK_EVERY, LOOK_EVERY, REMIND_EVERY)
 
     # -- for the main loop ---------------------------------------------------------------------------------
 
@@ -157,51 +147,62 @@ class Table:
     def ran(self, name: str, moment: int) -> None:
         """Have a run of this row counted, unless there is no such row."""
         if (row := self.rows.get(name)) is not None:
-            with self._lock:
-                runs, _ = self._due.runs.get(row.task.pk, (0, 0))
-                self._due.runs[row.task.pk] = runs + 1, moment
+            self.updates.ran(row.task.pk, moment)
 
     def finish(self, row: Row) -> None:
         """Have a row disabled, as django-celery-beat does, unless it is edited first."""
-        with self._lock:
-            self._due.finished[row.task.pk] = row
+        self.updates.finish(row.task)
 
     # -- the thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while True:
-            stopping = self._stop.is_set()
+            is_last = self._stop.is_set()
             try:
-                self._work(stopping)
+                self.work(is_last=is_last)
             except Exception as exc:
-                self._failed(exc)
-                # Kept as long as it works, whatever CONN_MAX_AGE says for requests: making one costs most.
+                self._fail(exc)
+                # The connection is kept as long as it works, as making one costs most; CONN_MAX_AGE is for
+                # requests.
                 with suppress(Exception):
                     connections.close_all()
-                self._look_at = time.monotonic() + LOOK_EVERY
-            if stopping:
+            if is_last:
                 with suppress(Exception):
                     connections.close_all()
                 return
             self._stop.wait(WRITE_EVERY)
 
-    def _work(self, stopping: bool) -> None:
-        looks = time.monotonic() >= self._look_at
-        # An idle pass asks nothing of the database, and one with a broken connection does not try.
-        idle = self._trouble or not (self._due.runs or self._due.finished)
-        if idle and not (looks or stopping):
+    def look_at_once(self, *, scan: bool) -> None:
+        """Have the next pass look at the database; with a scan it compares all rows."""
+        self._look_at = 0.0
+        if scan:
+            self._scan_at = 0.0
+
+    def work(self, *, is_last: bool = False) -> None:
+        """Make one pass: write what is to be written, and read what has changed, when that is due.
+
+        :param is_last: beat stops, so nothing needs to be read any more.
+        :raises django.db.Error: when the database fails.
+        """
+        now = time.monotonic()
+        looks = now >= self._look_at
+        # An idle pass asks nothing of the database.
+        idle = not (looks or self.updates) or self._trouble.is_waiting(now)
+        if idle and not is_last:
             return
         while self._entries:
             self._write_entry(self._entries[0])
             del self._entries[0]
-        self._write()
-        if looks and not stopping:
+        if self.updates.disables_rows:
+            self.look_at_once(scan=True)
+        self.updates.write()
+        if looks and not is_last:
             self._read()
             self._forget()
             self._look_at = time.monotonic() + LOOK_EVERY
-        if self._trouble:
-            self._trouble = ""
-            logger.info("beat: the database is there again")
+        length = self._trouble.end(time.monotonic())
+        if length is not None:
+            logger.info("beat: the database answers again after %.0f s", length)
 
     def _forget(self) -> None:
         keep = self._settings.keep_missed
@@ -211,16 +212,17 @@ class Table:
         if not forget(now() - round(keep * 1000)):
             self._forget_at = time.monotonic() + FORGET_EVERY
 
-    def _failed(self, exc: Exception) -> None:
-        if self._trouble:
+    def _fail(self, exc: Exception) -> None:
+        self.look_at_once(scan=False)
+        if not self._trouble.fail(time.monotonic()):
             return
         # The first line names the table or the server; the others may quote values.
-        self._trouble = f"{type(exc).__name__}: {str(exc).strip().partition(chr(10))[0][:200]}"
+        problem = describe_error(exc)
         goes_on = "nothing is planned before they can"
         if self.was_read.is_set():
             goes_on = f"going on with {len(self.rows)} as they were, counters are written later"
-        hint = " Has `manage.py migrate` been run?" if "celery_misfire_" in self._trouble else ""
-        logger.error("beat: the periodic tasks cannot be read (%s); %s.%s", self._trouble, goes_on, hint)
+        hint = " Has `manage.py migrate` been run?" if "celery_misfire_" in problem else ""
+        logger.error("beat: the periodic tasks cannot be read (%s); %s.%s", problem, goes_on, hint)
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -238,7 +240,7 @@ class Table:
     def _scan(self) -> dict[int, int]:
         """Return, for each enabled row, a number that changes with all that its runs depend on."""
         # By five queries: a join would send the same schedules over and over.
-        columns = [f.attname for f in PeriodicTask._meta.concrete_fields if f.name not in _OF_NO_MATTER]
+        columns = [f.attname for f in PeriodicTask._meta.concrete_fields if f.name not in _IGNORED_COLUMNS]
         related = [columns.index(f"{name}_id") for name in _SCHEDULES]
         schedules: list[dict[Any, int]] = []
         for name in _SCHEDULES:
@@ -266,7 +268,7 @@ class Table:
         changed = [key for key, mark in marks.items() if self._marks.get(key) != mark]
         by_key = {key: row for key, row in self._by_key.items() if key in marks}
         # At the start all of them, and no long list of keys.
-        parts = _chunks(changed) if self._marks else [None]
+        parts = in_chunks(changed) if self._marks else [None]
         for keys in parts:
             tasks, policies = PeriodicTask.objects.filter(enabled=True), MisfirePolicy.objects.all()
             if keys is not None:
@@ -279,7 +281,7 @@ class Table:
         self._by_key, self._marks = by_key, marks
         self.rows = {row.task.name: row for row in by_key.values()}
         if not self.was_read.is_set():
-            for warning in unknown_policies(self._settings, self.rows.keys()):
+            for warning in unknown_policies(self._app, self._settings, self.rows.keys()):
                 logger.warning("beat: %s", warning)
         logger.info("beat: %d periodic tasks, %d of them new or changed", len(by_key), len(changed))
 
@@ -319,55 +321,6 @@ class Table:
                 raise
             logger.error("beat: entry %r cannot be written as a row: %s", entry.name, exc)
 
-    def _write(self) -> None:
-        with self._lock:
-            due, self._due = self._due, _Due()
-        try:
-            self._write_runs(due.runs)
-            self._write_finished(due.finished)
-        finally:
-            # What could not be written comes again, with what has come meanwhile.
-            with self._lock:
-                for key, (runs, moment) in due.runs.items():
-                    more, later = self._due.runs.get(key, (0, moment))
-                    self._due.runs[key] = runs + more, later
-                self._due.finished = due.finished | self._due.finished
-
-    def _write_runs(self, runs: dict[int, tuple[int, int]]) -> None:
-        # Rows that ran as often, and in the same second, share a statement.
-        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for key, (n, moment) in runs.items():
-            alike[n, moment // 1000].append(key)
-        for (n, _), keys in alike.items():
-            for chunk in _chunks(keys):
-                last = to_last_run_at(max(runs[key][1] for key in chunk))
-                rows = PeriodicTask.objects.filter(pk__in=chunk)
-                rows.update(last_run_at=last, total_run_count=F("total_run_count") + n)
-                for key in chunk:
-                    del runs[key]
-
-    def _write_finished(self, finished: dict[int, Row]) -> None:
-        for key, row in list(finished.items()):
-            task = row.task
-            unedited = PeriodicTask.objects.filter(
-                pk=key,
-                enabled=True,
-                one_off=task.one_off,
-                start_time=task.start_time,
-                expires=task.expires,
-                clocked=task.clocked_id,
-            )
-            if task.clocked is not None:
-                unedited = unedited.filter(clocked__clocked_time=task.clocked.clocked_time)
-            # As django-celery-beat leaves them: a disabled row has no last run, a one-off starts from 0.
-            values: dict[str, Any] = {"enabled": False, "last_run_at": None}
-            if task.one_off:
-                values["total_run_count"] = 0
-            if unedited.update(**values):
-                logger.info("beat: periodic task %r is finished, and disabled", task.name)
-            del finished[key]
-            self._scan_at = 0.0
-
 
 def _read_schedules(tasks: Sequence[PeriodicTask]) -> None:
     """Read the schedules of all these rows by a few queries, but those that cannot be read."""
@@ -383,15 +336,11 @@ def _read_schedules(tasks: Sequence[PeriodicTask]) -> None:
 
 def _raw(rows: QuerySet[Any, tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
     """Return the values as the driver has them: to compare them, nothing needs to be converted."""
-    sql, params = rows.query.sql_with_params()
+    sql, params = rows.query.get_compiler(rows.db).as_sql()
     with connections[rows.db].cursor() as cursor:
         cursor.execute(sql, params)
         values: list[tuple[Any, ...]] = cursor.fetchall()
         return values
-
-
-def _chunks(keys: list[int]) -> Iterable[list[int]]:
-    return (keys[start : start + CHUNK] for start in range(0, len(keys), CHUNK))
 
 
 def _anchor(task: PeriodicTask, trigger: Trigger) -> int | None:

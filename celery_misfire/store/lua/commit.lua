@@ -12,7 +12,7 @@ end
 local wrong = expect(KEYS[1], 'string') or expect(KEYS[2], 'hash') or expect(KEYS[3], 'stream')
 if wrong then return wrong end
 local lease = redis.call('GET', KEYS[1]) or ''
-if string.sub(lease, 1, #ARGV[1] + 1) ~= ARGV[1] .. '|' then return {'FENCED'} end
+if ARGV[1] == '' or string.sub(lease, 1, #ARGV[1] + 1) ~= ARGV[1] .. '|' then return {'FENCED'} end
 
 local n = tonumber(ARGV[3])
 local writes, removals, conflicts = {}, {}, {'CONFLICT'}

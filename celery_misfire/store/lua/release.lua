@@ -1,4 +1,4 @@
 -- Give the lease up, if it is still the caller's. KEYS: lease.  ARGV: token.
 local current = redis.call('GET', KEYS[1]) or ''
-if string.sub(current, 1, #ARGV[1] + 1) ~= ARGV[1] .. '|' then return 0 end
+if ARGV[1] == '' or string.sub(current, 1, #ARGV[1] + 1) ~= ARGV[1] .. '|' then return 0 end
 return redis.call('DEL', KEYS[1])

@@ -11,7 +11,7 @@ from celery import current_app
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.translation import ngettext
 
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.models import MissedFire
 from celery_misfire.contrib.django.recording import forget
@@ -33,7 +33,7 @@ def age(text: str) -> timedelta:
 
 def _kept() -> timedelta:
     try:
-        seconds = conf.read_settings(current_app).keep_missed
+        seconds = read_settings(current_app).keep_missed
     except MisfireConfigError as exc:
         raise CommandError(str(exc)) from None
     return KEEP if seconds is None else timedelta(seconds=seconds)

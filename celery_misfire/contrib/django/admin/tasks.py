@@ -1,8 +1,4 @@
-"""The Django admin: periodic tasks with their misfire policy and standing, and the runs that were missed.
-
-What is registered for PeriodicTask is extended, whoever registered it. A project that registers its own class
-may also put :class:`PeriodicTaskMixin` in front of it itself.
-"""
+"""The admin of periodic tasks: misfire policy in the form, status in the list, and two more pages."""
 
 from __future__ import annotations
 
@@ -21,10 +17,10 @@ from django.utils.translation import gettext_lazy
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.contrib.django import moments
-from celery_misfire.contrib.django.missed_admin import MissedFireAdmin
+from celery_misfire.contrib.django.admin.missed import MissedFireAdmin
+from celery_misfire.contrib.django.admin.overview import MISSED_WITHIN, Overview, overviews_of
+from celery_misfire.contrib.django.admin.policy_form import PolicyInline
 from celery_misfire.contrib.django.models import MissedFire
-from celery_misfire.contrib.django.overview import LATELY, Standing, look_at
-from celery_misfire.contrib.django.policy_form import PolicyInline
 from celery_misfire.contrib.django.rows import from_last_run_at
 
 if TYPE_CHECKING:
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
 else:
     _ModelAdmin = admin.ModelAdmin
 
-__all__ = ["MissedFireAdmin", "PeriodicTaskMixin", "PolicyInline", "replace_registered"]
+__all__ = ["PeriodicTaskMixin", "replace_registered"]
 
 
 def replace_registered(site: admin.AdminSite = admin.site) -> None:
@@ -55,16 +51,15 @@ def replace_registered(site: admin.AdminSite = admin.site) -> None:
 _COLUMNS = ("misfire_next", "misfire_late_by", "misfire_missed", "misfire_resolved", "misfire_last")
 
 
-class _Page:
-    """A change list whose rows know where they stand."""
+class _ChangeListWithOverviews:
+    """Gives the rows of a change list their overviews."""
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)  # type: ignore[misc]  # a ChangeList
-        now = moments.now()
         tasks: list[PeriodicTask] = self.result_list  # type: ignore[attr-defined]  # of a ChangeList
-        standings, problem = look_at(tasks, now)
+        overviews, problem = overviews_of(tasks, moments.now())
         for task in tasks:
-            task.misfire_standing = standings[task.pk]
+            task.misfire_overview = overviews[task.pk]
         if problem and request.method == "GET":
             text = _("What beat plans is not known at the moment: %(problem)s") % {"problem": problem}
             messages.warning(request, text)
@@ -89,7 +84,7 @@ class PeriodicTaskMixin(_ModelAdmin):
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         known = super().get_changelist(request, **kwargs)
-        return type(known.__name__, (_Page, known), {})
+        return type(known.__name__, (_ChangeListWithOverviews, known), {})
 
     def get_urls(self) -> list[URLPattern]:
         name = "django_celery_beat_periodictask_%s"
@@ -101,7 +96,7 @@ class PeriodicTaskMixin(_ModelAdmin):
 
     def _view(self, name: str) -> Any:
         def view(request: HttpRequest, object_id: str) -> HttpResponse:
-            from celery_misfire.contrib.django import views
+            from celery_misfire.contrib.django.admin import views
 
             response: HttpResponse = getattr(views, name)(self, request, object_id)
             return response
@@ -112,20 +107,20 @@ class PeriodicTaskMixin(_ModelAdmin):
 
     @admin.display(description=gettext_lazy("Next expected"))
     def misfire_next(self, task: PeriodicTask) -> str | None:
-        standing = _standing(task)
-        if standing.next_fire_time is None:
-            return _("Not planned yet") if standing.is_new else None
+        status = _overview(task).status
+        if status is None or status.next_fire_time is None:
+            return None if status is None or status.is_known else _("Not planned yet")
         url = reverse(f"{self.admin_site.name}:django_celery_beat_periodictask_timeline", args=[task.pk])
-        moment = moments.as_text(standing.next_fire_time)
+        moment = moments.as_text(status.next_fire_time)
         return format_html('<a href="{}" title="{}">{}</a>', url, _("Timeline"), moment)
 
     @admin.display(description=gettext_lazy("Late by"))
     def misfire_late_by(self, task: PeriodicTask) -> str | None:
-        standing = _standing(task)
-        if standing.late_by is None:
+        status = _overview(task).status
+        if status is None or not status.late_by:
             return None
-        length = moments.as_duration(standing.late_by)
-        if not standing.is_overdue:
+        length = moments.as_duration(status.late_by)
+        if not status.is_overdue:
             return length
         text = _("%(length)s overdue") % {"length": length}
         return format_html('<strong class="misfire-overdue">{}</strong>', text)
@@ -137,23 +132,23 @@ class PeriodicTaskMixin(_ModelAdmin):
 
     @admin.display(description=gettext_lazy("Misfire policy"))
     def misfire_resolved(self, task: PeriodicTask) -> str | None:
-        return _standing(task).policy or None
+        return _overview(task).policy or None
 
     @admin.display(description=gettext_lazy("Missed in 24 h"))
     def misfire_missed(self, task: PeriodicTask) -> str | int:
-        count = _standing(task).missed
+        count = _overview(task).missed
         if not count:
             return 0
         try:
             url = reverse(f"{self.admin_site.name}:celery_misfire_missedfire_changelist")
         except NoReverseMatch:
             return count
-        since = moments.as_stored(moments.now() - LATELY)
+        since = moments.as_stored(moments.now() - MISSED_WITHIN)
         query = urlencode({"entry": task.name, "detected_at__gte": since.isoformat()})
         return format_html('<a href="{}?{}">{}</a>', url, query, count)
 
 
-def _standing(task: PeriodicTask) -> Standing:
-    """Return where a row stands; of one that is not on the page of a list nothing is known."""
-    standing: Standing = getattr(task, "misfire_standing", None) or Standing()
-    return standing
+def _overview(task: PeriodicTask) -> Overview:
+    """Return what is known of a row; nothing of one that is not on the page of a list."""
+    overview: Overview = getattr(task, "misfire_overview", None) or Overview()
+    return overview

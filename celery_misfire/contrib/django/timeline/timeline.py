@@ -1,7 +1,7 @@
 """What became of an entry's occurrences, told: in a sentence, and as a table.
 
 Plain data in, text out; nothing is read here. Moments are integer milliseconds UTC, and told in a time zone.
-:mod:`~celery_misfire.contrib.django.picture` draws the same.
+:mod:`~celery_misfire.contrib.django.timeline.picture` draws the same.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = [
     "Outage",
     "Row",
     "Timeline",
-    "counted",
-    "offset_told",
-    "told_number",
+    "count_in_words",
+    "format_number",
+    "format_offset",
     "word_of",
 ]
 
@@ -134,15 +134,15 @@ class Timeline:
         return tuple(found)
 
     @property
-    def zone_told(self) -> str:
+    def zone_in_words(self) -> str:
         """The time zone and its offset, and when that changes."""
-        parts = [offset_told(self.offsets[0][1])]
+        parts = [format_offset(self.offsets[0][1])]
         for (_before, old), (since, new) in zip(self.offsets, self.offsets[1:], strict=False):
             # The clocks that are changed show the old time last.
             last_shown = from_millis(since + old)
             parts.append(
                 _("from %(time)s on %(offset)s")
-                % {"time": f"{self.day(since)}, {last_shown:%H:%M}", "offset": offset_told(new)}
+                % {"time": f"{self.day(since)}, {last_shown:%H:%M}", "offset": format_offset(new)}
             )
         return f"{self.zone}, {', '.join(parts)}"
 
@@ -154,18 +154,18 @@ class Timeline:
     def _has_seconds(self) -> bool:
         return any(o.scheduled % MINUTE for o in self.occurrences)
 
-    def told(self, moment: int, *, seconds: bool = False) -> str:
+    def date_and_time(self, moment: int, *, seconds: bool = False) -> str:
         """Return day and time, with the offset when that changes within the picture."""
         text = f"{self.day(moment)}, {self.clock(moment, seconds=seconds)}"
         if len(self.offsets) > 1:
-            text += f" ({offset_told(zone_for(self.zone).at(moment).offset)})"
+            text += f" ({format_offset(zone_for(self.zone).at(moment).offset)})"
         return text
 
     def between(self, first: int, last: int) -> str:
         """Return two moments; the day once, when it is the same."""
         if self.day(first) == self.day(last) and len(self.offsets) == 1:
             return f"{self.day(first)}, {self.clock(first)} \u2013 {self.clock(last)}"
-        return f"{self.told(first)} \u2013 {self.told(last)}"
+        return f"{self.date_and_time(first)} \u2013 {self.date_and_time(last)}"
 
     def same_day(self, one: int, other: int) -> bool:
         return self.in_zone(one).date() == self.in_zone(other).date()
@@ -195,17 +195,17 @@ class Timeline:
     @property
     def summary(self) -> str:
         """How many occurrences had each outcome, in words."""
-        told = [counted(outcome, n) for outcome, n in self.counts.items() if n]
+        told = [count_in_words(outcome, n) for outcome, n in self.counts.items() if n]
         return ", ".join(told) or _("no fire times")
 
     @property
     def description(self) -> str:
         """The picture in words."""
         parts = [f"{self.between(self.start, self.end)}: {self.summary}."]
-        return " ".join(parts + [f"{told}." for told in self.outages_told])
+        return " ".join(parts + [f"{told}." for told in self.outages_in_words])
 
     @property
-    def outages_told(self) -> list[str]:
+    def outages_in_words(self) -> list[str]:
         """The outages in words, the first of them."""
         told = [
             f"{o.label}: {self.between(o.start, o.end)}, {as_duration(o.end - o.start)}"
@@ -213,7 +213,7 @@ class Timeline:
         ]
         if len(self.outages) > len(told):
             left = len(self.outages) - len(told)
-            told.append(ngettext("%(n)s more", "%(n)s more", left) % {"n": told_number(left)})
+            told.append(ngettext("%(n)s more", "%(n)s more", left) % {"n": format_number(left)})
         return told
 
     @cached_property
@@ -237,12 +237,13 @@ class Timeline:
         if o.reason:
             outcome = f"{outcome} ({o.reason})"
         late_by = 0 if o.fire_time is None or o.count > 1 else o.fire_time - o.scheduled
+        is_one = o.end == o.scheduled
         return Row(
-            scheduled=self.told(o.scheduled) if o.end == o.scheduled else self.between(o.scheduled, o.end),
-            count=told_number(o.count),
+            scheduled=self.date_and_time(o.scheduled) if is_one else self.between(o.scheduled, o.end),
+            count=format_number(o.count),
             kind=word_of(o.outcome),
             outcome=outcome,
-            fire_time=self.told(o.fire_time, seconds=True) if o.fire_time is not None else "",
+            fire_time=self.date_and_time(o.fire_time, seconds=True) if o.fire_time is not None else "",
             late_by=as_duration(late_by) if late_by >= SECOND else "",
         )
 
@@ -277,17 +278,17 @@ def word_of(outcome: Outcome | None) -> str:
     return "expected" if outcome is None else str(outcome)
 
 
-def counted(outcome: Outcome | None, count: int) -> str:
+def count_in_words(outcome: Outcome | None, count: int) -> str:
     """Return how many had an outcome, in words."""
-    return _COUNTED[outcome] % {"number": count, "n": told_number(count)}
+    return _COUNTED[outcome] % {"number": count, "n": format_number(count)}
 
 
-def told_number(value: int) -> str:
+def format_number(value: int) -> str:
     """Return a number as people read it in their language."""
     return number_format(value, use_l10n=True, force_grouping=True)
 
 
-def offset_told(offset: int) -> str:
+def format_offset(offset: int) -> str:
     """Return an offset from UTC, in milliseconds, as people write it: ``UTC+2``, ``UTC+5:30``."""
     hours, minutes = divmod(abs(offset) // MINUTE, 60)
     sign = "-" if offset < 0 else "+"

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from celery_misfire import records
-from celery_misfire.contrib.django.models import MissReason
-from celery_misfire.contrib.django.timeline import Occurrence, Outage
-from celery_misfire.misfire import AUTO_THRESHOLD, FireTimes, Outcome, Reason, Trigger, TriggerState
+from celery_misfire.contrib.django.models import reason_in_words
+from celery_misfire.contrib.django.timeline.timeline import Occurrence, Outage
+from celery_misfire.events import Event, Led, Merged, Misfired, Missed, Sent, StartedLate
+from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Outcome, Reason, Trigger, TriggerState
 from celery_misfire.records import EntryRecord
+from celery_misfire.status import is_current, status_of
 
-__all__ = ["History", "expand", "expected", "history", "is_current", "moment_of", "why"]
+__all__ = ["History", "expand", "expected", "history"]
 
-#: A stretch of more occurrences than this stays one.
-EXPANDED = 500
+#: A stretch of more occurrences than this is not expanded.
+EXPAND_LIMIT = 500
+#: Beat is silent for at least this long before the timeline shows it, in milliseconds.
+SHORTEST_SILENCE = AUTO_THRESHOLD
 
-#: Reasons that tell of a time in which beat could not work.
+#: The reasons that mean that beat could not work, and how their outages are called.
 OUTAGES: Mapping[str, str | Promise] = {
     Reason.SCHEDULER_DOWN: gettext_lazy("Beat was down"),
     Reason.FAILOVER: gettext_lazy("Failover"),
@@ -44,53 +47,41 @@ class History:
     overdue: int = 0
 
 
-def is_current(record: EntryRecord, trigger: Trigger) -> bool:
-    """Return False for a record of another schedule: it was edited, and beat has not seen that yet."""
-    return record.removed_at is None and record.fingerprint == trigger.fingerprint
-
-
 def history(
-    lines: Iterable[Mapping[str, Any]],
+    events: Iterable[Event],
     entry: str,
     start: int,
     now: int,
     *,
     trigger: Trigger | None = None,
+    policy: MisfirePolicy | None = None,
     record: EntryRecord | None = None,
     known_from: int | None = None,
 ) -> History:
     """Return what became of an entry's occurrences from `start` to `now`.
 
-    :param lines: the log of all entries, oldest first; those of others tell when beat was there.
+    :param events: the log of all entries, oldest first; the events of other entries show when beat was there.
     :param trigger: the schedule as it is now, to name each occurrence of a stretch; None: stretches stay.
+    :param policy: the policy in force, None when misfire handling is off.
     :param record: what the store keeps of the entry, for what is decided and not in the log yet.
     """
-    lines = list(lines)
+    events = list(events)
     known = None if record is None or trigger is None else _Known(trigger, record)
-    found = _Found(known)
-    for line in lines:
-        if line.get("entry") == entry:
-            found.add(line)
+    found = _Found(entry, known)
+    for event in events:
+        found.add(event)
     if record is not None:
         found.add_pending(record)
-    # A log that reaches further back has nothing to tell between the start and its next line.
-    outages = list(_outages(lines, start if known_from is None else None))
+    # A log that begins before `start` is complete, so the silence up to its first event is known.
+    outages = list(_outages(events, start if known_from is None else None))
     overdue = 0
-    if known is not None and record is not None:
-        due = record.state.next_fire_time
-        if due is not None and due < now and known.is_current:
-            times = known.times
-            if now - due >= AUTO_THRESHOLD:
-                overdue = times.count(due, now)
-                last_sign = max([t for t in map(_sign, lines) if t is not None], default=start)
-                outages.append(Outage(min(last_sign, due), now, _("No sign of life"), sure=False))
+    due = status_of(record, trigger, policy, now).overdue_since
+    if due is not None and known is not None:
+        overdue = known.count(due, now)
+        last_sign = max([t for t in map(_sign_of_life, events) if t is not None], default=start)
+        outages.append(Outage(min(last_sign, due), now, _("No sign of life"), sure=False))
     occurrences = [o for o in found.occurrences() if (o.fire_time or o.end) >= start and o.scheduled <= now]
     return History(tuple(occurrences), tuple(outages), known_from, overdue)
-
-
-def why(reason: str) -> str:
-    """Return a reason in words; one that a newer version has written, as it is."""
-    return str(dict(MissReason.choices).get(reason, reason))
 
 
 def expected(trigger: Trigger, state: TriggerState, until: int) -> list[Occurrence]:
@@ -107,7 +98,7 @@ def expected(trigger: Trigger, state: TriggerState, until: int) -> list[Occurren
 
 
 def expand(
-    trigger: Trigger, state: TriggerState, stretch: Occurrence, limit: int = EXPANDED
+    trigger: Trigger, state: TriggerState, stretch: Occurrence, limit: int = EXPAND_LIMIT
 ) -> Iterator[Occurrence]:
     """Return each occurrence of a stretch by itself, or the stretch, if there are more than `limit`."""
     if not 1 < stretch.count <= limit:
@@ -124,70 +115,59 @@ class _Known:
     trigger: Trigger
     record: EntryRecord
 
-    @property
-    def is_current(self) -> bool:
-        return is_current(self.record, self.trigger)
-
-    @property
-    def times(self) -> FireTimes:
-        return self.trigger.fire_times(self.record.state)
+    def count(self, first: int, last: int) -> int:
+        return self.trigger.fire_times(self.record.state).count(first, last)
 
     def split(self, stretch: Occurrence) -> Iterable[Occurrence]:
         # The fire times of an earlier schedule are not known any more.
-        if not self.is_current or stretch.scheduled < self.record.generation:
+        if not is_current(self.record, self.trigger) or stretch.scheduled < self.record.generation:
             return (stretch,)
         return expand(self.trigger, self.record.state, stretch)
 
 
 class _Found:
-    """The occurrences of one entry, as the lines of the log tell of them."""
+    """The occurrences of one entry, as the events of the log tell of them."""
 
-    def __init__(self, known: _Known | None) -> None:
-        self._known = known
-        #: By task id: a line may come twice.
+    def __init__(self, entry: str, known: _Known | None) -> None:
+        self._entry, self._known = entry, known
+        # By task id, as an event may be in the log twice.
         self._runs: dict[str, tuple[Occurrence, int]] = {}
         self._missed: dict[str, Occurrence] = {}
-        self._last_of_misfire: dict[int, int] = {}
         self._misfires: list[tuple[int, int]] = []
         self._pending: list[Occurrence] = []
-        #: When the last late run started in a worker.
-        self._late: int | None = None
+        #: When the late run was sent that a worker started last.
+        self._late_run: int | None = None
 
-    def add(self, line: Mapping[str, Any]) -> None:
-        id_ = str(line.get("id"))
-        match line.get("event"):
-            case "sent" if id_ not in self._runs:
-                run = Occurrence(line["scheduled"], Outcome(line["outcome"]), line["fire_time"])
-                self._runs[id_] = run, line.get("merged", 0)
-            case "misfire":
-                self._misfires.append((line["first"], line["last"]))
-            case "missed":
+    def add(self, event: Event) -> None:
+        match event:
+            case Sent(entry=self._entry) if event.id not in self._runs:
+                run = Occurrence(event.scheduled, _outcome_of(event), event.fire_time)
+                self._runs[event.id] = run, event.merged
+            case Misfired(entry=self._entry):
+                self._misfires.append((event.first, event.last))
+            case Missed(entry=self._entry):
                 # A worker may refuse what was sent.
-                self._runs.pop(id_, None)
-                self._missed[id_] = Occurrence(
-                    line["first"], Outcome.MISSED, None, line["last"], line["count"], why(line["reason"])
-                )
-            case "late" if id_ in self._runs:
-                self._late = self._runs[id_][0].fire_time
-            case "merged" if id_ in self._runs:
-                run, merged = self._runs[id_]
-                stands = run.fire_time if self._late is None else self._late
-                self._runs[id_] = replace(run, outcome=Outcome.MERGED, fire_time=stands), merged
+                self._runs.pop(event.id, None)
+                self._missed[event.id] = _missed(event.first, event.last, event.count, event.reason)
+            case StartedLate(entry=self._entry) if event.id in self._runs:
+                self._late_run = self._runs[event.id][0].fire_time
+            case Merged(entry=self._entry) if event.id in self._runs:
+                run, merged = self._runs[event.id]
+                fire_time = run.fire_time if self._late_run is None else self._late_run
+                self._runs[event.id] = replace(run, outcome=Outcome.MERGED, fire_time=fire_time), merged
 
     def add_pending(self, record: EntryRecord) -> None:
-        """What is decided, and is not in the log yet."""
+        """Add what is decided, and is not in the log yet."""
         for runs in record.runs:
             self._pending.append(Occurrence(runs.first, None, last=runs.last, count=runs.count))
         sent = {run.scheduled for run, _merged in self._runs.values()}
         for intent in record.intents:
             if intent.scheduled not in sent:
                 self._pending.append(Occurrence(intent.scheduled, None))
-        told = {o.scheduled for o in self._missed.values()}
+        logged = {o.scheduled for o in self._missed.values()}
         for lost in record.missed:
-            if lost.first not in told:
-                self._pending.append(
-                    Occurrence(lost.first, Outcome.MISSED, None, lost.last, lost.count, why(lost.reason))
-                )
+            if lost.first not in logged:
+                self._pending.append(_missed(lost.first, lost.last, lost.count, lost.reason))
 
     def occurrences(self) -> list[Occurrence]:
         found: list[Occurrence] = []
@@ -205,21 +185,30 @@ class _Found:
         with_run = Occurrence(run.scheduled, Outcome.MERGED, run.fire_time, last, count + 1)
         parts = [with_run] if self._known is None else list(self._known.split(with_run))
         if len(parts) == 1:
-            # The first of them is the run itself.
             return [replace(with_run, count=count)]
+        # The first of them is the run itself.
         return parts[1:]
 
 
-def _outages(lines: Sequence[Mapping[str, Any]], last_sign: int | None) -> Iterator[Outage]:
-    """Tell when beat was not there: what misfires say, and the silence before each lead.
+def _outcome_of(event: Sent) -> Outcome:
+    # Whatever a newer version calls it, it was sent.
+    return Outcome(event.outcome) if event.outcome in list(Outcome) else Outcome.FIRED
 
-    :param last_sign: the last sign of life before these lines, as far as that is known.
+
+def _missed(first: int, last: int, count: int, reason: str) -> Occurrence:
+    return Occurrence(first, Outcome.MISSED, None, last, count, reason_in_words(reason))
+
+
+def _outages(events: Sequence[Event], last_sign: int | None) -> Iterator[Outage]:
+    """Yield when beat was not there: what misfires say, and the silence before each lead.
+
+    :param last_sign: the last sign of life before these events, as far as that is known.
     """
     sure: list[tuple[str, int, int]] = []
     for reason, first, now in sorted(
-        (line["reason"], line["first"], line["now"])
-        for line in lines
-        if line.get("event") == "misfire" and line.get("reason") in OUTAGES
+        (event.reason, event.first, event.now)
+        for event in events
+        if isinstance(event, Misfired) and event.reason in OUTAGES
     ):
         if sure and sure[-1][0] == reason and first <= sure[-1][2]:
             sure[-1] = (reason, sure[-1][1], max(now, sure[-1][2]))
@@ -227,24 +216,18 @@ def _outages(lines: Sequence[Mapping[str, Any]], last_sign: int | None) -> Itera
             sure.append((reason, first, now))
     for reason, first, now in sure:
         yield Outage(first, now, str(OUTAGES[reason]))
-    for line in lines:
-        sign = _sign(line)
+    for event in events:
+        sign = _sign_of_life(event)
         if sign is None:
             continue
-        if line["event"] == "lead" and last_sign is not None and line.get("reason") in OUTAGES:
-            # From the first fire time that was not met, it is more than silence.
+        if isinstance(event, Led) and last_sign is not None and event.reason in OUTAGES:
+            # From the first fire time that was not met on, it is an outage and no mere silence.
             ends = min((max(a, last_sign) for _r, a, b in sure if a <= sign <= b), default=sign)
-            if ends - last_sign >= AUTO_THRESHOLD:
+            if ends - last_sign >= SHORTEST_SILENCE:
                 yield Outage(last_sign, ends, _("No sign of life"), sure=False)
         last_sign = max(sign, last_sign or sign)
 
 
-def _sign(line: Mapping[str, Any]) -> int | None:
-    """Return when beat gave a sign of life by this line; a worker's line is none."""
-    return None if "worker" in line else moment_of(line)
-
-
-def moment_of(line: Mapping[str, Any]) -> int | None:
-    """Return when a line was written, by the clock of its writer; None when it does not say."""
-    found = line.get("now", line.get("fire_time"))
-    return found if isinstance(found, int) else None
+def _sign_of_life(event: Event) -> int | None:
+    """Return when beat made this event; None for an event of a worker."""
+    return None if isinstance(event, Missed) and event.worker is not None else event.written_at

@@ -19,9 +19,8 @@ from django.utils.translation import gettext_lazy, ngettext
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.contrib.django import moments
-from celery_misfire.contrib.django.log_lines import in_words
-from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
-from celery_misfire.contrib.django.running import (
+from celery_misfire.contrib.django.admin.log_lines import in_words
+from celery_misfire.contrib.django.admin.running import (
     MOST,
     AlreadyRun,
     CannotRun,
@@ -29,6 +28,7 @@ from celery_misfire.contrib.django.running import (
     run,
     tasks_of,
 )
+from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
 from celery_misfire.contrib.django.state import log_of, open_store
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 
@@ -211,8 +211,13 @@ class MissedFireAdmin(_ModelAdmin):
             found = log_of(open_store(current_app), missed.entry, since, until)
         except (MisfireConfigError, StoreUnavailable) as exc:
             return [], str(exc)
-        lines = [{"at": moments.as_text(at), "text": in_words(line)} for at, line in found[-_LINES:]]
-        return lines, ""
+        return [
+            {
+                "at": moments.as_text(line.written_at),
+                "text": line.kind if line.event is None else in_words(line.event),
+            }
+            for line in found[-_LINES:]
+        ], ""
 
     # -- running -------------------------------------------------------------------------------------------
 

@@ -22,15 +22,17 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django_celery_beat.models import PeriodicTask
 
-from celery_misfire.conf import settings as conf
-from celery_misfire.contrib.django import moments, timeline, whatif
-from celery_misfire.contrib.django.history import expected, history, is_current
-from celery_misfire.contrib.django.overview import named, policy_of
-from celery_misfire.contrib.django.picture import picture, strip
+from celery_misfire.conf.settings import read_settings
+from celery_misfire.contrib.django import moments
+from celery_misfire.contrib.django.policies import policy_in_words, policy_of
 from celery_misfire.contrib.django.rows import site_policy, trigger_of
 from celery_misfire.contrib.django.state import Stored, open_store, read, records_of
+from celery_misfire.contrib.django.timeline import timeline, whatif
+from celery_misfire.contrib.django.timeline.history import expected, history
+from celery_misfire.contrib.django.timeline.picture import picture, strip
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import FITTING, MisfirePolicy, Trigger, TriggerState
+from celery_misfire.status import is_current
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.triggers.wall_times import DAY, MINUTE
 
@@ -61,11 +63,12 @@ def timeline_view(
     elif stored.known_from == now:
         problems.append(_("The log is empty: nothing is known of the past."))
     past = history(
-        stored.lines,
+        stored.events,
         task.name,
         start,
         now,
         trigger=trigger,
+        policy=None if trigger is None else _policy(task, trigger),
         record=stored.record,
         known_from=stored.known_from,
     )
@@ -81,7 +84,7 @@ def timeline_view(
                 "%(n)s fire times are overdue: beat is not there, or it is too busy.",
                 past.overdue,
             )
-            % {"n": timeline.told_number(past.overdue)}
+            % {"n": timeline.format_number(past.overdue)}
         )
     shown = timeline.Timeline(
         name=_("Fire times of %(task)s") % {"task": task.name},
@@ -95,12 +98,12 @@ def timeline_view(
     )
     if past.known_from is not None and past.known_from < now:
         text = _("The log begins on %(time)s; what was before is not known.")
-        problems.append(text % {"time": shown.told(past.known_from)})
+        problems.append(text % {"time": shown.date_and_time(past.known_from)})
     context = {
         "title": _("Timeline"),
         "timeline": shown,
         "picture": picture(shown),
-        "following": None if following is None else shown.told(following),
+        "following": None if following is None else shown.date_and_time(following),
         "problems": problems,
     }
     return _page(model_admin, request, task, "timeline", context)
@@ -150,7 +153,7 @@ def whatif_view(
             if form.is_valid():
                 context |= _answers(task, trigger, state, form)
         except whatif.TooMany:
-            most = timeline.told_number(whatif.MOST)
+            most = timeline.format_number(whatif.MOST)
             problems.append(_("More than %(n)s fire times: choose a shorter outage.") % {"n": most})
         except Exception as exc:
             problems.append(_NOT_COMPUTED % {"error": exc})
@@ -166,7 +169,7 @@ def _answers(
     others = []
     for instruction in FITTING[trigger.trigger_type]:
         other = replace(policy, instruction=instruction)
-        label = named(other, trigger.trigger_type)
+        label = policy_in_words(other, trigger.trigger_type)
         tried = whatif.ask(label, trigger, state, other, down, up)
         others.append(
             {
@@ -182,7 +185,7 @@ def _answers(
         "timeline": answer.timeline,
         "picture": picture(answer.timeline),
         "others": others,
-        "chosen": named(policy, trigger.trigger_type),
+        "chosen": policy_in_words(policy, trigger.trigger_type),
     }
 
 
@@ -215,7 +218,7 @@ def _ask_store(question: Callable[[RedisStore], T], problems: list[str]) -> T | 
 def _policy(task: PeriodicTask, trigger: Trigger) -> MisfirePolicy | None:
     """Return the policy of a task as beat sees it; None when misfire handling is off, or cannot be read."""
     try:
-        settings = conf.read_settings(current_app)
+        settings = read_settings(current_app)
     except MisfireConfigError:
         return None
     try:

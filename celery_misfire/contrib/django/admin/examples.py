@@ -10,11 +10,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django_celery_beat.models import PeriodicTask
 
-from celery_misfire.conf import settings as conf
-from celery_misfire.contrib.django import moments, whatif
+from celery_misfire.conf.settings import read_settings
+from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.models import Instruction
-from celery_misfire.contrib.django.overview import label_of
+from celery_misfire.contrib.django.policies import resolved_in_words
 from celery_misfire.contrib.django.state import open_store, records_of
+from celery_misfire.contrib.django.timeline import whatif
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, Trigger
 
@@ -80,7 +81,7 @@ def explain(
     if task is None or trigger is None:
         return plain
     try:
-        settings = conf.read_settings(current_app)
+        settings = read_settings(current_app)
         own = getattr(task, "misfire_policy", None)
         key = own.as_entry_key() if own is not None else None
         rest = {k: v for k, v in key.items() if k != "instruction"} if isinstance(key, dict) else None
@@ -101,7 +102,7 @@ def explain(
         policy = policies[one.choice]
         here = ""
         if one.choice in (Instruction.DEFAULT, Instruction.SMART_POLICY):
-            here = label_of(policy, trigger.trigger_type)
+            here = resolved_in_words(policy, trigger.trigger_type)
         outcome = "" if policy is None else outcome_of(policy)
         explained.append(replace(one, here=here, outcome=outcome))
     return replace(plain, choices=explained, outage=outage)
@@ -124,7 +125,7 @@ def _outage(task: PeriodicTask, trigger: Trigger) -> tuple[str, Callable[[Misfir
         return whatif.ask(task.name, trigger, state, policy, down, up)
 
     answer = ask(MisfirePolicy())
-    told = (answer.timeline.told(moments.millis(moment)) for moment in (down, up))
+    told = (answer.timeline.date_and_time(moments.millis(moment)) for moment in (down, up))
     outage = _("Beat is away from %(down)s to %(up)s.") % dict(zip(("down", "up"), told, strict=True))
     # The first sentence says how many fire times there are, whatever the policy.
     return f"{outage} {answer.sentences[0]}", lambda policy: " ".join(ask(policy).sentences[1:])

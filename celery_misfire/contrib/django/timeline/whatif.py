@@ -15,9 +15,10 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from celery_misfire.contrib.django.history import expand, is_current, why
-from celery_misfire.contrib.django.overview import named
-from celery_misfire.contrib.django.timeline import Occurrence, Outage, Timeline, told_number
+from celery_misfire.contrib.django.models import reason_in_words
+from celery_misfire.contrib.django.policies import policy_in_words
+from celery_misfire.contrib.django.timeline.history import expand
+from celery_misfire.contrib.django.timeline.timeline import Occurrence, Outage, Timeline, format_number
 from celery_misfire.misfire import (
     FITTING,
     FireTimes,
@@ -32,6 +33,7 @@ from celery_misfire.misfire import (
 )
 from celery_misfire.records import EntryRecord
 from celery_misfire.simulation import Simulation, simulate_trigger
+from celery_misfire.status import is_current
 from celery_misfire.triggers.wall_times import DAY, HOUR, MINUTE, SECOND
 
 __all__ = ["Answer", "TooMany", "WhatIfForm", "ask", "defaults", "first_state"]
@@ -86,7 +88,7 @@ class WhatIfForm(forms.Form):
     def __init__(self, data: Mapping[str, Any], trigger: Trigger) -> None:
         super().__init__(data)
         fitting = FITTING[trigger.trigger_type]
-        choices = [(str(i), named(MisfirePolicy(i), trigger.trigger_type)) for i in fitting]
+        choices = [(str(i), policy_in_words(MisfirePolicy(i), trigger.trigger_type)) for i in fitting]
         self.fields["instruction"].choices = choices  # type: ignore[attr-defined] # of a ChoiceField
 
     def clean(self) -> dict[str, Any]:
@@ -242,9 +244,9 @@ def _occurrences(simulation: Simulation, trigger: Trigger, state: TriggerState, 
             stretch = Occurrence(scheduled, Outcome.MERGED, sent, max(last, scheduled), fire.merged + 1)
             found += list(expand(trigger, state, stretch, MOST))[1:]
     for lost in simulation.missed:
-        stretch = Occurrence(
-            to_millis(lost.first), Outcome.MISSED, None, to_millis(lost.last), lost.count, why(lost.reason)
-        )
+        first, last = to_millis(lost.first), to_millis(lost.last)
+        reason = reason_in_words(lost.reason)
+        stretch = Occurrence(first, Outcome.MISSED, None, last, lost.count, reason)
         found += expand(trigger, state, stretch, MOST)
     return sorted(found, key=lambda o: o.scheduled)
 
@@ -253,25 +255,25 @@ def _sentences(simulation: Simulation, timeline: Timeline, due: int, up: int) ->
     """Tell it in words, in the order in which it happens."""
     told = [
         ngettext("%(n)s fire time falls into the outage.", "%(n)s fire times fall into the outage.", due)
-        % {"n": told_number(due)}
+        % {"n": format_number(due)}
     ]
     clock = _Clock(timeline)
     for lost in simulation.missed:
         first, last = (clock(to_millis(t)) for t in (lost.first, lost.last))
-        words = {"first": first, "last": last, "n": told_number(lost.count)}
+        words = {"first": first, "last": last, "n": format_number(lost.count)}
         if lost.count == 1:
             told.append(_("%(first)s is missed.") % words)
         else:
             told.append(_("%(n)s runs are missed, %(first)s to %(last)s.") % words)
         # That beat was away goes without saying.
         if lost.reason is not Reason.SCHEDULER_DOWN:
-            told.append(_("Reason: %(reason)s.") % {"reason": why(lost.reason)})
+            told.append(_("Reason: %(reason)s.") % {"reason": reason_in_words(lost.reason)})
     late = [f for f in simulation.fires if f.outcome is Outcome.RECOVERED]
     if len(late) == 1:
         told.append(_one_run(late[0], timeline, clock))
     elif late:
         words = {
-            "n": told_number(len(late)),
+            "n": format_number(len(late)),
             "at": clock(to_millis(late[0].fire_time)),
             "first": clock(to_millis(late[0].scheduled_fire_time)),
             "last": clock(to_millis(late[-1].scheduled_fire_time)),
@@ -289,7 +291,7 @@ def _sentences(simulation: Simulation, timeline: Timeline, due: int, up: int) ->
                 "%(n)s runs are late by less than the misfire threshold, and count as on time.",
                 len(in_time),
             )
-            % {"n": told_number(len(in_time))}
+            % {"n": format_number(len(in_time))}
         )
     after = [to_millis(f.scheduled_fire_time) for f in simulation.fires]
     following = next((t for t in after if t > up), None)
@@ -308,7 +310,7 @@ def _one_run(run: Any, timeline: Timeline, clock: _Clock) -> str:
     if not merged:
         return _("One run is made at %(at)s for %(for)s.") % words
     words |= {
-        "n": told_number(run.merged),
+        "n": format_number(run.merged),
         "first": clock(merged[0].scheduled),
         "last": clock(merged[-1].end),
     }
@@ -327,4 +329,4 @@ class _Clock:
     def __call__(self, moment: int) -> str:
         t, outage = self._timeline, self._outage
         one_day = t.same_day(outage.start, outage.end) and t.same_day(outage.end, moment)
-        return t.clock(moment) if one_day and len(t.offsets) == 1 else t.told(moment)
+        return t.clock(moment) if one_day and len(t.offsets) == 1 else t.date_and_time(moment)

@@ -17,7 +17,7 @@ from django_celery_beat.models import PeriodicTask
 from django_celery_beat.schedulers import ModelEntry
 
 from celery_misfire import fire
-from celery_misfire.conf import settings as conf
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
 from celery_misfire.contrib.django.rows import entry_of, trigger_of
@@ -105,7 +105,7 @@ def run(app: Celery, missed: MissedFire, scheduled: int, user: Any) -> Occurrenc
     :raises AlreadyRun, CannotRun: nothing was sent, as far as one can know.
     """
     try:
-        settings = conf.read_settings(app)
+        settings = read_settings(app)
     except ImproperlyConfigured as exc:
         raise CannotRun(str(exc)) from None
     task = tasks_of([missed]).get(missed.entry)

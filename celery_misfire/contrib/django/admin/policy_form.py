@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf.problems import policy_value
-from celery_misfire.contrib.django.examples import explain
+from celery_misfire.contrib.django.admin.examples import explain
 from celery_misfire.contrib.django.models import Instruction, MisfirePolicy
 from celery_misfire.contrib.django.rows import trigger_of
 from celery_misfire.misfire import FITTING, Trigger, TriggerType

@@ -17,13 +17,13 @@ from django.utils.formats import date_format
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 
-from celery_misfire.contrib.django.timeline import (
+from celery_misfire.contrib.django.timeline.timeline import (
     OUTCOMES,
     Outage,
     Timeline,
-    counted,
-    offset_told,
-    told_number,
+    count_in_words,
+    format_number,
+    format_offset,
     word_of,
 )
 from celery_misfire.misfire import Outcome
@@ -33,7 +33,7 @@ from celery_misfire.triggers.zones import Zone, zone_for
 __all__ = ["picture", "strip", "svg", "ticks"]
 
 #: What the pictures look like: a page with one links to it.
-STYLE = Path(__file__).parent / "static" / "celery_misfire" / "picture.css"
+STYLE = Path(__file__).parents[1] / "static" / "celery_misfire" / "picture.css"
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ class _Drawing:
                     self._parts.append(_label(along, layout.high + 33, day, "mf-small", "middle"))
             day_before = day
         for (_since, old), (since, new) in zip(t.offsets, t.offsets[1:], strict=False):
-            self._change_of_clocks(self._along(since), f"{offset_told(old)} → {offset_told(new)}")
+            self._change_of_clocks(self._along(since), f"{format_offset(old)} → {format_offset(new)}")
         names = ((layout.due, _("Due")), (layout.run, _("Late run")))
         for lane, name in names:
             if layout.tall:
@@ -346,10 +346,10 @@ class _Drawing:
     def _mark(self, outcome: Outcome | None, group: _Group, lane: int, *, late_run: bool) -> None:
         first, last = self._along(group.first), self._along(group.last)
         t, word = self._timeline, word_of(outcome)
-        when = t.told(group.first) if group.count == 1 else t.between(group.first, group.last)
-        told = f"{when}: {counted(outcome, group.count)}"
+        when = t.date_and_time(group.first) if group.count == 1 else t.between(group.first, group.last)
+        told = f"{when}: {count_in_words(outcome, group.count)}"
         if group.sent_first is not None and outcome is not Outcome.FIRED:
-            at = t.told(group.sent_first, seconds=True)
+            at = t.date_and_time(group.sent_first, seconds=True)
             told = _("%(told)s, run at %(time)s") % {"told": told, "time": at}
         shape = (
             _shape(outcome, *self._layout.at(first, lane), filled=late_run)
@@ -384,7 +384,7 @@ class _Drawing:
             (first + slope / 2 - point, centre),
         )
         body = f'<polygon stroke-linejoin="round" {fill} points="{corners}"/>'
-        text = told_number(count)
+        text = format_number(count)
         if layout.bare:
             return body
         if len(text) * 6.4 + 2 * half > last - first:

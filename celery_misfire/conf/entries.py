@@ -1,0 +1,291 @@
+"""What an entry of ``beat_schedule`` may say, of its misfire policy above all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import fields
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from celery import Celery
+from celery.schedules import BaseSchedule, maybe_schedule
+
+from celery_misfire.conf.problems import Problems, as_seconds, policy_value
+from celery_misfire.fire import LONGEST_NAME
+from celery_misfire.misfire import FITTING, MisfireInstruction, MisfirePolicy, TriggerType
+from celery_misfire.texts import hide_secrets, quote, quote_name, unknown_key, unknown_word
+from celery_misfire.triggers.kinds import trigger_for
+
+if TYPE_CHECKING:
+    from celery_misfire.conf.settings import Settings
+
+__all__ = [
+    "ENTRY_KEYS",
+    "as_instruction",
+    "check_name",
+    "entry_policy",
+    "keys_of",
+    "place_of",
+    "policy_keys",
+    "policy_of",
+]
+
+#: What an entry of ``beat_schedule`` may hold: Celery's own keys and ours.
+ENTRY_KEYS = ("task", "schedule", "args", "kwargs", "options", "relative", "last_run_at", "misfire")
+
+_PREFIX = "misfire_"
+_POLICY_DEFAULTS = {f.name: f.default for f in fields(MisfirePolicy)}
+
+
+# -- instructions and policies -----------------------------------------------------------------------------
+
+# Numbers of Quartz's MISFIRE_INSTRUCTION_* constants, which people bring along.
+_REPEATED = "once, fixed and endless"
+_QUARTZ_NUMBERS = (
+    (-1, MisfireInstruction.IGNORE_MISFIRE_POLICY, "every type"),
+    (0, MisfireInstruction.SMART_POLICY, "every type"),
+    (1, MisfireInstruction.FIRE_ONCE_NOW, "cron"),
+    (2, MisfireInstruction.DO_NOTHING, "cron"),
+    (1, MisfireInstruction.FIRE_NOW, _REPEATED),
+    (2, MisfireInstruction.RESCHEDULE_NOW_WITH_EXISTING_REPEAT_COUNT, _REPEATED),
+    (3, MisfireInstruction.RESCHEDULE_NOW_WITH_REMAINING_REPEAT_COUNT, _REPEATED),
+    (4, MisfireInstruction.RESCHEDULE_NEXT_WITH_REMAINING_COUNT, _REPEATED),
+    (5, MisfireInstruction.RESCHEDULE_NEXT_WITH_EXISTING_COUNT, _REPEATED),
+)
+
+
+def as_instruction(value: object, trigger_type: TriggerType | None = None) -> MisfireInstruction:
+    """Return the instruction of this name, which has to fit the type (None: the type is not known)."""
+    fitting = tuple(MisfireInstruction) if trigger_type is None else FITTING[trigger_type]
+    allowed = "Allowed" if trigger_type is None else f"Allowed for {trigger_type}"
+    if isinstance(value, str) and value in fitting:
+        return MisfireInstruction(value)
+    if isinstance(value, str) and value in tuple(MisfireInstruction):
+        what = f"{quote(value)} does not fit a {trigger_type} schedule."
+        raise ValueError(f"{what} {allowed}: {', '.join(fitting)}.")
+    if isinstance(value, int) and not isinstance(value, bool):
+        meanings = [
+            f"'{name}' for {types}"
+            for number, name, types in _QUARTZ_NUMBERS
+            if number == value and (trigger_type is None or trigger_type in types or types == "every type")
+        ]
+        told = f"{allowed}: {', '.join(fitting)}"
+        if meanings:
+            told = f"Quartz number {value} is {', '.join(meanings)}"
+        raise ValueError(f"expected a name, got {quote(value)}. {told}.")
+    raise ValueError(unknown_word(value, fitting, allowed))
+
+
+def policy_keys(
+    value: object, trigger_type: TriggerType | None = None
+) -> dict[str, Any] | Literal[False] | None:
+    """Return the keys that a policy in any of its forms sets; False = off, None = it says nothing."""
+    given: Mapping[Any, Any]
+    match value:
+        case None | False:
+            return value
+        case True:
+            return {}
+        case str() | int():
+            return {"instruction": as_instruction(value, trigger_type)}
+        case MisfirePolicy():
+            given = {k: v for k, default in _POLICY_DEFAULTS.items() if (v := getattr(value, k)) != default}
+        case Mapping():
+            given = value
+        case _:
+            forms = "a name, a dict such as {'instruction': 'fire_once_now'}, a MisfirePolicy or False"
+            raise ValueError(f"expected {forms}, got {quote(value)}.")
+    problems, result = Problems(), {}
+    for key, item in given.items():
+        if key not in _POLICY_DEFAULTS:
+            problems.add("", unknown_key(key, _POLICY_DEFAULTS))
+            continue
+        with problems.at(f".{key}"):
+            is_name = key == "instruction"
+            result[key] = as_instruction(item, trigger_type) if is_name else policy_value(key, item)
+    problems.raise_wrong()
+    return result
+
+
+_shared_policy = lru_cache(maxsize=1024)(MisfirePolicy)
+
+
+def policy_of(
+    problems: Problems, settings: Settings, entry: str, misfire: object, trigger_type: TriggerType | None
+) -> MisfirePolicy | None:
+    merged: dict[str, Any] = {
+        "instruction": settings.instruction,
+        "threshold": settings.threshold,
+        "on_missed": settings.on_missed,
+    }
+    if trigger_type is not None and trigger_type in settings.instructions:
+        merged["instruction"] = settings.instructions[trigger_type]
+    off = False
+    for place, value in _sources(problems.spell, settings, entry, misfire):
+        with problems.at(place):
+            keys = policy_keys(value, trigger_type)
+            off = keys is False
+            merged |= keys or {}
+    return None if off else _shared_policy(**merged)
+
+
+def _sources(
+    spell: Callable[[str], str], settings: Settings, entry: str, misfire: object
+) -> list[tuple[str, Any]]:
+    """Return the places that say something of this entry's policy, the last word last."""
+    places = {
+        f"{spell('misfire_policies')}[{quote_name(entry)}]": settings.policies.get(entry),
+        f"{spell('beat_schedule')}[{quote_name(entry)}].misfire": misfire,
+    }
+    return [(place, value) for place, value in places.items() if value is not None]
+
+
+def place_of(spell: Callable[[str], str], key: str, settings: Settings, entry: str, misfire: object) -> str:
+    """Return where a key of an entry's policy was set."""
+    sources = _sources(spell, settings, entry, misfire)
+    places = [place for place, value in sources if key in (policy_keys(value) or {})]
+    return f"{places[-1]}.{key}" if places else spell(_PREFIX + key)
+
+
+# -- entries -----------------------------------------------------------------------------------------------
+
+
+_ENTRY_TYPES: tuple[tuple[str, str, tuple[type, ...]], ...] = (
+    ("task", "the name of a task", (str,)),
+    ("args", "a list or a tuple", (list, tuple)),
+    ("kwargs", "a dict", (Mapping,)),
+    ("options", "a dict", (Mapping,)),
+    ("last_run_at", "a datetime", (datetime,)),
+)
+# Only those that make a message impossible; Celery and its brokers have many more.
+_OPTION_TYPES: tuple[tuple[str, str, tuple[type, ...]], ...] = (
+    ("headers", "a dict", (Mapping,)),
+    ("expires", "a number of seconds or a datetime", (int, float, datetime, str)),
+    ("countdown", "a number of seconds", (int, float)),
+)
+
+
+def check_name(name: object) -> str:
+    what = f"entry name must be a non-empty string of at most {LONGEST_NAME} characters"
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+        raise ValueError(f"{what}, got {quote(name)}.")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} that UTF-8 can write, got {quote(name)}.") from None
+    return name
+
+
+def keys_of(entry: Any) -> Mapping[Any, Any]:
+    if isinstance(entry, Mapping):
+        return entry
+    if hasattr(entry, "schedule"):
+        return {key: getattr(entry, key, None) for key in ENTRY_KEYS}
+    raise ValueError(f"expected a dict, got {type(entry).__name__}.")
+
+
+def _check_types(
+    problems: Problems, place: str, given: Mapping[Any, Any], expected: Iterable[tuple[str, str, Any]]
+) -> None:
+    for key, kind, types in expected:
+        if given.get(key) is not None and not isinstance(given[key], types):
+            problems.add(f"{place}.{key}", f"expected {kind}, got {type(given[key]).__name__}.")
+
+
+def _misplaced(key: str) -> str:
+    name = key.removeprefix(_PREFIX)
+    return f"{key!r} belongs inside 'misfire'" + (
+        f", as {name!r}" if name in _POLICY_DEFAULTS and name != key else ""
+    )
+
+
+def _check_entry(problems: Problems, place: str, entry: Mapping[Any, Any], known: Collection[str]) -> None:
+    """Check all of an entry but its schedule and its policy."""
+    for key in entry:
+        if key in _POLICY_DEFAULTS or (isinstance(key, str) and key.startswith(_PREFIX)):
+            problems.add(place, f"{_misplaced(key)}.")
+        elif key not in known:
+            problems.add(place, unknown_key(key, known))
+    for key, example in (("task", "'shop.reports'"), ("schedule", "crontab(minute=0)")):
+        if entry.get(key) is None or (isinstance(entry[key], str) and not entry[key].strip()):
+            problems.add(place, f"{key!r} is missing. Add it, for example {key!r}: {example}.")
+    _check_types(problems, place, entry, _ENTRY_TYPES)
+    options = entry.get("options")
+    options = options if isinstance(options, Mapping) else {}
+    _check_types(problems, f"{place}.options", options, _OPTION_TYPES)
+    if isinstance(expires := options.get("expires"), str):
+        try:
+            datetime.fromisoformat(expires)
+        except ValueError:
+            what = f"expected a number of seconds or a datetime, got {quote(expires)}."
+            problems.add(f"{place}.options.expires", what)
+    for key in options:
+        if key == "misfire":
+            fix = f"With add_periodic_task use {problems.spell('misfire_policies')}."
+            problems.add(f"{place}.options", f"'misfire' belongs beside 'options', not inside. {fix}")
+        elif key in _POLICY_DEFAULTS or (isinstance(key, str) and key.lower().startswith("misfire")):
+            problems.add(f"{place}.options", f"{_misplaced(key)}, not in 'options'.")
+        elif key == "task_id":
+            problems.add(f"{place}.options", "'task_id' is set by celery_misfire. Remove it.")
+        elif key == "headers" and isinstance(options[key], Mapping) and "misfire" in options[key]:
+            problems.add(f"{place}.options.headers", "'misfire' is reserved. Give the header another name.")
+
+
+# Of these, a schedule class has to have one.
+_ARITHMETIC = ("remaining_estimate", "is_due")
+
+
+def _trigger_type(app: Celery, schedule: Any, relative: bool) -> TriggerType:
+    if isinstance(schedule, str):
+        raise ValueError(f"got the string {quote(schedule)}. Use {_cron_call(schedule)}.")
+    if isinstance(schedule, int | float | timedelta):
+        schedule = timedelta(seconds=as_seconds(schedule))
+    elif isinstance(schedule, type) or not hasattr(schedule, "is_due"):
+        kinds = "a schedule such as crontab(minute=0), a number of seconds or a timedelta"
+        raise ValueError(f"expected {kinds}, got {type(schedule).__name__}.")
+    elif not isinstance(schedule, BaseSchedule):
+        fix = "Make it a subclass of celery.schedules.BaseSchedule."
+        raise ValueError(f"{type(schedule).__name__} is no schedule of Celery's. {fix}")
+    elif all(getattr(type(schedule), name) is getattr(BaseSchedule, name) for name in _ARITHMETIC):
+        what = f"{type(schedule).__name__} has no {'() and no '.join(_ARITHMETIC)}() of its own."
+        raise ValueError(f"{what} Write one of them.")
+    try:
+        return trigger_for(maybe_schedule(schedule, relative, app=app)).trigger_type
+    except ValueError as exc:
+        raise ValueError(f"{hide_secrets(str(exc)).rstrip('.')}.") from None
+    except Exception:
+        # Its own code fails, perhaps only today: that is for the scheduler to quarantine.
+        return TriggerType.CRON
+
+
+def _cron_call(text: str) -> str:
+    words = text.split() if re.fullmatch(r"[\w*/,#?\- ]{,80}", text) else []
+    if len(words) == 5:
+        names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+        given = (f"{name}={word!r}" for name, word in zip(names, words, strict=True) if word != "*")
+        return f"crontab({', '.join(given)})"
+    if len(words) in (6, 7):
+        return f"celery_misfire.schedules.cron({text!r})"
+    return "a schedule such as crontab(minute=0), a number of seconds or a timedelta"
+
+
+def entry_policy(
+    problems: Problems, app: Celery, settings: Settings, name: object, entry: object, known: Collection[str]
+) -> MisfirePolicy | None:
+    """Check all of an entry and return its policy."""
+    try:
+        name = check_name(name)
+    except ValueError as exc:
+        problems.add(problems.spell("beat_schedule"), str(exc))
+        return None
+    place, trigger_type = f"{problems.spell('beat_schedule')}[{quote_name(name)}]", None
+    keys: Mapping[Any, Any] = {}
+    with problems.at(place):
+        keys = keys_of(entry)
+        _check_entry(problems, place, keys, known)
+    if keys.get("schedule") is not None:
+        with problems.at(f"{place}.schedule"):
+            trigger_type = _trigger_type(app, keys["schedule"], bool(keys.get("relative")))
+    return policy_of(problems, settings, name, keys.get("misfire"), trigger_type)

@@ -1,0 +1,112 @@
+"""What beat writes to the rows of django-celery-beat: how often each ran and when, and which are finished."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from django.db.models import F
+from django_celery_beat.models import PeriodicTask
+
+from celery_misfire.contrib.django.rows import to_last_run_at
+
+__all__ = ["ROWS_PER_STATEMENT", "RowUpdates", "in_chunks"]
+
+logger = logging.getLogger(__name__)
+
+#: One statement reads or writes at most this many rows.
+ROWS_PER_STATEMENT = 500
+
+
+class RowUpdates:
+    """Updates that wait to be written. Any thread adds to them, one thread writes them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: By primary key, how many runs there were, and when the last one was (milliseconds UTC).
+        self._runs: dict[int, tuple[int, int]] = {}
+        #: By primary key, rows that never fire again.
+        self._finished: dict[int, PeriodicTask] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._runs or self._finished)
+
+    @property
+    def disables_rows(self) -> bool:
+        """True while a finished row is still to be disabled."""
+        return bool(self._finished)
+
+    def ran(self, key: int, moment: int) -> None:
+        """Have a run counted."""
+        with self._lock:
+            runs, _ = self._runs.get(key, (0, 0))
+            self._runs[key] = runs + 1, moment
+
+    def finish(self, task: PeriodicTask) -> None:
+        """Have a row disabled, as django-celery-beat does, unless it is edited first."""
+        with self._lock:
+            self._finished[task.pk] = task
+
+    def write(self) -> None:
+        """Write what waits; what cannot be written goes on waiting.
+
+        :raises django.db.Error: when the database fails.
+        """
+        with self._lock:
+            runs, self._runs = self._runs, {}
+            finished, self._finished = self._finished, {}
+        try:
+            _write_runs(runs)
+            _write_finished(finished)
+        finally:
+            # What is left comes again, together with what has come meanwhile.
+            with self._lock:
+                for key, (count, moment) in runs.items():
+                    more, later = self._runs.get(key, (0, moment))
+                    self._runs[key] = count + more, later
+                self._finished = finished | self._finished
+
+
+def _write_runs(runs: dict[int, tuple[int, int]]) -> None:
+    """Write the runs, and take out of the dict what is written."""
+    # Rows that ran as often, and last in the same second, share a statement.
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for key, (count, moment) in runs.items():
+        alike[count, moment // 1000].append(key)
+    for (count, _), keys in alike.items():
+        for chunk in in_chunks(keys):
+            last = to_last_run_at(max(runs[key][1] for key in chunk))
+            rows = PeriodicTask.objects.filter(pk__in=chunk)
+            rows.update(last_run_at=last, total_run_count=F("total_run_count") + count)
+            for key in chunk:
+                del runs[key]
+
+
+def _write_finished(finished: dict[int, PeriodicTask]) -> None:
+    """Disable these rows, and take out of the dict what is written."""
+    for key, task in list(finished.items()):
+        unedited = PeriodicTask.objects.filter(
+            pk=key,
+            enabled=True,
+            one_off=task.one_off,
+            start_time=task.start_time,
+            expires=task.expires,
+            clocked=task.clocked_id,
+        )
+        if task.clocked is not None:
+            unedited = unedited.filter(clocked__clocked_time=task.clocked.clocked_time)
+        # As django-celery-beat leaves them: a disabled row has no last run, a one-off starts from 0.
+        values: dict[str, Any] = {"enabled": False, "last_run_at": None}
+        if task.one_off:
+            values["total_run_count"] = 0
+        if unedited.update(**values):
+            logger.info("beat: periodic task %r is finished, and disabled", task.name)
+        del finished[key]
+
+
+def in_chunks(keys: list[int]) -> Iterable[list[int]]:
+    """Return the keys in lists that are short enough for one statement."""
+    return (keys[start : start + ROWS_PER_STATEMENT] for start in range(0, len(keys), ROWS_PER_STATEMENT))

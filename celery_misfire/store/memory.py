@@ -1,0 +1,347 @@
+"""A store in memory, for simulations and tests: the same promises as Redis, and troubles on demand.
+
+A :class:`MemoryDatabase` stands for one Redis that is both store and broker. Each beat and each worker has a
+:class:`MemoryStore` of its own on it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
+from celery_misfire.store import registers
+from celery_misfire.store.port import (
+    NOTE_TTL,
+    REGISTER_TTL,
+    Change,
+    CommitResult,
+    Held,
+    LeaseValue,
+    NoState,
+    StateMark,
+    Store,
+    Taken,
+    Watched,
+)
+from celery_misfire.store.registers import Register
+
+__all__ = ["Contents", "Fault", "MemoryDatabase", "MemoryStore"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Fault(Enum):
+    """What may happen to a call. Its caller gets a :class:`StoreUnavailable` each time."""
+
+    #: The call never arrives.
+    UNREACHABLE = auto()
+    #: The call is carried out, and its answer gets lost.
+    ANSWER_LOST = auto()
+    #: The call is carried out later, by :meth:`MemoryDatabase.carry_out_late`.
+    LATE = auto()
+
+
+@dataclass
+class Contents:
+    """All that a database holds.
+
+    :param expiring: texts that are kept for a time, each with the moment when it goes: the lease, registers
+        and the like, by name.
+    :param log: lines as JSON, each with its id.
+    :param queues: messages by the name of their queue, oldest first.
+    """
+
+    meta: str = ""
+    epoch: int = 0
+    description: tuple[str, str] = ("", "")
+    records: dict[str, str] = field(default_factory=dict)
+    expiring: dict[str, tuple[str, float]] = field(default_factory=dict)
+    log: list[tuple[tuple[int, int], str]] = field(default_factory=list)
+    watch_notes: dict[str, str] = field(default_factory=dict)
+    queues: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+
+
+class MemoryDatabase:
+    """One database: the state of one namespace, and the queues of its broker.
+
+    :param clock: returns the time of the database in seconds since 1970.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.clock = clock
+        self.contents = Contents()
+        #: Asked before each call, with the owner of the store and the name of the method.
+        self.fault: Callable[[str, str], Fault | None] = lambda owner, call: None
+        #: Calls that are still under way, see :attr:`Fault.LATE`.
+        self.late_calls: list[Callable[[], Any]] = []
+        #: One call at a time. Whoever looks at `contents` from another thread needs it too.
+        self.lock = threading.RLock()
+
+    def lose(self) -> None:
+        """Forget everything, queues included."""
+        self.put_back(Contents())
+
+    def snapshot(self) -> Contents:
+        """Return a copy of everything."""
+        with self.lock:
+            return deepcopy(self.contents)
+
+    def put_back(self, snapshot: Contents) -> None:
+        """Go back to a snapshot, queues included."""
+        with self.lock:
+            self.contents = deepcopy(snapshot)
+
+    def carry_out_late(self) -> None:
+        """Carry out the calls that were under way. Nobody hears their answers."""
+        with self.lock:
+            calls, self.late_calls = self.late_calls, []
+            for call in calls:
+                with suppress(MisfireError):
+                    call()
+
+
+def _one_call(
+    method: Callable[Concatenate[MemoryStore, P], T],
+) -> Callable[Concatenate[MemoryStore, P], T]:
+    """Make a method one call to the database, which may fail."""
+
+    @wraps(method)
+    def call(self: MemoryStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        database = self.database
+        with database.lock:
+            fault = database.fault(self.owner, method.__name__)
+            if fault is None:
+                return method(self, *args, **kwargs)
+            if fault is Fault.LATE:
+                database.late_calls.append(partial(method, self, *args, **kwargs))
+            elif fault is Fault.ANSWER_LOST:
+                with suppress(MisfireError):
+                    method(self, *args, **kwargs)
+            raise StoreUnavailable(f"{self}: {fault.name.lower().replace('_', ' ')}")
+
+    return call
+
+
+class MemoryStore(Store):
+    """The :class:`~celery_misfire.store.port.Store` in memory. Threads may share it.
+
+    :param owner: the beat or worker whose store it is.
+    :param history: how many lines the log keeps.
+    """
+
+    def __init__(self, database: MemoryDatabase, owner: str = "localhost:1", history: int = 10_000) -> None:
+        self.database, self._owner, self._history = database, owner, history
+
+    def __str__(self) -> str:
+        return "state in memory"
+
+    @property
+    def owner(self) -> str:
+        return self._owner
+
+    @_one_call
+    def advice(self) -> list[str]:
+        return []
+
+    # -- lease ---------------------------------------------------------------------------------------------
+
+    @_one_call
+    def acquire(
+        self, token: str, ttl: float, seen: LeaseValue | None = None, *, needs_state: bool = False
+    ) -> Taken | Held | NoState:
+        contents = self.database.contents
+        app = StateMark.parse(contents.meta, str(self)).app if contents.meta else ""
+        held = self._get("lease")
+        if held and held != str(seen or ""):
+            return Held(LeaseValue.parse(held), contents.description[0])
+        if not held and not contents.meta and needs_state:
+            return NoState()
+        previous_epoch = contents.epoch
+        contents.epoch = max(previous_epoch + 1, self._now())
+        lease = LeaseValue(token, contents.epoch, 0, self.owner)
+        self._set("lease", str(lease), ttl)
+        return Taken(lease, previous_epoch, cold=not contents.meta, app=app)
+
+    @_one_call
+    def renew(self, lease: LeaseValue, ttl: float) -> str:
+        self._check(lease.token)
+        self._set("lease", str(lease), ttl)
+        note = self._get("note")
+        self.database.contents.expiring.pop("note", None)
+        return note
+
+    @_one_call
+    def release(self, token: str) -> None:
+        with suppress(LeaseLost):
+            self._check(token)
+            del self.database.contents.expiring["lease"]
+
+    def _check(self, token: str) -> None:
+        if not token or LeaseValue.parse(self._get("lease")).token != token:
+            raise LeaseLost
+
+    # -- records -------------------------------------------------------------------------------------------
+
+    @_one_call
+    def load(self, names: Sequence[str] | None = None) -> dict[str, str]:
+        records = self.database.contents.records
+        return {name: records[name] for name in (records if names is None else names) if name in records}
+
+    @_one_call
+    def commit(
+        self, token: str, changes: Sequence[Change], log: Iterable[Mapping[str, Any]] = ()
+    ) -> CommitResult:
+        self._check(token)
+        records = self.database.contents.records
+        to_do = [change for change in changes if records.get(change.entry, "") != change.new]
+        conflicts = [change.entry for change in to_do if records.get(change.entry, "") != change.old]
+        if conflicts:
+            return CommitResult(tuple(conflicts))
+        for change in to_do:
+            if change.new:
+                records[change.entry] = change.new
+            else:
+                del records[change.entry]
+        if to_do or not changes:
+            self._write_log(*log)
+        return CommitResult()
+
+    @_one_call
+    def write_meta(self, token: str, app: str) -> None:
+        self._check(token)
+        self.database.contents.meta = self.database.contents.meta or str(StateMark(app))
+
+    # -- the configuration of the beat that leads ----------------------------------------------------------
+
+    @_one_call
+    def describe(self, token: str, beat: str, entries: str) -> None:
+        self._check(token)
+        self.database.contents.description = (beat, entries)
+
+    @_one_call
+    def described_entries(self) -> str:
+        return self.database.contents.description[1]
+
+    @_one_call
+    def tell_leader(self, text: str) -> None:
+        self._set("note", text, NOTE_TTL)
+
+    # -- registers -----------------------------------------------------------------------------------------
+
+    @_one_call
+    def settle(self, task_ids: Sequence[str], value: Register) -> list[Register]:
+        return [self._write_register(task_id, value)[0] for task_id in task_ids]
+
+    @_one_call
+    def start(
+        self,
+        task_id: str,
+        value: Register,
+        *,
+        entry: str,
+        sent_at: int | None = None,
+        late_start: int | None = None,
+        line: Mapping[str, Any] | None = None,
+        merged_line: Mapping[str, Any] | None = None,
+    ) -> tuple[Register, bool]:
+        started, _, late_run = self._get(f"late:{entry}").partition("|")
+        if sent_at is not None and started and sent_at < int(started):
+            value, line, late_start = registers.Merged(late_run), merged_line, None
+        held, fresh = self._write_register(task_id, value)
+        if fresh and late_start is not None:
+            self._set(f"late:{entry}", f"{late_start}|{task_id}", REGISTER_TTL)
+        if fresh and line is not None:
+            self._write_log(line)
+        return held, fresh
+
+    def _write_register(self, task_id: str, value: Register) -> tuple[Register, bool]:
+        held = self._get(f"fire:{task_id}")
+        if not held:
+            self._set(f"fire:{task_id}", str(value), REGISTER_TTL)
+        return registers.parse(held or str(value)), not held
+
+    @_one_call
+    def register(self, task_id: str) -> Register | None:
+        held = self._get(f"fire:{task_id}")
+        return registers.parse(held) if held else None
+
+    # -- log -----------------------------------------------------------------------------------------------
+
+    @_one_call
+    def log(self, count: int | None = None) -> list[dict[str, Any]]:
+        lines = self.database.contents.log
+        return [json.loads(text) for _, text in (lines if count is None else lines[-count:])]
+
+    @_one_call
+    def log_after(self, seen: str, count: int) -> list[tuple[str, dict[str, Any]]]:
+        moment, _, number = seen.partition("-")
+        after = (int(moment), int(number))
+        found = [(id_, text) for id_, text in self.database.contents.log if id_ > after]
+        return [(f"{id_[0]}-{id_[1]}", json.loads(text)) for id_, text in found[:count]]
+
+    @_one_call
+    def last_log_id(self) -> str:
+        moment, number = self.database.contents.log[-1][0] if self.database.contents.log else (0, 0)
+        return f"{moment}-{number}"
+
+    def _write_log(self, *lines: Mapping[str, Any]) -> None:
+        log = self.database.contents.log
+        for line in lines:
+            moment, number = log[-1][0] if log else (0, 0)
+            now = self._now()
+            id_ = (now, 0) if now > moment else (moment, number + 1)
+            log.append((id_, json.dumps(line)))
+        del log[: max(0, len(log) - self._history)]
+
+    # -- watching ------------------------------------------------------------------------------------------
+
+    @_one_call
+    def watch(
+        self,
+        token: str,
+        ttl: float,
+        guard_ttl: float = 0,
+        *,
+        seen: str | None = None,
+        alarm: str | None = None,
+    ) -> Watched | None:
+        if guard_ttl:
+            self._set("guard", "1", guard_ttl)
+        if self._get("watcher") not in ("", token):
+            return None
+        self._set("watcher", token, ttl)
+        notes = self.database.contents.watch_notes
+        notes |= {name: note for name, note in (("seen", seen), ("alarm", alarm)) if note is not None}
+        return Watched.parse(self._get("lease") != "", notes.get("seen", ""), notes.get("alarm", ""))
+
+    @_one_call
+    def is_guarded(self) -> bool:
+        return self._get("guard") != ""
+
+    # -- what expires --------------------------------------------------------------------------------------
+
+    def _now(self) -> int:
+        return round(self.database.clock() * 1000)
+
+    def _get(self, name: str) -> str:
+        """Return a text that is kept for a time, '' when there is none (any more)."""
+        expiring = self.database.contents.expiring
+        text, until = expiring.get(name, ("", 0.0))
+        if text and until <= self.database.clock():
+            del expiring[name]
+            return ""
+        return text
+
+    def _set(self, name: str, text: str, ttl: float) -> None:
+        self.database.contents.expiring[name] = (text, self.database.clock() + ttl)

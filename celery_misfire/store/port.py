@@ -1,0 +1,335 @@
+"""What the package asks of the place where its state is kept, and the values that are kept there.
+
+:class:`Store` is the port. Behind it is Redis (:mod:`~celery_misfire.store.redis_store`) or memory
+(:mod:`~celery_misfire.store.memory`, for simulations and tests). The texts of the values, and those of
+:mod:`~celery_misfire.store.registers`, may never change: beats and workers of different versions share them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from celery_misfire.exceptions import NewerSchema
+from celery_misfire.records import SCHEMA
+from celery_misfire.store.registers import Register
+from celery_misfire.texts import quote
+
+__all__ = [
+    "NOTE_TTL",
+    "REGISTER_TTL",
+    "Change",
+    "CommitResult",
+    "Held",
+    "LeaseValue",
+    "NoState",
+    "StateMark",
+    "Store",
+    "Taken",
+    "Watched",
+]
+
+#: A note for the leading beat waits so many seconds for its renewal.
+NOTE_TTL = 300.0
+
+#: A register is kept for so many seconds: longer than a broker may hold a message back.
+REGISTER_TTL = 24 * 3600.0
+
+
+# -- the lease -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LeaseValue:
+    """What the lease holds: ``token|epoch|renewals|owner``.
+
+    :param token: secret of the beat that took the lease; each of its commits proves itself with it.
+    :param epoch: number of this term of leadership, greater than every one before.
+    :param renewals: how often the lease was renewed. A standby sees by it that the leader is alive.
+    :param owner: host and process of that beat, for people.
+    """
+
+    token: str
+    epoch: int
+    renewals: int
+    owner: str
+
+    @classmethod
+    def parse(cls, text: str) -> LeaseValue:
+        """Return the value with this text.
+
+        A text of another form is not ours. It is kept whole as the owner, under an empty token.
+        """
+        found = _LEASE.fullmatch(text)
+        return cls(found[1], int(found[2]), int(found[3]), found[4]) if found else cls("", 0, 0, text)
+
+    def __str__(self) -> str:
+        return f"{self.token}|{self.epoch}|{self.renewals}|{self.owner}" if self.token else self.owner
+
+    def renewed(self) -> LeaseValue:
+        """Return the value after one more renewal."""
+        return replace(self, renewals=self.renewals + 1)
+
+
+_NUMBER = r"(0|[1-9][0-9]{0,18})"
+_LEASE = re.compile(rf"([^|]+)\|{_NUMBER}\|{_NUMBER}\|([^|]*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The lease is ours now.
+
+    :param previous_epoch: number of the term before, 0 when the store remembers none.
+    :param cold: True when the store holds no state: it is new, or it was lost.
+    :param app: name of the app whose beat began the state, '' when that is not known.
+    """
+
+    lease: LeaseValue
+    previous_epoch: int
+    cold: bool
+    app: str = ""
+
+    @property
+    def epoch(self) -> int:
+        """The number of this term of leadership."""
+        return self.lease.epoch
+
+
+@dataclass(frozen=True)
+class Held:
+    """Another beat holds the lease.
+
+    :param description: what that beat has said of its configuration, '' for nothing.
+    """
+
+    lease: LeaseValue
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class NoState:
+    """The lease is free and the store holds no state, so the lease was not taken."""
+
+
+# -- the state -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StateMark:
+    """The mark of a state that is complete: an entry without a record is a new one.
+
+    :param app: name of the app whose beat began the state, '' when that is not known.
+    """
+
+    app: str
+
+    @classmethod
+    def parse(cls, text: str, place: str) -> StateMark:
+        """Return the mark with this text.
+
+        :param place: where it was found, for the error.
+        :raises NewerSchema: when another version has written the state.
+        """
+        try:
+            found = json.loads(text)
+            schema = found["schema"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise NewerSchema(f"{place} holds a _meta that is not ours") from None
+        if schema != SCHEMA:
+            raise NewerSchema(f"{place} has schema {quote(schema)}, this version works with {SCHEMA}")
+        return cls(str(found.get("app") or ""))
+
+    def __str__(self) -> str:
+        return json.dumps({"schema": SCHEMA, "app": self.app}, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Change:
+    """The record of one entry is replaced: `old` must be in force. '' stands for no record."""
+
+    entry: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class CommitResult:
+    """What became of a commit.
+
+    :param conflicts: entries whose record in force is not the old one. If there are any, nothing was written.
+    """
+
+    conflicts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What the worker that watches beat finds, and what it has noted itself.
+
+    :param led: True when a beat leads.
+    :param seen: id of the last line of the log that was read, '' for none.
+    :param alarm: what was noted when beat was found to be overdue, '' when all is well.
+    """
+
+    led: bool
+    seen: str
+    alarm: str
+
+    @classmethod
+    def parse(cls, led: bool, seen: str, alarm: str) -> Watched:
+        """Return what was found. A note that is not ours counts as none, and will be replaced."""
+        return cls(led, seen if _LOG_ID.fullmatch(seen) else "", alarm if _MOMENT.fullmatch(alarm) else "")
+
+
+_LOG_ID, _MOMENT = re.compile(r"[0-9]{1,15}-[0-9]{1,15}"), re.compile(r"[0-9]{1,13}")
+
+
+# -- the port ------------------------------------------------------------------------------------------------
+
+
+class Store(Protocol):
+    """The state of one namespace: lease, records, log, registers, notes of the watching worker.
+
+    Each write is done as a whole or not at all, and may be repeated: done twice, it has worked once. `str()`
+    names the state and its place, without secrets. Every method may raise
+    :class:`~celery_misfire.exceptions.StoreUnavailable`; whether a write took place then is unknown.
+    """
+
+    @property
+    def owner(self) -> str:
+        """Host and process, as the lease will show them."""
+
+    def advice(self) -> Sequence[str]:
+        """Return what is unwise about this store: one line each, for the log.
+
+        :raises StoreRefused: when it can never work.
+        """
+
+    # The lease.
+
+    def acquire(
+        self, token: str, ttl: float, seen: LeaseValue | None = None, *, needs_state: bool = False
+    ) -> Taken | Held | NoState:
+        """Take the lease if it is free, or if it still has the value `seen`.
+
+        :param ttl: seconds after which the lease is free unless renewed.
+        :param needs_state: leave a free lease alone when the store holds no state.
+        :raises NewerSchema: when another version has written the state. Nothing has been written then.
+        """
+
+    def renew(self, lease: LeaseValue, ttl: float) -> str:
+        """Prolong the lease with this token and give it this value.
+
+        :returns: what another beat has to tell the leader, '' for nothing.
+        :raises LeaseLost: when the lease is not ours any more.
+        """
+
+    def release(self, token: str) -> None:
+        """Give the lease up, if it is ours."""
+
+    # The records, which only the leader writes.
+
+    def load(self, names: Sequence[str] | None = None) -> dict[str, str]:
+        """Return the records as texts, by entry name.
+
+        :param names: read the records of these entries alone.
+        """
+
+    def commit(
+        self, token: str, changes: Sequence[Change], log: Iterable[Mapping[str, Any]] = ()
+    ) -> CommitResult:
+        """Replace records, all of them or none, and write lines to the log.
+
+        When all records are the new ones already, the commit was done before and the log stays as it is.
+        Lines without a change of records are written each time.
+
+        :raises LeaseLost: when the lease is not ours any more. Nothing has been written then.
+        """
+
+    def write_meta(self, token: str, app: str) -> None:
+        """Mark the state as complete, see :class:`StateMark`.
+
+        :raises LeaseLost: as :meth:`commit`.
+        """
+
+    # Two beats compare their configurations.
+
+    def describe(self, token: str, beat: str, entries: str) -> None:
+        """Leave a description of the leading beat and of its entries, for the standbys to compare.
+
+        :raises LeaseLost: as :meth:`commit`.
+        """
+
+    def described_entries(self) -> str:
+        """Return the description of the leading beat's entries, '' when there is none."""
+
+    def tell_leader(self, text: str) -> None:
+        """Leave a line that the leading beat logs at its next renewal."""
+
+    # The registers: which of two decided first about an occurrence.
+
+    def settle(self, task_ids: Sequence[str], value: Register) -> list[Register]:
+        """Write `value` into the register of each occurrence that has none yet; return what they hold."""
+
+    def start(
+        self,
+        task_id: str,
+        value: Register,
+        *,
+        entry: str,
+        sent_at: int | None = None,
+        late_start: int | None = None,
+        line: Mapping[str, Any] | None = None,
+        merged_line: Mapping[str, Any] | None = None,
+    ) -> tuple[Register, bool]:
+        """Write `value` into the register of an occurrence that has none yet.
+
+        With `sent_at`, a message that was sent before the entry's last late run started is merged into that
+        run: its register says so, not `value`.
+
+        :param sent_at: when the message was sent, in milliseconds UTC; None: it cannot be merged.
+        :param late_start: when the run starts, in milliseconds UTC; None: it is in time.
+        :param line: goes to the log with `value`; `merged_line`, if the message is merged.
+        :returns: what the register holds, and whether it was written just now.
+        """
+
+    def register(self, task_id: str) -> Register | None:
+        """Return what the register of an occurrence holds, None when nothing has been written there."""
+
+    # The log.
+
+    def log(self, count: int | None = None) -> list[dict[str, Any]]:
+        """Return the newest lines of the log, oldest first, without those that are not ours."""
+
+    def log_after(self, seen: str, count: int) -> list[tuple[str, dict[str, Any]]]:
+        """Return the lines of the log that follow the one with the id `seen`, oldest first, with their ids.
+
+        An id is ``milliseconds UTC-number``. A line that is not ours comes as {}.
+        """
+
+    def last_log_id(self) -> str:
+        """Return the id of the newest line of the log; one before all others when there is none."""
+
+    # One of the workers watches beat.
+
+    def watch(
+        self,
+        token: str,
+        ttl: float,
+        guard_ttl: float = 0,
+        *,
+        seen: str | None = None,
+        alarm: str | None = None,
+    ) -> Watched | None:
+        """Become the worker that watches, or stay it; None when another one does.
+
+        :param ttl: seconds after which another one may take over.
+        :param guard_ttl: seconds for which beat may count on workers that ask the registers; 0: it may not.
+        :param seen: is noted, as is `alarm`; see :class:`Watched`. None: the note stays.
+        """
+
+    def is_guarded(self) -> bool:
+        """Return True when a worker that asks the registers has been there lately."""

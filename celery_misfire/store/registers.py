@@ -1,0 +1,73 @@
+"""The register of an occurrence: which of beat and the workers decided first what becomes of it.
+
+A register is written once. Its text may never change: beats and workers of different versions read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Merged", "Missed", "Register", "Started", "Unknown", "parse"]
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker has started the run, from the message with this nonce."""
+
+    nonce: str
+    host: str
+
+    def __str__(self) -> str:
+        return f"started:{self.nonce}:{self.host}"
+
+
+@dataclass(frozen=True)
+class Missed:
+    """The occurrence is missed, and no worker may start it.
+
+    :param nonce: of the message that a worker gave up, '' when beat has decided it.
+    """
+
+    reason: str
+    nonce: str = ""
+
+    def __str__(self) -> str:
+        return f"missed:{self.reason}:{self.nonce}" if self.nonce else f"missed:{self.reason}"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The message is merged into a late run, the one with this task id."""
+
+    task_id: str
+
+    def __str__(self) -> str:
+        return f"merged:{self.task_id}"
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """The register holds something that is not ours."""
+
+    text: str = "unknown"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+#: What is known of one occurrence. The first one to write it decides; it is never changed.
+Register = Started | Missed | Merged | Unknown
+
+
+def parse(text: str) -> Register:
+    """Return what the text of a register says."""
+    word, _, rest = text.partition(":")
+    first, _, second = rest.partition(":")
+    match word:
+        case "started":
+            return Started(first, second)
+        case "missed":
+            return Missed(first, second)
+        case "merged":
+            return Merged(rest)
+    return Unknown(text)

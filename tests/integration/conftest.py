@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.redis_server import ClusterNode, RedisServer
+from tests.support.stores import MemoryPlace, RedisPlace, StorePlace
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "memory",
+        "redis",
+        pytest.param("cluster", marks=pytest.mark.long),
+        pytest.param("valkey", marks=pytest.mark.long),
+    ],
+)
+def store_server(request: pytest.FixtureRequest) -> Iterator[RedisServer | None]:
+    """A server of each kind that can keep a store, one for all tests of a module; None stands for memory."""
+    if request.param == "memory":
+        yield None
+        return
+    program = request.getfixturevalue("valkey_binary" if request.param == "valkey" else "redis_binary")
+    with (ClusterNode if request.param == "cluster" else RedisServer)(program) as server:
+        yield server
+
+
+@pytest.fixture
+def place(store_server: RedisServer | None) -> StorePlace:
+    """A place where a store keeps its state, empty."""
+    place = RedisPlace(store_server) if store_server else MemoryPlace()
+    place.lose()
+    return place
