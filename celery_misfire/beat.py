@@ -37,8 +37,8 @@ from celery_misfire.leadership.peers import describe
 from celery_misfire.misfire import ENDLESS, Trigger, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker
-from celery_misfire.sending.missed_runs import Reporter
 from celery_misfire.sending.publisher import EntryPublisher
+from celery_misfire.sending.reporter import Reporter
 from celery_misfire.store.redis_store import LONGEST_CALL, RedisStore
 from celery_misfire.store.url import address
 from celery_misfire.texts import describe_error, one_line, quote_name

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, tzinfo
 from typing import Any, ClassVar
 
-from celery_misfire.misfire import Outcome, from_millis
+from celery_misfire.misfire import MissedFire, Outcome, from_millis, to_millis
 from celery_misfire.texts import one_line, quote_name
 
 __all__ = [
@@ -213,6 +213,22 @@ class Missed(Event, kind="missed"):
     now: int | None = None
     worker: str | None = None
 
+    @classmethod
+    def of(cls, missed: MissedFire, worker: str | None = None) -> Missed:
+        """Return the event of a record."""
+        return cls(
+            entry=missed.entry,
+            task=missed.task,
+            first=to_millis(missed.first),
+            last=to_millis(missed.last),
+            count=missed.count,
+            reason=missed.reason,
+            instruction=missed.instruction,
+            id=missed.task_id,
+            now=to_millis(missed.detected_at),
+            worker=worker,
+        )
+
     @property
     def written_at(self) -> int | None:
         return self.now
@@ -323,4 +339,8 @@ class Refused(Event, kind="refused"):
 
 
 def _time(moment: int, zone: tzinfo) -> str:
-    return from_millis(moment).astimezone(zone).isoformat(timespec="milliseconds")
+    try:
+        return from_millis(moment).astimezone(zone).isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError):
+        # No calendar has it: the line was damaged, or is not ours.
+        return f"{moment} ms"

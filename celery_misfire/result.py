@@ -1,8 +1,8 @@
-"""``AsyncResult``, ``ResultSet`` and ``GroupResult`` for which MISSED is an end, as FAILURE is.
+"""``AsyncResult``, ``ResultSet`` and ``GroupResult`` for which MISSED is a final state, as FAILURE is.
 
-Celery keeps its final states in module constants that several libraries copy at import, so a state of our
-own stays unready to the stock classes and ``get()`` waits for ever. Patching those constants would change
-every app of the process; subclasses on one app do not.
+Celery keeps its final states in module constants that several libraries copy at import. A state of our own
+therefore never becomes ready in the stock classes, and ``get()`` waits for ever. To patch those constants
+would change every app of the process; subclasses on one app do not.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from celery.backends.rpc import RPCBackend
 from celery.exceptions import TimeoutError
 
 from celery_misfire.exceptions import TaskMissed
-from celery_misfire.sending.missed_runs import MISSED, missed_from_dict
+from celery_misfire.sending.missed_record import MISSED, missed_from_dict
 
 __all__ = ["AsyncResult", "GroupResult", "ResultSet", "install"]
 
-#: A waiting ``get()`` looks so often, in seconds, whether its run has been missed.
+#: Time between two looks of a waiting ``get()`` whether its run has been missed, in seconds.
 LOOK_EVERY = 1.0
 
-# Up to Celery 5.6 a timeout of 0 means to wait for ever, and naps of 0 s never add up to a timeout.
-_AT_ONCE = 0.01
+# The shortest timeout and interval. Up to Celery 5.6 a timeout of 0 means to wait for ever, and intervals of
+# 0 s never add up to a timeout.
+_SHORTEST = 0.01
 
 
 def install(app: Celery) -> None:
@@ -56,7 +57,7 @@ class AsyncResult(_AsyncResult):
 
     def ready(self) -> bool:
         """Return True when the run has ended, or never happens."""
-        # Only an end is cached.
+        # Only a final state is cached.
         return self.state in self.backend.READY_STATES or self._cache is not None
 
     def failed(self) -> bool:
@@ -81,20 +82,20 @@ class AsyncResult(_AsyncResult):
         :raises TaskMissed: when the run never happens, also when that turns out while waiting.
         """
         backend: Any = self.backend
-        # Nobody can store MISSED for an RPC result, and to look would take messages from who waits for them.
+        # Nobody can store MISSED for an RPC result, and a look would take messages that others wait for.
         if self.ignored or isinstance(backend, RPCBackend | DisabledBackend):
             how = (propagate, interval, no_ack, follow_parents, callback, on_message, on_interval)
             return super().get(timeout, *how, *args, **kwargs)
-        interval = interval or _AT_ONCE
-        # Without the callback: Celery forgets it when the result is known already.
-        how = (propagate, interval, no_ack, follow_parents, None, _apart(on_message), _apart(on_interval))
-        # A backend that is polled should not be asked much more often than the caller wishes.
+        interval = interval or _SHORTEST
+        # The callback is called below: Celery leaves it out when the result is known already.
+        how = (propagate, interval, no_ack, follow_parents, None, _marked(on_message), _marked(on_interval))
+        # A backend that is polled is not asked much more often than the caller wishes.
         look_every = LOOK_EVERY if backend.is_async else max(LOOK_EVERY, interval)
         deadline = _deadline(timeout)
         while True:
             left = min(look_every, deadline - time.monotonic())
             if left <= 0 or not backend.is_async:
-                # Else Celery looks, when it begins to wait.
+                # An asynchronous backend looks by itself when the wait begins.
                 self.ready()
             known = self._cache is not None
             if left <= 0 and not known:
@@ -102,8 +103,8 @@ class AsyncResult(_AsyncResult):
             try:
                 value = super().get(left, *how, *args, **kwargs)
             except TimeoutError as exc:
-                # Known: it is the run's own.
-                if known or _is_apart(exc):
+                # When the result is known, the error is the run's own.
+                if known or _is_marked(exc):
                     raise
             else:
                 if callback is not None:
@@ -122,17 +123,17 @@ class AsyncResult(_AsyncResult):
     maybe_reraise = maybe_throw
 
     def _maybe_set_cache(self, meta: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Take what the backend says; Celery comes through here from everywhere."""
+        """Keep the meta data of a final result; all of Celery's ways to a result come through here."""
         error = _error_in(meta)
         if meta is None or error is None:
-            taken: dict[str, Any] | None = super()._maybe_set_cache(meta)  # type: ignore[misc]
-            return taken
+            kept: dict[str, Any] | None = super()._maybe_set_cache(meta)  # type: ignore[misc]
+            return kept
         self._cache = {**meta, "result": error}
         self.on_ready(self)
         return self._cache
 
     def _maybe_reraise_parent_error(self) -> None:
-        with _told_apart():
+        with _mark_timeouts():
             super()._maybe_reraise_parent_error()  # type: ignore[misc]
 
 
@@ -156,12 +157,12 @@ class ResultSet(celery.result.ResultSet):
             yield from super().iter_native(timeout, interval, no_ack, on_message, on_interval)
             return
         # An asynchronous backend sleeps this long before it listens, here in each slice.
-        interval = 0 if backend.is_async else interval or _AT_ONCE
-        how = (interval, no_ack, _apart(on_message), _apart(on_interval))
+        interval = 0 if backend.is_async else interval or _SHORTEST
+        how = (interval, no_ack, _marked(on_message), _marked(on_interval))
         deadline = _deadline(timeout)
         seen: set[str] = set()
         while True:
-            left = max(_AT_ONCE, min(LOOK_EVERY, deadline - time.monotonic()))
+            left = max(_SHORTEST, min(LOOK_EVERY, deadline - time.monotonic()))
             ended = False
             try:
                 for id_, meta in super().iter_native(left, *how):
@@ -170,7 +171,7 @@ class ResultSet(celery.result.ResultSet):
                         yield id_, _as_failure(meta)
                 ended = True
             except TimeoutError as exc:
-                if _is_apart(exc):
+                if _is_marked(exc):
                     raise
                 self._look_for_missed(seen)
             for member in self.results or ():
@@ -196,21 +197,21 @@ class GroupResult(ResultSet, celery.result.GroupResult):
 
 
 @contextmanager
-def _told_apart() -> Iterator[None]:
-    """Mark a TimeoutError from the block: one without a mark is Celery's, and ends a slice of the wait."""
+def _mark_timeouts() -> Iterator[None]:
+    """Mark a TimeoutError of the block. One without a mark is Celery's, and ends one slice of a wait."""
     try:
         yield
     except TimeoutError as exc:
-        vars(exc)["_misfire_apart"] = True
+        vars(exc)["_misfire_marked"] = True
         raise
 
 
-def _apart(callback: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    return callback and _told_apart()(callback)
+def _marked(callback: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    return callback and _mark_timeouts()(callback)
 
 
-def _is_apart(error: TimeoutError) -> bool:
-    return "_misfire_apart" in vars(error)
+def _is_marked(error: TimeoutError) -> bool:
+    return "_misfire_marked" in vars(error)
 
 
 def _deadline(timeout: float | None) -> float:
@@ -218,20 +219,20 @@ def _deadline(timeout: float | None) -> float:
 
 
 def _as_failure(meta: Any) -> Any:
-    """Return what a group hands on of a member: Celery raises the errors of its own states only."""
-    # Of a group in a group Celery hands on the list of its members, and each speaks for itself.
+    """Return a missed member as a failed one: Celery raises the errors of its own states only."""
+    # For a group in a group Celery gives the list of its members, and each of them has its own meta data.
     missed = isinstance(meta, dict) and meta["status"] == MISSED and isinstance(meta["result"], TaskMissed)
     return {**meta, "status": states.FAILURE} if missed else meta
 
 
 def _error_in(meta: dict[str, Any] | None) -> TaskMissed | None:
-    """Return the error of a MISSED result that is ours; an app may have a state of this name already."""
+    """Return the error of a MISSED result, None when it is not ours: an app may have a state of this name."""
     result = meta["result"] if meta and meta["status"] == MISSED else None
     if not isinstance(result, dict) or result.get("exc_type") != TaskMissed.__name__:
         return None
     try:
         return TaskMissed.from_missed(missed_from_dict(result))
     except ValueError:
-        # Written by another version.
-        said = result.get("exc_message") or ()
-        return TaskMissed(" ".join(map(str, said)) if isinstance(said, list | tuple) else str(said))
+        # Another version has written it.
+        message = result.get("exc_message") or ()
+        return TaskMissed(" ".join(map(str, message)) if isinstance(message, list | tuple) else str(message))

@@ -1,10 +1,12 @@
 """Signals of this package, connected like Celery's own: ``task_missed.connect(receiver)``.
 
-Receivers take keyword arguments (``**kwargs`` at the end: later versions may send more). One that raises is
-logged by Celery and stops nothing. Those of :data:`misfire_detected` and :data:`task_missed` run in a
-thread of their own, of beat or of the worker that gave a run up, so a slow one delays the next report but
-never a run. Those of :data:`beat_overdue` run in the thread that watches; those of
-:data:`task_started_late` where the task does, just before it.
+Receivers take keyword arguments (``**kwargs`` at the end: later versions may send more). Celery logs a
+receiver that raises, and it stops nothing.
+
+Receivers of :data:`misfire_detected` and :data:`task_missed` run in the thread that makes reports, of beat or
+of the worker that gave the run up. A slow one delays the next report, but never a run. Receivers of
+:data:`beat_overdue` run in the thread that watches beat, those of :data:`task_started_late` where the task
+does, just before it.
 """
 
 from __future__ import annotations
@@ -39,21 +41,21 @@ misfire_detected = Signal(
 #: Sent for each record of runs that never happen. Celery's ``task_failure`` comes with it, unless
 #: ``misfire_send_task_failure`` is off.
 #:
-#: Sent at least once: a beat that dies in the middle of a report leaves it to be made again, with the same
+#: Sent at least once: when beat dies in the middle of a report, the report is made again, with the same
 #: ``missed.task_id``.
 #:
 #: :param sender: name of the task.
 #: :param missed: a ``MissedFire``.
 task_missed = Signal(name="task_missed", providing_args=["missed"])
 
-#: Sent by the worker when a run of beat starts later than its threshold allows, and goes ahead.
+#: Sent by the worker when a run of beat starts later than its threshold allows, and does start.
 #:
 #: :param sender: the task.
 #: :param fire: the ``Fire`` that starts late.
 #: :param late_by: how late, in seconds.
 task_started_late = Signal(name="task_started_late", providing_args=["fire", "late_by"])
 
-#: Sent once for each outage of beat by whoever watches it: entries are due and nobody sends them.
+#: Sent once for each outage of beat, by the worker that watches it: entries are overdue and no beat leads.
 #:
 #: :param sender: the app.
 #: :param entries: names of the entries that are overdue.

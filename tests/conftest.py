@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,11 +68,14 @@ def environment_of_our_own() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_records_elsewhere() -> Iterator[None]:
-    """Forget where a Django site keeps records of missed runs: an earlier test may have set one up."""
-    before = missed.recorders[:]
-    missed.recorders.clear()
+    """Forget the hooks of a Django site for missed runs: an earlier test may have set one up."""
+    hooks: list[list[Any]] = [missed.recorders, missed.connection_closers]
+    before = [hook[:] for hook in hooks]
+    for hook in hooks:
+        hook.clear()
     yield
-    missed.recorders[:] = before
+    for hook, kept in zip(hooks, before, strict=True):
+        hook[:] = kept
 
 
 @pytest.fixture

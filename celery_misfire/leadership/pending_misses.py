@@ -15,7 +15,7 @@ from typing import Protocol, cast
 from celery_misfire import records
 from celery_misfire.events import GaveUp, Misfired, Missed
 from celery_misfire.leadership.ledger import Commit, Ledger
-from celery_misfire.misfire import Misfire, MissedFire, from_millis, to_millis
+from celery_misfire.misfire import Misfire, MissedFire, from_millis
 from celery_misfire.records import EntryRecord, Unreported
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.texts import describe_error
@@ -110,7 +110,7 @@ class PendingMisses:
             name, lost = cast("tuple[str, Unreported]", report.key)
             if (name, lost) not in self._left:
                 continue
-            commit.events.append(_recorded(report.missed))
+            commit.events.append(Missed.of(report.missed))
             count, rest = self._left.pop((name, lost))
             if count > 1:
                 self._left[name, lost] = count - 1, rest
@@ -120,20 +120,6 @@ class PendingMisses:
                 commit.records[name] = replace(record, missed=left + rest)
         if commit.records or commit.events:
             self._ledger.commit(commit)
-
-
-def _recorded(missed: MissedFire) -> Missed:
-    return Missed(
-        entry=missed.entry,
-        task=missed.task,
-        first=to_millis(missed.first),
-        last=to_millis(missed.last),
-        count=missed.count,
-        reason=missed.reason,
-        instruction=missed.instruction,
-        id=missed.task_id,
-        now=to_millis(missed.detected_at),
-    )
 
 
 def explain(ledger: Ledger, record: EntryRecord, known: int, misfire: Misfire, now: int) -> Misfired:

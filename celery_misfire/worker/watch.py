@@ -1,7 +1,8 @@
-"""Somebody who notices that beat is dead: one of the workers looks, and tells what it sees.
+"""One of the workers watches beat: it logs what beat recorded as missed, and raises an alarm without a beat.
 
-Each look takes or keeps a token in the store, so that one worker watches at a time; what has been told is
-noted there too, so that another one goes on where it ended. A thread, because a solo pool blocks its worker.
+Each look takes or keeps a token in the store, so that one worker watches at a time. The store also holds how
+far the log was read and whether the alarm was raised, so that another worker can go on from there. The watch
+is a thread, because a solo pool blocks its worker.
 """
 
 from __future__ import annotations
@@ -10,39 +11,44 @@ import logging
 import threading
 import time
 import uuid
-from typing import Any
+from datetime import datetime
 
 from celery import Celery
 from celery.schedules import maybe_schedule
 
 from celery_misfire import records
 from celery_misfire.conf.settings import Settings
+from celery_misfire.events import Missed, decode
 from celery_misfire.exceptions import StoreUnavailable
-from celery_misfire.fire import isoformat
-from celery_misfire.misfire import AUTO_THRESHOLD, from_millis, threshold_millis
+from celery_misfire.misfire import AUTO_THRESHOLD, from_millis
 from celery_misfire.records import EntryRecord
 from celery_misfire.signals import beat_overdue
+from celery_misfire.status import Status, status_of
 from celery_misfire.store.port import Watched
 from celery_misfire.store.redis_store import RedisStore
-from celery_misfire.texts import one_line, quote
+from celery_misfire.store.url import address
+from celery_misfire.texts import one_line, quote_name
 from celery_misfire.triggers.kinds import trigger_for
+from celery_misfire.trouble import Trouble
 
 __all__ = ["Watch"]
 
 logger = logging.getLogger(__name__)
 
 #: A watcher that has not looked for so many check rates is replaced.
-PATIENCE = 1.5
+WATCHER_TTL = 1.5
 #: Beat counts on guarded workers for so many check rates after their last sign of life.
-GUARD_MEMORY = 5
-#: So many lines of the log are read at a time.
+GUARD_TTL = 5
+#: Most lines of the log that are read at a time.
 PAGE = 1000
-#: So many entries are named in the alarm's log line.
-NAMED = 10
+#: Most entries that the log line of the alarm names.
+MOST_NAMES = 10
+#: Longest line about a miss, in characters.
+LONGEST_LINE = 500
 
 
 class Watch:
-    """Looks each ``misfire_check_rate`` seconds for new records of missed runs, and whether beat leads.
+    """Looks each ``misfire_check_rate`` seconds for new records of missed runs, and whether a beat leads.
 
     :param hostname: of the worker.
     """
@@ -53,7 +59,7 @@ class Watch:
         self._store = RedisStore.of(settings)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._in_trouble = False
+        self._trouble = Trouble()
 
     def start(self) -> None:
         """Start the thread, unless it runs."""
@@ -71,20 +77,23 @@ class Watch:
         while not stop.is_set():
             try:
                 self.look()
-                self._in_trouble = False
+                if (away := self._trouble.end(time.monotonic())) is not None:
+                    place = address(self._settings.redis_url)
+                    logger.info(
+                        "worker: Redis at %s answers again after %.0f s; beat is watched", place, away
+                    )
             except StoreUnavailable as exc:
-                if not self._in_trouble:
+                if self._trouble.fail(time.monotonic()):
                     logger.warning("worker: nobody can see whether beat is overdue: %s", exc)
-                self._in_trouble = True
             except BaseException:
-                # A receiver may raise anything, and nobody else in this worker watches.
+                # A receiver may raise anything, and no other thread of this worker watches.
                 logger.exception("worker: unexpected error while watching beat")
             stop.wait(self._settings.check_rate)
 
     def look(self) -> None:
         """Look once, if this worker is the one that watches.
 
-        :raises StoreUnavailable: nobody knows, then.
+        :raises StoreUnavailable: when nobody can know.
         """
         found = self._keep_watch()
         if found is None:
@@ -93,19 +102,19 @@ class Watch:
             self._all_clear(found.alarm)
         elif not found.led and not found.alarm:
             self._raise_alarm(self._overdue(time.time_ns() // 1_000_000))
-        self._tell_missed(found.seen)
+        self._log_missed(found.seen)
 
     def _keep_watch(self, **notes: str) -> Watched | None:
         rate = self._settings.check_rate
-        guard_ttl = rate * GUARD_MEMORY if self._settings.deduplicate else 0
-        return self._store.watch(self._token, rate * PATIENCE, guard_ttl, **notes)
+        guard_ttl = rate * GUARD_TTL if self._settings.deduplicate else 0
+        return self._store.watch(self._token, rate * WATCHER_TTL, guard_ttl, **notes)
 
     # -- missed runs ---------------------------------------------------------------------------------------
 
-    def _tell_missed(self, seen: str) -> None:
-        """Log what has been missed since the last look."""
+    def _log_missed(self, seen: str) -> None:
+        """Log what beat has recorded as missed since the last look."""
         if not seen:
-            # What was before the first worker is in the log of beat.
+            # The misses before the first worker are in beat's own log.
             self._keep_watch(seen=self._store.last_log_id())
             return
         while page := self._store.log_after(seen, PAGE):
@@ -113,9 +122,11 @@ class Watch:
             if self._keep_watch(seen=seen) is None:
                 return
             for _, line in page:
-                # What a worker has given up itself, it has logged.
-                if line.get("event") == "missed" and "worker" not in line and (told := _told(line)):
-                    logger.warning("worker: beat has recorded a miss: %s", told)
+                event = decode(line)
+                # A worker logs by itself what it has given up.
+                if isinstance(event, Missed) and event.worker is None:
+                    sentence = one_line(event.sentence(self._app.timezone), LONGEST_LINE)
+                    logger.warning("worker: beat recorded that %s", sentence)
 
     # -- beat ----------------------------------------------------------------------------------------------
 
@@ -124,57 +135,48 @@ class Watch:
         overdue: dict[str, int] = {}
         for name, text in self._store.load().items():
             try:
-                record = records.loads(text)
+                status = self._status(records.loads(text), now)
             except ValueError:
                 continue
-            due = record.state.next_fire_time
-            if due is not None and now - due >= self._threshold(name, record, due):
-                overdue[name] = due
+            if status.is_overdue and status.next_fire_time is not None:
+                overdue[name] = status.next_fire_time
         return dict(sorted(overdue.items(), key=lambda item: (item[1], item[0])))
 
-    def _threshold(self, name: str, record: EntryRecord, due: int) -> int:
-        """Return the entry's threshold in milliseconds; of one from elsewhere, that of the app."""
+    def _status(self, record: EntryRecord, now: int) -> Status:
+        given = self._settings.threshold
+        default = AUTO_THRESHOLD if isinstance(given, str) else round(given * 1000)
+        trigger = policy = None
         try:
-            entry = self._app.conf.beat_schedule[name]
+            entry = self._app.conf.beat_schedule[record.name]
             schedule = maybe_schedule(entry["schedule"], entry.get("relative", False), app=self._app)
-            trigger = trigger_for(schedule)
-            policy = self._settings.policy_for(name, entry.get("misfire"), trigger.trigger_type)
-            return threshold_millis(policy, due, trigger.fire_times(record.state).after(due))
+            known = trigger_for(schedule)
+            policy = self._settings.policy_for(record.name, entry.get("misfire"), known.trigger_type)
+            # A worker may be newer or older than beat, and the alarm is about what beat has planned.
+            trigger = known if known.fingerprint == record.fingerprint else None
         except Exception:
-            given = self._settings.threshold
-            return AUTO_THRESHOLD if isinstance(given, str) else round(given * 1000)
+            # Only beat knows the entry, or its schedule cannot be read here.
+            trigger = None
+        return status_of(record, trigger, policy, now, default_threshold=default)
 
     def _raise_alarm(self, overdue: dict[str, int]) -> None:
         if not overdue:
             return
         names, since = list(overdue), next(iter(overdue.values()))
-        # Noted first: another worker must not tell it again.
+        # Noted before it is raised, so that no other worker raises it again.
         if self._keep_watch(alarm=str(since)) is None:
             return
-        told = ", ".join(map(quote, names[:NAMED]))
-        if len(names) > NAMED:
-            told += f" and {len(names) - NAMED} more"
-        when = isoformat(from_millis(since))
-        logger.error("worker: beat is overdue since %s and nobody leads; waiting: %s", when, told)
+        waiting = ", ".join(map(quote_name, names[:MOST_NAMES]))
+        if len(names) > MOST_NAMES:
+            waiting += f" and {len(names) - MOST_NAMES} more"
+        logger.error(
+            "worker: beat is overdue since %s and nobody leads; waiting: %s", self._time(since), waiting
+        )
         beat_overdue.send(sender=self._app, entries=names, since=from_millis(since))
 
     def _all_clear(self, since: str) -> None:
         if self._keep_watch(alarm="") is not None:
-            when = isoformat(from_millis(int(since)))
-            logger.info("worker: beat is back; it had been overdue since %s", when)
+            logger.info("worker: beat is back; it had been overdue since %s", self._time(int(since)))
 
-
-def _told(line: dict[str, Any]) -> str:
-    """Return a line of the log in words, nothing for one that makes no sense."""
-    try:
-        runs = "1 run" if line["count"] == 1 else f"{line['count']} runs"
-        when = isoformat(from_millis(line["first"]))
-        if line["count"] > 1:
-            when += f" to {isoformat(from_millis(line['last']))}"
-        told = (
-            f"{quote(line['entry'])}, {runs}, scheduled {when}, reason {line['reason']}, "
-            f"instruction {line['instruction']}, result {line['id']}"
-        )
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return ""
-    return one_line(told, 500)
+    def _time(self, moment: int) -> str:
+        local: datetime = from_millis(moment).astimezone(self._app.timezone)
+        return local.isoformat(timespec="milliseconds")

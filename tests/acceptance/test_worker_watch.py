@@ -68,16 +68,16 @@ def test_the_death_of_the_only_beat_is_told_once_and_so_is_its_return(
 
     project.leading_beat()
     wait_for(lambda: lines(project, BACK, "a", "b"), what="the news that beat is back")
-    wait_for(lambda: lines(project, "beat has recorded a miss: 'tick'", "a", "b"), what="the record")
+    wait_for(lambda: lines(project, "beat recorded that 'tick' missed", "a", "b"), what="the record")
     gate.touch()
     time.sleep(4 * RATE)
     [line] = lines(project, BACK, "a", "b")
     assert "INFO" in line
-    misses = lines(project, "beat has recorded a miss: 'tick'", "a", "b")
+    misses = lines(project, "beat recorded that 'tick' missed", "a", "b")
     assert len(misses) == len(
         [d for d in project.decisions() if d["event"] == "missed" and "worker" not in d]
     )
-    assert "reason scheduler_down, instruction do_nothing" in misses[0]
+    assert "reason scheduler_down, instruction do_nothing, result " in misses[0]
     assert len(project.signals("beat_overdue")) == 1
 
 

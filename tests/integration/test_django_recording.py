@@ -15,7 +15,9 @@ from django.test import override_settings
 from celery_misfire.conf.settings import Settings
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
 from celery_misfire.sending import missed_runs as missed
-from celery_misfire.sending.missed_runs import Report, Reporter
+from celery_misfire.sending import reporter as reporter_module
+from celery_misfire.sending.missed_runs import Report
+from celery_misfire.sending.reporter import Reporter
 from tests.support.django_project import SCHEDULER, STOCK, DjangoProject, connected, sqlite
 from tests.support.processes import wait_for
 
@@ -75,7 +77,7 @@ def test_a_record_waits_until_the_database_is_there(
 
     recording.install()
     assert missed.recorders.count(recording.keep) == 1
-    monkeypatch.setattr(missed, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(reporter_module, "FIRST_PAUSE", 0.1)
     # As during a migration, or an outage.
     path = connections.settings["default"]["NAME"]
     connections.settings["default"]["NAME"] = "/nowhere/at.all"

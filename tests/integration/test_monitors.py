@@ -14,7 +14,8 @@ from celery.app.task import Context
 from celery.events.state import State
 
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
-from celery_misfire.sending.missed_runs import MISSED, Part, Report, report
+from celery_misfire.sending.missed_record import MISSED
+from celery_misfire.sending.missed_runs import Part, Report, report
 from tests.support.redis_server import RedisServer
 
 SETTINGS: Any = SimpleNamespace(result_state=MISSED, send_task_failure=False)

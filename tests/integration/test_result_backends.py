@@ -30,15 +30,14 @@ from celery.exceptions import ChordError, TaskRevokedError, TimeoutError
 import celery_misfire
 import celery_misfire.result
 from celery_misfire.exceptions import TaskMissed
-from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
-from celery_misfire.sending.missed_runs import MISSED, Report, report
+from celery_misfire.sending.missed_record import MISSED
+from celery_misfire.sending.missed_runs import Report, report
 from celery_misfire.signals import task_missed
+from tests.support.missed import MESSAGE, make_missed
 from tests.support.processes import Project, published, wait_for
 from tests.support.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
-
-NINE = datetime(2026, 3, 2, 9, tzinfo=UTC)
 
 #: Long enough for a slow machine, short enough to tell "late" from "never".
 SOON = 15.0
@@ -52,11 +51,6 @@ BACKENDS = {
     "cache": "celery",
 }
 
-MESSAGE = (
-    "'stocks' missed 2 runs scheduled from 2026-03-02T09:00:00+00:00 to 2026-03-02T10:00:00+00:00 "
-    "(scheduler_down, do_nothing)"
-)
-
 #: What a result holds of a missed run, beside its task id.
 RECORD = {
     "entry": "stocks",
@@ -68,20 +62,6 @@ RECORD = {
     "instruction": "do_nothing",
     "detected_at": "2026-03-02T10:15:00.000+00:00",
 }
-
-
-def make_missed(task_id: str) -> MissedFire:
-    return MissedFire(
-        entry="stocks",
-        task="shop.stocks",
-        task_id=task_id,
-        first=NINE,
-        last=NINE + timedelta(hours=1),
-        count=2,
-        reason=Reason.SCHEDULER_DOWN,
-        instruction=MisfireInstruction.DO_NOTHING,
-        detected_at=NINE + timedelta(minutes=75),
-    )
 
 
 def settings(state: str = MISSED) -> Any:
@@ -118,7 +98,7 @@ class Trial:
 
     def _missed(self, state: str = MISSED, task_id: str | None = None) -> str:
         task_id = task_id or str(uuid4())
-        failed = report(self.stock, settings(state), Report(make_missed(task_id)))
+        failed = report(self.stock, settings(state), Report(make_missed(task_id=task_id)))
         assert failed == {}, failed
         return task_id
 
@@ -145,7 +125,7 @@ class Trial:
         result = self.app.AsyncResult(self._missed())
         error = _raised(lambda: result.get(timeout=SOON))
         assert isinstance(error, TaskMissed)
-        whole = error.missed == make_missed(result.id)
+        whole = error.missed == make_missed(task_id=result.id)
         given = type(result.get(timeout=SOON, propagate=False)).__name__
         return [result.state, result.ready(), result.failed(), result.successful(), str(error), whole, given]
 
@@ -249,7 +229,7 @@ class Trial:
 
             backend.store_result = store_late
             tries = 1
-            while report(self.stock, settings(), Report(make_missed(task_id))):
+            while report(self.stock, settings(), Report(make_missed(task_id=task_id))):
                 tries += 1
             run.join()
             found.append([self.app.AsyncResult(task_id).state, tries < 10])
@@ -440,7 +420,7 @@ def test_results_by_rpc_come_through_as_ever(rpc_app: Celery, monkeypatch: pytes
 
 
 def test_by_rpc_nobody_is_told_of_a_missed_run(rpc_app: Celery) -> None:
-    missed, told = make_missed(str(uuid4())), []
+    missed, told = make_missed(), []
 
     def tell(**arguments: Any) -> None:
         told.append(arguments["missed"])
@@ -459,7 +439,7 @@ def test_by_rpc_nobody_is_told_of_a_missed_run(rpc_app: Celery) -> None:
 @pytest.mark.parametrize("url", ["disabled://", None])
 def test_without_a_backend_get_says_so_as_ever(url: str | None) -> None:
     app = celery_misfire.install(Celery(broker="memory://", backend=url, set_as_current=False))
-    missed = make_missed(str(uuid4()))
+    missed = make_missed()
 
     assert report(app, settings(), Report(missed)) == {}
 

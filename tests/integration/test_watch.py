@@ -20,7 +20,7 @@ from celery_misfire.signals import beat_overdue
 from celery_misfire.store.port import Change
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.triggers.kinds import trigger_for
-from celery_misfire.worker.watch import NAMED, PAGE, Watch
+from celery_misfire.worker.watch import MOST_NAMES, PAGE, Watch
 from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
 
@@ -61,10 +61,14 @@ class Place:
         self.store.release("beat")
 
     def missed(self, entry: str, **more: Any) -> None:
-        fields = {"first": 1_800_000_000_000, "last": 1_800_000_060_000, "count": 2, "id": "the-id"}
-        self.log(
-            event="missed", entry=entry, reason="failover", instruction="do_nothing", **{**fields, **more}
-        )
+        fields: dict[str, Any] = {
+            "first": 1_800_000_000_000,
+            "last": 1_800_000_060_000,
+            "count": 2,
+            "id": "the-id",
+        }
+        fields |= {"reason": "failover", "instruction": "do_nothing"}
+        self.log(**{"event": "missed", "entry": entry, **fields, **more})
 
 
 @pytest.fixture
@@ -126,12 +130,12 @@ def test_an_outage_has_one_alarm_and_one_end(place: Place, caplog: pytest.LogCap
 
 
 def test_many_entries_are_not_all_named_in_the_log(place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    place.due(600, *[f"entry {n:03}" for n in range(NAMED + 7)])
+    place.due(600, *[f"entry {n:03}" for n in range(MOST_NAMES + 7)])
     place.watch().look()
 
     [(_, line)] = said(caplog)
     assert line.endswith("'entry 009' and 7 more")
-    assert len(place.alarms[0]["entries"]) == NAMED + 7
+    assert len(place.alarms[0]["entries"]) == MOST_NAMES + 7
 
 
 def test_the_threshold_is_the_entrys_own_where_the_worker_knows_it(redis_server: RedisServer) -> None:
@@ -141,7 +145,8 @@ def test_the_threshold_is_the_entrys_own_where_the_worker_knows_it(redis_server:
         "auto": {"task": "t", "schedule": 20.0},
     }
     place = Place(redis_server, schedule)
-    place.due(30, "patient", "strict", "from the database")
+    place.due(30, "patient", "from the database")
+    place.due(30, "strict", schedule=crontab(minute="*"))
     place.due(15, "auto", schedule=20.0)
     place.watch().look()
 
@@ -155,6 +160,50 @@ def test_the_threshold_of_an_entry_from_elsewhere_is_that_of_the_app(redis_serve
     place.watch().look()
 
     assert place.alarms[0]["entries"] == ["late"]
+
+
+def test_an_entry_that_beat_has_planned_by_another_schedule_is_watched_all_the_same(
+    redis_server: RedisServer,
+) -> None:
+    # As while a new version of the app is rolled out, and its beat does not start.
+    schedule = {"edited": {"task": "t", "schedule": crontab(minute="*"), "misfire": {"threshold": 900}}}
+    place = Place(redis_server, schedule)
+    place.due(120, "edited", schedule=3600.0)
+    place.watch().look()
+
+    assert place.alarms[0]["entries"] == ["edited"]
+
+
+def test_times_are_in_the_zone_of_the_app(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(redis_server, timezone="Asia/Tokyo")
+    watch = place.watch()
+    watch.look()
+    place.due(600, "tick")
+    place.missed("tick")
+    watch.look()
+
+    alarm, missed = [line for _, line in said(caplog)]
+    assert "+09:00 and nobody leads" in alarm
+    assert "scheduled 2027-01-15T17:00:00.000+09:00 to" in missed
+
+
+@pytest.mark.parametrize(
+    "damage", [{"first": 10**20}, {"reason": "a\nb\x1b[2J"}, {"count": "many"}, {"id": None}]
+)
+def test_a_damaged_line_of_the_log_ends_no_look(
+    place: Place, caplog: pytest.LogCaptureFixture, damage: dict[str, Any]
+) -> None:
+    watch = place.watch()
+    watch.look()
+    place.missed("damaged", **damage)
+    place.missed("whole")
+    watch.look()
+
+    lines = [line for _, line in said(caplog)]
+    assert "'whole' missed 2 runs" in lines[-1]
+    assert all(line.isprintable() for line in lines)
 
 
 def test_one_watches_at_a_time_and_another_takes_over(
@@ -176,13 +225,14 @@ def test_one_watches_at_a_time_and_another_takes_over(
     assert [line.split("'")[1] for _, line in said(caplog)] == ["tick", "tock"]
 
 
-def test_each_new_record_is_told_once(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_new_record_is_logged_once(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     place.missed("before there was a worker")
     watch = place.watch()
     watch.look()
     for n in range(PAGE + 5):
         place.log(event="sent", entry="noise", n=n)
-    place.missed("tick")
+    place.missed("tick", task="shop.tick", now=1_800_000_090_000)
+    # As the version before wrote it.
     place.missed("single", count=1, last=1_800_000_000_000)
     place.missed("told by a worker", worker="worker@test")
     watch.look()
@@ -191,12 +241,13 @@ def test_each_new_record_is_told_once(place: Place, caplog: pytest.LogCaptureFix
     assert said(caplog) == [
         (
             "WARNING",
-            "worker: beat has recorded a miss: 'tick', 2 runs, scheduled 2027-01-15T08:00:00.000+00:00 to "
-            "2027-01-15T08:01:00.000+00:00, reason failover, instruction do_nothing, result the-id",
+            "worker: beat recorded that 'tick' missed 2 runs of shop.tick, scheduled "
+            "2027-01-15T08:00:00.000+00:00 to 2027-01-15T08:01:00.000+00:00, reason failover, "
+            "instruction do_nothing, result the-id",
         ),
         (
             "WARNING",
-            "worker: beat has recorded a miss: 'single', 1 run, scheduled 2027-01-15T08:00:00.000+00:00, "
+            "worker: beat recorded that 'single' missed 1 run, scheduled 2027-01-15T08:00:00.000+00:00, "
             "reason failover, instruction do_nothing, result the-id",
         ),
     ]
@@ -245,5 +296,9 @@ def test_a_store_that_cannot_be_reached_is_mentioned_once(
         while not place.alarms and time.monotonic() < deadline:
             time.sleep(0.05)
         assert place.alarms
+        again = [line for level, line in said(caplog) if level == "INFO"]
+        address = redis_server.url.partition("://")[2].partition("/")[0]
+        assert len(again) == 1
+        assert again[0].startswith(f"worker: Redis at {address} answers again after ")
     finally:
         watch.stop()

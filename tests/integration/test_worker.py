@@ -22,12 +22,13 @@ import celery_misfire
 from celery_misfire import worker as worker_module
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import TaskMissed
-from celery_misfire.sending.missed_runs import MISSED, Report
+from celery_misfire.sending.missed_record import MISSED
+from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store import registers
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.worker import Guard, Request
-from tests.integration.test_missed import make_missed
 from tests.support.fires import Fires
+from tests.support.missed import make_missed
 from tests.support.processes import NAMESPACE, CeleryProcess, Project, wait_for
 from tests.support.redis_server import RedisServer
 from tests.support.results import let_go
@@ -145,7 +146,7 @@ def test_a_run_that_should_not_run_late_is_missed(shop: Shop, instruction: str) 
 
     assert shop.runs(instruction) == []
     shop.assert_missed(id_, "queue_late")
-    [line] = shop.lines(f"worker: '{instruction}' missed 1 run of 'record'")
+    [line] = shop.lines(f"worker: '{instruction}' missed 1 run of record, scheduled 20")
     assert "WARNING" in line
     assert "late by 60." in line
 
@@ -163,7 +164,7 @@ def test_a_run_that_may_run_late_does_and_says_so(shop: Shop, instruction: str) 
     ]
     assert told["sender"] == "record"
     assert 60 <= told["late_by"] < 90
-    [line] = shop.lines(f"'{instruction}'", "starts late by 60.")
+    [line] = shop.lines(f"'{instruction}'", "started late by 60.")
     assert "WARNING" in line
 
 
@@ -259,7 +260,7 @@ def test_a_late_run_that_is_delivered_again_is_told_late_once(shop: Shop) -> Non
         message.apply_async()
 
     assert len(shop.runs("late again")) == 2
-    assert len(shop.lines("'late again'", "starts late by 60.")) == 1
+    assert len(shop.lines("'late again'", "started late by 60.")) == 1
 
 
 def test_a_run_that_beat_has_recorded_as_missed_is_dropped(shop: Shop) -> None:
@@ -489,7 +490,7 @@ def test_without_the_store_runs_start_and_the_log_says_so_once(fresh: Shop, redi
         assert len(fresh.runs("late")) == 3
         [line] = fresh.lines("runs are neither judged nor deduplicated")
         assert "WARNING" in line
-        assert "until it is back" in line
+        assert "until it answers" in line
         assert "Traceback" not in fresh.log()
 
 

@@ -32,7 +32,7 @@ from celery.worker.request import Request
 import celery_misfire
 from celery_misfire import Fire, MissedFire, current_fire
 from celery_misfire.fire import isoformat
-from celery_misfire.sending.missed_runs import missed_dict
+from celery_misfire.sending.missed_record import missed_dict
 from celery_misfire.signals import beat_overdue, misfire_detected, task_missed, task_started_late
 from tests.support.schedules import SAYS, build_entry
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -20,11 +21,12 @@ from celery_misfire.events import (
     StartedLate,
     decode,
 )
-from celery_misfire.misfire import MisfireInstruction, Outcome, Reason
+from celery_misfire.misfire import MisfireInstruction, MissedFire, Outcome, Reason, from_millis
 
 NINE = 1_772_442_000_000  # 2026-03-02 09:00 UTC
 HOUR = 3_600_000
 BERLIN = ZoneInfo("Europe/Berlin")
+NEW_YORK = ZoneInfo("America/New_York")
 
 MISFIRED = Misfired(
     entry="reports",
@@ -166,3 +168,54 @@ def test_a_sentence_is_one_line_whatever_an_entry_is_called(event: Event):
     hostile = type(event)(**vars(event) | {"entry": "a\nb\x1b[31m" + "x" * 300})
     assert hostile.sentence().isprintable()
     assert len(hostile.sentence()) <= 700
+
+
+FIRE = MissedFire(
+    entry="stocks",
+    task="shop.stocks",
+    task_id="abc",
+    first=from_millis(NINE),
+    last=from_millis(NINE + HOUR),
+    count=2,
+    reason=Reason.FAILOVER,
+    instruction=MisfireInstruction.DO_NOTHING,
+    detected_at=from_millis(NINE + 2 * HOUR),
+)
+
+
+def test_a_record_becomes_an_event():
+    event = Missed.of(FIRE, worker="w@h")
+    assert event == Missed(**vars(MISSED) | {"count": 2, "worker": "w@h"})
+    assert event.sentence() == (
+        "'stocks' missed 2 runs of shop.stocks, scheduled 2026-03-02T09:00:00.000+00:00 to "
+        "2026-03-02T10:00:00.000+00:00, reason failover, instruction do_nothing, result abc"
+    )
+
+
+NAMES = {
+    "newline": "a\nbeat: all is well",
+    "escape": "\x1b[2J",
+    "controls": "a\r\x00b",
+    "line separator": "\u2028",
+    "right to left": "\u202e",
+    "surrogate": "\ud800",
+    "cyrillic": "день" * 100,
+    "newlines": "\n" * 1000,
+    "long": "x" * 1000,
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
+def test_no_name_breaks_the_sentence_of_a_miss(name: str):
+    sentence = Missed.of(replace(FIRE, entry=name, task=name)).sentence()
+    assert sentence.isprintable()
+    assert len(sentence) <= 500
+    assert sentence.endswith(", reason failover, instruction do_nothing, result abc")
+    sentence.encode()
+
+
+@pytest.mark.parametrize("moment", [10**20, -(10**20), -62_135_596_800_000])
+def test_a_moment_that_no_calendar_has_breaks_no_sentence(moment: int):
+    event = decode(Missed(**vars(MISSED) | {"first": moment}).encode())
+    assert event is not None
+    assert f"scheduled {moment} ms to 2026" in event.sentence(NEW_YORK)

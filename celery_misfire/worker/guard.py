@@ -1,0 +1,282 @@
+"""What a worker decides of the runs that beat has sent: which may start, and what becomes of the others."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from celery import Celery, Task
+from celery.app.task import Context
+from celery.exceptions import SoftTimeLimitExceeded
+
+from celery_misfire.conf.settings import Settings
+from celery_misfire.events import Merged, Missed, StartedLate
+from celery_misfire.exceptions import StoreUnavailable
+from celery_misfire.misfire import MissedFire, Reason, to_millis
+from celery_misfire.sending.missed_runs import Part, Report, report
+from celery_misfire.sending.reporter import Reporter
+from celery_misfire.signals import task_started_late
+from celery_misfire.store import registers
+from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store.registers import Register
+from celery_misfire.store.url import address
+from celery_misfire.texts import one_line
+from celery_misfire.trouble import Trouble
+from celery_misfire.worker.delivery import Delivery, LateStart, is_missed_when_late, read_delivery
+
+if TYPE_CHECKING:
+    from celery_misfire.worker import Request
+
+__all__ = ["Guard"]
+
+logger = logging.getLogger(__name__)
+
+#: Longest wait of a run for the store, in seconds.
+CALL_TIMEOUT = 2.0
+#: A store that failed is left alone for so long, in seconds. Each run would wait for it otherwise.
+LEAVE_ALONE = 5.0
+#: Longest wait for unfinished reports when the worker stops, in seconds.
+STOP_TIMEOUT = 5.0
+
+T = TypeVar("T")
+
+
+class Guard:
+    """Decides whether a run that beat has sent may start.
+
+    No method raises an error: whatever goes wrong is logged, and the run starts.
+
+    :param hostname: of the worker, for the registers and the log.
+    """
+
+    def __init__(self, app: Celery, settings: Settings, hostname: str) -> None:
+        self._app, self._settings, self._hostname = app, settings, hostname
+        self._main_process = os.getpid()
+        self._reporters: dict[int, Reporter] = {}
+        self._stores: dict[int, RedisStore] = {}
+        self._store_trouble = Trouble(first_wait=LEAVE_ALONE, longest_wait=LEAVE_ALONE)
+
+    # -- questions -----------------------------------------------------------------------------------------
+
+    def refuses(self, request: Request) -> bool:
+        """Return True for a run that must not go to the pool; it has been dealt with then."""
+        return self._safely(False, self._refuses, request)
+
+    def expires(self, request: Request) -> bool:
+        """Return True for an expired run that has been dealt with, False to leave it to Celery."""
+        return self._safely(False, self._expires, request)
+
+    def admits(self, task: Task[Any, Any]) -> bool:
+        """Return True when the run may start here and now, False when it has been dealt with."""
+        return self._safely(True, self._admits, task)
+
+    def _refuses(self, request: Request) -> bool:
+        if not is_missed_when_late(request.request_dict):
+            # All other decisions are made where the run starts.
+            return False
+        delivery = self._read(request.request_dict)
+        if delivery is None:
+            return False
+        late_by = self._late_by(delivery)
+        if late_by is not None and delivery.late_start is LateStart.MISS:
+            return self._give_up(delivery, Reason.QUEUE_LATE, request.context, late_by)
+        return False
+
+    def _expires(self, request: Request) -> bool:
+        delivery = self._read(request.request_dict)
+        if delivery is None or delivery.instruction is None or not self._settings.worker_guard:
+            return False
+        return self._give_up(delivery, Reason.EXPIRED, request.context, time.time() - delivery.due)
+
+    def _admits(self, task: Task[Any, Any]) -> bool:
+        request = task.request
+        delivery = self._read(request)
+        if delivery is None or request.is_eager or request.get("misfire_admitted"):
+            return True
+        late_by = self._late_by(delivery)
+        if late_by is not None and delivery.late_start is LateStart.MISS:
+            return not self._give_up(delivery, Reason.QUEUE_LATE, request, late_by)
+        late = None if late_by is None else self._started_late(delivery, late_by)
+        may_start, is_first = self._write_start(delivery, late)
+        if not may_start:
+            return False
+        # A class may call before_start of another one that is wrapped as well.
+        request.update(misfire_admitted=True)
+        if late is not None and is_first:
+            logger.warning(
+                "worker: %s; threshold %g s, instruction %s",
+                late.sentence(self._app.timezone),
+                delivery.threshold,
+                delivery.instruction,
+            )
+            task_started_late.send(sender=task, fire=delivery.fire, late_by=late_by)
+        return True
+
+    def _read(self, message: Any) -> Delivery | None:
+        return read_delivery(message, self._app, self._settings.namespace)
+
+    def _late_by(self, delivery: Delivery) -> float | None:
+        """Return how late a start is now, in seconds; None when it is in time, or nobody judges it."""
+        late_by = time.time() - delivery.due
+        judged = self._settings.worker_guard and delivery.instruction is not None
+        return late_by if judged and late_by >= delivery.threshold else None
+
+    def _started_late(self, delivery: Delivery, late_by: float) -> StartedLate:
+        return StartedLate(
+            entry=delivery.fire.entry,
+            scheduled=delivery.scheduled,
+            late_by=round(late_by * 1000),
+            id=delivery.task_id,
+            worker=self._hostname,
+        )
+
+    # -- registers -----------------------------------------------------------------------------------------
+
+    def _write_start(self, delivery: Delivery, late: StartedLate | None) -> tuple[bool, bool]:
+        """Write into the register that the run starts; return whether it may, and whether it is the first."""
+        merges = self._settings.worker_guard and delivery.late_start is LateStart.MERGE
+        if not (merges or self._settings.deduplicate):
+            return True, True
+        entry = delivery.fire.entry
+        merged = Merged(entry=entry, scheduled=delivery.scheduled, id=delivery.task_id, worker=self._hostname)
+        answer = self._ask(
+            lambda: self._store.start(
+                delivery.task_id,
+                registers.Started(delivery.nonce, self._hostname),
+                entry=entry,
+                sent_at=to_millis(delivery.fire.fire_time) if merges else None,
+                late_start=_now() if merges and late is not None else None,
+                line=None if late is None else late.encode(),
+                merged_line=merged.encode() if merges else None,
+            )
+        )
+        if answer is None:
+            return True, True
+        register, is_new = answer
+        return self._has_started(delivery, register), is_new
+
+    def _give_up(self, delivery: Delivery, reason: Reason, request: Context, late_by: float) -> bool:
+        """Make a run a missed one; return False for a redelivery of a run that has started already."""
+        # Only a run whose entry is configured so, or one that has expired, comes here.
+        assert delivery.instruction is not None
+        missed = MissedFire(
+            entry=delivery.fire.entry,
+            task=delivery.task,
+            task_id=delivery.task_id,
+            first=delivery.fire.scheduled_fire_time,
+            last=delivery.fire.scheduled_fire_time,
+            count=1,
+            reason=reason,
+            instruction=delivery.instruction,
+            detected_at=datetime.now(UTC),
+        )
+        event = Missed.of(missed, worker=self._hostname)
+        # With the nonce: should this process die now, the message comes again, and is reported then.
+        value = registers.Missed(reason, delivery.nonce)
+        answer = self._ask(
+            lambda: self._store.start(delivery.task_id, value, entry=delivery.fire.entry, line=event.encode())
+        )
+        if answer is None:
+            return False
+        register, _ = answer
+        if register != value:
+            return not self._has_started(delivery, register)
+        logger.warning("worker: %s; late by %.3f s", event.sentence(self._app.timezone), late_by)
+        self._report(Report(missed, delivery.on_missed, request=_without_arguments(request)))
+        return True
+
+    def _has_started(self, delivery: Delivery, register: Register) -> bool:
+        """Return True when the register says that the run started from this message; else it is dropped."""
+        match register:
+            case registers.Started(nonce, host):
+                if nonce == delivery.nonce or not self._settings.deduplicate:
+                    return True
+                why = f"{host} started it from another message"
+            case registers.Merged(task_id):
+                why = f"merged into the late run {task_id}"
+            case registers.Missed(reason):
+                why = f"it counts as missed ({reason})"
+            case _:
+                logger.warning("worker: the register of %s cannot be read; the run starts", delivery)
+                return True
+        logger.info("worker: a message of %s is dropped: %s", delivery, one_line(why))
+        return False
+
+    # -- reports -------------------------------------------------------------------------------------------
+
+    def _report(self, item: Report) -> None:
+        # The main process lives on, and its loop must not wait.
+        left: Iterable[Part] = tuple(Part)
+        if os.getpid() != self._main_process:
+            # A process of the pool may end at any time: report now, and leave to the thread what fails.
+            left = report(self._app, self._settings, item)
+        if left:
+            self._reporter.start()
+            self._reporter.submit(item, left)
+            self._reporter.finished()
+
+    def start(self) -> None:
+        """Get ready to make reports."""
+        self._reporter.start()
+
+    def close(self) -> None:
+        """Finish the reports that are under way."""
+        self._reporter.stop(STOP_TIMEOUT)
+
+    @property
+    def _reporter(self) -> Reporter:
+        """The reporter of this process: a child process does not inherit the thread."""
+        pid = os.getpid()
+        if pid not in self._reporters:
+            self._reporters = {pid: Reporter(self._app, self._settings, who="worker")}
+        return self._reporters[pid]
+
+    # -- the store -----------------------------------------------------------------------------------------
+
+    @property
+    def _store(self) -> RedisStore:
+        """The store of this process: a child process must not share connections and locks."""
+        pid = os.getpid()
+        if pid not in self._stores:
+            self._stores = {pid: RedisStore.of(self._settings, CALL_TIMEOUT)}
+        return self._stores[pid]
+
+    def _ask(self, call: Callable[[], T]) -> T | None:
+        """Ask the store; None when it cannot be reached."""
+        trouble = self._store_trouble
+        if trouble.is_waiting(time.monotonic()):
+            return None
+        try:
+            answer = call()
+        except StoreUnavailable as exc:
+            if trouble.fail(time.monotonic()):
+                logger.warning("worker: %s; until it answers, runs are neither judged nor deduplicated", exc)
+            return None
+        if (away := trouble.end(time.monotonic())) is not None:
+            place = address(self._settings.redis_url)
+            logger.info("worker: Redis at %s answers again after %.0f s", place, away)
+        return answer
+
+    def _safely(self, default: bool, question: Callable[[Any], bool], about: Any) -> bool:
+        try:
+            return question(about)
+        except SoftTimeLimitExceeded:
+            # The time of the run itself is up.
+            raise
+        except Exception:
+            logger.exception("worker: unexpected error, the run starts")
+            return default
+
+
+def _without_arguments(request: Context) -> Context:
+    kept = Context(vars(request))
+    kept.update(args=None, kwargs=None, argsrepr=None, kwargsrepr=None)
+    return kept
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
