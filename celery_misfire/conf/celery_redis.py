@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
-from celery_misfire.conf.problems import Problems, Wrong
+from celery_misfire.conf.problems import InvalidSetting, Problems
 from celery_misfire.store.options import OPTIONS, checked_options
 from celery_misfire.store.url import (
     EXAMPLE,
@@ -43,7 +43,7 @@ class _Use(NamedTuple):
 def redis_of_celery(app: Celery, spell: Callable[[str], str]) -> tuple[str, dict[str, Any]]:
     """Return URL and options of the Redis that Celery itself uses: as broker, else for the results.
 
-    :raises Wrong: when neither is a Redis, or its settings are wrong.
+    :raises InvalidSetting: when neither is a Redis, or its settings are wrong.
     """
     setting = "broker_write_url" if app.conf.get("broker_write_url") else "broker_url"
     broker = _Use(setting, "broker_use_ssl", "broker_transport_options", _resolve_broker)
@@ -58,7 +58,7 @@ def redis_of_celery(app: Celery, spell: Callable[[str], str]) -> tuple[str, dict
     transport = scheme_of(next(iter(split_urls(urls)), "amqp://"))
     kind = spell(setting) + (f" ({transport})" if is_presentable(transport) else "")
     ours = spell("misfire_redis_url")
-    raise Wrong([(ours, f"not set, and {kind} is not Redis. Set {ours}, for example {EXAMPLE}.")])
+    raise InvalidSetting([(ours, f"not set, and {kind} is not Redis. Set {ours}, for example {EXAMPLE}.")])
 
 
 def _redis_url(urls: object, transport: object) -> str:
@@ -84,7 +84,7 @@ def _connection(
         except (ImproperlyConfigured, TypeError, ValueError) as exc:
             raise ValueError(f"Celery cannot use it: {describe_error(exc).rstrip('.')}.") from None
         url, options = _completed(url, resolved)
-    problems.raise_wrong()
+    problems.raise_invalid()
     scheme, transport_options = scheme_of(url), getattr(app.conf, use.transport_setting)
     if scheme == "sentinel" and isinstance(transport_options, Mapping):
         known = ("master_name", "sentinel_kwargs")
@@ -97,19 +97,21 @@ def _connection(
             options |= checked_options({key: item for key, item in tls.items() if key in OPTIONS["rediss"]})
         options |= {"ssl": True} if scheme == "sentinel" else {}
         url = re.sub("^redis:", "rediss:", url)
-    problems.raise_wrong()
+    problems.raise_invalid()
     return url, options
 
 
 def _resolve_broker(app: Celery, url: str) -> tuple[dict[str, Any], Any]:
     by_name = url in ("redis://", "rediss://") and "://" not in str(app.conf.broker_write_url)
-    connection = app.connection_for_write(None if by_name else url)
+    secure = scheme_of(url) == "rediss"
+    # Without TLS options of its own, kombu would warn here that it trusts every server. We do not.
+    connection = app.connection_for_write(None if by_name else url, ssl=True if secure else None)
     # What kombu makes of a socket's path has the login of the URL alone.
     login = () if scheme_of(url) == "unix" else (connection.userid, connection.password)
     place = (connection.hostname, connection.port, connection.virtual_host)
     resolved = dict(zip(("host", "port", "db", "username", "password"), (*place, *login), strict=False))
-    # The TLS options of rediss:// are in the URL; where there are none, kombu trusts every server.
-    tls = app.conf.broker_use_ssl if scheme_of(url) == "rediss" else connection.ssl
+    # The TLS options of a rediss:// URL are in the URL.
+    tls = app.conf.broker_use_ssl if secure else connection.ssl
     return resolved, tls
 
 

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from celery_misfire.conf.problems import LONGEST
+from celery_misfire.conf.problems import MAX_LINE_LENGTH
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.store.redis_store import NO_STATE, Acquired, RedisStore
 from celery_misfire.texts import describe_error, one_line
@@ -170,4 +170,4 @@ class Lease:
                 if self._token == token:
                     self._value, self._trusted_until = new_value, asked + self._ttl * TRUST
             if told:
-                logger.warning("beat: %s", one_line(told, LONGEST))
+                logger.warning("beat: %s", one_line(told, MAX_LINE_LENGTH))
