@@ -58,7 +58,7 @@ CASES: list[dict[str, Any]] = [
     {"broker_url": ["redis://a/1", "redis://b/1"], "broker_password": "p"},
     {"broker_url": "redis+socket:///r.sock", "broker_password": "p"},
     RESULTS | {"result_backend": "redis://h/1", "redis_backend_use_ssl": {}},
-    RESULTS | {"result_backend": "redis://h/1", "redis_backend_use_ssl": {"ssl_cert_reqs": "none"}},
+    RESULTS | {"result_backend": "rediss://h/1", "redis_backend_use_ssl": {"ssl_cert_reqs": "none"}},
     RESULTS | {"result_backend": "redis://h/1", "redis_password": "a/b c", "redis_username": "u"},
     RESULTS | {"result_backend": "redis://u:x@h/1", "redis_password": "other"},
     RESULTS | {"result_backend": "redis://", "redis_host": "h", "redis_port": 7000, "redis_db": 3},

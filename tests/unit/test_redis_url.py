@@ -187,7 +187,7 @@ def test_the_master_named_in_the_options_goes_before_the_one_in_the_url() -> Non
 
 def test_a_class_of_credential_providers_may_be_named_as_in_celery() -> None:
     app = Celery("shop", set_as_current=False)
-    app.conf.broker_url = f"redis://h/0?credential_provider={PROVIDER}"
+    app.conf.misfire_redis_url = f"redis://h/0?credential_provider={PROVIDER}"
     settings = read_settings(app)
     used = RedisStore.of(settings)._redis.connection_pool
     assert callable(used.connection_kwargs["credential_provider"].get_credentials)
