@@ -1,7 +1,7 @@
-"""What the file of ``celery beat`` remembers (``celerybeat-schedule``, written by its PersistentScheduler).
+"""Reads the last runs from the file of ``celery beat`` (``celerybeat-schedule``, of its PersistentScheduler).
 
-The file is read, never written or removed. Its content is a pickle, and so could run any code: here nothing
-but dates and time zones is made from it, everything else becomes an object that does nothing.
+The file is never written or removed. Its content is a pickle, which could run any code. Only dates and time
+zones are made from it; everything else becomes an object that does nothing.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from zoneinfo import ZoneInfo
 
 __all__ = ["last_runs"]
 
-#: A file larger than this, in bytes, is not looked at: 100,000 entries take a third of it.
-LARGEST = 100_000_000
+#: A larger file, in bytes, is not read. The file of 100,000 entries has a third of this size.
+MAX_FILE_SIZE = 100_000_000
 
-# What the kinds of dbm add to the name of the file.
+# Each kind of dbm adds some of these to the name of the file.
 _SUFFIXES = ("", ".db", ".dat", ".dir", ".bak", ".pag")
 
 
@@ -35,27 +35,30 @@ def last_runs(path: str) -> dict[str, datetime]:
         files = [file for suffix in _SUFFIXES if path and (file := Path(path + suffix)).exists()]
         if not files:
             return {}
-        if not all(file.is_file() for file in files) or sum(file.stat().st_size for file in files) > LARGEST:
+        if (
+            not all(file.is_file() for file in files)
+            or sum(file.stat().st_size for file in files) > MAX_FILE_SIZE
+        ):
             raise OSError("not a file of beat's")
         with dbm.open(path, "r") as db:
             data = db[b"entries"]
         entries = _Unpickler(io.BytesIO(data)).load()
         found = {name: _last_run_at(entry) for name, entry in entries.items()}
     except Exception as exc:
-        # Whatever a damaged file makes dbm and pickle raise. What they say may quote the content.
+        # A damaged file can make dbm and pickle raise anything. Their messages may quote the content.
         kind = f"{type(exc).__module__}.{type(exc).__qualname__}".removeprefix("builtins.")
         raise ValueError(f"it cannot be read ({kind})") from None
     return {name: moment for name, moment in found.items() if isinstance(name, str) and moment is not None}
 
 
 def _last_run_at(entry: object) -> datetime | None:
-    """Return the third thing that Celery's ScheduleEntry, of whatever subclass, pickles of itself."""
+    """Return the third of the arguments that Celery's ScheduleEntry, or a subclass, is pickled with."""
     arguments = entry.arguments if isinstance(entry, _Inert) else ()
     moment = arguments[2] if len(arguments) > 2 else None
     if not isinstance(moment, datetime):
         return None
     try:
-        # Celery takes a naive one for UTC as well.
+        # Celery takes a naive datetime for UTC as well.
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (NotImplementedError, OverflowError):
         # A time zone of another library, or a time on the edge of the calendar.
@@ -98,7 +101,7 @@ def _method(owner: object, _: str) -> Any:
     return (lambda key, _: ZoneInfo(key)) if owner is _ZONE_INFO else _Inert
 
 
-#: What does not become inert.
+#: The classes that do not become inert.
 _HARMLESS = {
     ("datetime", "date"): date,
     ("datetime", "datetime"): datetime,

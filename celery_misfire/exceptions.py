@@ -1,4 +1,4 @@
-"""What celery_misfire raises; everything is a :class:`MisfireError`."""
+"""The errors of celery_misfire; each is a :class:`MisfireError`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MisfireError(Exception):
 
 
 class MisfireConfigError(MisfireError, ImproperlyConfigured):
-    """The configuration has problems; raised once, at start, with all of them.
+    """The configuration has problems. It is raised once, at start, with all of them.
 
     :param problems: one line each, with the place, the value and what to do.
     """
@@ -45,38 +45,38 @@ class MisfireConfigError(MisfireError, ImproperlyConfigured):
 
 
 class StoreUnavailable(MisfireError):
-    """The Redis that holds the state can't be reached or refuses to answer."""
+    """The Redis that holds the state cannot be reached or does not answer."""
 
 
 class StoreRefused(StoreUnavailable):
-    """That Redis answers, and will not work with us until somebody changes a setting, ours or its own."""
+    """Redis answers but refuses to work with us until a setting is changed, ours or its own."""
 
 
 class LeaseLost(MisfireError):
-    """Another beat leads now: what was asked for has not been written."""
+    """Another beat leads now. The write did not take place."""
 
 
 class BrokerUnavailable(MisfireError):
-    """The broker failed or could not be reached; a message on its way may have arrived all the same."""
+    """The broker failed or could not be reached. A message that was under way may have arrived."""
 
 
 class PublishRejected(MisfireError):
-    """This message cannot be sent (its arguments, its queue, ...); it has not arrived."""
+    """This message cannot be sent, for example because of its arguments or its queue. It has not arrived."""
 
 
 class NewerSchema(MisfireError):
-    """The state was written by a newer version of this package; it is left untouched."""
+    """A newer version of this package wrote the state. It is left untouched."""
 
 
 class TaskMissed(MisfireError):
-    """A scheduled run that never happened; ``AsyncResult.get()`` raises it, ``task_failure`` carries it.
+    """A scheduled run never happened. ``AsyncResult.get()`` raises this error, ``task_failure`` carries it.
 
     Its only argument is the message, so that it passes through pickle and JSON.
 
     :param message: what was missed, on one line and without task arguments.
     """
 
-    #: The record, where it is known: not in an error that was read back from a result in state FAILURE.
+    #: The record. None in an error that was read back from a result in state FAILURE.
     missed: MissedFire | None = None
 
     def __init__(self, message: str) -> None:
@@ -84,7 +84,7 @@ class TaskMissed(MisfireError):
 
     @classmethod
     def from_missed(cls, missed: MissedFire) -> TaskMissed:
-        """Return the error that tells of `missed`."""
+        """Return the error that describes `missed`."""
         count, first, last = missed.count, missed.first.isoformat(), missed.last.isoformat()
         what = (
             f"1 run scheduled for {first}" if count == 1 else f"{count} runs scheduled from {first} to {last}"

@@ -1,6 +1,6 @@
-"""How values and errors of the app's own are put into words: short, on one line, and without secrets.
+"""Puts values and errors of an app into words: short, on one line, and without secrets.
 
-Of the standard library alone, as the planner uses it too.
+The planner uses this module: it imports nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = [
     "unknown_word",
 ]
 
-# What follows the name of a secret in the repr of a dict or of a call, or in the query of a URL.
+# Matches the value after the name of a secret: in the repr of a dict or of a call, or in the query of a URL.
 _SECRET = re.compile(
     r"((?i:pass|secret|token|api_?key|credential)\w*['\"]?\s*[:=]\s*)"
-    # Of what begins with a bracket, the end is not known.
+    # A value that begins with a bracket is hidden up to the end of the text: where it ends is not known.
     r"(b?'(?:\\.|[^'\\])*'|b?\"(?:\\.|[^\"\\])*\"|[\[({].*|[^\s,)\]}]+)",
     re.DOTALL,
 )
 
-# Their reprs show the arguments of a call. Known by name: a look does not have to load Celery.
+# The reprs of these classes show the arguments of a call. They are compared by name, without loading Celery.
 _CALLS = {("celery.canvas", "Signature"), ("celery.app.task", "Task"), ("functools", "partial")}
 
 
@@ -44,9 +44,9 @@ def hide_secrets(text: str) -> str:
 
 
 def quote(value: object) -> str:
-    """Return the value as it may be shown: its secrets and arguments hidden, cut at 80 characters."""
+    """Return the repr of a value, its secrets and arguments hidden, cut at 80 characters."""
     try:
-        # A member of an enumeration of names is shown as one would write it.
+        # A member of a StrEnum is shown as the word that one writes.
         text = hide_secrets(repr(str(value) if isinstance(value, str) else _without_arguments(value)))
     except Exception:
         text = f"<{type(value).__name__}>"
@@ -54,7 +54,7 @@ def quote(value: object) -> str:
 
 
 def quote_name(name: object) -> str:
-    """Return a name as it may be shown: as it is, even when it speaks of passwords."""
+    """Return the repr of a name, cut at 80 characters. It may speak of passwords; only a login is hidden."""
     return _cut(_without_login(repr(str(name)))) if isinstance(name, str) else quote(name)
 
 
@@ -68,7 +68,7 @@ class _Bare(str):
 
 
 def _call(value: Any) -> str:
-    """Return which kind of call a value is, '' for none."""
+    """Return the name of the class when the value is a call of a task or function, else ''."""
     classes = value.__class__.__mro__
     return next((cls.__name__ for cls in classes if (cls.__module__, cls.__name__) in _CALLS), "")
 
@@ -89,13 +89,13 @@ def type_name(value: object) -> str:
 
 
 def one_line(text: str, longest: int = 200) -> str:
-    """Return a text that came from elsewhere as it may stand in a log: escaped, and cut."""
+    """Return a foreign text as one line for the log: escaped, and cut at `longest` characters."""
     text = text if len(text) <= longest else f"{text[: longest - 3]}..."
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def describe_error(exc: BaseException) -> str:
-    """Return the kind and the first line of an error: enough to find it, too little to carry arguments."""
+    """Return the type and the first line of an error, its secrets hidden, cut at 200 characters."""
     try:
         text = hide_secrets(str(exc).strip().split("\n")[0])
     except Exception:

@@ -1,4 +1,4 @@
-"""What an entry of ``beat_schedule`` may say, of its misfire policy above all."""
+"""Checks the entries of ``beat_schedule`` and their misfire policies."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _POLICY_DEFAULTS = {f.name: f.default for f in fields(MisfirePolicy)}
 
 # -- instructions and policies -----------------------------------------------------------------------------
 
-# Numbers of Quartz's MISFIRE_INSTRUCTION_* constants, which people bring along.
+# The numbers of Quartz's MISFIRE_INSTRUCTION_* constants: people who come from Quartz write them.
 _REPEATED = "once, fixed and endless"
 _QUARTZ_NUMBERS = (
     (-1, MisfireInstruction.IGNORE_MISFIRE_POLICY, "every type"),
@@ -57,7 +57,7 @@ _QUARTZ_NUMBERS = (
 
 
 def as_instruction(value: object, trigger_type: TriggerType | None = None) -> MisfireInstruction:
-    """Return the instruction of this name, which has to fit the type (None: the type is not known)."""
+    """Return the instruction of this name. It has to fit the trigger type, unless that is None: not known."""
     fitting = tuple(MisfireInstruction) if trigger_type is None else FITTING[trigger_type]
     allowed = "Allowed" if trigger_type is None else f"Allowed for {trigger_type}"
     if isinstance(value, str) and value in fitting:
@@ -71,10 +71,10 @@ def as_instruction(value: object, trigger_type: TriggerType | None = None) -> Mi
             for number, name, types in _QUARTZ_NUMBERS
             if number == value and (trigger_type is None or trigger_type in types or types == "every type")
         ]
-        told = f"{allowed}: {', '.join(fitting)}"
+        fix = f"{allowed}: {', '.join(fitting)}"
         if meanings:
-            told = f"Quartz number {value} is {', '.join(meanings)}"
-        raise ValueError(f"expected a name, got {quote(value)}. {told}.")
+            fix = f"Quartz number {value} is {', '.join(meanings)}"
+        raise ValueError(f"expected a name, got {quote(value)}. {fix}.")
     raise ValueError(unknown_word(value, fitting, allowed))
 
 
@@ -105,16 +105,18 @@ def policy_keys(
         with problems.at(f".{key}"):
             is_name = key == "instruction"
             result[key] = as_instruction(item, trigger_type) if is_name else policy_value(key, item)
-    problems.raise_wrong()
+    problems.raise_invalid()
     return result
 
 
+# Equal policies share one object: a schedule can have 100,000 entries.
 _shared_policy = lru_cache(maxsize=1024)(MisfirePolicy)
 
 
 def policy_of(
     problems: Problems, settings: Settings, entry: str, misfire: object, trigger_type: TriggerType | None
 ) -> MisfirePolicy | None:
+    """Return the policy of an entry, None when misfire handling is off for it: ``Settings.policy_for``."""
     merged: dict[str, Any] = {
         "instruction": settings.instruction,
         "threshold": settings.threshold,
@@ -134,7 +136,7 @@ def policy_of(
 def _sources(
     spell: Callable[[str], str], settings: Settings, entry: str, misfire: object
 ) -> list[tuple[str, Any]]:
-    """Return the places that say something of this entry's policy, the last word last."""
+    """Return the places that set keys of this entry's policy; a later one overrides an earlier one."""
     places = {
         f"{spell('misfire_policies')}[{quote_name(entry)}]": settings.policies.get(entry),
         f"{spell('beat_schedule')}[{quote_name(entry)}].misfire": misfire,
@@ -159,7 +161,7 @@ _ENTRY_TYPES: tuple[tuple[str, str, tuple[type, ...]], ...] = (
     ("options", "a dict", (Mapping,)),
     ("last_run_at", "a datetime", (datetime,)),
 )
-# Only those that make a message impossible; Celery and its brokers have many more.
+# Celery and its brokers have many more options. A wrong type of these makes the message impossible.
 _OPTION_TYPES: tuple[tuple[str, str, tuple[type, ...]], ...] = (
     ("headers", "a dict", (Mapping,)),
     ("expires", "a number of seconds or a datetime", (int, float, datetime, str)),
@@ -168,6 +170,7 @@ _OPTION_TYPES: tuple[tuple[str, str, tuple[type, ...]], ...] = (
 
 
 def check_name(name: object) -> str:
+    """Return the name of an entry. :raises ValueError: when it cannot be one."""
     what = f"entry name must be a non-empty string of at most {LONGEST_NAME} characters"
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
         raise ValueError(f"{what}, got {quote(name)}.")
@@ -179,6 +182,7 @@ def check_name(name: object) -> str:
 
 
 def keys_of(entry: Any) -> Mapping[Any, Any]:
+    """Return the keys of an entry, which is a dict or a ``ScheduleEntry``."""
     if isinstance(entry, Mapping):
         return entry
     if hasattr(entry, "schedule"):
@@ -202,7 +206,7 @@ def _misplaced(key: str) -> str:
 
 
 def _check_entry(problems: Problems, place: str, entry: Mapping[Any, Any], known: Collection[str]) -> None:
-    """Check all of an entry but its schedule and its policy."""
+    """Check an entry, except for its schedule and its policy."""
     for key in entry:
         if key in _POLICY_DEFAULTS or (isinstance(key, str) and key.startswith(_PREFIX)):
             problems.add(place, f"{_misplaced(key)}.")
@@ -233,7 +237,7 @@ def _check_entry(problems: Problems, place: str, entry: Mapping[Any, Any], known
             problems.add(f"{place}.options.headers", "'misfire' is reserved. Give the header another name.")
 
 
-# Of these, a schedule class has to have one.
+# A schedule class needs one of these methods.
 _ARITHMETIC = ("remaining_estimate", "is_due")
 
 
@@ -256,7 +260,7 @@ def _trigger_type(app: Celery, schedule: Any, relative: bool) -> TriggerType:
     except ValueError as exc:
         raise ValueError(f"{hide_secrets(str(exc)).rstrip('.')}.") from None
     except Exception:
-        # Its own code fails, perhaps only today: that is for the scheduler to quarantine.
+        # The schedule's own code fails, perhaps only today. The scheduler quarantines such an entry.
         return TriggerType.CRON
 
 

@@ -1,4 +1,4 @@
-"""What is told about a wrong configuration: the problems found, and the words for them.
+"""Problems of the configuration: how they are collected, and the words for them.
 
 A problem has a place, the value and what to do; never a URL, a password or a task argument.
 """
@@ -18,8 +18,8 @@ from celery_misfire.misfire import MisfirePolicy
 from celery_misfire.texts import one_line, quote
 
 __all__ = [
+    "InvalidSetting",
     "Problems",
-    "Wrong",
     "as_bool",
     "as_count",
     "as_line",
@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 
-#: No problem is told in more characters.
-LONGEST = 1000
+#: The description of a problem is cut at so many characters.
+MAX_LINE_LENGTH = 1000
 
 _PREFIX = "misfire_"
 
@@ -62,8 +62,8 @@ def _keeps_upper_case_alone(app: Celery) -> bool:
     return not known and any(name.isupper() for name in names)
 
 
-class Wrong(ValueError):
-    """One or more problems, each with its place below the one that is being checked."""
+class InvalidSetting(ValueError):
+    """One or more problems; each has its place, relative to the value that is being checked."""
 
     def __init__(self, found: Iterable[tuple[str, str]]) -> None:
         self.found = tuple(found)
@@ -81,26 +81,26 @@ class Problems:
 
     @contextmanager
     def at(self, place: str) -> Iterator[None]:
-        """Take the error of the block, if there is one, as a problem of `place`."""
+        """Add the error that the block raises, if it raises one, as a problem of `place`."""
         try:
             yield
-        except Wrong as exc:
+        except InvalidSetting as exc:
             self.found += [(place + below, text) for below, text in exc.found]
         except ValueError as exc:
             self.add(place, str(exc))
         except Exception as exc:
-            # The value's own code fails; what that says may hold anything.
+            # The value's own code fails. Its message is not shown: it may hold a secret.
             self.add(place, f"cannot be read: its own code raises {type(exc).__name__}. Use plain values.")
 
     def add(self, place: str, text: str) -> None:
         self.found.append((place, text))
 
-    def raise_wrong(self) -> None:
+    def raise_invalid(self) -> None:
         if self.found:
-            raise Wrong(self.found)
+            raise InvalidSetting(self.found)
 
     def raise_config_error(self) -> None:
-        # Not while another error is handled: its text, kept as the context, could hold a password.
+        # Raise it outside of any except block: the context of an error may hold a password.
         if self.found:
             raise MisfireConfigError(as_line(place, text) for place, text in self.found)
 
@@ -108,7 +108,7 @@ class Problems:
 def as_line(place: str, text: str) -> str:
     """Return a problem, or a warning, as one line."""
     line = f"celery_misfire: {place}: {text}"
-    return one_line(" ".join(re.sub(r"://\S*@", "://***@", line).splitlines()), LONGEST)
+    return one_line(" ".join(re.sub(r"://\S*@", "://***@", line).splitlines()), MAX_LINE_LENGTH)
 
 
 # -- what a value must be ----------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def as_count(value: object) -> int:
 
 
 def policy_value(key: str, value: object) -> Any:
-    """Return a value as a policy takes it: the rules for seconds, limits and task names are written there."""
+    """Return a value as :class:`MisfirePolicy` takes it: the rules for its fields are there."""
     try:
         return getattr(MisfirePolicy(**{key: value}), key)  # type: ignore[arg-type]  # it checks
     except ValueError as exc:

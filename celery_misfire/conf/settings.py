@@ -1,7 +1,7 @@
 """The configuration: ``app.conf`` becomes frozen :class:`Settings`, or one error that names every problem.
 
-The only reader of the ``misfire_*`` settings. What is said about a wrong one is written here and, for the
-Redis, in ``store/url.py``, in the words of ``problems.py``.
+This is the only reader of the ``misfire_*`` settings. ``entries.py`` checks the entries, the store its URL
+and options.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _instructions(value: object) -> dict[TriggerType, MisfireInstruction]:
             trigger_type = TriggerType(_one_of(tuple(TriggerType), key))
             with problems.at(f"[{quote(key)}]"):
                 result[trigger_type] = as_instruction(name, trigger_type)
-    problems.raise_wrong()
+    problems.raise_invalid()
     return result
 
 
@@ -299,7 +299,7 @@ def _check_names(problems: Problems, app: Celery) -> None:
     names = [_PREFIX + name for name in _CHECKS]
     # Celery looks for a name with its namespace, and also without.
     read = {*names, *map(spell, names)}
-    # What stands before our name, as in Celery's beat_schedule or in another app's habit.
+    # Some write beat_ before our names, as in Celery's beat_schedule, or a namespace that is not theirs.
     before = f"{re.escape(conf.prefix)}(beat_)?" if conf.prefix else "(celery_)?(beat_)?"
     alike = re.compile(f"{before}(?P<name>misfire(_.*)?)", re.IGNORECASE | re.DOTALL)
     for key in conf:
@@ -307,7 +307,7 @@ def _check_names(problems: Problems, app: Celery) -> None:
             continue
         found = alike.fullmatch(key)
         name = found["name"].lower() if found else key.lower()
-        # In a module of Django's, what does not have the namespace may be somebody else's.
+        # In Django's settings a name without the namespace may belong to somebody else.
         if not (found or key.startswith(_PREFIX) or (key.isupper() and name in names)):
             continue
         # A module of settings may also hold functions and modules.

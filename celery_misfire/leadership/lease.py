@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable
 
-from celery_misfire.conf.problems import LONGEST
+from celery_misfire.conf.problems import MAX_LINE_LENGTH
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.store.port import Held, LeaseValue, NoState, Store, Taken
 from celery_misfire.texts import describe_error, one_line
@@ -171,7 +171,7 @@ class Lease:
         else:
             self._replace(ours, renewed, asked + self._ttl * TRUST)
             if note:
-                logger.warning("beat: %s", one_line(note, LONGEST))
+                logger.warning("beat: %s", one_line(note, MAX_LINE_LENGTH))
 
     def _replace(self, ours: LeaseValue, value: LeaseValue | None, trusted_until: float) -> None:
         """Keep what became of our lease, unless the main loop has taken or lost it in the meantime."""

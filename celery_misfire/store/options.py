@@ -76,7 +76,7 @@ def checked_options(value: object) -> dict[str, Any]:
     for key, item in result.items():
         with problems.at(f"[{key!r}]" if isinstance(key, str) else ""):
             result[key] = _checked(key, item)
-    problems.raise_wrong()
+    problems.raise_invalid()
     return result
 
 
@@ -116,7 +116,7 @@ def _sentinel_kwargs(value: object) -> dict[str, Any]:
     for name in result:
         if name not in _SENTINEL_KWARGS:
             problems.add("", _unknown(name, _SENTINEL_KWARGS))
-    problems.raise_wrong()
+    problems.raise_invalid()
     return result
 
 

@@ -232,7 +232,7 @@ def test_sentinels_with_passwords_and_tls_of_their_own(redis_binary: Path, certi
                 "broker_url": "memory://",
                 "result_backend": celerys,
                 "result_backend_transport_options": transport,
-                "redis_backend_use_ssl": ours,
+                "redis_backend_use_ssl": ours | {"ssl_cert_reqs": "required"},
             },
         }.items():
             use_all_of(store_of(misfire_namespace=namespace, **config))
@@ -262,7 +262,11 @@ def test_no_option_makes_a_call_wait_longer_than_beat_can_afford(redis_server: R
     stores = [
         store_of(limit, misfire_redis_url=redis_server.url, misfire_redis_options={"socket_timeout": 25}),
         store_of(limit, misfire_redis_url=f"redis://{here}?socket_timeout=25&socket_connect_timeout=25"),
-        store_of(limit, broker_url=f"{redis_server.url}?socket_timeout=25&retry_on_timeout=true"),
+        store_of(
+            limit,
+            broker_url="memory://",
+            result_backend=f"{redis_server.url}?socket_timeout=25&retry_on_timeout=true",
+        ),
         store_of(
             limit,
             misfire_redis_url=f"sentinel://{here},{here}?master_name=m",

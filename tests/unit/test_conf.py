@@ -445,7 +445,7 @@ def test_the_settings_of_another_app_in_the_same_module_are_left_alone() -> None
         ({"misfire_redis_url": "unix://:pw@/run/r.sock?db=3"}, "unix://:pw@/run/r.sock?db=3", {}),
         ({"broker_url": "rediss://h/1?ssl_cert_reqs=CERT_NONE"}, "rediss://h/1?ssl_cert_reqs=none", {}),
         (
-            {"broker_url": "redis://h/1?visibility_timeout=60&socket_timeout=3"},
+            {"broker_url": "amqp://", "result_backend": "redis://h/1?global_prefix=x&socket_timeout=3"},
             "redis://h/1?socket_timeout=3",
             {},
         ),

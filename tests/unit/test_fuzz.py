@@ -17,7 +17,7 @@ from celery.beat import ScheduleEntry
 from celery.schedules import BaseSchedule, crontab, schedule
 
 from celery_misfire.conf.entries import ENTRY_KEYS
-from celery_misfire.conf.problems import LONGEST
+from celery_misfire.conf.problems import MAX_LINE_LENGTH
 from celery_misfire.conf.settings import Settings, read_config
 from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.exceptions import MisfireConfigError
@@ -219,5 +219,5 @@ def test_500_random_configurations_end_in_a_start_or_in_a_config_error(seed: int
             lines = warnings_for(app, found, entries)
             text = repr(found)
         assert CANARY not in text + "".join(lines)
-        assert all(len(line) <= LONGEST and line.isprintable() for line in lines), lines
+        assert all(len(line) <= MAX_LINE_LENGTH and line.isprintable() for line in lines), lines
     assert min(ends.values()) > 20, ends
