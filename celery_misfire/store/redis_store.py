@@ -462,9 +462,10 @@ def _error(exc: Exception) -> str:
     # The text of a network error can repeat the URL; its kind and Redis's own words are enough.
     if isinstance(exc, _IN_ITS_WORDS):
         # Of an error inside a script, the place in it tells nobody anything.
-        text = re.sub(r"\.? script: .*", "", str(exc).split("\n")[0])
+        text = re.sub(r"\.? script: (\w+, )?on @user_script.*", "", str(exc).split("\n")[0])
         # Of a login that Redis does not understand, they are user and password.
         text = re.sub(r",? with args beginning with.*", "", text)
+        text = text.removeprefix("ACL failure in script: ")
         # As Redis 6.2 begins it.
         return re.sub(r"^Error running script [^@]*(@user_script: ?\d+: )*-?", "", text)[:200].rstrip(".")
     kind = type(exc).__name__
@@ -497,6 +498,8 @@ _REFUSALS = (
     (redis.ResponseError, "unauthenticated", _LOGIN),
     (redis.exceptions.NoPermissionError, "", _RIGHTS),
     (redis.ResponseError, "The user executing the script can't", _RIGHTS),
+    # In the words of Redis 7.2 and Valkey.
+    (redis.ResponseError, "ACL failure in script", _RIGHTS),
     (redis.exceptions.MovedError, "", _NODE),
     (redis.ResponseError, "MOVED ", _NODE),
     (redis.ResponseError, "DB index is out of range", "Check the number of the database."),
