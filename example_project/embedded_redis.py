@@ -117,9 +117,10 @@ class EmbeddedRedis:
         )
 
     def stop(self) -> None:
-        """Stop the server and remove its directory."""
+        """End the server and remove its directory."""
         if self.child:
-            self.child.stop()
+            # Nothing of it is needed any more.
+            self.child.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> Self:

@@ -5,11 +5,13 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from celery_misfire.sending import missed_runs as missed
 from example_project.embedded_redis import RedisNotFound, find_server
+from tests.support.admin_site import admin, admin_of_the_module  # noqa: F401 - fixtures
 from tests.support.django_project import (  # noqa: F401 - fixtures
     any_site,
     migrated_file,
@@ -20,6 +22,21 @@ from tests.support.django_project import (  # noqa: F401 - fixtures
 from tests.support.rabbitmq import RabbitMQ, find_rabbitmq
 from tests.support.redis_server import RedisServer
 from tests.support.services import skip_without_service
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.support.distribution import LongestFirst
+
+    return LongestFirst(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # In one process they stay as they are written: what fails soonest comes first.
+    if hasattr(config, "workerinput"):
+        from tests.support.distribution import sort
+
+        sort(items)
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +97,13 @@ def no_records_elsewhere() -> Iterator[None]:
 @pytest.fixture
 def redis_server(redis_binary: Path) -> Iterator[RedisServer]:
     """A fresh, empty server for one test."""
+    with RedisServer(redis_binary) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(redis_binary: Path) -> Iterator[RedisServer]:
+    """One server for all tests of a file."""
     with RedisServer(redis_binary) as server:
         yield server
 

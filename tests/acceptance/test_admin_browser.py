@@ -103,6 +103,7 @@ def until_missed(page: playwright.Page, shop: Shop, beat: Child) -> int:
     return missed_in(page)
 
 
+@pytest.mark.takes(26)
 @pytest.mark.timeout(240)
 def test_somebody_chooses_an_instruction_sees_what_was_missed_and_runs_one_of_them(
     shop: Shop, browser: playwright.Browser

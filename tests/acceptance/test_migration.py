@@ -70,6 +70,7 @@ def remove(file: Path) -> None:
         part.unlink()
 
 
+@pytest.mark.takes(13)
 def test_intervals_go_on_from_stock_beat_to_ours_and_nothing_is_repeated_on_the_way_back(
     project: Project, file: Path
 ):

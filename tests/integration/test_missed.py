@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import importlib.util
 import json
 import logging
@@ -12,12 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from billiard.einfo import ExceptionInfo
@@ -39,41 +37,13 @@ from celery_misfire.sending.missed_runs import (
     report,
 )
 from celery_misfire.signals import misfire_detected, task_missed
+from tests.support.missed import MESSAGE, NINE, RECORD, make_missed
 from tests.support.processes import drain, published, wait_for
 from tests.support.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
 
-NINE = datetime(2026, 3, 2, 9, tzinfo=UTC)
-
 SETTINGS: Any = SimpleNamespace(result_state=MISSED, send_task_failure=True)
-
-MESSAGE = (
-    "'stocks' missed 2 runs scheduled from 2026-03-02T09:00:00+00:00 to 2026-03-02T10:00:00+00:00 "
-    "(scheduler_down, do_nothing)"
-)
-
-
-def make_missed(**changes: Any) -> MissedFire:
-    missed = MissedFire(
-        entry="stocks",
-        task="shop.stocks",
-        task_id=str(uuid4()),
-        first=NINE,
-        last=NINE + timedelta(hours=1),
-        count=2,
-        reason=Reason.SCHEDULER_DOWN,
-        instruction=MisfireInstruction.DO_NOTHING,
-        detected_at=NINE + timedelta(minutes=75),
-    )
-    return dataclasses.replace(missed, **changes)
-
-
-@pytest.fixture(scope="module")
-def server(redis_binary: Path) -> Iterator[RedisServer]:
-    """Broker of all tests here, and the result backend of most."""
-    with RedisServer(redis_binary) as server:
-        yield server
 
 
 @pytest.fixture
@@ -135,17 +105,7 @@ def test_the_record_is_plain_json_and_can_be_read_back() -> None:
 
     record = json.loads(json.dumps(missed_dict(missed)))
 
-    assert record == {
-        "entry": "stocks",
-        "task": "shop.stocks",
-        "task_id": missed.task_id,
-        "first_scheduled_fire_time": "2026-03-02T09:00:00.000+00:00",
-        "last_scheduled_fire_time": "2026-03-02T10:00:00.000+00:00",
-        "count": 2,
-        "reason": "scheduler_down",
-        "instruction": "do_nothing",
-        "detected_at": "2026-03-02T10:15:00.000+00:00",
-    }
+    assert record == {"task_id": missed.task_id, **RECORD}
     assert missed_from_dict(record) == missed
 
 

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,35 +18,19 @@ from celery.exceptions import TimeoutError
 import celery_misfire
 import celery_misfire.result
 from celery_misfire.exceptions import TaskMissed
-from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
 from celery_misfire.sending.missed_runs import MISSED, result_of
+from tests.support.missed import make_missed
 from tests.support.redis_server import RedisServer
 from tests.support.results import let_go
-
-NINE = datetime(2026, 3, 2, 9, tzinfo=UTC)
 
 #: Long enough for a slow machine, short enough to tell "late" from "never".
 SOON = 15.0
 
 
-def missed_fire(task_id: str) -> MissedFire:
-    return MissedFire(
-        entry="stocks",
-        task="shop.stocks",
-        task_id=task_id,
-        first=NINE,
-        last=NINE + timedelta(hours=1),
-        count=2,
-        reason=Reason.SCHEDULER_DOWN,
-        instruction=MisfireInstruction.DO_NOTHING,
-        detected_at=NINE + timedelta(minutes=75),
-    )
-
-
 def store_missed(app: Celery, task_id: str | None = None) -> str:
     """Store a MISSED result, as beat does; return its id."""
     task_id = task_id or str(uuid4())
-    app.backend.store_result(task_id, result_of(missed_fire(task_id)), MISSED)
+    app.backend.store_result(task_id, result_of(make_missed(task_id)), MISSED)
     return task_id
 
 
@@ -60,13 +43,6 @@ def store_success(app: Celery, value: object) -> str:
 @pytest.fixture(autouse=True)
 def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(celery_misfire.result, "LOOK_EVERY", 0.2)
-
-
-@pytest.fixture(scope="module")
-def server(redis_binary: Path) -> Iterator[RedisServer]:
-    """One for all tests here: each has ids of its own."""
-    with RedisServer(redis_binary) as server:
-        yield server
 
 
 @pytest.fixture(params=["redis", "file", "cache"])
@@ -134,7 +110,7 @@ def test_get_raises_task_missed_with_the_record(app: Celery) -> None:
     with pytest.raises(TaskMissed, match="'stocks' missed 2 runs") as caught:
         result.get(timeout=SOON)
 
-    assert caught.value.missed == missed_fire(result.id)
+    assert caught.value.missed == make_missed(result.id)
 
 
 def test_get_without_propagate_returns_it(app: Celery) -> None:
@@ -293,7 +269,7 @@ def test_a_state_of_the_same_name_that_is_not_ours_stays_as_it_was(app: Celery) 
 )
 def test_a_record_that_makes_no_sense_is_still_an_end(app: Celery, changes: dict[str, Any]) -> None:
     task_id = str(uuid4())
-    app.backend.store_result(task_id, result_of(missed_fire(task_id)) | changes, MISSED)
+    app.backend.store_result(task_id, result_of(make_missed(task_id)) | changes, MISSED)
 
     with pytest.raises(TaskMissed):
         app.AsyncResult(task_id).get(timeout=SOON)

@@ -24,21 +24,18 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery, group, states
-from celery.contrib.testing.worker import start_worker
 from celery.exceptions import ChordError, TaskRevokedError, TimeoutError
 
 import celery_misfire
 import celery_misfire.result
 from celery_misfire.exceptions import TaskMissed
-from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
 from celery_misfire.sending.missed_runs import MISSED, Report, report
 from celery_misfire.signals import task_missed
+from tests.support.missed import MESSAGE, RECORD, make_missed
 from tests.support.processes import Project, published, wait_for
 from tests.support.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
-
-NINE = datetime(2026, 3, 2, 9, tzinfo=UTC)
 
 #: Long enough for a slow machine, short enough to tell "late" from "never".
 SOON = 15.0
@@ -51,37 +48,6 @@ BACKENDS = {
     "file": "celery",
     "cache": "celery",
 }
-
-MESSAGE = (
-    "'stocks' missed 2 runs scheduled from 2026-03-02T09:00:00+00:00 to 2026-03-02T10:00:00+00:00 "
-    "(scheduler_down, do_nothing)"
-)
-
-#: What a result holds of a missed run, beside its task id.
-RECORD = {
-    "entry": "stocks",
-    "task": "shop.stocks",
-    "first_scheduled_fire_time": "2026-03-02T09:00:00.000+00:00",
-    "last_scheduled_fire_time": "2026-03-02T10:00:00.000+00:00",
-    "count": 2,
-    "reason": "scheduler_down",
-    "instruction": "do_nothing",
-    "detected_at": "2026-03-02T10:15:00.000+00:00",
-}
-
-
-def make_missed(task_id: str) -> MissedFire:
-    return MissedFire(
-        entry="stocks",
-        task="shop.stocks",
-        task_id=task_id,
-        first=NINE,
-        last=NINE + timedelta(hours=1),
-        count=2,
-        reason=Reason.SCHEDULER_DOWN,
-        instruction=MisfireInstruction.DO_NOTHING,
-        detected_at=NINE + timedelta(minutes=75),
-    )
 
 
 def settings(state: str = MISSED) -> Any:
@@ -295,12 +261,6 @@ def main() -> None:
 # -- the contract ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server(redis_binary: Path) -> Iterator[RedisServer]:
-    with RedisServer(redis_binary) as server:
-        yield server
-
-
 @pytest.fixture(scope="module", params=BACKENDS)
 def tried(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
@@ -413,34 +373,30 @@ def test_forget_removes_it(tried: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def rpc_app() -> Iterator[Celery]:
-    app = Celery("rpc", broker="memory://", backend="rpc://", set_as_current=False)
-    # The queues of this transport are the process's.
-    app.conf.task_default_queue = str(uuid4())
-
-    @app.task(name="add", shared=False)
-    def add(x: int, y: int, after: float = 0) -> int:
-        time.sleep(after)
-        return x + y
-
-    celery_misfire.install(app)
-    with start_worker(app, pool="threads", concurrency=4, perform_ping_check=False, loglevel="ERROR"):
+def rpc_app(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Celery]:
+    """With a worker in a process of its own: Celery waits without a limit for one in a thread."""
+    app = celery_misfire.install(Celery("rpc", broker=server.url, backend="rpc://", set_as_current=False))
+    with Project(tmp_path_factory.mktemp("rpc"), server.url) as project:
+        project.configure({}, result_backend="rpc://")
+        project.worker("--concurrency=4", pool="threads")
         yield app
     app.close()
 
 
 def test_results_by_rpc_come_through_as_ever(rpc_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(celery_misfire.result, "LOOK_EVERY", 0.1)
-    add = rpc_app.tasks["add"]
 
-    assert add.delay(2, 2, after=0.4).get(timeout=SOON) == 4
-    sums = group([add.s(n, n, after=n / 5) for n in range(4)], app=rpc_app)
+    def add(x: int, y: int, after: float) -> Any:
+        return rpc_app.signature("add", args=(x, y), kwargs={"after": after})
+
+    assert add(2, 2, after=0.4).delay().get(timeout=SOON) == 4
+    sums = group([add(n, n, after=n / 5) for n in range(4)], app=rpc_app)
     assert sums.delay().get(timeout=SOON) == [0, 2, 4, 6]
     assert sums.delay().join(timeout=SOON) == [0, 2, 4, 6]
 
 
 def test_by_rpc_nobody_is_told_of_a_missed_run(rpc_app: Celery) -> None:
-    missed, told = make_missed(str(uuid4())), []
+    missed, told = make_missed(), []
 
     def tell(**arguments: Any) -> None:
         told.append(arguments["missed"])
@@ -459,7 +415,7 @@ def test_by_rpc_nobody_is_told_of_a_missed_run(rpc_app: Celery) -> None:
 @pytest.mark.parametrize("url", ["disabled://", None])
 def test_without_a_backend_get_says_so_as_ever(url: str | None) -> None:
     app = celery_misfire.install(Celery(broker="memory://", backend=url, set_as_current=False))
-    missed = make_missed(str(uuid4()))
+    missed = make_missed()
 
     assert report(app, settings(), Report(missed)) == {}
 
