@@ -62,7 +62,9 @@ def stock_beat(project: Project) -> tuple[CeleryProcess, float]:
 
 
 def content(file: Path) -> dict[str, tuple[bytes, int]]:
-    return {f.name: (f.read_bytes(), f.stat().st_mtime_ns) for f in file.parent.glob(f"{file.name}*")}
+    # Without the files that SQLite, the dbm of Python 3.13, keeps beside its own for those who read it.
+    files = [f for f in file.parent.glob(f"{file.name}*") if not f.name.endswith(("-shm", "-wal"))]
+    return {f.name: (f.read_bytes(), f.stat().st_mtime_ns) for f in files}
 
 
 def remove(file: Path) -> None:

@@ -150,7 +150,8 @@ class RabbitMQ:
         """Have ``rabbitmqctl`` do something; takes some seconds."""
         program = shutil.which("rabbitmqctl", path=f"{self._program.parent}:{os.environ['PATH']}")
         assert program
-        subprocess.run([program, *command], env=self._env, check=True, capture_output=True, timeout=60)
+        # Without a limit of its own: the test has one.
+        subprocess.run([program, *command], env=self._env, check=True, capture_output=True)
 
     def connection(self) -> Connection:
         """Return a new connection that is open."""
