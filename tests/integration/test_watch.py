@@ -234,15 +234,14 @@ def test_a_store_that_cannot_be_reached_is_mentioned_once(
         watch.look()
     watch.start()
     try:
-        time.sleep(1)
+        wait_for(lambda: said(caplog), what="the line")
+        # Time for some looks more.
+        time.sleep(0.5)
         [(level, line)] = said(caplog)
         assert level == "WARNING"
         assert line.startswith("worker: nobody can see whether beat is overdue")
         redis_server.start()
         place.due(600, "tick")
-        deadline = time.monotonic() + 20
-        while not place.alarms and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert place.alarms
+        wait_for(lambda: place.alarms, what="the alarm")
     finally:
         watch.stop()
