@@ -55,4 +55,4 @@ def _install(session: nox.Session, *packages: str) -> None:
 
 
 def _test(session: nox.Session, **env: str) -> None:
-    session.run("python", "-m", "pytest", "-n", "4", *session.posargs, env=env)
+    session.run("python", "-m", "pytest", "-n", "5", *session.posargs, env=env)
