@@ -12,7 +12,7 @@ from celery import Celery
 from tests.support.processes import CeleryProcess, Project, wait_for
 from tests.support.redis_server import RedisServer
 
-RATE, THRESHOLD, LEASE = 1.0, 2.0, 2.0
+RATE, THRESHOLD, LEASE = 0.5, 2.0, 2.0
 #: What a busy machine may add, in seconds.
 TOLERANCE = 5.0
 
