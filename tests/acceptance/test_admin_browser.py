@@ -17,6 +17,7 @@ from example_project.demo.site import PASSWORD, USER, Site
 from tests.support.browser import chromium, find_chromium
 from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
+from tests.support.services import skip_without_service
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -39,10 +40,7 @@ viewer.user_permissions.set(Permission.objects.filter(codename__in=["view_missed
 def browser() -> Iterator[playwright.Browser]:
     program = find_chromium()
     if program is None:
-        message = "no chromium on this machine"
-        if os.environ.get("REQUIRE_SERVICES") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
+        skip_without_service("no chromium on this machine")
     with chromium(program) as browser:
         yield browser
 
@@ -105,6 +103,7 @@ def until_missed(page: playwright.Page, shop: Shop, beat: Child) -> int:
     return missed_in(page)
 
 
+@pytest.mark.takes(26)
 @pytest.mark.timeout(240)
 def test_somebody_chooses_an_instruction_sees_what_was_missed_and_runs_one_of_them(
     shop: Shop, browser: playwright.Browser

@@ -146,6 +146,7 @@ def project(tmp_path: Path, redis_server: RedisServer) -> Iterator[Project]:
         yield project
 
 
+@pytest.mark.takes(12)
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.long)])
 def test_after_kills_in_a_burst_every_occurrence_has_exactly_one_fate(

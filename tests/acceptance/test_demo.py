@@ -68,6 +68,7 @@ def demo(tmp_path: Path, redis_binary: Path) -> Iterator[Demo]:
     demo.process.wait()
 
 
+@pytest.mark.takes(28)
 @pytest.mark.timeout(180)
 def test_the_demo_counts_every_fire_time_and_leaves_nothing_behind(demo: Demo):
     assert demo.process.wait(120) == 0, demo.output()

@@ -91,6 +91,7 @@ def test_a_nightly_task_on_postgresql(postgres_site: DjangoProject, redis_server
     test_a_nightly_task_that_stock_does_not_even_load_is_reported_and_made_up_for(postgres_site, redis_server)
 
 
+@pytest.mark.takes(11)
 def test_editing_and_disabling_runs_nothing_at_once_and_misses_nothing(
     site: DjangoProject, redis_server: RedisServer
 ) -> None:
@@ -192,6 +193,7 @@ def test_toggling_by_sql_runs_nothing_at_once_and_misses_nothing(any_site: Djang
     assert missed_lines(site) == []
 
 
+@pytest.mark.takes(12)
 def test_rows_that_end_are_disabled_and_a_kill_loses_nothing(site: DjangoProject) -> None:
     second = {"instruction": "ignore_misfire_policy"}
     site.make_state()

@@ -207,6 +207,7 @@ def lag(message: Message) -> float:
     return (sent - due).total_seconds()
 
 
+@pytest.mark.takes(18)
 def test_one_broken_schedule_and_one_unserialisable_message_cost_398_other_entries_nothing(
     project: Project, redis_server: RedisServer, tmp_path: Path
 ):

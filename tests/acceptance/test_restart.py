@@ -135,6 +135,7 @@ def _described(row: Row, nine: int) -> dict[str, Any]:
             return {"type": "simple", "start": start}
 
 
+@pytest.mark.takes(28)
 @pytest.mark.timeout(300)
 def test_the_classic_example_comes_out_as_in_the_table(project: Project, redis_server: RedisServer):
     nine, first_seen = seen_before(

@@ -73,6 +73,7 @@ def results_of(results: RedisServer, project: Project) -> list[Any]:
     return [text for id_ in ids if (text := results.client().get(f"celery-task-meta-{id_}"))]
 
 
+@pytest.mark.takes(11)
 def test_no_secret_is_in_a_log_in_a_key_of_ours_or_in_a_result_of_ours(
     project: Project, redis_server: RedisServer, broker: RedisServer, results: RedisServer, tmp_path: Path
 ) -> None:
@@ -97,8 +98,8 @@ def test_no_secret_is_in_a_log_in_a_key_of_ours_or_in_a_result_of_ours(
         misfire_threshold=1,
     )
     environment = {"MISFIRE_TEST_SAYS": f"password={CANARY} redis://u:{CANARY}@h/1\n{CANARY}"}
-    project.worker("--loglevel=DEBUG", env=environment)
-    project.beat("--loglevel=DEBUG", env=environment)
+    worker = project.worker("--loglevel=DEBUG", env=environment)
+    beat = project.beat("--loglevel=DEBUG", env=environment)
     wait_for(lambda: len(project.records()) >= 6, 60, what="runs")
 
     # The store, the broker and the results go away in turn, under beat and worker.
@@ -124,7 +125,8 @@ def test_no_secret_is_in_a_log_in_a_key_of_ours_or_in_a_result_of_ours(
     wait_for(lambda: results_of(results, project), 60, what="results")
     assert "cannot be planned" in project.log()
     assert "cannot be sent" in project.log()
-    project.stop()
+    worker.stop()
+    beat.stop()
 
     assert_not_in(project.log(), "beat's log")
     for line in project.log("worker").splitlines():

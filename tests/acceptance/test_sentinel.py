@@ -94,6 +94,7 @@ def site(tmp_path: Path, redis_binary: Path, redis_server: RedisServer) -> Itera
         yield Site(project, state, redis_server)
 
 
+@pytest.mark.takes(11)
 def test_when_master_and_leader_die_the_other_beat_takes_over_from_the_replica_without_loss(site: Site):
     a, b = site.start(ttl=5)
     site.wait_for_a_quiet_moment()
@@ -123,6 +124,7 @@ def test_a_failover_to_a_replica_in_sync_leaves_the_leader_in_its_place_and_lose
         assert "Traceback" not in site.project.log(name)
 
 
+@pytest.mark.takes(11)
 def test_a_promoted_replica_that_is_empty_is_a_cold_start_with_one_warning_and_no_burst(site: Site):
     a, b = site.start(ttl=5)
     site.wait_for_a_quiet_moment()

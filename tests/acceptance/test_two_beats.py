@@ -87,6 +87,7 @@ def project(tmp_path: Path, redis_server: RedisServer) -> Iterator[Project]:
         yield project
 
 
+@pytest.mark.takes(12)
 @pytest.mark.parametrize(
     "seconds", [10, pytest.param(60, marks=[pytest.mark.long, pytest.mark.timeout(240)])]
 )
@@ -129,6 +130,7 @@ def test_after_a_kill_of_the_leader_the_other_goes_on_in_time_and_nothing_is_los
     assert "(failover)" in project.log("b")
 
 
+@pytest.mark.takes(16)
 def test_a_frozen_leader_stands_by_when_it_wakes_up_and_can_lead_again(
     project: Project, redis_server: RedisServer
 ) -> None:

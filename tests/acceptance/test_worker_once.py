@@ -151,6 +151,7 @@ def check_two_beats_and_a_worker(
         assert times == list(range(times[0], times[-1] + 1, 1000)), name
 
 
+@pytest.mark.takes(17)
 @pytest.mark.timeout(240)
 def test_with_two_beats_of_which_one_is_killed_now_and_then_every_occurrence_runs_once(
     project: Project, redis_server: RedisServer, dice: random.Random

@@ -12,7 +12,7 @@ from celery import Celery
 from tests.support.processes import CeleryProcess, Project, wait_for
 from tests.support.redis_server import RedisServer
 
-RATE, THRESHOLD, LEASE = 1.0, 2.0, 2.0
+RATE, THRESHOLD, LEASE = 0.5, 2.0, 2.0
 #: What a busy machine may add, in seconds.
 TOLERANCE = 5.0
 
@@ -38,6 +38,7 @@ def watching(project: Project, server: RedisServer) -> str:
     return (server.client().get("celery-misfire:{acceptance}:watcher") or "").split("@")[0]
 
 
+@pytest.mark.takes(18)
 def test_the_death_of_the_only_beat_is_told_once_and_so_is_its_return(
     project: Project, redis_server: RedisServer
 ) -> None:
@@ -81,6 +82,7 @@ def test_the_death_of_the_only_beat_is_told_once_and_so_is_its_return(
     assert len(project.signals("beat_overdue")) == 1
 
 
+@pytest.mark.takes(14)
 def test_a_worker_that_takes_over_the_watch_goes_on_where_the_other_ended(
     project: Project, redis_server: RedisServer
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
@@ -15,9 +14,8 @@ from kombu.exceptions import OperationalError
 
 from celery_misfire import fire
 from celery_misfire.misfire import to_millis
-from tests.support.admin_site import AdminSite, admin_site, now
+from tests.support.admin_site import AdminSite, now
 from tests.support.processes import NAMESPACE, Message, Project, published, wait_for
-from tests.support.redis_server import RedisServer
 
 LIST = "/admin/celery_misfire/missedfire/"
 SEE = ("view_missedfire",)
@@ -27,16 +25,9 @@ HOUR = timedelta(hours=1)
 NINE = datetime(2026, 3, 2, 8, tzinfo=UTC)
 
 
-@pytest.fixture(scope="module")
-def site_of_the_module(redis_binary: Path) -> Iterator[AdminSite]:
-    with RedisServer(redis_binary) as redis, admin_site(redis.url) as site:
-        yield site
-
-
 @pytest.fixture
-def site(site_of_the_module: AdminSite) -> Iterator[AdminSite]:
-    with site_of_the_module.fresh() as site:
-        yield site
+def site(admin: AdminSite) -> AdminSite:
+    return admin
 
 
 def hourly(name: str = "reports", **fields: Any) -> Any:

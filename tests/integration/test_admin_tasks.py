@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html import unescape
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.support.admin_site import AdminSite, admin_site, now
-from tests.support.redis_server import RedisServer
+from tests.support.admin_site import AdminSite, now
 
 LIST = "/admin/django_celery_beat/periodictask/"
 VIEW = ("view_periodictask", "view_missedfire")
@@ -22,16 +19,9 @@ EDIT = (*VIEW, "add_periodictask", "change_periodictask", "add_misfirepolicy", "
 HOUR = 3_600_000
 
 
-@pytest.fixture(scope="module")
-def site_of_the_module(redis_binary: Path) -> Iterator[AdminSite]:
-    with RedisServer(redis_binary) as redis, admin_site(redis.url) as site:
-        yield site
-
-
 @pytest.fixture
-def site(site_of_the_module: AdminSite) -> Iterator[AdminSite]:
-    with site_of_the_module.fresh() as site:
-        yield site
+def site(admin: AdminSite) -> AdminSite:
+    return admin
 
 
 def crontab(**fields: Any) -> Any:

@@ -35,9 +35,8 @@ from celery_misfire.events import (
 )
 from celery_misfire.misfire import from_millis, to_millis
 from celery_misfire.records import Definition
-from tests.support.admin_site import NAMESPACE, AdminSite, admin_site
+from tests.support.admin_site import NAMESPACE, AdminSite
 from tests.support.past import Past
-from tests.support.redis_server import RedisServer
 
 ROOT = Path(app.__file__).parent
 PO = ROOT / "locale" / "de" / "LC_MESSAGES" / "django.po"
@@ -157,11 +156,11 @@ def test_the_compiled_catalogue_is_that_of_the_text_file():
 
 
 @pytest.fixture(scope="module")
-def site(redis_binary: Path) -> Iterator[AdminSite]:
+def site(admin_of_the_module: AdminSite) -> Iterator[AdminSite]:
     """The site with a day behind it: three tasks, and a beat that was away."""
-    with RedisServer(redis_binary) as redis, admin_site(redis.url) as site, translation.override("de"):
-        fill(site)
-        yield site
+    with translation.override("de"):
+        fill(admin_of_the_module)
+        yield admin_of_the_module
 
 
 def fill(site: AdminSite) -> None:
@@ -251,7 +250,8 @@ _FOREIGN = re.compile(
 def in_german(page: str, *german: str) -> None:
     """See that all texts of a page, or of a part of it, are German, and that these are among them."""
     whole, pieces = english()
-    visible = _Visible(page).found
+    # The button of Django 6.0, which has no German word on it.
+    visible = _Visible(re.sub(r'(name="index"[^>]*>)Run<', r"\1<", page)).found
     text = " ".join(visible)
     for wanted in german:
         assert wanted in text, wanted

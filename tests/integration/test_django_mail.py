@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
-from example_project.embedded_redis import EmbeddedRedis
-from tests.support.admin_site import AdminSite, admin_site
+from tests.support.admin_site import AdminSite
 
 FIRST = datetime(2026, 3, 10, 2, 0, tzinfo=UTC)
 MISSED = MissedFire(
@@ -27,16 +26,9 @@ MISSED = MissedFire(
 )
 
 
-@pytest.fixture(scope="module")
-def module_site(redis_binary: Any) -> Iterator[AdminSite]:
-    with EmbeddedRedis(redis_binary) as server, admin_site(server.url) as site:
-        yield site
-
-
 @pytest.fixture
-def site(module_site: AdminSite) -> Iterator[AdminSite]:
-    with module_site.fresh() as site:
-        yield site
+def site(admin: AdminSite) -> AdminSite:
+    return admin
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from celery_misfire.leadership.leader import MOST_BROKEN_TRIES
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.schedules import excluding
+from celery_misfire.triggers import time_limit
 from celery_misfire.triggers.kinds import trigger_for
 from celery_misfire.triggers.time_limit import PATIENCE, SLOW, Patience
 from tests.integration.test_leader import HOUR, MINUTE, SECOND, World
@@ -36,6 +37,13 @@ def late() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for each answer: for schedules that answer at once, however busy the machine is."""
+    monkeypatch.setattr(time_limit, "PATIENCE", 60.0)
+    monkeypatch.setattr(time_limit, "LITTLE_PATIENCE", 60.0)
 
 
 @pytest.fixture
@@ -111,9 +119,11 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_schedule_is_left_aside_alone_and_mentioned_once(
-    world: World, caplog: pytest.LogCaptureFixture, kind: str
+    world: World, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest, kind: str
 ) -> None:
     schedule_, error = BROKEN[kind]
+    if error != "NoAnswer":
+        request.getfixturevalue("patient")
     world.entry("odd", schedule_)
     world.entry("good", schedule(60))
     begin = world.now
@@ -132,6 +142,7 @@ def test_a_broken_schedule_is_left_aside_alone_and_mentioned_once(
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_schedule_that_stays_broken_is_mentioned_each_hour(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -142,6 +153,7 @@ def test_a_schedule_that_stays_broken_is_mentioned_each_hour(
     assert caplog.text.count("cannot be planned and is tried again") == 3
 
 
+@pytest.mark.usefixtures("patient")
 def test_when_it_works_again_what_was_due_meanwhile_is_judged_and_says_why_it_was_late(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -164,6 +176,7 @@ def test_when_it_works_again_what_was_due_meanwhile_is_judged_and_says_why_it_wa
     assert "'odd' can be planned again" in caplog.text
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_fell_into_an_outage_before_it_broke_was_missed_for_the_outage(world: World) -> None:
     fails: list[Exception] = []
     world.entry("odd", Minutely(lambda: fails and raises(fails[0])()), "do_nothing")
@@ -181,7 +194,10 @@ def test_what_fell_into_an_outage_before_it_broke_was_missed_for_the_outage(worl
 
 
 def test_one_that_does_not_answer_holds_nobody_up_and_is_planned_when_it_does(
-    world: World, late: threading.Event, open_questions: Callable[[], int]
+    world: World,
+    late: threading.Event,
+    open_questions: Callable[[], int],
+    request: pytest.FixtureRequest,
 ) -> None:
     world.entry("odd", Minutely(late.wait))
     world.entry("good", schedule(60))
@@ -193,6 +209,7 @@ def test_one_that_does_not_answer_holds_nobody_up_and_is_planned_when_it_does(
     assert open_questions() == 1
     late.set()
     wait_for(lambda: open_questions() == 0)
+    request.getfixturevalue("patient")
     world.run(begin + 8 * MINUTE + SECOND)
     assert len(world.scheduled("good")) == 8
     on_time = [m.fire_time for m in world.sent if m.definition.name == "odd"][1:]
@@ -304,6 +321,7 @@ def test_a_run_in_doubt_of_a_schedule_that_became_slow_is_sent_again(
 # -- edits --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("patient")
 def test_an_entry_edited_to_a_schedule_that_works_later_is_planned_from_then_on(world: World) -> None:
     world.entry("odd", crontab(minute=0), "ignore_misfire_policy")
     begin = world.now
@@ -324,6 +342,7 @@ def test_an_entry_edited_to_a_schedule_that_works_later_is_planned_from_then_on(
     assert world.missed == []
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_broken_schedule_that_is_edited_works_at_once(world: World) -> None:
     world.entry("odd", Answering(5))
     world.start()
@@ -351,6 +370,7 @@ class Moody(Minutely):
         return super().remaining_estimate(last_run_at) + timedelta(hours=self.asked - 1)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_schedule_that_changes_when_it_is_asked_is_itself_at_each_question_and_not_edited(
     world: World,
 ) -> None:
@@ -377,6 +397,7 @@ def test_what_can_be_computed_is_asked_without_a_thread() -> None:
     assert patience.guard(trigger_for(Minutely())) != trigger_for(Minutely())
 
 
+@pytest.mark.usefixtures("patient")
 def test_however_many_are_broken_one_step_tries_a_few_of_them_and_all_get_their_turn(world: World) -> None:
     tried: list[int] = []
 

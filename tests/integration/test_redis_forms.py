@@ -164,7 +164,8 @@ def tls_server(program: Path, certificates: Path) -> Iterator[tuple[RedisServer,
         with RedisServer(program, *flags) as server:
             yield server, port
     except RuntimeError as exc:
-        if "tls-port" in str(exc):
+        # As Redis and as Valkey say it.
+        if "tls-port" in str(exc) or "Failed finding TLS support" in str(exc):
             pytest.skip(f"{program} was built without TLS")
         raise
 
@@ -409,13 +410,16 @@ def forgotten_scripts(client: redis.Redis, wrong: bool) -> None:
     ("trouble", "words"),
     [
         (out_of_memory, r"command not allowed when used memory > 'maxmemory'"),
-        (disk_full, r"MISCONF Redis is configured to save RDB snapshots, but it"),
+        (disk_full, r"MISCONF (Redis|Valkey) is configured to save RDB snapshots, but it"),
         (demoted, r"You can't write against a read only replica"),
         pytest.param(no_replicas, r"NOREPLICAS Not enough good replicas", marks=pytest.mark.long),
         (fewer_rights, r"no permissions to run the 'evalsha' command( or its subcommand)?\. Give"),
-        (fewer_rights_in_scripts, r"can't run this command( or subcommand)?\. Give the user the rights"),
+        (
+            fewer_rights_in_scripts,
+            r"(can't|to) run (this|the 'hset') command( or subcommand)?\. Give the user",
+        ),
         (other_password, r"invalid username-password pair or user is disabled\. Check user and password"),
-        (endless_script, r"BUSY Redis is busy running a script"),
+        (endless_script, r"BUSY (Redis|Valkey) is busy running a script"),
     ],
 )
 def test_beat_stands_by_through_a_trouble_says_so_once_and_goes_on(
@@ -941,3 +945,21 @@ def test_valkey_does_all_that_is_asked_of_a_redis(valkey_binary: Path, caplog: p
         finally:
             beat.close()
         assert beat.said() == beat.said("planned from now")
+
+
+def test_valkey_says_in_other_words_that_a_user_lacks_rights(
+    valkey_binary: Path, caplog: pytest.LogCaptureFixture
+):
+    with RedisServer(valkey_binary) as valkey, valkey.client() as client:
+        too_few_rights(client)
+        beat = Beat(f"redis://beat:{QUOTED}@127.0.0.1:{valkey.port}/0", caplog)
+        try:
+            with pytest.raises(MisfireConfigError) as caught:
+                beat.tick()
+        finally:
+            beat.close()
+    (problem,) = caught.value.problems
+    assert problem.endswith(
+        "User beat has no permissions to run the 'hset' command. "
+        "Give the user the rights that are listed in the documentation."
+    )

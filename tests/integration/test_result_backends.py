@@ -24,7 +24,6 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery, group, states
-from celery.contrib.testing.worker import start_worker
 from celery.exceptions import ChordError, TaskRevokedError, TimeoutError
 
 import celery_misfire
@@ -275,12 +274,6 @@ def main() -> None:
 # -- the contract ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server(redis_binary: Path) -> Iterator[RedisServer]:
-    with RedisServer(redis_binary) as server:
-        yield server
-
-
 @pytest.fixture(scope="module", params=BACKENDS)
 def tried(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
@@ -393,28 +386,24 @@ def test_forget_removes_it(tried: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def rpc_app() -> Iterator[Celery]:
-    app = Celery("rpc", broker="memory://", backend="rpc://", set_as_current=False)
-    # The queues of this transport are the process's.
-    app.conf.task_default_queue = str(uuid4())
-
-    @app.task(name="add", shared=False)
-    def add(x: int, y: int, after: float = 0) -> int:
-        time.sleep(after)
-        return x + y
-
-    celery_misfire.install(app)
-    with start_worker(app, pool="threads", concurrency=4, perform_ping_check=False, loglevel="ERROR"):
+def rpc_app(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Celery]:
+    """With a worker in a process of its own: Celery waits without a limit for one in a thread."""
+    app = celery_misfire.install(Celery("rpc", broker=server.url, backend="rpc://", set_as_current=False))
+    with Project(tmp_path_factory.mktemp("rpc"), server.url) as project:
+        project.configure({}, result_backend="rpc://")
+        project.worker("--concurrency=4", pool="threads")
         yield app
     app.close()
 
 
 def test_results_by_rpc_come_through_as_ever(rpc_app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(celery_misfire.result, "LOOK_EVERY", 0.1)
-    add = rpc_app.tasks["add"]
 
-    assert add.delay(2, 2, after=0.4).get(timeout=SOON) == 4
-    sums = group([add.s(n, n, after=n / 5) for n in range(4)], app=rpc_app)
+    def add(x: int, y: int, after: float) -> Any:
+        return rpc_app.signature("add", args=(x, y), kwargs={"after": after})
+
+    assert add(2, 2, after=0.4).delay().get(timeout=SOON) == 4
+    sums = group([add(n, n, after=n / 5) for n in range(4)], app=rpc_app)
     assert sums.delay().get(timeout=SOON) == [0, 2, 4, 6]
     assert sums.delay().join(timeout=SOON) == [0, 2, 4, 6]
 

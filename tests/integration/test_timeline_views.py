@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -16,7 +15,7 @@ from celery import current_app
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.misfire import FITTING, MisfirePolicy, TriggerType, from_millis, to_millis
 from celery_misfire.records import Definition
-from tests.support.admin_site import NAMESPACE, AdminSite, admin_site
+from tests.support.admin_site import NAMESPACE, AdminSite
 from tests.support.past import Past
 from tests.support.redis_server import RedisServer
 
@@ -28,20 +27,8 @@ NOON = NOW - 10 * MINUTE
 DOWN, UP = NOON - 3 * HOUR - 20 * MINUTE, NOON - HOUR - 45 * MINUTE
 
 
-@pytest.fixture(scope="module")
-def server(redis_binary: Path) -> Iterator[RedisServer]:
-    with RedisServer(redis_binary) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def whole_site(server: RedisServer) -> Iterator[AdminSite]:
-    with admin_site(server.url) as site:
-        yield site
-
-
 @pytest.fixture
-def site(whole_site: AdminSite, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AdminSite:
+def site(admin_of_the_module: AdminSite, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AdminSite:
     """The site, with nothing in its database and in Redis."""
     from django.core.management import call_command
 
@@ -52,7 +39,7 @@ def site(whole_site: AdminSite, server: RedisServer, monkeypatch: pytest.MonkeyP
     call_command("flush", interactive=False, verbosity=0)
     server.client().flushall()
     monkeypatch.setattr(moments, "now", lambda: NOW)
-    return whole_site
+    return admin_of_the_module
 
 
 def make_task(name: str = "reports", instruction: str = "", **fields: Any) -> Any:

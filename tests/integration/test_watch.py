@@ -286,16 +286,15 @@ def test_a_store_that_cannot_be_reached_is_mentioned_once(
         watch.look()
     watch.start()
     try:
-        time.sleep(1)
+        wait_for(lambda: said(caplog), what="the line")
+        # Time for some looks more.
+        time.sleep(0.5)
         [(level, line)] = said(caplog)
         assert level == "WARNING"
         assert line.startswith("worker: nobody can see whether beat is overdue")
         redis_server.start()
         place.due(600, "tick")
-        deadline = time.monotonic() + 20
-        while not place.alarms and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert place.alarms
+        wait_for(lambda: place.alarms, what="the alarm")
         again = [line for level, line in said(caplog) if level == "INFO"]
         address = redis_server.url.partition("://")[2].partition("/")[0]
         assert len(again) == 1

@@ -100,12 +100,6 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def server(redis_binary: Path) -> Iterator[RedisServer]:
-    with RedisServer(redis_binary) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def shop(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """One worker with one process, for all tests of its behaviour."""
     with Project(tmp_path_factory.mktemp("shop"), server.url) as project:

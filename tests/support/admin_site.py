@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import celery._state
+import pytest
 import redis
 from celery import Celery
 
@@ -20,6 +21,7 @@ from celery_misfire.records import EntryRecord
 from celery_misfire.store.port import Change
 from celery_misfire.store.redis_store import RedisStore
 from tests.support import django_settings
+from tests.support.redis_server import RedisServer
 
 if TYPE_CHECKING:
     from django.test import Client
@@ -158,6 +160,19 @@ def admin_site(url: str, database: str | None = None, **settings: Any) -> Iterat
         connection.connection = held
         celery._state._set_current_app(before)
         app.close()
+
+
+@pytest.fixture(scope="module")
+def admin_of_the_module(server: RedisServer) -> Iterator[AdminSite]:
+    with admin_site(server.url) as site:
+        yield site
+
+
+@pytest.fixture
+def admin(admin_of_the_module: AdminSite) -> Iterator[AdminSite]:
+    """The admin with an empty database and an empty Redis; one for all tests of a file."""
+    with admin_of_the_module.fresh() as site:
+        yield site
 
 
 def now() -> int:

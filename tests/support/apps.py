@@ -118,6 +118,13 @@ def noop() -> None:
     """Nothing, to measure what everything else costs."""
 
 
+@app.task(name="add")
+def add(x: int, y: int, after: float = 0) -> int:
+    """Return the sum, after so many seconds."""
+    time.sleep(after)
+    return x + y
+
+
 @app.task(name="errback")
 def errback(task_id: str) -> None:
     """The error callback: append the id of the run that failed to the signals file."""

@@ -29,6 +29,7 @@ from tests.support.outcomes import of_entry
 from tests.support.postgres import Postgres, find_postgres
 from tests.support.processes import NAMESPACE, CeleryProcess, Project, published, wait_for
 from tests.support.redis_server import RedisServer
+from tests.support.services import skip_without_service
 
 SCHEDULER = "celery_misfire.contrib.django.beat:DatabaseScheduler"
 STOCK = "django_celery_beat.schedulers:DatabaseScheduler"
@@ -195,9 +196,7 @@ def postgres() -> Iterator[Postgres]:
     programs = find_postgres()
     if programs is None or importlib.util.find_spec("psycopg") is None:
         missing = "No PostgreSQL server on this machine" if programs is None else "No psycopg"
-        if os.environ.get("REQUIRE_SERVICES") == "1":
-            pytest.fail(missing)
-        pytest.skip(missing)
+        skip_without_service(missing)
     with Postgres(programs) as server:
         migrate(server.create("migrated"))
         yield server

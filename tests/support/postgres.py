@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -80,13 +79,12 @@ class Postgres:
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         command = [*self._as_nobody, self._programs / "postgres", "-D", data, *settings]
         self._child = Child(command, log=self.directory / "server.log", cwd=self.directory)
-        deadline = time.monotonic() + _START_TIMEOUT
-        while "ready to accept connections" not in self._child.output() or not self._answers():
-            alive = self._child.alive and time.monotonic() < deadline
-            assert alive, self._child.output()[-2000:]
-            time.sleep(0.05)
+        self._child.wait_until(self._answers, _START_TIMEOUT, what="PostgreSQL")
 
     def _answers(self) -> bool:
+        assert self._child is not None
+        if "ready to accept connections" not in self._child.output():
+            return False
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return True

