@@ -15,16 +15,10 @@ from celery import Celery
 from celery.schedules import BaseSchedule, schedstate
 from celery.schedules import schedule as every
 
-from celery_misfire.calendars import (
-    Calendar,
-    Excluded,
-    ExcludingTrigger,
-    millis_of_day,
-    time_of_day,
-    weekday_names,
-)
+from celery_misfire.calendars import Calendar, millis_of_day, time_of_day, weekday_names
 from celery_misfire.misfire import ENDLESS, FireTimes, Trigger, from_millis, to_millis
 from celery_misfire.triggers.cron import LAST_YEAR, WEEKDAYS, parse_cron
+from celery_misfire.triggers.excluding import ExcludingTrigger
 from celery_misfire.triggers.kinds import (
     CALENDAR_UNITS,
     CalendarTrigger,
@@ -435,7 +429,7 @@ class excluding(_Planned):  # noqa: N801
     def as_trigger(self) -> Trigger:
         if app := vars(self)["_app"]:
             self.schedule.app = app
-        return ExcludingTrigger(trigger_for(self.schedule), Excluded(self.calendar, self._default_zone))
+        return ExcludingTrigger(trigger_for(self.schedule), self.calendar.excluded(self._default_zone))
 
     def _default_zone(self) -> Any:
         timezone = getattr(self.schedule, "timezone", None)

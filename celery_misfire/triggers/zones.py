@@ -28,6 +28,7 @@ __all__ = [
     "tzinfo_of",
     "without_addresses",
     "zone_for",
+    "zone_of",
 ]
 
 
@@ -119,6 +120,11 @@ def zone_for(tz: Any) -> Zone:
         is_system = (type(tz).__module__, type(tz).__name__) == ("celery.utils.time", "LocalTimezone")
         zone = _zones[id(tz)] = (_SystemZone if is_system else Zone)(tz)
     return zone
+
+
+def zone_of(schedule: Any) -> Zone:
+    """Return the zone of a schedule object, UTC when it has none."""
+    return zone_for(getattr(schedule, "tz", None))
 
 
 def tzinfo_of(tz: Any) -> tzinfo:

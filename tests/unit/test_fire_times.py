@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from celery_misfire.misfire import ENDLESS, FireTimes, TriggerState, TriggerType, from_millis, to_millis
 from celery_misfire.triggers import zones
-from celery_misfire.triggers.kinds import AskedTimes, AskedTrigger, CronTrigger, GridTrigger, trigger_for
+from celery_misfire.triggers.asked import AskedTimes, AskedTrigger
+from celery_misfire.triggers.kinds import CronTrigger, GridTrigger, trigger_for
 from celery_misfire.triggers.wall_times import ClockTimes, Days, Grid, WallTimes, day_bits, weekday_bits
 from celery_misfire.triggers.zones import EveryPass, FirstPass, Zone, zone_for
 
