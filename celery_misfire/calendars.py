@@ -125,7 +125,8 @@ class holiday(Calendar):  # noqa: N801 - in lower case like Celery's schedules
         dates = self.dates
         if isinstance(dates, Mapping):
             text = _identity(dates)
-            return WholeDays(Days(lru_cache(maxsize=1024)(partial(_among, dates))), f"holiday {text}")
+            days = Days(lru_cache(maxsize=1024)(partial(_among, dates)))
+            return WholeDays(days, f"holiday {text}", runs_foreign_code=type(dates) is not dict)
         bits: dict[int, int] = {}
         for one in dates:
             month, bit = one.year * 12 + one.month - 1, one.day - 1

@@ -29,7 +29,7 @@ from celery_misfire.leadership.pending_misses import Reporter, Reports
 from celery_misfire.misfire import Outcome, Reason, plan
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.store.redis_store import Acquired, RedisStore
-from celery_misfire.triggers.time_limit import NoAnswer, Patience
+from celery_misfire.triggers.time_limit import NoAnswer, TimeLimit
 
 __all__ = ["Leader"]
 
@@ -103,7 +103,7 @@ class Leader:
         #: Entries with runs that are decided and not claimed. A dict, for its order.
         self._catch_up: dict[str, None] = {}
         self._caught_up_at = 0.0
-        self._patience = Patience()
+        self._time_limit = TimeLimit()
         #: Entries that cannot be planned, when the log was last told so, and those among them whose record
         #: is not in line with the schedule yet (with :meth:`adopt`'s `from_now`).
         self._broken: dict[str, Pause] = {}
@@ -157,7 +157,7 @@ class Leader:
         now = self._wall()
         # Before anything is made of what is in memory.
         self._repeat_unanswered(now)
-        fresh = {d.name: self._guarded(d) for d in definitions}
+        fresh = {d.name: self._limited(d) for d in definitions}
         self._definitions.clear()
         self._definitions.update(fresh)
         before, self._unadopted = self._unadopted, {}
@@ -187,9 +187,9 @@ class Leader:
             tell()
         self._rebuild_queues()
 
-    def _guarded(self, definition: Definition) -> Definition:
+    def _limited(self, definition: Definition) -> Definition:
         """Return the definition with a trigger that cannot hold beat up."""
-        trigger = self._patience.guard(definition.trigger)
+        trigger = self._time_limit.limited(definition.trigger)
         if trigger is definition.trigger:
             return definition
         known = self._definitions.get(definition.name)
@@ -385,7 +385,7 @@ class Leader:
             self._ledger.log({"event": "broken", "entry": name, "error": type(exc).__name__})
         if isinstance(exc, NoAnswer):
             # Soon, as it costs nothing and may be there, and more and more seldom.
-            wait = min(60.0, exc.since)
+            wait = min(60.0, exc.waited)
             pause.prolong(steady, wait, wait)
         else:
             pause.prolong(steady)

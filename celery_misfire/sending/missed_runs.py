@@ -29,7 +29,7 @@ from celery.backends.rpc import RPCBackend
 from celery.utils.nodenames import gethostname, nodename
 from kombu.exceptions import EncodeError, OperationalError
 
-from celery_misfire.background import Aside
+from celery_misfire.background import BackgroundWorker
 from celery_misfire.exceptions import BrokerUnavailable, TaskMissed
 from celery_misfire.fire import isoformat
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
@@ -186,13 +186,13 @@ def report(
     item: Report,
     parts: Iterable[Part] = tuple(Part),
     broker: Broker | None = None,
-    asides: Mapping[Part, Aside] | None = None,
+    workers: Mapping[Part, BackgroundWorker] | None = None,
 ) -> dict[Part, BaseException]:
     """Report missed runs once; a part that fails does not stop the others.
 
     :param parts: what to do of it.
     :param broker: None: connect for this report alone.
-    :param asides: where to do these parts, with a time limit; the others: here, for as long as it takes.
+    :param workers: where to do these parts, with a time limit; the others: here, for as long as it takes.
     :returns: the parts that failed, with their errors.
     """
     used = broker or Broker(app)
@@ -204,8 +204,8 @@ def report(
                 if part is Part.CANVAS and item.request is None:
                     # Nothing depends on a run that was never sent.
                     continue
-                if asides is not None and part in asides:
-                    _do_in_time(asides[part], do)
+                if workers is not None and part in workers:
+                    _do_in_time(workers[part], do)
                 else:
                     do()
             # A receiver of a signal may raise anything, and this may be a thread's only chance.
@@ -219,7 +219,7 @@ def report(
     return failed
 
 
-def _do_in_time(aside: Aside, do: Callable[[], None]) -> None:
+def _do_in_time(worker: BackgroundWorker, do: Callable[[], None]) -> None:
     """Have something done by the other thread, and raise what it raises.
 
     Result backends, databases and mail servers have time limits and retries of their own: many minutes on
@@ -235,7 +235,7 @@ def _do_in_time(aside: Aside, do: Callable[[], None]) -> None:
         finally:
             _refresh_django_connections()
 
-    done = aside.do(work)
+    done = worker.submit(work)
     try:
         done.result(BACKEND_TIMEOUT)
     finally:
@@ -426,7 +426,7 @@ class Reporter:
         self._who = who
         self._broker = Broker(app)
         #: There from the first report on.
-        self._asides: dict[Part, Aside] = {}
+        self._workers: dict[Part, BackgroundWorker] = {}
         self._inbox: SimpleQueue[_Job | Mapping[str, Any] | None] = SimpleQueue()
         self._done: SimpleQueue[Report] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -479,9 +479,9 @@ class Reporter:
                 # An idle connection would be closed by the broker, and the next report fail on it.
                 self._broker.close()
                 if self._stopping:
-                    for aside in set(self._asides.values()):
-                        aside.close()
-                    self._asides = {}
+                    for worker in set(self._workers.values()):
+                        worker.close()
+                    self._workers = {}
                     return
 
     def _work(self, item: _Job | Mapping[str, Any] | None) -> None:
@@ -526,11 +526,11 @@ class Reporter:
 
     def _try(self, job: _Job) -> None:
         """Do what is left of a job; what fails, and may succeed another time, is left then."""
-        if not self._asides:
+        if not self._workers:
             # Two, so that neither a database nor a result backend that hangs holds up the other.
-            records, results = Aside("misfire-records"), Aside("misfire-results")
-            self._asides = {Part.RECORD: records, Part.RESULT: results, Part.CANVAS: results}
-        failed = report(self._app, self._settings, job.report, job.left, self._broker, self._asides)
+            records, results = BackgroundWorker("misfire-records"), BackgroundWorker("misfire-results")
+            self._workers = {Part.RECORD: records, Part.RESULT: results, Part.CANVAS: results}
+        failed = report(self._app, self._settings, job.report, job.left, self._broker, self._workers)
         job.tries += 1
         job.left = []
         for part, error in failed.items():

@@ -31,6 +31,7 @@ class AskedTrigger:
 
     trigger_type = TriggerType.CRON
     interval = None
+    runs_foreign_code = True
 
     def __init__(self, schedule: Any) -> None:
         self._schedule = schedule

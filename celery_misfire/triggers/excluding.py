@@ -33,10 +33,12 @@ class Exclusion(Protocol):
 
     :ivar text: the same for equal exclusions, in any process.
     :ivar spans_per_day: how many spans there are in a day, at most.
+    :ivar runs_foreign_code: whether a span is found by code of the app.
     """
 
     text: str
     spans_per_day: int
+    runs_foreign_code: bool
 
     def span(self, wall: int) -> Span:
         """Return a span that holds this wall time."""
@@ -47,8 +49,8 @@ class WholeDays:
 
     spans_per_day = 1
 
-    def __init__(self, days: Days, text: str) -> None:
-        self._days, self.text = days, text
+    def __init__(self, days: Days, text: str, runs_foreign_code: bool = False) -> None:
+        self._days, self.text, self.runs_foreign_code = days, text, runs_foreign_code
 
     def span(self, wall: int) -> Span:
         month, bit = month_and_bit(wall // DAY)
@@ -67,6 +69,8 @@ class PartsOfDays:
 
     :param bounds: where the excluded parts of a day begin and end, in turn.
     """
+
+    runs_foreign_code = False
 
     def __init__(self, days: Days, bounds: tuple[int, ...], text: str) -> None:
         self._whole, self._bounds, self.text = WholeDays(days, ""), bounds, text
@@ -89,6 +93,7 @@ class Excluded:
     def __init__(self, layers: Iterable[tuple[Exclusion, Zone]]) -> None:
         self._layers = list(layers)
         self.spans_per_day = sum(exclusion.spans_per_day for exclusion, _ in self._layers)
+        self.runs_foreign_code = any(exclusion.runs_foreign_code for exclusion, _ in self._layers)
         self.text = ", ".join(f"{exclusion.text} zone={zone.name}" for exclusion, zone in self._layers)
 
     def span(self, moment: int) -> Span:
@@ -194,6 +199,10 @@ class ExcludingTrigger:
     @property
     def interval(self) -> int | None:
         return self.trigger.interval
+
+    @property
+    def runs_foreign_code(self) -> bool:
+        return self.trigger.runs_foreign_code or self.excluded.runs_foreign_code
 
     @property
     def fingerprint(self) -> str:

@@ -114,6 +114,8 @@ class GridTrigger:
     start: int | None = None
     end: int | None = None
 
+    runs_foreign_code = False
+
     @property
     def trigger_type(self) -> TriggerType:
         if self.repeat_count == 0:
@@ -147,6 +149,7 @@ class RelativeTrigger:
     zone: Zone
 
     trigger_type = TriggerType.ENDLESS
+    runs_foreign_code = False
 
     @property
     def fingerprint(self) -> str:
@@ -188,6 +191,7 @@ class CronTrigger:
 
     trigger_type = TriggerType.CRON
     interval = None
+    runs_foreign_code = False
 
     def first_state(self, first_seen: int) -> TriggerState:
         state = TriggerState(None, first_seen, end_time=self.end, max_runs=self.max_runs)
@@ -221,6 +225,7 @@ class CalendarTrigger:
 
     trigger_type = TriggerType.CRON
     interval = None
+    runs_foreign_code = False
 
     @property
     def fingerprint(self) -> str:
