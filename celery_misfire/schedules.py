@@ -102,13 +102,19 @@ class cron(PlannedSchedule):  # noqa: N801
         cron("0 0 9-17 ? * MON-FRI", timezone="Europe/Berlin")    # Quartz: seconds first, 1 = SUN
         cron("0 0 12 L-3 * ? 2026-2030")                          # three days before the last of the month
         cron("0 9-17 * * 1-5")                                    # Unix: minutes first, 1 = MON
+        cron("@daily")                                            # the same as "0 0 * * *"
+        cron("H H(1-4) * * *")                                    # some time from 1:00 to 4:59
 
     When the clocks change it does as Debian's cron: a fixed time in the gap runs once, at the end of the gap;
     a fixed time that comes twice runs the first time; and what has a wildcard for its minute or hour (``*``,
     ``*/20``, Quartz's ``0/20``) follows elapsed time through both.
 
     :param expression: 6 or 7 fields are Quartz's: second minute hour day_of_month month day_of_week [year].
-        5 fields are Unix's: minute hour day_of_month month day_of_week.
+        5 fields are Unix's: minute hour day_of_month month day_of_week. Each of the 5 may also be ``H``,
+        ``H(1-4)``, ``H/15`` or ``H(0-29)/10``, which spreads load: a hash of the entry's name chooses the
+        value, or where the steps begin. Not every month has each day: write ``H(1-28)``. A schedule with H
+        needs the misfire scheduler, as stock beat tells it no name. @hourly, @daily, @midnight, @weekly,
+        @monthly, @yearly and @annually are short for 5 fields.
     :param timezone: a name or a tzinfo; None: the app's.
     :param start: no fire time before it, an aware datetime, None for first sight.
     :param end: no fire time after it, an aware datetime, None for no end.
@@ -130,7 +136,8 @@ class cron(PlannedSchedule):  # noqa: N801
         app: Celery | None = None,
     ) -> None:
         super().__init__(nowfun=nowfun, app=app)
-        parsed = parse_cron(expression)
+        # An empty name draws the lowest value for each H; the name of the entry comes later.
+        parsed = parse_cron(expression, "")
         self.expression = expression
         self.timezone = checked_timezone(timezone)
         self.start, self.end = _bounds(start, end)
@@ -141,7 +148,7 @@ class cron(PlannedSchedule):  # noqa: N801
             warnings.warn(f"cron expression {expression!r}: {note}", stacklevel=2)
 
     def as_trigger(self) -> Trigger:
-        parsed = parse_cron(self.expression)
+        parsed = parse_cron(self.expression, self._entry)
         wall = WallTimes(parsed.days, parsed.times)
         return _cron_trigger(self, wall, parsed.is_wildcard, f"cron {parsed.text}")
 
@@ -340,7 +347,9 @@ class excluding(PlannedSchedule):  # noqa: N801
     def as_trigger(self) -> Trigger:
         if app := vars(self)["_app"]:
             self.schedule.app = app
-        return ExcludingTrigger(trigger_for(self.schedule), self.calendar.excluded(self._default_zone))
+        return ExcludingTrigger(
+            trigger_for(self.schedule, self._entry), self.calendar.excluded(self._default_zone)
+        )
 
     def _default_zone(self) -> Any:
         timezone = getattr(self.schedule, "timezone", None)

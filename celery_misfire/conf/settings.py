@@ -435,7 +435,7 @@ def _check_entry(problems: Problems, place: str, entry: Mapping[Any, Any], known
 _ARITHMETIC = ("remaining_estimate", "is_due")
 
 
-def _trigger_type(app: Celery, schedule: Any, relative: bool) -> TriggerType:
+def _trigger_type(app: Celery, name: str, schedule: Any, relative: bool) -> TriggerType:
     if isinstance(schedule, str):
         raise ValueError(f"got the string {shown(schedule)}. Use {_cron_call(schedule)}.")
     if isinstance(schedule, int | float | timedelta):
@@ -450,7 +450,7 @@ def _trigger_type(app: Celery, schedule: Any, relative: bool) -> TriggerType:
         what = f"{type(schedule).__name__} has no {'() and no '.join(_ARITHMETIC)}() of its own."
         raise ValueError(f"{what} Write one of them.")
     try:
-        return trigger_for(maybe_schedule(schedule, relative, app=app)).trigger_type
+        return trigger_for(maybe_schedule(schedule, relative, app=app), name).trigger_type
     except ValueError as exc:
         raise ValueError(f"{hidden(str(exc)).rstrip('.')}.") from None
     except Exception:
@@ -485,7 +485,7 @@ def _entry_policy(
         _check_entry(problems, place, keys, known)
     if keys.get("schedule") is not None:
         with problems.at(f"{place}.schedule"):
-            trigger_type = _trigger_type(app, keys["schedule"], bool(keys.get("relative")))
+            trigger_type = _trigger_type(app, name, keys["schedule"], bool(keys.get("relative")))
     return _policy_of(problems, settings, name, keys.get("misfire"), trigger_type)
 
 

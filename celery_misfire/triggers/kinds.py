@@ -15,6 +15,7 @@ from typing import Any
 
 from celery_misfire.misfire import ENDLESS, FireTimes, Trigger, TriggerState, TriggerType, to_millis
 from celery_misfire.triggers.asked import KNOWN_MODULES, AskedTrigger
+from celery_misfire.triggers.planned import PlannedSchedule
 from celery_misfire.triggers.wall_times import (
     DAY,
     HOUR,
@@ -44,18 +45,22 @@ __all__ = [
 ]
 
 
-def trigger_for(schedule: Any) -> Trigger:
+def trigger_for(schedule: Any, entry: str | None = None) -> Trigger:
     """Return the trigger of a schedule, without running any code of a schedule class that is not known.
 
     :param schedule: a number of seconds, a timedelta, or a schedule object. Celery's ``schedule`` and
         ``crontab`` and django-celery-beat's ``TzAwareCrontab`` and ``clocked`` are computed from their
         fields, also as subclasses that leave the arithmetic alone. A class of this package brings its
         trigger along, by a method ``as_trigger()``. Anything else is asked through its own methods.
+    :param entry: the name of the entry that has the schedule, for ``H`` in cron expressions; None when there
+        is no entry.
     :raises ValueError: when it can never be scheduled: not a schedule at all, an interval below one
-        millisecond, a crontab with an empty field, a clocked time without a zone.
+        millisecond, a crontab with an empty field, a clocked time without a zone, an ``H`` without an entry.
     """
     if isinstance(schedule, int | float | timedelta):
         return _interval(schedule)
+    if entry is not None and isinstance(schedule, PlannedSchedule):
+        schedule = schedule.bound_to(entry)
     carried = getattr(schedule, "as_trigger", None)
     if callable(carried):
         trigger: Trigger = carried()

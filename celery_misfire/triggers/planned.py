@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 from celery import Celery
 from celery.schedules import BaseSchedule, schedstate
@@ -28,6 +28,8 @@ class PlannedSchedule(BaseSchedule):
 
     #: The names of the constructor's arguments, in their order; each is an attribute as well.
     _arguments: tuple[str, ...]
+    #: The name of the entry that has this schedule; None when it is not known.
+    _entry: str | None = None
 
     def __init__(self, *, nowfun: Callable[[], datetime] | None = None, app: Celery | None = None) -> None:
         super().__init__(nowfun=nowfun, app=app)
@@ -36,6 +38,12 @@ class PlannedSchedule(BaseSchedule):
     def as_trigger(self) -> Trigger:
         """Return what the misfire scheduler plans by."""
         raise NotImplementedError
+
+    def bound_to(self, entry: str) -> Self:
+        """Return a copy that knows the name of its entry, for ``H`` in cron expressions."""
+        bound = object.__new__(type(self))
+        vars(bound).update(vars(self), _entry=entry)
+        return bound
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
         """Return the time to the first fire after `last_run_at`; a hundred years when there is none."""

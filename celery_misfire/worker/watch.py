@@ -138,7 +138,7 @@ class Watch:
         try:
             entry = self._app.conf.beat_schedule[name]
             schedule = maybe_schedule(entry["schedule"], entry.get("relative", False), app=self._app)
-            trigger = trigger_for(schedule)
+            trigger = trigger_for(schedule, name)
             policy = self._settings.policy_for(name, entry.get("misfire"), trigger.trigger_type)
             return threshold_millis(policy, due, trigger.fire_times(record.state).after(due))
         except Exception:
