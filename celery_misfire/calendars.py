@@ -1,4 +1,4 @@
-"""Calendars of what to leave out: Quartz's, for :class:`celery_misfire.schedules.excluding`.
+"""Quartz's calendars, which exclude fire times, for :class:`celery_misfire.schedules.excluding`.
 
 Each names what is *excluded*, in its own time zone, and may stand on a `base`, another calendar: what either
 excludes is excluded. They compare by value and can be pickled.
@@ -53,7 +53,7 @@ class Calendar:
         self.base = base
 
     def exclusion(self) -> Exclusion:
-        """Return what this calendar excludes by the clock on the wall, its base left aside."""
+        """Return what this calendar excludes by the clock on the wall, without its base."""
         raise NotImplementedError
 
     def excluded(self, default: Callable[[], tzinfo]) -> Excluded:
@@ -143,7 +143,7 @@ def _identity(dates: Mapping[date, Any]) -> str:
     """Return text that is the same for a mapping in every process, and before and after it is asked."""
     if type(dates) is dict:
         return ",".join(sorted(str(one) for one in dates))
-    # An object of `holidays` changes its repr with each year that it is asked about.
+    # The repr of a `holidays` object grows with each year that it is asked about.
     named = ("country", "market", "subdiv", "categories", "observed")
     fields = {name: getattr(dates, name) for name in named if hasattr(dates, name)}
     if not fields:
@@ -209,7 +209,7 @@ def _month_and_day(day: object) -> str:
         return f"{day:%m-%d}"
     try:
         if isinstance(day, str) and len(day) == 5:
-            # Of a leap year, so that 29 February is one.
+            # 2000 is a leap year, so 29 February is valid.
             return f"{date.fromisoformat(f'2000-{day}'):%m-%d}"
     except ValueError:
         pass
@@ -248,7 +248,7 @@ class daily(Calendar):  # noqa: N801
     :param range_start: "HH:MM", "HH:MM:SS" or a :class:`datetime.time`.
     :param range_end: the same. A range over midnight is the inverse of the range between.
     :param invert: exclude everything but the range.
-    :raises ValueError: for no time, and a range that ends before it starts.
+    :raises ValueError: for what is no time of the day, and for a range that ends before it starts.
     """
 
     def __init__(

@@ -172,7 +172,7 @@ class daily_time_interval(PlannedSchedule):  # noqa: N801
     :param start_time_of_day: "HH:MM", "HH:MM:SS" or a :class:`datetime.time`.
     :param end_time_of_day: the last time of the day that counts; the same.
     :param days_of_week: names, "MON" to "SUN"; None: every day.
-    :param repeat_count: how many runs follow the first one; -1 for ever. What is missed does not count.
+    :param repeat_count: how many runs follow the first one; -1 for ever. Missed runs do not count.
     :param timezone: a name or a tzinfo; None: the app's.
     :param start: no fire time before it, an aware datetime, None for first sight.
     :param end: no fire time after it, an aware datetime, None for no end.
@@ -378,13 +378,13 @@ def _repeat_count(value: object) -> int:
 def _interval(interval: object, unit: object, units: Iterable[str]) -> tuple[int, str]:
     if not isinstance(unit, str) or unit not in units:
         raise ValueError(f"unit: expected {', '.join(units)}, got {unit!r}")
-    if isinstance(interval, bool) or not isinstance(interval, int) or not 0 < interval <= _MOST:
-        raise ValueError(f"interval: expected a whole number from 1 to {_MOST}, got {interval!r}")
+    if isinstance(interval, bool) or not isinstance(interval, int) or not 0 < interval <= _LONGEST_INTERVAL:
+        raise ValueError(f"interval: expected a whole number from 1 to {_LONGEST_INTERVAL}, got {interval!r}")
     return interval, unit
 
 
-# Of anything: 2,000 years of seconds are a slip.
-_MOST = 10**9
+# The longest interval, in its own units; a longer one is a mistake.
+_LONGEST_INTERVAL = 10**9
 
 
 def _aware(name: str, moment: object) -> datetime | None:

@@ -58,13 +58,13 @@ class AskedTrigger:
         return TriggerState(AskedTimes(self._schedule).after(first_seen), first_seen)
 
     def fire_times(self, state: TriggerState) -> FireTimes:
-        # What a slow schedule has answered once, it is not asked again.
-        if self._times is None or not self._times.go_on_from(state.next_fire_time):
+        # Known answers are kept, because a schedule may be slow.
+        if self._times is None or not self._times.continues(state.next_fire_time):
             self._times = AskedTimes(self._schedule, state.next_fire_time)
         return self._times
 
 
-# What Celery hangs on every schedule; the zone is named by itself.
+# Attributes that Celery adds to every schedule; the fingerprint names the zone separately.
 _HOST_ATTRIBUTES = frozenset({"app", "_app", "nowfun", "tz", "utc_enabled"})
 
 
@@ -79,27 +79,26 @@ def _canonical(value: Any) -> str:
     return without_addresses(repr(value))
 
 
-# What the virtual clock answers for "never again"; later than any moment.
+# The answer of the virtual clock when the schedule never fires again; later than any moment.
 _NEVER = 1 << 62
 
-# So many fire times are walked through one by one.
+# The longest chain of fire times that is walked through one by one.
 _MAX_STEPS = 10_000
-# So often one question is put to ``is_due``: enough for a long weekend, looked at every few seconds.
-_MAX_LOOKS = 100_000
+# The most calls of ``is_due`` for one question: enough for a long weekend of calls every few seconds.
+_MAX_CALLS = 100_000
 
-# So many fire times are kept when the ones before them are not needed any more, and so many other answers.
-_KEPT = 100
+# The most answers that are kept, and the longest chain that is kept once its first fire times are decided.
+_MAX_KEPT = 100
 
 
 class AskedTimes:
     """The fire times of a schedule object, asked from the object itself on a virtual clock.
 
-    They are found one after the other, each as what follows the one before, beginning with `anchor`. Beyond
-    10,000 of them nothing is walked: :meth:`count` estimates the rest by the density of those, and
-    :meth:`after` and :meth:`before` take it that what the object answers does not hang on the moment that
-    it is asked at.
+    Each fire time is the one that follows the fire time before it; the first is `anchor`. After 10,000 fire
+    times the walk ends: :meth:`count` estimates the rest by the density of these, and :meth:`after` and
+    :meth:`before` assume that the object's answer does not depend on the moment of the question.
 
-    What the object raises passes through.
+    Exceptions of the object pass through.
 
     :param anchor: a known fire time; None when there is none.
     :raises ValueError: by every method, when the object answers no later time than it was asked about.
@@ -109,10 +108,10 @@ class AskedTimes:
         self._clock = _VirtualClock(schedule)
         self._chain = [_NEVER if anchor is None else anchor]
 
-    def go_on_from(self, anchor: int | None) -> bool:
-        """Return True when this anchor is one of the fire times that are known already."""
+    def continues(self, anchor: int | None) -> bool:
+        """Return whether this anchor is one of the fire times that are known already."""
         known = _NEVER if anchor is None else anchor
-        return self._chain[0] == known or (len(self._chain) <= _KEPT and known in self._chain)
+        return self._chain[0] == known or (len(self._chain) <= _MAX_KEPT and known in self._chain)
 
     def after(self, moment: int) -> int | None:
         chain = self._chain
@@ -171,13 +170,13 @@ class AskedTimes:
 class _VirtualClock:
     """A copy of a schedule object that takes any moment for now.
 
-    ``remaining_estimate`` is asked, as it names the moment; where a class puts its own ``is_due`` on top of
-    another's ``remaining_estimate``, ``is_due`` is, as often as it says it wants to be.
+    ``remaining_estimate`` is asked, because its answer is a moment. A class may have its own ``is_due`` and
+    inherit ``remaining_estimate``; then ``is_due`` is asked, as often as it wants to be.
     """
 
     def __init__(self, schedule: Any) -> None:
         self._original = schedule
-        # Not copy.copy: subclasses with other arguments inherit a __reduce__ that does not fit them.
+        # copy.copy fails for subclasses with other arguments: they inherit a __reduce__ that does not fit.
         self._schedule = object.__new__(schedule.__class__)
         self._ask_is_due = _is_due_decides(schedule.__class__)
         self._moment = 0
@@ -191,25 +190,25 @@ class _VirtualClock:
         """Return what fires next when the last run was at this moment."""
         found = self._answers.get(moment)
         if found is None:
-            # Each time, for the classes that change when they are asked. ``now`` as well, for those that
-            # override it and never look at ``nowfun``.
+            # The copy is made anew for each question, because some classes change when they are asked.
+            # ``now`` is replaced as well, because some override it and never look at ``nowfun``.
             vars(self._schedule).update(vars(self._original), nowfun=self._now, now=self._now)
             self._moment = moment
             found = self._by_is_due() if self._ask_is_due else self._by_remaining()
-            if len(self._answers) >= _KEPT:
+            if len(self._answers) >= _MAX_KEPT:
                 self._answers.clear()
             self._answers[moment] = found = found if found <= LAST_MOMENT else _NEVER
         return found
 
     def _now(self) -> datetime:
-        # In the schedule's own zone, as older crontabs take the fields of the moment as they stand.
+        # In the schedule's own zone: older crontabs take the fields of the moment without converting it.
         return from_millis(self._moment).astimezone(self._tz)
 
     def _by_remaining(self) -> int:
         asked, found = self._moment, self._remaining()
         if found > asked:
             return found
-        # A schedule for one fixed time names it for ever; it has ended. Any other should have moved on.
+        # A schedule for one fixed time answers it for ever and has ended; any other should have moved on.
         self._moment += DAY
         if self._remaining() == found:
             return _NEVER
@@ -223,7 +222,7 @@ class _VirtualClock:
 
     def _by_is_due(self) -> int:
         asked, last_run_at = self._moment, self._now()
-        for _ in range(_MAX_LOOKS):
+        for _ in range(_MAX_CALLS):
             due, wait = self._schedule.is_due(last_run_at)
             if due and self._moment > asked:
                 return self._moment
@@ -232,7 +231,7 @@ class _VirtualClock:
             self._moment += _ceil_millis(timedelta(seconds=min(wait, HORIZON / SECOND)))
             if self._moment >= asked + HORIZON:
                 return _NEVER
-        raise self._stuck(asked, f"is_due was not due in {_MAX_LOOKS} looks, up to {self._now()}")
+        raise self._stuck(asked, f"is_due was not due in {_MAX_CALLS} calls, up to {self._now()}")
 
     def _stuck(self, asked: int, what: str) -> ValueError:
         return ValueError(f"{self._class_name}: asked for the fire time after {from_millis(asked)}, {what}")
@@ -244,7 +243,7 @@ class _VirtualClock:
 
 @lru_cache(maxsize=1024)
 def _is_due_decides(cls: type) -> bool:
-    """Return whether a class changes ``is_due`` and leaves what a parent estimates as remaining."""
+    """Return whether a class has its own ``is_due`` and inherits ``remaining_estimate``."""
     for base in cls.__mro__:
         own = vars(base)
         if "remaining_estimate" in own or "remaining_delta" in own:
@@ -255,5 +254,5 @@ def _is_due_decides(cls: type) -> bool:
 
 
 def _ceil_millis(delta: timedelta) -> int:
-    # Up, so that the next question, asked at the answer, does not find the same fire time again.
+    # Rounded up, or the next question, which is asked at the answer, would find the same fire time again.
     return -(delta // timedelta(milliseconds=-1))

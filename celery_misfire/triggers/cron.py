@@ -22,7 +22,7 @@ from celery_misfire.triggers.wall_times import ClockTimes, Days, Month, day_bits
 
 __all__ = ["LAST_YEAR", "WEEKDAYS", "CronFields", "parse_cron"]
 
-#: An expression that names years fires in none after this one (as Quartz documents, and as croniter has it).
+#: No expression that names years fires after this year; Quartz and croniter have the same limit.
 LAST_YEAR = 2099
 
 _Pick = Callable[[Month], int]
@@ -37,7 +37,7 @@ class CronFields:
     :param is_wildcard: it follows elapsed time when the clocks change; else its times are fixed ones.
     :param by_minute: written with 5 fields, so that it names minutes and not seconds.
     :param pick: the days of a month that match, as bits.
-    :param notes: what its writer should be warned of.
+    :param notes: what the author of the expression should be warned of.
     """
 
     hours: tuple[int, ...]
@@ -112,9 +112,9 @@ def _short(text: str) -> str:
 
 def _refuse_impossible(parsed: CronFields) -> None:
     if parsed.years is not None and not parsed.years:
-        # All of them beyond the last one: not impossible, only far.
+        # All years lie beyond LAST_YEAR; the day may exist there.
         return
-    # 29 February has been every day of the week within 28 years.
+    # Within 28 years 29 February falls on every day of the week.
     years = range(2000, 2028) if parsed.years is None else parsed.years
     if not any(parsed.days.of(year * 12 + month - 1) for year in years for month in parsed.months):
         named = "" if parsed.years is None else f" of {_listed(parsed.years)}"
@@ -195,7 +195,7 @@ def _quartz(
 class _Field(NamedTuple):
     """What a field may hold.
 
-    :param wraps: how many values there are until a range begins anew; 0: ranges go upwards only.
+    :param wraps: the number of values, after which a range starts again at `low`; 0: ranges only go upwards.
     :param names: stand for the numbers from `low` on.
     :param names_take_steps: a step after a name counts; in Quartz it does nothing.
     """
@@ -220,7 +220,7 @@ class _Field(NamedTuple):
         if value in self.names:
             return self.low + self.names.index(value)
         number = int(value) if value.isdigit() else -1
-        # Years that are long past or far away only never fire.
+        # Years outside the range are allowed; they never fire.
         if not (number >= 1000 if self is _YEAR else self.low <= number <= self.high):
             self.refuse(value)
         return number

@@ -20,7 +20,7 @@ __all__ = ["Excluded", "ExcludingTrigger", "Exclusion", "Included", "PartsOfDays
 class Span(NamedTuple):
     """A time from `start` to `end` (left out), all of it included or all of it excluded.
 
-    It may well go on in the same way beyond its ends.
+    The time beyond its ends may be included or excluded as well.
     """
 
     start: int
@@ -56,7 +56,7 @@ class WholeDays:
         month, bit = month_and_bit(wall // DAY)
         calendar, days = month_of(month), self._days.of(month)
         included = not days >> bit & 1
-        # The days on which it changes over, within this month.
+        # The days of this month of the other kind: the excluded ones if this day is included.
         others = days if included else ~days & calendar.days
         start = (others & (1 << bit) - 1).bit_length()
         later = others >> bit
@@ -110,7 +110,7 @@ class Excluded:
         return Span(start, end, True)
 
 
-# So many excluded spans in a row, more than days in 50 years, and the search is given up.
+# The search ends after so many excluded spans in a row; 50 years have fewer days.
 _MAX_SPANS = 20_000
 
 

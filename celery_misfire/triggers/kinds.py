@@ -61,9 +61,9 @@ def trigger_for(schedule: Any, entry: str | None = None) -> Trigger:
         return _interval(schedule)
     if entry is not None and isinstance(schedule, PlannedSchedule):
         schedule = schedule.bound_to(entry)
-    carried = getattr(schedule, "as_trigger", None)
-    if callable(carried):
-        trigger: Trigger = carried()
+    as_trigger = getattr(schedule, "as_trigger", None)
+    if callable(as_trigger):
+        trigger: Trigger = as_trigger()
         return trigger
     match _known_arithmetic(schedule.__class__):
         case "schedule":
@@ -84,7 +84,7 @@ _KNOWN_CLASSES = {
     ("django_celery_beat.clockedschedule", "clocked"): "clocked",
 }
 
-# The fields of a crontab, and how many values a complete one has.
+# The fields of a crontab, and how many values each has at most.
 _CRONTAB = {"minute": 60, "hour": 24, "day_of_month": 31, "month_of_year": 12, "day_of_week": 7}
 
 # A subclass that defines any of these has fire times of its own.
@@ -94,7 +94,7 @@ _ARITHMETIC |= {"run_every", "relative", "clocked_time"} | _CRONTAB.keys()
 
 @lru_cache(maxsize=1024)
 def _known_arithmetic(cls: type) -> str | None:
-    """Return which arithmetic of ours gives the fire times of this class, None when none does."""
+    """Return whose arithmetic gives the fire times of this class; None when that is not known."""
     for base in cls.__mro__:
         if base.__module__ not in KNOWN_MODULES and not _ARITHMETIC.isdisjoint(vars(base)):
             return None
@@ -162,7 +162,7 @@ class RelativeTrigger:
 
     def first_state(self, first_seen: int) -> TriggerState:
         if self.interval >= DAY:
-            # Celery adds days on the wall clock, and all else in elapsed time.
+            # Celery adds days on the wall clock; it adds anything shorter in elapsed time.
             wall = self.zone.wall(first_seen) + self.interval
             first = FirstPass(Grid(wall - wall % DAY, DAY), self.zone).after(first_seen)
         else:
@@ -174,7 +174,7 @@ class RelativeTrigger:
     def fire_times(self, state: TriggerState) -> FireTimes:
         if self.interval % DAY:
             return Grid(state.start_time, self.interval)
-        # Midnight is looked for again, because a start in a gap stands after it.
+        # The start is rounded down to midnight again: when midnight lies in a gap, the start is after it.
         wall = self.zone.wall(state.start_time)
         return FirstPass(Grid(wall - wall % DAY, self.interval), self.zone)
 
@@ -185,7 +185,7 @@ class CronTrigger:
 
     :param start: the first moment that counts; None: what comes after first sight.
     :param end: the last moment that counts; None for no end.
-    :param max_runs: so many runs in all; None for no limit.
+    :param max_runs: the number of runs in all; None for no limit.
     """
 
     times: FireTimes
@@ -200,7 +200,7 @@ class CronTrigger:
 
     def first_state(self, first_seen: int) -> TriggerState:
         state = TriggerState(None, first_seen, end_time=self.end, max_runs=self.max_runs)
-        return _beginning(self, state, self.start, first_seen)
+        return _first_state(self, state, self.start, first_seen)
 
     def fire_times(self, state: TriggerState) -> FireTimes:
         if self.start is None and self.end is None:
@@ -240,14 +240,14 @@ class CalendarTrigger:
         )
 
     def first_state(self, first_seen: int) -> TriggerState:
-        return _beginning(self, TriggerState(None, first_seen, end_time=self.end), self.start, first_seen)
+        return _first_state(self, TriggerState(None, first_seen, end_time=self.end), self.start, first_seen)
 
     def fire_times(self, state: TriggerState) -> FireTimes:
         start = state.start_time
         after_start = Bounded(self._times(start), start + 1, None if self.end is None else self.end - 1)
         if self.start is None or start >= (LAST_MOMENT if self.end is None else self.end):
             return after_start
-        # Not left to the wall clock: a start in the second pass of a repeated hour is none to it.
+        # The start is added, because the wall clock does not find one in the second pass of a repeated hour.
         return Preceded(start, after_start)
 
     def _times(self, start: int) -> FireTimes:
@@ -262,7 +262,7 @@ class CalendarTrigger:
         return (OnlyShown if self.skip else FirstPass)(wall, self.zone)
 
 
-#: The units of :class:`CalendarTrigger`: how long they are, in milliseconds or in months.
+#: The units of :class:`CalendarTrigger` and their length, in milliseconds; months and years in months.
 CALENDAR_UNITS = {
     "second": SECOND,
     "minute": MINUTE,
@@ -274,7 +274,7 @@ CALENDAR_UNITS = {
 }
 
 
-def _beginning(trigger: Trigger, state: TriggerState, start: int | None, first_seen: int) -> TriggerState:
+def _first_state(trigger: Trigger, state: TriggerState, start: int | None, first_seen: int) -> TriggerState:
     """Return the first state of a trigger that plans from `start`, or from now if that has passed."""
     if start is not None:
         state = replace(state, start_time=start)
@@ -323,7 +323,7 @@ def _crontab(schedule: Any) -> Trigger:
     zone = zone_of(schedule)
     minutes, hours, days, months, weekdays = fields.values()
     on_days, on_weekdays = day_bits(days), weekday_bits(weekdays)
-    # Both must match: Celery's rule.
+    # Celery's rule: both the day of the month and the day of the week must match.
     wall = WallTimes(
         Days(lambda month: on_days & on_weekdays >> month.weekday, months), ClockTimes(hours, minutes, (0,))
     )
