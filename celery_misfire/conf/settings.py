@@ -459,12 +459,14 @@ def _trigger_type(app: Celery, name: str, schedule: Any, relative: bool) -> Trig
 
 
 def _cron_call(text: str) -> str:
-    words = text.split() if re.fullmatch(r"[\w*/,#?\- ]{,80}", text) else []
-    if len(words) == 5:
+    words = text.split() if re.fullmatch(r"@?[\w*/,#?()\- ]{,80}", text) else []
+    # Celery's crontab has no H.
+    hashed = any(word.startswith(("H", "h")) for word in words)
+    if len(words) == 5 and not hashed:
         names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
         given = (f"{name}={word!r}" for name, word in zip(names, words, strict=True) if word != "*")
         return f"crontab({', '.join(given)})"
-    if len(words) in (6, 7):
+    if len(words) in (5, 6, 7) or (len(words) == 1 and words[0].startswith("@")):
         return f"celery_misfire.schedules.cron({text!r})"
     return "a schedule such as crontab(minute=0), a number of seconds or a timedelta"
 
