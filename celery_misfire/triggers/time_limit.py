@@ -52,7 +52,8 @@ class TimeLimit:
 
     def limited(self, trigger: Trigger) -> Trigger:
         """Return a trigger that answers in time or raises NoAnswer; the same one if it can only compute."""
-        return _LimitedTrigger(trigger, self) if trigger.runs_foreign_code else trigger
+        # A trigger that the app made itself may not say it.
+        return _LimitedTrigger(trigger, self) if getattr(trigger, "runs_foreign_code", True) else trigger
 
     def ask(self, question: Callable[[], Any]) -> Future[Any]:
         """Return the answer; when it takes too long, it is not there yet."""

@@ -326,7 +326,6 @@ def test_a_message_that_is_refused_is_tried_again_and_then_recorded_while_the_ot
 
 class Raising:
     trigger_type, interval, fingerprint, broken = "cron", None, "raising", True
-    runs_foreign_code = True
 
     def __init__(self) -> None:
         self._sound = trigger_for(crontab())
