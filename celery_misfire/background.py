@@ -1,6 +1,6 @@
-"""A thread that does things for another one, which waits for each only so long.
+"""A thread that works for another thread, which decides how long it waits for each result.
 
-A daemon: at its end the process does not wait for it, as it would for the threads of an executor.
+It is a daemon thread, so the process does not wait for it at exit; it would for the threads of an executor.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
 
-__all__ = ["Aside"]
+__all__ = ["BackgroundWorker"]
 
 
-class Aside(threading.Thread):
-    """Does one thing after the other; runs from the beginning."""
+class BackgroundWorker(threading.Thread):
+    """A thread that makes one call after the other. It starts by itself."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name=name, daemon=True)
-        self._inbox: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         self.start()
 
-    def do(self, work: Callable[[], Any]) -> Future[Any]:
-        """Have something done, unless it is cancelled before its turn."""
-        done: Future[Any] = Future()
-        self._inbox.put((work, done))
-        return done
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        """Queue a call and return its future; a future that is cancelled in time is not called."""
+        future: Future[Any] = Future()
+        self._queue.put((call, future))
+        return future
 
     def close(self) -> None:
-        """Let the thread end when it has done what is there."""
-        self._inbox.put(None)
+        """End the thread once it has made the calls that are queued."""
+        self._queue.put(None)
 
     def run(self) -> None:
-        while (item := self._inbox.get()) is not None:
-            work, done = item
-            if done.set_running_or_notify_cancel():
+        while (item := self._queue.get()) is not None:
+            call, future = item
+            if future.set_running_or_notify_cancel():
                 try:
-                    done.set_result(work())
+                    future.set_result(call())
                 except BaseException as exc:
-                    done.set_exception(exc)
+                    future.set_exception(exc)

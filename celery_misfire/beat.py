@@ -197,7 +197,7 @@ class MisfireMixin(Scheduler):
     def _definitions(self) -> Iterator[Definition]:
         for name, entry in self.schedule.items():
             try:
-                trigger = trigger_for(entry.schedule)
+                trigger = trigger_for(entry.schedule, name)
                 misfire = self._misfire_keys.get(name)
                 policy = self._settings.policy_for(name, misfire, trigger.trigger_type)
                 anchor = self._anchor(entry, trigger)

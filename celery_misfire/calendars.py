@@ -1,4 +1,4 @@
-"""Calendars of what to leave out: Quartz's, for :class:`celery_misfire.schedules.excluding`.
+"""Quartz's calendars, which exclude fire times, for :class:`celery_misfire.schedules.excluding`.
 
 Each names what is *excluded*, in its own time zone, and may stand on a `base`, another calendar: what either
 excludes is excluded. They compare by value and can be pickled.
@@ -6,24 +6,21 @@ excludes is excluded. They compare by value and can be pickled.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from datetime import date, datetime, time, tzinfo
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-from celery_misfire.misfire import FireTimes, Trigger, TriggerState, TriggerType, from_millis
+from celery_misfire.misfire import from_millis
 from celery_misfire.triggers.cron import WEEKDAYS, parse_cron
+from celery_misfire.triggers.excluding import Excluded, ExcludingTrigger, Exclusion, PartsOfDays, WholeDays
 from celery_misfire.triggers.wall_times import (
     DAY,
-    HORIZON,
     MINUTE,
     SECOND,
     Days,
     Month,
     day_bits,
-    month_and_bit,
     month_of,
     weekday_bits,
 )
@@ -56,8 +53,18 @@ class Calendar:
         self.base = base
 
     def exclusion(self) -> Exclusion:
-        """Return what this calendar excludes by the clock on the wall, its base left aside."""
+        """Return what this calendar excludes by the clock on the wall, without its base."""
         raise NotImplementedError
+
+    def excluded(self, default: Callable[[], tzinfo]) -> Excluded:
+        """Return what this calendar and all that it stands on exclude, in real moments.
+
+        :param default: returns the time zone of those that name none.
+        """
+        return Excluded(
+            (calendar.exclusion(), zone_for(default() if calendar.timezone is None else calendar.timezone))
+            for calendar in self.stacked()
+        )
 
     def stacked(self) -> Iterator[Calendar]:
         """Iterate over the calendar and what it stands on."""
@@ -118,14 +125,15 @@ class holiday(Calendar):  # noqa: N801 - in lower case like Celery's schedules
         dates = self.dates
         if isinstance(dates, Mapping):
             text = _identity(dates)
-            return _WholeDays(Days(lru_cache(maxsize=1024)(partial(_among, dates))), f"holiday {text}")
+            days = Days(lru_cache(maxsize=1024)(partial(_among, dates)))
+            return WholeDays(days, f"holiday {text}", runs_foreign_code=type(dates) is not dict)
         bits: dict[int, int] = {}
         for one in dates:
             month, bit = one.year * 12 + one.month - 1, one.day - 1
             first = month_of(month).first
             bits[first] = bits.get(first, 0) | 1 << bit
         text = ",".join(one.isoformat() for one in dates)
-        return _WholeDays(Days(lambda month: bits.get(month.first, 0)), f"holiday {text}")
+        return WholeDays(Days(lambda month: bits.get(month.first, 0)), f"holiday {text}")
 
     def _fields(self) -> tuple[Any, ...]:
         return (self.dates,)
@@ -135,7 +143,7 @@ def _identity(dates: Mapping[date, Any]) -> str:
     """Return text that is the same for a mapping in every process, and before and after it is asked."""
     if type(dates) is dict:
         return ",".join(sorted(str(one) for one in dates))
-    # An object of `holidays` changes its repr with each year that it is asked about.
+    # The repr of a `holidays` object grows with each year that it is asked about.
     named = ("country", "market", "subdiv", "categories", "observed")
     fields = {name: getattr(dates, name) for name in named if hasattr(dates, name)}
     if not fields:
@@ -167,9 +175,7 @@ class weekly(Calendar):  # noqa: N801
 
     def exclusion(self) -> Exclusion:
         weeks = weekday_bits(map(WEEKDAYS.index, self.excluded_days))
-        return _WholeDays(
-            Days(lambda month: weeks >> month.weekday), f"weekly {','.join(self.excluded_days)}"
-        )
+        return WholeDays(Days(lambda month: weeks >> month.weekday), f"weekly {','.join(self.excluded_days)}")
 
     def _fields(self) -> tuple[Any, ...]:
         return (self.excluded_days,)
@@ -192,7 +198,7 @@ class annual(Calendar):  # noqa: N801
         bits = [
             day_bits(int(day[3:]) for day in self.days if int(day[:2]) == month) for month in range(1, 13)
         ]
-        return _WholeDays(Days(lambda month: bits[month.number % 12]), f"annual {','.join(self.days)}")
+        return WholeDays(Days(lambda month: bits[month.number % 12]), f"annual {','.join(self.days)}")
 
     def _fields(self) -> tuple[Any, ...]:
         return (self.days,)
@@ -203,7 +209,7 @@ def _month_and_day(day: object) -> str:
         return f"{day:%m-%d}"
     try:
         if isinstance(day, str) and len(day) == 5:
-            # Of a leap year, so that 29 February is one.
+            # 2000 is a leap year, so 29 February is valid.
             return f"{date.fromisoformat(f'2000-{day}'):%m-%d}"
     except ValueError:
         pass
@@ -229,7 +235,7 @@ class monthly(Calendar):  # noqa: N801
 
     def exclusion(self) -> Exclusion:
         bits = day_bits(self.days)
-        return _WholeDays(Days(lambda month: bits), f"monthly {','.join(map(str, self.days))}")
+        return WholeDays(Days(lambda month: bits), f"monthly {','.join(map(str, self.days))}")
 
     def _fields(self) -> tuple[Any, ...]:
         return (self.days,)
@@ -242,7 +248,7 @@ class daily(Calendar):  # noqa: N801
     :param range_start: "HH:MM", "HH:MM:SS" or a :class:`datetime.time`.
     :param range_end: the same. A range over midnight is the inverse of the range between.
     :param invert: exclude everything but the range.
-    :raises ValueError: for no time, and a range that ends before it starts.
+    :raises ValueError: for what is no time of the day, and for a range that ends before it starts.
     """
 
     def __init__(
@@ -270,7 +276,7 @@ class daily(Calendar):  # noqa: N801
         if self.invert:
             bounds = (0, *bounds, DAY)
         text = f"daily {self.range_start}-{self.range_end}{' inverted' if self.invert else ''}"
-        return _PartsOfDays(Days(lambda month: -1), bounds, text)
+        return PartsOfDays(Days(lambda month: -1), bounds, text)
 
     def _fields(self) -> tuple[Any, ...]:
         return self.range_start, self.range_end, self.invert
@@ -294,9 +300,7 @@ class cron(Calendar):  # noqa: N801
     def exclusion(self) -> Exclusion:
         parsed = parse_cron(self.expression)
         bounds = _runs(parsed.hours, parsed.minutes, tuple(range(60)) if parsed.by_minute else parsed.seconds)
-        return _PartsOfDays(
-            parsed.days, bounds, f"cron {parsed.text}{' minutes' if parsed.by_minute else ''}"
-        )
+        return PartsOfDays(parsed.days, bounds, f"cron {parsed.text}{' minutes' if parsed.by_minute else ''}")
 
     def _fields(self) -> tuple[Any, ...]:
         return (self.expression,)
@@ -315,203 +319,6 @@ def _runs(hours: tuple[int, ...], minutes: tuple[int, ...], seconds: tuple[int, 
                 joined.append((begin, end))
         runs = joined
     return tuple(bound for run in runs for bound in run)
-
-
-# --------------------------------------------------------------------------------------------------------
-# What is excluded, as spans of time
-
-
-class Span(NamedTuple):
-    """A time from `start` to `end` (left out), all of it included or all of it excluded.
-
-    It may well go on in the same way beyond its ends.
-    """
-
-    start: int
-    end: int
-    included: bool
-
-
-class Exclusion(Protocol):
-    """What one calendar excludes, in wall time.
-
-    :ivar text: the same for equal exclusions, in any process.
-    :ivar spans_per_day: how many spans there are in a day, at most.
-    """
-
-    text: str
-    spans_per_day: int
-
-    def span(self, wall: int) -> Span:
-        """Return a span that holds this wall time."""
-
-
-class _WholeDays:
-    spans_per_day = 1
-
-    def __init__(self, days: Days, text: str) -> None:
-        self._days, self.text = days, text
-
-    def span(self, wall: int) -> Span:
-        month, bit = month_and_bit(wall // DAY)
-        calendar, days = month_of(month), self._days.of(month)
-        included = not days >> bit & 1
-        # The days on which it changes over, within this month.
-        others = days if included else ~days & calendar.days
-        start = (others & (1 << bit) - 1).bit_length()
-        later = others >> bit
-        end = bit + (later & -later).bit_length() - 1 if later else calendar.length
-        return Span((calendar.first + start) * DAY, (calendar.first + end) * DAY, included)
-
-
-class _PartsOfDays:
-    """:param bounds: where the excluded parts of a day begin and end, in turn."""
-
-    def __init__(self, days: Days, bounds: tuple[int, ...], text: str) -> None:
-        self._whole, self._bounds, self.text = _WholeDays(days, ""), bounds, text
-        self.spans_per_day = len(bounds) + 1
-
-    def span(self, wall: int) -> Span:
-        whole = self._whole.span(wall)
-        if whole.included:
-            return whole
-        day, time_of_day = divmod(wall, DAY)
-        at = bisect_right(self._bounds, time_of_day)
-        start = self._bounds[at - 1] if at else 0
-        end = self._bounds[at] if at < len(self._bounds) else DAY
-        return Span(day * DAY + start, day * DAY + end, at % 2 == 0)
-
-
-class Excluded:
-    """What a calendar and all that it stands on exclude, in real moments.
-
-    :param default: the zone of those that name none.
-    """
-
-    def __init__(self, calendar: Calendar, default: Callable[[], tzinfo]) -> None:
-        self._layers = [
-            (c.exclusion(), zone_for(default() if c.timezone is None else c.timezone))
-            for c in calendar.stacked()
-        ]
-        self.spans_per_day = sum(exclusion.spans_per_day for exclusion, _ in self._layers)
-        self.text = ", ".join(f"{exclusion.text} zone={zone.name}" for exclusion, zone in self._layers)
-
-    def span(self, moment: int) -> Span:
-        """Return a span that holds this moment."""
-        start, end = moment - HORIZON, moment + HORIZON
-        for exclusion, zone in self._layers:
-            stretch = zone.at(moment)
-            found = exclusion.span(moment + stretch.offset)
-            found_start = max(found.start - stretch.offset, stretch.start)
-            found_end = min(found.end - stretch.offset, stretch.end)
-            if not found.included:
-                return Span(found_start, found_end, False)
-            start, end = max(start, found_start), min(end, found_end)
-        return Span(start, end, True)
-
-
-# So many excluded spans in a row, more than days in 50 years, and the search is given up.
-_MAX_SPANS = 20_000
-
-
-class Included:
-    """The fire times that are not excluded.
-
-    What lies between two of them is never walked through; :meth:`count` takes one step for every span of the
-    calendar, or for every fire time, whichever are fewer.
-
-    :raises ValueError: by `after` and `before`, when 20,000 excluded spans in a row held fire times.
-    """
-
-    __slots__ = ("_excluded", "_times")
-
-    def __init__(self, times: FireTimes, excluded: Excluded) -> None:
-        self._times, self._excluded = times, excluded
-
-    def after(self, moment: int) -> int | None:
-        horizon = moment + HORIZON
-        for _ in range(_MAX_SPANS):
-            found = self._times.after(moment)
-            if found is None or found > horizon:
-                return None
-            span = self._excluded.span(found)
-            if span.included:
-                return found
-            moment = span.end - 1
-        raise self._all_excluded(moment)
-
-    def before(self, moment: int) -> int | None:
-        horizon = moment - HORIZON
-        for _ in range(_MAX_SPANS):
-            found = self._times.before(moment)
-            if found is None or found < horizon:
-                return None
-            span = self._excluded.span(found)
-            if span.included:
-                return found
-            moment = span.start
-        raise self._all_excluded(moment)
-
-    def count(self, first: int, last: int) -> int:
-        if last < first:
-            return 0
-        spans = (last - first) * self._excluded.spans_per_day // DAY
-        fewer_times = self._times.count(first, last) < spans
-        return self._walk_times(first, last) if fewer_times else self._walk_spans(first, last)
-
-    def _walk_times(self, first: int, last: int) -> int:
-        total, found = 0, self._times.after(first - 1)
-        while found is not None and found <= last:
-            total += self._excluded.span(found).included
-            found = self._times.after(found)
-        return total
-
-    def _walk_spans(self, first: int, last: int) -> int:
-        total = 0
-        while first <= last:
-            span = self._excluded.span(first)
-            if span.included:
-                total += self._times.count(first, min(span.end - 1, last))
-            first = span.end
-        return total
-
-    def _all_excluded(self, moment: int) -> ValueError:
-        return ValueError(
-            f"excluding: {_MAX_SPANS} excluded times in a row, up to {from_millis(moment)}; give the calendar"
-            " as larger pieces, or the schedule fewer fire times"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ExcludingTrigger:
-    """A trigger without the fire times that a calendar excludes.
-
-    A grid goes on counting its slots, also those that are excluded (as in Quartz).
-    """
-
-    trigger: Trigger
-    excluded: Excluded
-
-    @property
-    def trigger_type(self) -> TriggerType:
-        return self.trigger.trigger_type
-
-    @property
-    def interval(self) -> int | None:
-        return self.trigger.interval
-
-    @property
-    def fingerprint(self) -> str:
-        return f"{self.trigger.fingerprint} excluding {self.excluded.text}"
-
-    def first_state(self, first_seen: int) -> TriggerState:
-        state = self.trigger.first_state(first_seen)
-        if state.next_fire_time is None:
-            return state
-        return replace(state, next_fire_time=self.fire_times(state).after(state.next_fire_time - 1))
-
-    def fire_times(self, state: TriggerState) -> FireTimes:
-        return Included(self.trigger.fire_times(state), self.excluded)
 
 
 # --------------------------------------------------------------------------------------------------------

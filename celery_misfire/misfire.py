@@ -143,6 +143,10 @@ class Trigger(Protocol):
     def fingerprint(self) -> str:
         """Text that changes when, and only when, the fire times change meaning (schedule or zone edited)."""
 
+    @property
+    def runs_foreign_code(self) -> bool:
+        """Whether asking it runs code of the app, which may take long or never return."""
+
     def first_state(self, first_seen: int) -> TriggerState:
         """Return the state of a trigger that is seen for the first time at this moment."""
 

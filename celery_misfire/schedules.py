@@ -12,19 +12,13 @@ from datetime import UTC, datetime, time, timedelta, tzinfo
 from typing import Any
 
 from celery import Celery
-from celery.schedules import BaseSchedule, schedstate
+from celery.schedules import BaseSchedule
 from celery.schedules import schedule as every
 
-from celery_misfire.calendars import (
-    Calendar,
-    Excluded,
-    ExcludingTrigger,
-    millis_of_day,
-    time_of_day,
-    weekday_names,
-)
-from celery_misfire.misfire import ENDLESS, FireTimes, Trigger, from_millis, to_millis
+from celery_misfire.calendars import Calendar, millis_of_day, time_of_day, weekday_names
+from celery_misfire.misfire import ENDLESS, Trigger, to_millis
 from celery_misfire.triggers.cron import LAST_YEAR, WEEKDAYS, parse_cron
+from celery_misfire.triggers.excluding import ExcludingTrigger
 from celery_misfire.triggers.kinds import (
     CALENDAR_UNITS,
     CalendarTrigger,
@@ -33,91 +27,14 @@ from celery_misfire.triggers.kinds import (
     interval_millis,
     trigger_for,
 )
+from celery_misfire.triggers.planned import PlannedSchedule
 from celery_misfire.triggers.wall_times import HOUR, MINUTE, SECOND, Days, StepTimes, WallTimes, weekday_bits
-from celery_misfire.triggers.zones import EveryPass, FirstPass, Zone, checked_timezone, zone_for
+from celery_misfire.triggers.zones import EveryPass, FirstPass, checked_timezone
 
 __all__ = ["calendar_interval", "cron", "daily_time_interval", "excluding", "simple"]
 
-# What stock beat is told about a schedule that never fires again: look again some day, and in so long.
-_NEVER = timedelta(days=36_500)
-_LOOK_AGAIN = timedelta(days=1)
 
-
-class _Planned(BaseSchedule):
-    """A schedule that knows its trigger, and from that what stock beat asks."""
-
-    def __init__(self, *, nowfun: Callable[[], datetime] | None = None, app: Celery | None = None) -> None:
-        super().__init__(nowfun=nowfun, app=app)
-        self._begun_at: datetime | None = None
-
-    def as_trigger(self) -> Trigger:
-        """Return what the misfire scheduler plans by."""
-        raise NotImplementedError
-
-    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
-        """Return the time to the first fire after `last_run_at`; a hundred years when there is none."""
-        due = self._due(last_run_at)[0]
-        return _NEVER if due is None else due - self._now()
-
-    def is_due(self, last_run_at: datetime) -> schedstate:
-        """Return whether a fire time has been reached since `last_run_at`, and the seconds to the next."""
-        due, times = self._due(last_run_at)
-        now = self._now()
-        reached = due is not None and due <= now
-        if reached:
-            due = _moment(times.after(to_millis(now)))
-        wait = _LOOK_AGAIN if due is None else due - now
-        return schedstate(is_due=reached, next=wait.total_seconds())
-
-    def _due(self, last_run_at: datetime) -> tuple[datetime | None, FireTimes]:
-        """Return what to run next when the last run was then, and all fire times."""
-        last_run_at = self.maybe_make_aware(last_run_at)
-        if self._begun_at is None:
-            self._begun_at = last_run_at
-        trigger = self.as_trigger()
-        begun = to_millis(self._begun_at)
-        state = trigger.first_state(begun)
-        first, times = state.next_fire_time, trigger.fire_times(state)
-        if getattr(self, "start", None) is None and last_run_at == self._begun_at:
-            # What stock beat gives as the last run before there was one is when it first saw the entry.
-            due = first
-        else:
-            due = times.after(to_millis(last_run_at))
-        if state.max_runs is not None and due is not None and times.count(begun, due) > state.max_runs:
-            due = None
-        return _moment(due), times
-
-    def _now(self) -> datetime:
-        return self.maybe_make_aware(self.now())
-
-    @property
-    def _zone(self) -> Zone:
-        timezone = vars(self).get("timezone")
-        return zone_for(self.tz if timezone is None else timezone)
-
-    def _fields(self) -> dict[str, Any]:
-        """Return the arguments that make an equal schedule."""
-        raise NotImplementedError
-
-    def __repr__(self) -> str:
-        fields = ", ".join(f"{name} {value}" for name, value in self._fields().items())
-        return f"<{type(self).__name__}: {fields}>"
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Planned) or type(self) is not type(other):
-            return NotImplemented
-        return self._fields() == other._fields()
-
-    def __hash__(self) -> int:
-        # Some time zones, and Celery's own schedules, have no hash.
-        hashable = (v for name, v in self._fields().items() if name not in ("timezone", "schedule"))
-        return hash((type(self), *hashable))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(self._fields().values())
-
-
-class simple(_Planned):  # noqa: N801 - in lower case like Celery's own schedules
+class simple(PlannedSchedule):  # noqa: N801 - in lower case like Celery's own schedules
     """Quartz's SimpleTrigger: at `start`, and then every `interval`, so many times.
 
     ::
@@ -138,6 +55,8 @@ class simple(_Planned):  # noqa: N801 - in lower case like Celery's own schedule
     :raises ValueError: for naive datetimes, an end before the start, an interval shorter than a
         millisecond, a repeat_count that is no whole number from -1, repetitions without an interval.
     """
+
+    _arguments = ("start", "interval", "repeat_count", "end")
 
     def __init__(
         self,
@@ -174,16 +93,8 @@ class simple(_Planned):  # noqa: N801 - in lower case like Celery's own schedule
             _millis(self.end),
         )
 
-    def _fields(self) -> dict[str, Any]:
-        return {
-            "start": self.start,
-            "interval": self.interval,
-            "repeat_count": self.repeat_count,
-            "end": self.end,
-        }
 
-
-class cron(_Planned):  # noqa: N801
+class cron(PlannedSchedule):  # noqa: N801
     """Quartz's CronTrigger, and Unix cron.
 
     ::
@@ -191,13 +102,19 @@ class cron(_Planned):  # noqa: N801
         cron("0 0 9-17 ? * MON-FRI", timezone="Europe/Berlin")    # Quartz: seconds first, 1 = SUN
         cron("0 0 12 L-3 * ? 2026-2030")                          # three days before the last of the month
         cron("0 9-17 * * 1-5")                                    # Unix: minutes first, 1 = MON
+        cron("@daily")                                            # the same as "0 0 * * *"
+        cron("H H(1-4) * * *")                                    # some time from 1:00 to 4:59
 
     When the clocks change it does as Debian's cron: a fixed time in the gap runs once, at the end of the gap;
     a fixed time that comes twice runs the first time; and what has a wildcard for its minute or hour (``*``,
     ``*/20``, Quartz's ``0/20``) follows elapsed time through both.
 
     :param expression: 6 or 7 fields are Quartz's: second minute hour day_of_month month day_of_week [year].
-        5 fields are Unix's: minute hour day_of_month month day_of_week.
+        5 fields are Unix's: minute hour day_of_month month day_of_week. Each of the 5 may also be ``H``,
+        ``H(1-4)``, ``H/15`` or ``H(0-29)/10``, which spreads load: a hash of the entry's name chooses the
+        value, or where the steps begin. Not every month has each day: write ``H(1-28)``. A schedule with H
+        needs the misfire scheduler, as stock beat tells it no name. @hourly, @daily, @midnight, @weekly,
+        @monthly, @yearly and @annually are short for 5 fields.
     :param timezone: a name or a tzinfo; None: the app's.
     :param start: no fire time before it, an aware datetime, None for first sight.
     :param end: no fire time after it, an aware datetime, None for no end.
@@ -205,6 +122,8 @@ class cron(_Planned):  # noqa: N801
         allowed; for a date that does not exist; for naive datetimes and an end before the start.
     :warns UserWarning: for years that are all past or beyond 2099, so that it never fires.
     """
+
+    _arguments = ("expression", "timezone", "start", "end")
 
     def __init__(
         self,
@@ -217,7 +136,8 @@ class cron(_Planned):  # noqa: N801
         app: Celery | None = None,
     ) -> None:
         super().__init__(nowfun=nowfun, app=app)
-        parsed = parse_cron(expression)
+        # An empty name draws the lowest value for each H; the name of the entry comes later.
+        parsed = parse_cron(expression, "")
         self.expression = expression
         self.timezone = checked_timezone(timezone)
         self.start, self.end = _bounds(start, end)
@@ -228,29 +148,15 @@ class cron(_Planned):  # noqa: N801
             warnings.warn(f"cron expression {expression!r}: {note}", stacklevel=2)
 
     def as_trigger(self) -> Trigger:
-        parsed, zone = parse_cron(self.expression), self._zone
+        parsed = parse_cron(self.expression, self._entry)
         wall = WallTimes(parsed.days, parsed.times)
-        start, end = _millis(self.start), _millis(self.end)
-        return CronTrigger(
-            EveryPass(wall, zone) if parsed.is_wildcard else FirstPass(wall, zone),
-            f"cron {parsed.text} zone={zone.name} start={start} end={end}",
-            start,
-            end,
-        )
-
-    def _fields(self) -> dict[str, Any]:
-        return {
-            "expression": self.expression,
-            "timezone": self.timezone,
-            "start": self.start,
-            "end": self.end,
-        }
+        return _cron_trigger(self, wall, parsed.is_wildcard, f"cron {parsed.text}")
 
 
 _UNITS_OF_DAY = {"second": SECOND, "minute": MINUTE, "hour": HOUR}
 
 
-class daily_time_interval(_Planned):  # noqa: N801
+class daily_time_interval(PlannedSchedule):  # noqa: N801
     """Quartz's DailyTimeIntervalTrigger: every so often between two times of the day.
 
     ::
@@ -266,12 +172,24 @@ class daily_time_interval(_Planned):  # noqa: N801
     :param start_time_of_day: "HH:MM", "HH:MM:SS" or a :class:`datetime.time`.
     :param end_time_of_day: the last time of the day that counts; the same.
     :param days_of_week: names, "MON" to "SUN"; None: every day.
-    :param repeat_count: how many runs follow the first one; -1 for ever. What is missed does not count.
+    :param repeat_count: how many runs follow the first one; -1 for ever. Missed runs do not count.
     :param timezone: a name or a tzinfo; None: the app's.
     :param start: no fire time before it, an aware datetime, None for first sight.
     :param end: no fire time after it, an aware datetime, None for no end.
     :raises ValueError: naming what makes no sense.
     """
+
+    _arguments = (
+        "interval",
+        "unit",
+        "start_time_of_day",
+        "end_time_of_day",
+        "days_of_week",
+        "repeat_count",
+        "timezone",
+        "start",
+        "end",
+    )
 
     def __init__(
         self,
@@ -313,33 +231,33 @@ class daily_time_interval(_Planned):  # noqa: N801
             millis_of_day(self.end_time_of_day),
             self.interval * _UNITS_OF_DAY[self.unit],
         )
-        wall = WallTimes(Days(lambda month: weeks >> month.weekday), times)
-        zone, start, end = self._zone, _millis(self.start), _millis(self.end)
-        return CronTrigger(
-            EveryPass(wall, zone) if times.size > 1 else FirstPass(wall, zone),
+        text = (
             f"daily every={self.interval} {self.unit} {self.start_time_of_day}-{self.end_time_of_day}"
-            f" days={','.join(self.days_of_week or '*')} repeat={self.repeat_count} zone={zone.name}"
-            f" start={start} end={end}",
-            start,
-            end,
-            None if self.repeat_count == ENDLESS else self.repeat_count + 1,
+            f" days={','.join(self.days_of_week or '*')} repeat={self.repeat_count}"
         )
-
-    def _fields(self) -> dict[str, Any]:
-        return {
-            "interval": self.interval,
-            "unit": self.unit,
-            "start_time_of_day": self.start_time_of_day,
-            "end_time_of_day": self.end_time_of_day,
-            "days_of_week": self.days_of_week,
-            "repeat_count": self.repeat_count,
-            "timezone": self.timezone,
-            "start": self.start,
-            "end": self.end,
-        }
+        wall = WallTimes(Days(lambda month: weeks >> month.weekday), times)
+        max_runs = None if self.repeat_count == ENDLESS else self.repeat_count + 1
+        return _cron_trigger(self, wall, times.size > 1, text, max_runs)
 
 
-class calendar_interval(_Planned):  # noqa: N801
+def _cron_trigger(
+    schedule: cron | daily_time_interval,
+    wall: WallTimes,
+    every_pass: bool,
+    text: str,
+    max_runs: int | None = None,
+) -> CronTrigger:
+    """Return the trigger of a schedule with these wall times.
+
+    :param every_pass: wall times that the clock shows twice fire twice.
+    :param text: what the fingerprint says of the wall times.
+    """
+    zone, start, end = schedule._zone, _millis(schedule.start), _millis(schedule.end)
+    times = (EveryPass if every_pass else FirstPass)(wall, zone)
+    return CronTrigger(times, f"{text} zone={zone.name} start={start} end={end}", start, end, max_runs)
+
+
+class calendar_interval(PlannedSchedule):  # noqa: N801
     """Quartz's CalendarIntervalTrigger: every so many days, weeks, months or years, counted from `start`.
 
     ::
@@ -359,6 +277,8 @@ class calendar_interval(_Planned):  # noqa: N801
         end of the gap. Matters for days and longer units.
     :raises ValueError: naming what makes no sense.
     """
+
+    _arguments = ("interval", "unit", "timezone", "start", "end", "skip_day_if_hour_does_not_exist")
 
     def __init__(
         self,
@@ -388,18 +308,8 @@ class calendar_interval(_Planned):  # noqa: N801
             self.skip_day_if_hour_does_not_exist,
         )
 
-    def _fields(self) -> dict[str, Any]:
-        return {
-            "interval": self.interval,
-            "unit": self.unit,
-            "timezone": self.timezone,
-            "start": self.start,
-            "end": self.end,
-            "skip_day_if_hour_does_not_exist": self.skip_day_if_hour_does_not_exist,
-        }
 
-
-class excluding(_Planned):  # noqa: N801
+class excluding(PlannedSchedule):  # noqa: N801
     """A schedule without the times that a calendar excludes.
 
     ::
@@ -413,6 +323,8 @@ class excluding(_Planned):  # noqa: N801
     :param calendar: one of :mod:`celery_misfire.calendars`.
     :raises ValueError: when one of them is something else.
     """
+
+    _arguments = ("schedule", "calendar")
 
     def __init__(
         self,
@@ -435,7 +347,9 @@ class excluding(_Planned):  # noqa: N801
     def as_trigger(self) -> Trigger:
         if app := vars(self)["_app"]:
             self.schedule.app = app
-        return ExcludingTrigger(trigger_for(self.schedule), Excluded(self.calendar, self._default_zone))
+        return ExcludingTrigger(
+            trigger_for(self.schedule, self._entry), self.calendar.excluded(self._default_zone)
+        )
 
     def _default_zone(self) -> Any:
         timezone = getattr(self.schedule, "timezone", None)
@@ -446,9 +360,6 @@ class excluding(_Planned):  # noqa: N801
         """Where the schedule itself begins."""
         start: datetime | None = getattr(self.schedule, "start", None)
         return start
-
-    def _fields(self) -> dict[str, Any]:
-        return {"schedule": self.schedule, "calendar": self.calendar}
 
 
 def _bounds(start: object, end: object) -> tuple[datetime | None, datetime | None]:
@@ -467,13 +378,13 @@ def _repeat_count(value: object) -> int:
 def _interval(interval: object, unit: object, units: Iterable[str]) -> tuple[int, str]:
     if not isinstance(unit, str) or unit not in units:
         raise ValueError(f"unit: expected {', '.join(units)}, got {unit!r}")
-    if isinstance(interval, bool) or not isinstance(interval, int) or not 0 < interval <= _MOST:
-        raise ValueError(f"interval: expected a whole number from 1 to {_MOST}, got {interval!r}")
+    if isinstance(interval, bool) or not isinstance(interval, int) or not 0 < interval <= _LONGEST_INTERVAL:
+        raise ValueError(f"interval: expected a whole number from 1 to {_LONGEST_INTERVAL}, got {interval!r}")
     return interval, unit
 
 
-# Of anything: 2,000 years of seconds are a slip.
-_MOST = 10**9
+# The longest interval, in its own units; a longer one is a mistake.
+_LONGEST_INTERVAL = 10**9
 
 
 def _aware(name: str, moment: object) -> datetime | None:
@@ -488,7 +399,3 @@ def _aware(name: str, moment: object) -> datetime | None:
 
 def _millis(moment: datetime | None) -> int | None:
     return None if moment is None else to_millis(moment)
-
-
-def _moment(millis: int | None) -> datetime | None:
-    return None if millis is None else from_millis(millis)

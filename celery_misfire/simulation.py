@@ -75,6 +75,7 @@ def simulate(
     up_at: datetime,
     until: datetime,
     start: datetime | None = None,
+    entry: str | None = None,
 ) -> Simulation:
     """Return what `schedule` does when beat is away from `down_at` to `up_at`, and then runs on to `until`.
 
@@ -83,7 +84,9 @@ def simulate(
     :param schedule: any Celery schedule, or a number of seconds, or a timedelta.
     :param policy: the misfire policy, or the name of an instruction. It must fit the type of the schedule.
     :param start: when the entry was first seen. None: at `down_at`.
-    :raises ValueError: for naive datetimes, times out of order, and an instruction that does not fit.
+    :param entry: the name of the entry, by which ``H`` in a cron expression is drawn.
+    :raises ValueError: for naive datetimes, times out of order, an instruction that does not fit, and ``H``
+        without `entry`.
     """
     if isinstance(policy, str):
         policy = MisfirePolicy(policy)  # type: ignore[arg-type]  # it checks
@@ -91,7 +94,7 @@ def simulate(
         forms = "a MisfirePolicy or the name of an instruction"
         raise TypeError(f"policy: expected {forms}, got {type_name(policy)}.")
     seen = start or down_at
-    trigger = trigger_for(schedule)
+    trigger = trigger_for(schedule, entry)
     state = trigger.first_state(to_millis(seen))
     return simulate_trigger(
         trigger, state, policy=policy, start=seen, down_at=down_at, up_at=up_at, until=until

@@ -241,7 +241,7 @@ def _check_entry(problems: Problems, place: str, entry: Mapping[Any, Any], known
 _ARITHMETIC = ("remaining_estimate", "is_due")
 
 
-def _trigger_type(app: Celery, schedule: Any, relative: bool) -> TriggerType:
+def _trigger_type(app: Celery, name: str, schedule: Any, relative: bool) -> TriggerType:
     if isinstance(schedule, str):
         raise ValueError(f"got the string {quote(schedule)}. Use {_cron_call(schedule)}.")
     if isinstance(schedule, int | float | timedelta):
@@ -256,7 +256,7 @@ def _trigger_type(app: Celery, schedule: Any, relative: bool) -> TriggerType:
         what = f"{type(schedule).__name__} has no {'() and no '.join(_ARITHMETIC)}() of its own."
         raise ValueError(f"{what} Write one of them.")
     try:
-        return trigger_for(maybe_schedule(schedule, relative, app=app)).trigger_type
+        return trigger_for(maybe_schedule(schedule, relative, app=app), name).trigger_type
     except ValueError as exc:
         raise ValueError(f"{hide_secrets(str(exc)).rstrip('.')}.") from None
     except Exception:
@@ -265,12 +265,14 @@ def _trigger_type(app: Celery, schedule: Any, relative: bool) -> TriggerType:
 
 
 def _cron_call(text: str) -> str:
-    words = text.split() if re.fullmatch(r"[\w*/,#?\- ]{,80}", text) else []
-    if len(words) == 5:
+    words = text.split() if re.fullmatch(r"@?[\w*/,#?()\- ]{,80}", text) else []
+    # Celery's crontab has no H.
+    is_hashed = any(word.startswith(("H", "h")) for word in words)
+    if len(words) == 5 and not is_hashed:
         names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
         given = (f"{name}={word!r}" for name, word in zip(names, words, strict=True) if word != "*")
         return f"crontab({', '.join(given)})"
-    if len(words) in (6, 7):
+    if len(words) in (5, 6, 7) or (len(words) == 1 and words[0].startswith("@")):
         return f"celery_misfire.schedules.cron({text!r})"
     return "a schedule such as crontab(minute=0), a number of seconds or a timedelta"
 
@@ -291,5 +293,5 @@ def entry_policy(
         _check_entry(problems, place, keys, known)
     if keys.get("schedule") is not None:
         with problems.at(f"{place}.schedule"):
-            trigger_type = _trigger_type(app, keys["schedule"], bool(keys.get("relative")))
+            trigger_type = _trigger_type(app, name, keys["schedule"], bool(keys.get("relative")))
     return policy_of(problems, settings, name, keys.get("misfire"), trigger_type)

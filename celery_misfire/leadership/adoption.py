@@ -12,7 +12,7 @@ from celery_misfire.leadership.ledger import Ledger
 from celery_misfire.leadership.pending_misses import give_up
 from celery_misfire.misfire import Reason
 from celery_misfire.records import Definition, EntryRecord
-from celery_misfire.triggers.time_limit import Patience
+from celery_misfire.triggers.time_limit import TimeLimit
 
 __all__ = ["Adoption"]
 
@@ -29,7 +29,7 @@ class Adoption:
 
     def __init__(self, ledger: Ledger, intents: Intents, *, resume_misfires: bool) -> None:
         self._ledger, self._intents, self._resume_misfires = ledger, intents, resume_misfires
-        self._time_limit = Patience()
+        self._time_limit = TimeLimit()
         #: Entries whose record is not in line with the schedule yet, as it could not be asked: whether they
         #: have no past.
         self.unfinished: dict[str, bool] = {}
@@ -75,7 +75,7 @@ class Adoption:
 
     def _limited(self, definition: Definition) -> Definition:
         """Return the definition with a trigger that cannot hold beat up."""
-        trigger = self._time_limit.guard(definition.trigger)
+        trigger = self._time_limit.limited(definition.trigger)
         if trigger is definition.trigger:
             return definition
         known = self._ledger.definitions.get(definition.name)

@@ -79,7 +79,7 @@ class FailingEntries:
         self._broken.pop(name, None)
         self._broken[name] = None
         # A schedule that is still at work is asked again soon, as it costs nothing and may be there.
-        wait = min(LONGEST_WAIT_FOR_ANSWER, exc.since) if isinstance(exc, NoAnswer) else None
+        wait = min(LONGEST_WAIT_FOR_ANSWER, exc.waited) if isinstance(exc, NoAnswer) else None
         if trouble.fail(steady, wait):
             logger.error("beat: entry %r cannot be planned and is tried again: %s", name, describe_error(exc))
             self._ledger.note(Broken(entry=name, error=type(exc).__name__))

@@ -23,7 +23,7 @@ from celery.backends.base import DisabledBackend
 from celery.backends.rpc import RPCBackend
 from celery.utils.nodenames import gethostname, nodename
 
-from celery_misfire.background import Aside
+from celery_misfire.background import BackgroundWorker
 from celery_misfire.exceptions import TaskMissed
 from celery_misfire.misfire import MissedFire
 from celery_misfire.sending.broker import Broker
@@ -111,13 +111,13 @@ def report(
     item: Report,
     parts: Iterable[Part] = tuple(Part),
     broker: Broker | None = None,
-    asides: Mapping[Part, Aside] | None = None,
+    background: Mapping[Part, BackgroundWorker] | None = None,
 ) -> dict[Part, BaseException]:
     """Report missed runs once; a part that fails does not stop the others.
 
     :param parts: what to do of it.
     :param broker: None: connect for this report alone.
-    :param asides: where to do these parts, with a time limit; the others: here, for as long as it takes.
+    :param background: where to do these parts, with a time limit; the others: here, for as long as it takes.
     :returns: the parts that failed, with their errors.
     """
     used = broker or Broker(app)
@@ -129,8 +129,8 @@ def report(
                 if part is Part.CANVAS and item.request is None:
                     # Nothing depends on a run that was never sent.
                     continue
-                if asides is not None and part in asides:
-                    _do_in_time(asides[part], do)
+                if background is not None and part in background:
+                    _do_in_time(background[part], do)
                 else:
                     do()
             # A receiver of a signal may raise anything; it must not end the thread.
@@ -144,7 +144,7 @@ def report(
     return failed
 
 
-def _do_in_time(aside: Aside, do: Callable[[], None]) -> None:
+def _do_in_time(thread: BackgroundWorker, do: Callable[[], None]) -> None:
     """Have something done by another thread, and raise what it raises.
 
     Result backends, databases and mail servers have time limits and retries of their own: many minutes on
@@ -160,7 +160,7 @@ def _do_in_time(aside: Aside, do: Callable[[], None]) -> None:
         finally:
             close_connections()
 
-    done = aside.do(work)
+    done = thread.submit(work)
     try:
         done.result(BACKEND_TIMEOUT)
     finally:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from celery import Celery
 from kombu.exceptions import EncodeError, OperationalError
 
-from celery_misfire.background import Aside
+from celery_misfire.background import BackgroundWorker
 from celery_misfire.events import Misfired, Missed
 from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.misfire import MisfireInstruction, Outcome, Reason, from_millis
@@ -71,7 +71,7 @@ class Reporter:
         self._who = who
         self._broker = Broker(app)
         #: Threads for the parts that may take long; there from the first report on.
-        self._asides: dict[Part, Aside] = {}
+        self._background: dict[Part, BackgroundWorker] = {}
         self._inbox: SimpleQueue[_Job | Misfired | None] = SimpleQueue()
         self._done: SimpleQueue[Report] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -127,9 +127,9 @@ class Reporter:
                 # The broker would close an idle connection, and the next report would fail on it.
                 self._broker.close()
                 if self._stopping:
-                    for aside in set(self._asides.values()):
-                        aside.close()
-                    self._asides = {}
+                    for thread in set(self._background.values()):
+                        thread.close()
+                    self._background = {}
                     return
 
     def _work(self, item: _Job | Misfired | None) -> None:
@@ -177,11 +177,11 @@ class Reporter:
 
     def _try(self, job: _Job) -> None:
         """Do what is left of a job; what fails, and may succeed another time, is left then."""
-        if not self._asides:
+        if not self._background:
             # Two threads: neither a database nor a result backend that hangs may hold up the other.
-            records, results = Aside("misfire-records"), Aside("misfire-results")
-            self._asides = {Part.RECORD: records, Part.RESULT: results, Part.CANVAS: results}
-        failed = report(self._app, self._settings, job.report, job.left, self._broker, self._asides)
+            records, results = BackgroundWorker("misfire-records"), BackgroundWorker("misfire-results")
+            self._background = {Part.RECORD: records, Part.RESULT: results, Part.CANVAS: results}
+        failed = report(self._app, self._settings, job.report, job.left, self._broker, self._background)
         job.tries += 1
         job.left = []
         for part, error in failed.items():

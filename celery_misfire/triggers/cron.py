@@ -1,8 +1,11 @@
 """Cron expressions: Quartz's with 6 or 7 fields, Unix's with 5.
 
-Parsed here and not handed to croniter, which numbers weekdays from 0 where Quartz does from 1, puts seconds
-last, and knows no ``LW``, ``L-3`` or ``FRIL``. The rules are those of Quartz's ``CronExpression`` and of
-Debian's crontab(5). What Quartz half-accepts (it reads ``1W,15W`` as ``1W``) is refused.
+The rules are those of Quartz's ``CronExpression`` and of Debian's crontab(5). What Quartz half-accepts (it
+reads ``1W,15W`` as ``1W``) is refused.
+
+croniter expands the aliases and draws the values of ``H``. It does not read the fields: it knows no ``LW``,
+``L-3`` or ``FRIL``, numbers Quartz's weekdays otherwise, takes ``7-7`` for every day of the week, and its
+releases read some expressions differently.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import NamedTuple, NoReturn, overload
 
+from croniter import CroniterError, croniter
+
 from celery_misfire.triggers.wall_times import ClockTimes, Days, Month, day_bits, weekday_bits
 
 __all__ = ["LAST_YEAR", "WEEKDAYS", "CronFields", "parse_cron"]
 
-#: An expression that names years fires in none after this one (as Quartz documents, and as croniter has it).
+#: No expression that names years fires after this year; Quartz and croniter have the same limit.
 LAST_YEAR = 2099
 
 _Pick = Callable[[Month], int]
@@ -32,7 +37,7 @@ class CronFields:
     :param is_wildcard: it follows elapsed time when the clocks change; else its times are fixed ones.
     :param by_minute: written with 5 fields, so that it names minutes and not seconds.
     :param pick: the days of a month that match, as bits.
-    :param notes: what its writer should be warned of.
+    :param notes: what the author of the expression should be warned of.
     """
 
     hours: tuple[int, ...]
@@ -69,28 +74,31 @@ def _listed(values: Iterable[int]) -> str:
     return ",".join(map(str, sorted(values)))
 
 
-def parse_cron(expression: str) -> CronFields:
+def parse_cron(expression: str, entry: str | None = None) -> CronFields:
     """Return what a cron expression means.
 
+    :param entry: the name of the entry, which decides the value of ``H``; None: ``H`` is refused.
     :raises ValueError: naming the expression, the field, the value and what is allowed.
     """
     if not isinstance(expression, str):
         raise ValueError(f"expression: expected text, got {_short(repr(expression))}")
-    return _parsed(expression)
+    # Entries with the same expression share what it means, unless it has an H.
+    return _parsed(expression, entry if "H" in expression.upper() else None)
 
 
 @lru_cache(maxsize=4096)
-def _parsed(expression: str) -> CronFields:
+def _parsed(expression: str, entry: str | None) -> CronFields:
     try:
-        fields = expression.upper().split()
+        fields = _without_alias(expression.upper().split())
         if len(fields) == 5:
-            parsed = _unix(*fields)
+            parsed = _unix(entry, *fields)
         elif len(fields) in (6, 7):
             parsed = _quartz(*fields)
         else:
             raise ValueError(
                 f"fields: {len(fields)}; allowed are 5 (Unix: minute hour day_of_month month day_of_week)"
-                " and 6 or 7 (Quartz: second minute hour day_of_month month day_of_week [year])"
+                " and 6 or 7 (Quartz: second minute hour day_of_month month day_of_week [year]), or one of"
+                " @hourly, @daily, @midnight, @weekly, @monthly, @yearly, @annually"
             )
         _refuse_impossible(parsed)
     except ValueError as refused:
@@ -104,9 +112,9 @@ def _short(text: str) -> str:
 
 def _refuse_impossible(parsed: CronFields) -> None:
     if parsed.years is not None and not parsed.years:
-        # All of them beyond the last one: not impossible, only far.
+        # All years lie beyond LAST_YEAR; the day may exist there.
         return
-    # 29 February has been every day of the week within 28 years.
+    # Within 28 years 29 February falls on every day of the week.
     years = range(2000, 2028) if parsed.years is None else parsed.years
     if not any(parsed.days.of(year * 12 + month - 1) for year in years for month in parsed.months):
         named = "" if parsed.years is None else f" of {_listed(parsed.years)}"
@@ -116,12 +124,27 @@ def _refuse_impossible(parsed: CronFields) -> None:
         )
 
 
-def _unix(minute: str, hour: str, day: str, month: str, weekday: str) -> CronFields:
-    minutes, hours = _values(_MINUTE, minute), _values(_HOUR, hour)
+def _without_alias(fields: list[str]) -> list[str]:
+    """Return the fields that an alias such as @daily stands for; anything else stays as it is."""
+    if len(fields) != 1 or not fields[0].startswith("@"):
+        return fields
+    try:
+        # Without a hash_id: with one, croniter would draw the time of @daily.
+        return [",".join(map(str, values)) for values in croniter.expand(fields[0])[0]]
+    except CroniterError:
+        return fields
+
+
+def _unix(entry: str | None, minute: str, hour: str, day: str, month: str, weekday: str) -> CronFields:
     day, weekday = ("*" if text == "?" else text for text in (day, weekday))
+    written = (minute, hour, day, month, weekday)
+    # H/15 is */15 that begins later.
+    star = [text.startswith(("*", "H/")) for text in written]
+    minute, hour, day, month, weekday = (_without_hash(n, text, entry) for n, text in enumerate(written))
+    minutes, hours = _values(_MINUTE, minute), _values(_HOUR, hour)
     (on_day, day_text), (on_weekday, weekday_text) = _days(day), _weekdays(_UNIX_WEEKDAY, weekday)
     # crontab(5): a day that matches either field will do, unless one of them begins with a star.
-    either = not day.startswith("*") and not weekday.startswith("*")
+    either = not star[2] and not star[4]
     return CronFields(
         hours=hours.sorted,
         minutes=minutes.sorted,
@@ -129,7 +152,7 @@ def _unix(minute: str, hour: str, day: str, month: str, weekday: str) -> CronFie
         day=f"{day_text} {'or' if either else 'and'} {weekday_text}",
         months=_values(_UNIX_MONTH, month).sorted,
         years=None,
-        is_wildcard=minute.startswith("*") or hour.startswith("*") or minutes.complete or hours.complete,
+        is_wildcard=star[0] or star[1] or minutes.complete or hours.complete,
         by_minute=True,
         pick=partial(_either if either else _both, on_day, on_weekday),
     )
@@ -172,7 +195,7 @@ def _quartz(
 class _Field(NamedTuple):
     """What a field may hold.
 
-    :param wraps: how many values there are until a range begins anew; 0: ranges go upwards only.
+    :param wraps: the number of values, after which a range starts again at `low`; 0: ranges only go upwards.
     :param names: stand for the numbers from `low` on.
     :param names_take_steps: a step after a name counts; in Quartz it does nothing.
     """
@@ -197,7 +220,7 @@ class _Field(NamedTuple):
         if value in self.names:
             return self.low + self.names.index(value)
         number = int(value) if value.isdigit() else -1
-        # Years that are long past or far away only never fire.
+        # Years outside the range are allowed; they never fire.
         if not (number >= 1000 if self is _YEAR else self.low <= number <= self.high):
             self.refuse(value)
         return number
@@ -222,6 +245,8 @@ _WEEKDAY = _Field("day_of_week", 1, 7, 7, 7, WEEKDAYS, ", or one of L, 6L, FRIL,
 _UNIX_MONTH = _MONTH._replace(names_take_steps=True)
 _UNIX_WEEKDAY = _Field("day_of_week", 0, 7, 7, 7, WEEKDAYS, ", or one of 5L, FRIL, 5#3, FRI#3 alone", True)
 _YEAR = _Field("year", 1970, LAST_YEAR, 0, LAST_YEAR - 1970)
+
+_UNIX_FIELDS = (_MINUTE, _HOUR, _DAY, _UNIX_MONTH, _UNIX_WEEKDAY)
 
 
 class _Values(NamedTuple):
@@ -276,6 +301,35 @@ def _values(field: _Field, text: str) -> _Values:
         found.update(field.low + (v - field.low) % field.wraps for v in values if field.wraps)
         found.update(v for v in values if not field.wraps)
     return _Values(frozenset(found), open_ended, len(found) == field.wraps)
+
+
+_HASH = re.compile(r"H(?:\((?P<first>[0-9]{1,4})-(?P<last>[0-9]{1,4})\))?(?:/(?P<step>[0-9]{1,4}))?")
+
+
+def _without_hash(index: int, text: str, entry: str | None) -> str:
+    """Return a field of 5 with a value drawn for its H, the same value each time for one entry."""
+    match, field = _HASH.fullmatch(text), _UNIX_FIELDS[index]
+    if match is None:
+        return text
+    if entry is None:
+        raise ValueError(
+            f"{field.name}: {_short(text)} depends on the name of the entry, and there is none; H is allowed"
+            " in the schedule of an entry, and in simulate() with entry='its name'"
+        )
+    first, last = field.low, field.low + field.wraps - 1
+    if match["first"]:
+        first, last = field.number(match["first"]), field.number(match["last"])
+    step = int(match["step"] or 1)
+    if first >= last or not 1 <= step <= field.longest_step:
+        field.refuse(text)
+    # The step is left to _values: with one as long as the field, releases of croniter draw different values.
+    end = min(first + step - 1, last) if match["step"] else last
+    drawn = str(first)
+    if first < end:
+        fields = ["*"] * 5
+        fields[index] = f"H({first}-{end})"
+        drawn = str(croniter.expand(" ".join(fields), entry.encode("utf-8", "surrogatepass"))[0][index][0])
+    return f"{drawn}-{last}/{step}" if match["step"] else drawn
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -1,33 +1,23 @@
 """When a schedule fires: any Celery schedule as a :class:`~celery_misfire.misfire.Trigger`.
 
-What has fields to compute with is put together from :mod:`~celery_misfire.triggers.wall_times` (times in
-closed form) and :mod:`~celery_misfire.triggers.zones` (from the wall clock to real moments);
-:class:`AskedTimes` is for schedules that only they themselves understand. Moments are integer milliseconds
-UTC.
+A schedule with fields is computed: :mod:`~celery_misfire.triggers.wall_times` has the times in closed form,
+:mod:`~celery_misfire.triggers.zones` turns times on the wall clock into moments. Any other schedule is asked
+(:mod:`~celery_misfire.triggers.asked`). Moments are integer milliseconds UTC.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, tzinfo
-from functools import cached_property, lru_cache
+from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
-from celery_misfire.misfire import (
-    ENDLESS,
-    FireTimes,
-    Trigger,
-    TriggerState,
-    TriggerType,
-    from_millis,
-    to_millis,
-)
+from celery_misfire.misfire import ENDLESS, FireTimes, Trigger, TriggerState, TriggerType, to_millis
+from celery_misfire.triggers.asked import KNOWN_MODULES, AskedTrigger
+from celery_misfire.triggers.planned import PlannedSchedule
 from celery_misfire.triggers.wall_times import (
     DAY,
-    HORIZON,
     HOUR,
     LAST_MOMENT,
     MINUTE,
@@ -42,20 +32,10 @@ from celery_misfire.triggers.wall_times import (
     day_bits,
     weekday_bits,
 )
-from celery_misfire.triggers.zones import (
-    EveryPass,
-    FirstPass,
-    OnlyShown,
-    Zone,
-    tzinfo_of,
-    without_addresses,
-    zone_for,
-)
+from celery_misfire.triggers.zones import EveryPass, FirstPass, OnlyShown, Zone, zone_of
 
 __all__ = [
     "CALENDAR_UNITS",
-    "AskedTimes",
-    "AskedTrigger",
     "CalendarTrigger",
     "CronTrigger",
     "GridTrigger",
@@ -65,25 +45,25 @@ __all__ = [
 ]
 
 
-# --------------------------------------------------------------------------------------------------------
-# Triggers
-
-
-def trigger_for(schedule: Any) -> Trigger:
+def trigger_for(schedule: Any, entry: str | None = None) -> Trigger:
     """Return the trigger of a schedule, without running any code of a schedule class that is not known.
 
     :param schedule: a number of seconds, a timedelta, or a schedule object. Celery's ``schedule`` and
         ``crontab`` and django-celery-beat's ``TzAwareCrontab`` and ``clocked`` are computed from their
         fields, also as subclasses that leave the arithmetic alone. A class of this package brings its
         trigger along, by a method ``as_trigger()``. Anything else is asked through its own methods.
+    :param entry: the name of the entry that has the schedule, for ``H`` in cron expressions; None when there
+        is no entry.
     :raises ValueError: when it can never be scheduled: not a schedule at all, an interval below one
-        millisecond, a crontab with an empty field, a clocked time without a zone.
+        millisecond, a crontab with an empty field, a clocked time without a zone, an ``H`` without an entry.
     """
     if isinstance(schedule, int | float | timedelta):
         return _interval(schedule)
-    carried = getattr(schedule, "as_trigger", None)
-    if callable(carried):
-        trigger: Trigger = carried()
+    if entry is not None and isinstance(schedule, PlannedSchedule):
+        schedule = schedule.bound_to(entry)
+    as_trigger = getattr(schedule, "as_trigger", None)
+    if callable(as_trigger):
+        trigger: Trigger = as_trigger()
         return trigger
     match _known_arithmetic(schedule.__class__):
         case "schedule":
@@ -103,9 +83,8 @@ _KNOWN_CLASSES = {
     ("celery.schedules", "crontab"): "crontab",
     ("django_celery_beat.clockedschedule", "clocked"): "clocked",
 }
-_KNOWN_MODULES = {module for module, _ in _KNOWN_CLASSES} | {"django_celery_beat.tzcrontab"}
 
-# The fields of a crontab, and how many values a complete one has.
+# The fields of a crontab, and how many values each has at most.
 _CRONTAB = {"minute": 60, "hour": 24, "day_of_month": 31, "month_of_year": 12, "day_of_week": 7}
 
 # A subclass that defines any of these has fire times of its own.
@@ -115,9 +94,9 @@ _ARITHMETIC |= {"run_every", "relative", "clocked_time"} | _CRONTAB.keys()
 
 @lru_cache(maxsize=1024)
 def _known_arithmetic(cls: type) -> str | None:
-    """Return which arithmetic of ours gives the fire times of this class, None when none does."""
+    """Return whose arithmetic gives the fire times of this class; None when that is not known."""
     for base in cls.__mro__:
-        if base.__module__ not in _KNOWN_MODULES and not _ARITHMETIC.isdisjoint(vars(base)):
+        if base.__module__ not in KNOWN_MODULES and not _ARITHMETIC.isdisjoint(vars(base)):
             return None
         if known := _KNOWN_CLASSES.get((base.__module__, base.__qualname__)):
             return known
@@ -139,6 +118,8 @@ class GridTrigger:
     repeat_count: int = ENDLESS
     start: int | None = None
     end: int | None = None
+
+    runs_foreign_code = False
 
     @property
     def trigger_type(self) -> TriggerType:
@@ -173,6 +154,7 @@ class RelativeTrigger:
     zone: Zone
 
     trigger_type = TriggerType.ENDLESS
+    runs_foreign_code = False
 
     @property
     def fingerprint(self) -> str:
@@ -180,7 +162,7 @@ class RelativeTrigger:
 
     def first_state(self, first_seen: int) -> TriggerState:
         if self.interval >= DAY:
-            # Celery adds days on the wall clock, and all else in elapsed time.
+            # Celery adds days on the wall clock; it adds anything shorter in elapsed time.
             wall = self.zone.wall(first_seen) + self.interval
             first = FirstPass(Grid(wall - wall % DAY, DAY), self.zone).after(first_seen)
         else:
@@ -192,7 +174,7 @@ class RelativeTrigger:
     def fire_times(self, state: TriggerState) -> FireTimes:
         if self.interval % DAY:
             return Grid(state.start_time, self.interval)
-        # Midnight is looked for again, because a start in a gap stands after it.
+        # The start is rounded down to midnight again: when midnight lies in a gap, the start is after it.
         wall = self.zone.wall(state.start_time)
         return FirstPass(Grid(wall - wall % DAY, self.interval), self.zone)
 
@@ -203,7 +185,7 @@ class CronTrigger:
 
     :param start: the first moment that counts; None: what comes after first sight.
     :param end: the last moment that counts; None for no end.
-    :param max_runs: so many runs in all; None for no limit.
+    :param max_runs: the number of runs in all; None for no limit.
     """
 
     times: FireTimes
@@ -214,10 +196,11 @@ class CronTrigger:
 
     trigger_type = TriggerType.CRON
     interval = None
+    runs_foreign_code = False
 
     def first_state(self, first_seen: int) -> TriggerState:
         state = TriggerState(None, first_seen, end_time=self.end, max_runs=self.max_runs)
-        return _beginning(self, state, self.start, first_seen)
+        return _first_state(self, state, self.start, first_seen)
 
     def fire_times(self, state: TriggerState) -> FireTimes:
         if self.start is None and self.end is None:
@@ -247,6 +230,7 @@ class CalendarTrigger:
 
     trigger_type = TriggerType.CRON
     interval = None
+    runs_foreign_code = False
 
     @property
     def fingerprint(self) -> str:
@@ -256,14 +240,14 @@ class CalendarTrigger:
         )
 
     def first_state(self, first_seen: int) -> TriggerState:
-        return _beginning(self, TriggerState(None, first_seen, end_time=self.end), self.start, first_seen)
+        return _first_state(self, TriggerState(None, first_seen, end_time=self.end), self.start, first_seen)
 
     def fire_times(self, state: TriggerState) -> FireTimes:
         start = state.start_time
         after_start = Bounded(self._times(start), start + 1, None if self.end is None else self.end - 1)
         if self.start is None or start >= (LAST_MOMENT if self.end is None else self.end):
             return after_start
-        # Not left to the wall clock: a start in the second pass of a repeated hour is none to it.
+        # The start is added, because the wall clock does not find one in the second pass of a repeated hour.
         return Preceded(start, after_start)
 
     def _times(self, start: int) -> FireTimes:
@@ -278,7 +262,7 @@ class CalendarTrigger:
         return (OnlyShown if self.skip else FirstPass)(wall, self.zone)
 
 
-#: The units of :class:`CalendarTrigger`: how long they are, in milliseconds or in months.
+#: The units of :class:`CalendarTrigger` and their length, in milliseconds; months and years in months.
 CALENDAR_UNITS = {
     "second": SECOND,
     "minute": MINUTE,
@@ -290,67 +274,12 @@ CALENDAR_UNITS = {
 }
 
 
-def _beginning(trigger: Trigger, state: TriggerState, start: int | None, first_seen: int) -> TriggerState:
+def _first_state(trigger: Trigger, state: TriggerState, start: int | None, first_seen: int) -> TriggerState:
     """Return the first state of a trigger that plans from `start`, or from now if that has passed."""
     if start is not None:
         state = replace(state, start_time=start)
     after = first_seen if start is None or start < first_seen else start - 1
     return replace(state, next_fire_time=trigger.fire_times(state).after(after))
-
-
-class AskedTrigger:
-    """Fires when the schedule object says so, see :class:`AskedTimes`.
-
-    The fingerprint is the class and a digest of the object's attributes: their values may be secret.
-    """
-
-    trigger_type = TriggerType.CRON
-    interval = None
-
-    def __init__(self, schedule: Any) -> None:
-        self._schedule = schedule
-        self._times: AskedTimes | None = None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, AskedTrigger) and self._schedule is other._schedule
-
-    def __hash__(self) -> int:
-        return id(self._schedule)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        cls = self._schedule.__class__
-        names = vars(self._schedule).keys() - _HOST_ATTRIBUTES
-        if any((base.__module__, base.__qualname__) == ("celery.schedules", "solar") for base in cls.__mro__):
-            # Its observer holds the moment that it was last asked about.
-            names -= {"cal", "ephem"}
-        fields = {name: vars(self._schedule)[name] for name in names}
-        digest = hashlib.sha256(_canonical(fields).encode()).hexdigest()[:16]
-        return f"{cls.__module__}.{cls.__qualname__} {digest} zone={_zone_of(self._schedule).name}"
-
-    def first_state(self, first_seen: int) -> TriggerState:
-        return TriggerState(AskedTimes(self._schedule).after(first_seen), first_seen)
-
-    def fire_times(self, state: TriggerState) -> FireTimes:
-        # What a slow schedule has answered once, it is not asked again.
-        if self._times is None or not self._times.go_on_from(state.next_fire_time):
-            self._times = AskedTimes(self._schedule, state.next_fire_time)
-        return self._times
-
-
-# What Celery hangs on every schedule; the zone is named by itself.
-_HOST_ATTRIBUTES = frozenset({"app", "_app", "nowfun", "tz", "utc_enabled"})
-
-
-def _canonical(value: Any) -> str:
-    """Return text that is the same for equal values in any process."""
-    if isinstance(value, dict):
-        return "{" + ",".join(sorted(f"{_canonical(k)}:{_canonical(v)}" for k, v in value.items())) + "}"
-    if isinstance(value, set | frozenset):
-        return "{" + ",".join(sorted(map(_canonical, value))) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_canonical, value)) + "]"
-    return without_addresses(repr(value))
 
 
 def interval_millis(value: object) -> int:
@@ -374,7 +303,7 @@ def _interval(every: object) -> Trigger:
 
 
 def _relative(schedule: Any) -> Trigger:
-    return RelativeTrigger(interval_millis(schedule.run_every), _zone_of(schedule))
+    return RelativeTrigger(interval_millis(schedule.run_every), zone_of(schedule))
 
 
 def _clocked(schedule: Any) -> Trigger:
@@ -391,10 +320,10 @@ def _crontab(schedule: Any) -> Trigger:
             raise ValueError(f"crontab: {name} is empty, so it never fires")
     complete = {name for name, size in _CRONTAB.items() if len(fields[name]) == size}
     wildcard = any(name in complete or _is_wildcard(schedule, name) for name in ("minute", "hour"))
-    zone = _zone_of(schedule)
+    zone = zone_of(schedule)
     minutes, hours, days, months, weekdays = fields.values()
     on_days, on_weekdays = day_bits(days), weekday_bits(weekdays)
-    # Both must match: Celery's rule.
+    # Celery's rule: both the day of the month and the day of the week must match.
     wall = WallTimes(
         Days(lambda month: on_days & on_weekdays >> month.weekday, months), ClockTimes(hours, minutes, (0,))
     )
@@ -408,190 +337,3 @@ def _crontab(schedule: Any) -> Trigger:
 def _is_wildcard(schedule: Any, name: str) -> bool:
     written = getattr(schedule, f"_orig_{name}", None)
     return isinstance(written, str) and written.startswith("*")
-
-
-def _zone_of(schedule: Any) -> Zone:
-    return zone_for(getattr(schedule, "tz", None))
-
-
-# --------------------------------------------------------------------------------------------------------
-# Schedules that only they themselves understand
-
-# What the virtual clock answers for "never again"; later than any moment.
-_NEVER = 1 << 62
-
-# So many fire times are walked through one by one.
-_MAX_STEPS = 10_000
-# So often one question is put to ``is_due``: enough for a long weekend, looked at every few seconds.
-_MAX_LOOKS = 100_000
-
-# So many fire times are kept when the ones before them are not needed any more, and so many other answers.
-_KEPT = 100
-
-
-class AskedTimes:
-    """The fire times of a schedule object, asked from the object itself on a virtual clock.
-
-    They are found one after the other, each as what follows the one before, beginning with `anchor`. Beyond
-    10,000 of them nothing is walked: :meth:`count` estimates the rest by the density of those, and
-    :meth:`after` and :meth:`before` take it that what the object answers does not hang on the moment that
-    it is asked at.
-
-    What the object raises passes through.
-
-    :param anchor: a known fire time; None when there is none.
-    :raises ValueError: by every method, when the object answers no later time than it was asked about.
-    """
-
-    def __init__(self, schedule: Any, anchor: int | None = None) -> None:
-        self._clock = _VirtualClock(schedule)
-        self._chain = [_NEVER if anchor is None else anchor]
-
-    def go_on_from(self, anchor: int | None) -> bool:
-        """Return True when this anchor is one of the fire times that are known already."""
-        known = _NEVER if anchor is None else anchor
-        return self._chain[0] == known or (len(self._chain) <= _KEPT and known in self._chain)
-
-    def after(self, moment: int) -> int | None:
-        chain = self._chain
-        if chain[0] <= moment and self._walk(chain, moment):
-            found = chain[bisect_right(chain, moment)]
-        else:
-            found = self._clock.ask(moment)
-        return None if found == _NEVER else found
-
-    def before(self, moment: int) -> int | None:
-        chain = self._chain
-        if chain[0] < moment:
-            if self._walk(chain, moment - 1):
-                return chain[bisect_left(chain, moment) - 1]
-            return self._last(chain[-1], moment)
-        back = MINUTE
-        while back < HORIZON:
-            found = self._clock.ask(moment - back)
-            if found < moment:
-                return self._last(found, moment)
-            back *= 4
-        return None
-
-    def count(self, first: int, last: int) -> int:
-        if last < first:
-            return 0
-        chain = self._chain if self._chain[0] <= first else [self._clock.ask(first - 1)]
-        complete = self._walk(chain, last)
-        walked = bisect_right(chain, last) - bisect_left(chain, first)
-        if complete:
-            return walked
-        gap = (chain[-1] - chain[0]) / (len(chain) - 1)
-        return walked + round((last - max(first, chain[-1])) / gap)
-
-    def _walk(self, chain: list[int], moment: int) -> bool:
-        """Extend the chain beyond the moment; return False when that takes too many steps."""
-        while chain[-1] <= moment:
-            if len(chain) >= _MAX_STEPS:
-                return False
-            chain.append(self._clock.ask(chain[-1]))
-        return True
-
-    def _last(self, found: int, moment: int) -> int:
-        """Return the last fire time before `moment`, where one was found, in few questions."""
-        none_after = moment - 1
-        while found < none_after:
-            middle = (found + none_after) // 2
-            following = self._clock.ask(middle)
-            if following < moment:
-                found = following
-            else:
-                none_after = middle
-        return found
-
-
-class _VirtualClock:
-    """A copy of a schedule object that takes any moment for now.
-
-    ``remaining_estimate`` is asked, as it names the moment; where a class puts its own ``is_due`` on top of
-    another's ``remaining_estimate``, ``is_due`` is, as often as it says it wants to be.
-    """
-
-    def __init__(self, schedule: Any) -> None:
-        self._original = schedule
-        # Not copy.copy: subclasses with other arguments inherit a __reduce__ that does not fit them.
-        self._schedule = object.__new__(schedule.__class__)
-        self._ask_is_due = _is_due_decides(schedule.__class__)
-        self._moment = 0
-        self._answers: dict[int, int] = {}
-
-    @cached_property
-    def _tz(self) -> tzinfo:
-        return tzinfo_of(getattr(self._original, "tz", None))
-
-    def ask(self, moment: int) -> int:
-        """Return what fires next when the last run was at this moment."""
-        found = self._answers.get(moment)
-        if found is None:
-            # Each time, for the classes that change when they are asked. ``now`` as well, for those that
-            # override it and never look at ``nowfun``.
-            vars(self._schedule).update(vars(self._original), nowfun=self._now, now=self._now)
-            self._moment = moment
-            found = self._by_is_due() if self._ask_is_due else self._by_remaining()
-            if len(self._answers) >= _KEPT:
-                self._answers.clear()
-            self._answers[moment] = found = found if found <= LAST_MOMENT else _NEVER
-        return found
-
-    def _now(self) -> datetime:
-        # In the schedule's own zone, as older crontabs take the fields of the moment as they stand.
-        return from_millis(self._moment).astimezone(self._tz)
-
-    def _by_remaining(self) -> int:
-        asked, found = self._moment, self._remaining()
-        if found > asked:
-            return found
-        # A schedule for one fixed time names it for ever; it has ended. Any other should have moved on.
-        self._moment += DAY
-        if self._remaining() == found:
-            return _NEVER
-        raise self._stuck(asked, f"it answers {from_millis(found)}")
-
-    def _remaining(self) -> int:
-        remaining = self._schedule.remaining_estimate(self._now())
-        if not isinstance(remaining, timedelta):
-            raise ValueError(f"{self._class_name}: needs a timedelta to remain, got {remaining!r}")
-        return self._moment + _ceil_millis(remaining)
-
-    def _by_is_due(self) -> int:
-        asked, last_run_at = self._moment, self._now()
-        for _ in range(_MAX_LOOKS):
-            due, wait = self._schedule.is_due(last_run_at)
-            if due and self._moment > asked:
-                return self._moment
-            if not isinstance(wait, int | float) or not wait > 0:
-                raise self._stuck(asked, f"is_due wants to be asked again in {wait!r} seconds")
-            self._moment += _ceil_millis(timedelta(seconds=min(wait, HORIZON / SECOND)))
-            if self._moment >= asked + HORIZON:
-                return _NEVER
-        raise self._stuck(asked, f"is_due was not due in {_MAX_LOOKS} looks, up to {self._now()}")
-
-    def _stuck(self, asked: int, what: str) -> ValueError:
-        return ValueError(f"{self._class_name}: asked for the fire time after {from_millis(asked)}, {what}")
-
-    @property
-    def _class_name(self) -> str:
-        return type(self._schedule).__qualname__
-
-
-@lru_cache(maxsize=1024)
-def _is_due_decides(cls: type) -> bool:
-    """Return whether a class changes ``is_due`` and leaves what a parent estimates as remaining."""
-    for base in cls.__mro__:
-        own = vars(base)
-        if "remaining_estimate" in own or "remaining_delta" in own:
-            return False
-        if "is_due" in own and base.__module__ not in _KNOWN_MODULES:
-            return True
-    return False
-
-
-def _ceil_millis(delta: timedelta) -> int:
-    # Up, so that the next question, asked at the answer, does not find the same fire time again.
-    return -(delta // timedelta(milliseconds=-1))

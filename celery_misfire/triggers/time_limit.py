@@ -1,8 +1,8 @@
-"""Schedules that run the app's own code, asked with a time limit.
+"""A time limit for schedules that run code of the app.
 
-Whatever such a schedule does when it is asked (sleep, compute for minutes, never return), beat goes on with
-the other entries. Each question is put in a helper thread. When the answer takes too long, beat is told so by
-an error, and the thread goes on: what it finds is there when the schedule is asked again.
+Such a schedule may do anything when it is asked: sleep, compute for minutes, never return. Beat goes on with
+the other entries all the same. Each question is put in a background thread. When the answer takes too long,
+beat gets :class:`NoAnswer`, and the thread goes on; its answer is used when beat puts the question again.
 """
 
 from __future__ import annotations
@@ -13,64 +13,63 @@ from concurrent.futures import Future
 from functools import cached_property, partial
 from typing import Any
 
-from celery_misfire.background import Aside
-from celery_misfire.calendars import ExcludingTrigger
+from celery_misfire.background import BackgroundWorker
 from celery_misfire.misfire import FireTimes, Trigger, TriggerState, TriggerType
-from celery_misfire.triggers.kinds import CalendarTrigger, CronTrigger, GridTrigger, RelativeTrigger
 
-__all__ = ["PATIENCE", "SLOW", "NoAnswer", "Patience"]
+__all__ = ["ANSWER_TIMEOUT", "SLOW_THREAD", "NoAnswer", "TimeLimit"]
 
-#: Name of a thread in which a schedule is still at work on an answer that nobody waits for any more.
-SLOW = "misfire-slow-schedule"
-#: Longest wait for one answer, in seconds.
-PATIENCE = 0.1
-#: The same when there are many slow schedules at a time.
-LITTLE_PATIENCE = 0.02
-#: So many seconds of waiting in vain are many, if they are more than a tenth of the time.
-MANY = 1.0
+#: The name of a thread whose schedule has exceeded the limit and is still at work.
+SLOW_THREAD = "misfire-slow-schedule"
+#: The longest wait for one answer, in seconds.
+ANSWER_TIMEOUT = 0.1
+#: The longest wait for one answer, in seconds, while the budget for waiting in vain is used up.
+SHORT_ANSWER_TIMEOUT = 0.02
+#: The budget for waiting in vain, in seconds; a tenth of the time that passes is given back.
+WASTED_TIME_LIMIT = 1.0
 
 
 class NoAnswer(TimeoutError):
     """A schedule is still at work on an answer.
 
-    :param since: for so many seconds.
+    :param waited: how long, in seconds.
     """
 
-    def __init__(self, since: float) -> None:
-        super().__init__(f"the schedule has not answered for {since:.1f} s")
-        self.since = since
+    def __init__(self, waited: float) -> None:
+        super().__init__(f"the schedule has not answered for {waited:.1f} s")
+        self.waited = waited
 
 
-class Patience:
-    """Asks the schedules of one beat, in the thread that uses it.
+class TimeLimit:
+    """Asks the schedules of one beat, from one thread, each for a limited time.
 
-    Answers that do not come in time cost all schedules together about a tenth of the time, in the long run.
+    In the long run, answers that come too late cost all schedules together about a tenth of the time.
     """
 
     def __init__(self) -> None:
-        self._helper: Aside | None = None
+        self._worker: BackgroundWorker | None = None
         self._wasted = 0.0
-        self._looked_at = 0.0
+        self._last_asked = 0.0
 
-    def guard(self, trigger: Trigger) -> Trigger:
-        """Return the trigger such that it answers soon or raises NoAnswer."""
-        return _GuardedTrigger(trigger, self) if _runs_own_code(trigger) else trigger
+    def limited(self, trigger: Trigger) -> Trigger:
+        """Return a trigger that answers in time or raises NoAnswer; the same one if it can only compute."""
+        # A trigger that the app made itself may not say it.
+        return _LimitedTrigger(trigger, self) if getattr(trigger, "runs_foreign_code", True) else trigger
 
     def ask(self, question: Callable[[], Any]) -> Future[Any]:
-        """Return the answer; it may not be there yet."""
-        helper = self._helper = self._helper or Aside("misfire-schedule")
-        answer = helper.do(partial(_answer, question))
-        begun = time.monotonic()
-        self._wasted = max(0.0, self._wasted - (begun - self._looked_at) / 10)
-        self._looked_at = begun
+        """Return the answer; when it takes too long, it is not there yet."""
+        worker = self._worker = self._worker or BackgroundWorker("misfire-schedule")
+        answer = worker.submit(partial(_answer, question))
+        asked = time.monotonic()
+        self._wasted = max(0.0, self._wasted - (asked - self._last_asked) / 10)
+        self._last_asked = asked
         try:
-            answer.exception(LITTLE_PATIENCE if self._wasted > MANY else PATIENCE)
+            answer.exception(SHORT_ANSWER_TIMEOUT if self._wasted > WASTED_TIME_LIMIT else ANSWER_TIMEOUT)
         except TimeoutError:
-            # The helper is left to that question, and ends with it.
-            helper.name = SLOW
-            helper.close()
-            self._helper = None
-            self._wasted += time.monotonic() - begun
+            # The thread is left to that question and ends with it; the next question gets a new one.
+            worker.name = SLOW_THREAD
+            worker.close()
+            self._worker = None
+            self._wasted += time.monotonic() - asked
         return answer
 
 
@@ -84,17 +83,17 @@ def _answer(question: Callable[[], Any]) -> Any:
         raise RuntimeError(f"it raised {type(exc).__name__}") from None
 
 
-class _GuardedTrigger:
-    """A trigger whose questions are put one at a time."""
+class _LimitedTrigger:
+    """A trigger whose questions are put one at a time, each with a time limit."""
 
-    def __init__(self, trigger: Trigger, patience: Patience) -> None:
-        self._trigger, self._patience = trigger, patience
-        #: What was asked last and not answered in time.
+    def __init__(self, trigger: Trigger, limit: TimeLimit) -> None:
+        self._trigger, self._limit = trigger, limit
+        #: The last question if it was not answered in time: its key, its answer, when it was put.
         self._open: tuple[object, Future[Any], float] | None = None
         self._first_state: TriggerState | None = None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _GuardedTrigger) and self._trigger == other._trigger
+        return isinstance(other, _LimitedTrigger) and self._trigger == other._trigger
 
     def __hash__(self) -> int:
         return hash(self._trigger)
@@ -107,6 +106,10 @@ class _GuardedTrigger:
     def interval(self) -> int | None:
         return self._trigger.interval
 
+    @property
+    def runs_foreign_code(self) -> bool:
+        return True
+
     @cached_property
     def fingerprint(self) -> str:
         fingerprint: str = self.ask("fingerprint", lambda: self._trigger.fingerprint)
@@ -118,13 +121,13 @@ class _GuardedTrigger:
             state: TriggerState = self.ask("first state", lambda: self._trigger.first_state(first_seen))
             if not late:
                 return state
-            # An answer that came late is kept until the next question is answered as well: asked about a new
-            # moment each time, a slow schedule would never be done.
+            # A late answer is kept until the next question is answered as well: a slow schedule that is
+            # asked about a new moment each time would never be done.
             self._first_state = state
         return self._first_state
 
     def fire_times(self, state: TriggerState) -> FireTimes:
-        return _GuardedTimes(self, state)
+        return _LimitedTimes(self, state)
 
     def ask_times(self, state: TriggerState, method: str, *moments: int) -> Any:
         """Return what a method of the trigger's fire times returns."""
@@ -134,26 +137,26 @@ class _GuardedTrigger:
         self._first_state = None
         return found
 
-    def ask(self, what: object, question: Callable[[], Any]) -> Any:
+    def ask(self, key: object, question: Callable[[], Any]) -> Any:
         """Return the answer to a question.
 
-        :param what: names the question; a late answer is given to the same one.
+        :param key: identifies the question; a late answer is given to the same question.
         :raises NoAnswer: when there is none yet.
         """
         late, self._open = self._open, None
-        if late is not None and late[1].done() and late[0] != what:
+        if late is not None and late[1].done() and late[0] != key:
             late = None
         now = time.monotonic()
-        asked, answer, since = late or (what, self._patience.ask(question), now)
+        asked, answer, since = late or (key, self._limit.ask(question), now)
         if not answer.done():
             self._open = asked, answer, since
             raise NoAnswer(time.monotonic() - since)
         return answer.result()
 
 
-class _GuardedTimes:
-    def __init__(self, guard: _GuardedTrigger, state: TriggerState) -> None:
-        self._ask = partial(guard.ask_times, state)
+class _LimitedTimes:
+    def __init__(self, trigger: _LimitedTrigger, state: TriggerState) -> None:
+        self._ask = partial(trigger.ask_times, state)
 
     def after(self, moment: int) -> int | None:
         found: int | None = self._ask("after", moment)
@@ -166,12 +169,3 @@ class _GuardedTimes:
     def count(self, first: int, last: int) -> int:
         count: int = self._ask("count", first, last)
         return count
-
-
-def _runs_own_code(trigger: Trigger) -> bool:
-    match trigger:
-        case GridTrigger() | RelativeTrigger() | CronTrigger() | CalendarTrigger():
-            return False
-        case ExcludingTrigger():
-            return _runs_own_code(trigger.trigger)
-    return True

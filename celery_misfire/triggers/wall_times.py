@@ -38,11 +38,11 @@ MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
-# How far a search looks before it says "never": leap days on a given weekday are up to 40 years apart.
+# The longest search for a day before the answer is "never": leap days on one weekday can be 40 years apart.
 HORIZON_MONTHS = 50 * 12
 HORIZON = HORIZON_MONTHS * 31 * DAY
 
-# What a datetime can hold in every zone.
+# The first and last moments that a datetime can hold in every zone.
 FIRST_MOMENT = to_millis(datetime(1, 1, 3, tzinfo=UTC))
 LAST_MOMENT = to_millis(datetime(9999, 12, 30, tzinfo=UTC))
 
@@ -63,7 +63,7 @@ class Grid:
         last = LAST_MOMENT if end is None else min(end - 1, LAST_MOMENT)
         self._start = start
         self._interval = interval or 1
-        # Rounded down, so a start after the end has no slot.
+        # The division rounds down, so a start after the end has no slot.
         self._slots = max((last - start) // self._interval + 1, int(start == end))
         if interval is None or repeat_count == 0:
             self._slots = min(self._slots, 1)
@@ -185,7 +185,7 @@ def weekday_bits(weekdays: Iterable[int]) -> int:
 class Days:
     """Some of the days of the calendar, kept as bits of a month, so that a month costs a few operations.
 
-    :param pick: returns the days of a month as bits (bit 0 = the first); more than it has do no harm.
+    :param pick: returns the days of a month as bits (bit 0 = the first); bits beyond its end are ignored.
     :param months: the months that count, 1 = January.
     :param years: the years that count; None: all.
     """
@@ -206,7 +206,7 @@ class Days:
             self._first, self._last = (min(years) * 12, max(years) * 12 + 11) if years else (0, 0)
 
     def of(self, month: int) -> int:
-        """Return those of a month, by its number, as bits."""
+        """Return these days of a month, given by its number, as bits."""
         if not self._months >> month % 12 & 1:
             return 0
         if self._years is not None and month // 12 not in self._years:

@@ -28,14 +28,15 @@ __all__ = [
     "tzinfo_of",
     "without_addresses",
     "zone_for",
+    "zone_of",
 ]
 
 
 class Stretch(NamedTuple):
     """A time, `start` to `end` (left out), during which a zone keeps one offset from UTC.
 
-    :param ceiling: what the clock on the wall had reached, but not shown, at the start. Higher than what it
-        shows then: it was put back; lower: it was put forward over a gap.
+    :param ceiling: the wall time that the clock had counted up to by the start, not shown yet. It is higher
+        than what the clock shows then if it was put back, and lower if it was put forward over a gap.
     """
 
     start: int
@@ -111,7 +112,7 @@ def zone_for(tz: Any) -> Zone:
     Everything in the same zone shares what is known about it; None stands for UTC.
     """
     tz = tzinfo_of(tz)
-    # By identity, as not every tzinfo is hashable; the zone keeps its tzinfo, so the number stays taken.
+    # The key is the id, as not every tzinfo is hashable; the zone keeps its tzinfo, so the id stays taken.
     zone = _zones.get(id(tz))
     if zone is None:
         if len(_zones) >= 1024:
@@ -121,29 +122,34 @@ def zone_for(tz: Any) -> Zone:
     return zone
 
 
+def zone_of(schedule: Any) -> Zone:
+    """Return the zone of a schedule object, UTC when it has none."""
+    return zone_for(getattr(schedule, "tz", None))
+
+
 def tzinfo_of(tz: Any) -> tzinfo:
     """Return the tzinfo that a name, a tzinfo of any make or None (UTC) stands for."""
     if isinstance(tz, str):
         return ZoneInfo(tz)
     if hasattr(tz, "localize") and getattr(tz, "zone", None):
-        # pytz: a datetime that holds one has a fixed offset.
+        # A pytz zone in a datetime would stand for a fixed offset.
         return ZoneInfo(tz.zone)
     zone: tzinfo = tz or UTC
     return zone
 
 
-# Stretches are found and kept by blocks of this length.
+# Stretches are computed and cached in blocks of this length.
 _BLOCK = 400 * DAY
 
-# Between two probes the offset is taken to change at most once. The closest two changes in the time zone
-# database are a week apart.
+# The search assumes one change of the offset between two probes at most. The closest two changes in the
+# time zone database are a week apart.
 _PROBE = 2 * DAY
 
 
 @lru_cache(maxsize=4096)
 def _stretches(zone: Zone, block: int) -> tuple[Stretch, ...]:
     begin, limit = block * _BLOCK, (block + 1) * _BLOCK
-    # Clocks that are put back by up to a day have shown everything again well within three.
+    # The block starts three days early: clocks that are put back by up to a day have caught up by then.
     start = begin - 3 * DAY
     ceiling = start + zone.offset(start)
     found = []
@@ -258,7 +264,7 @@ class EveryPass:
             wall = self._wall.after(moment + here.offset - 1)
             if wall is not None and wall - here.offset < here.end:
                 return wall - here.offset
-            # No clock is a day off UTC: from the end of this stretch on, none shows less than a day before.
+            # No zone is a day off UTC: after this stretch no wall time before `here.end - DAY` is shown.
             wall = self._wall.after(here.end - DAY)
             if wall is None:
                 return None

@@ -149,7 +149,7 @@ class Watch:
         try:
             entry = self._app.conf.beat_schedule[record.name]
             schedule = maybe_schedule(entry["schedule"], entry.get("relative", False), app=self._app)
-            known = trigger_for(schedule)
+            known = trigger_for(schedule, record.name)
             policy = self._settings.policy_for(record.name, entry.get("misfire"), known.trigger_type)
             # A worker may be newer or older than beat, and the alarm is about what beat has planned.
             trigger = known if known.fingerprint == record.fingerprint else None

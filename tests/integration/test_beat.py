@@ -11,9 +11,13 @@ from celery import Celery
 from kombu.utils.functional import lazy
 
 from celery_misfire.beat import MisfireScheduler
+from celery_misfire.calendars import weekly
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.leadership.ledger import LARGEST_WRITE
+from celery_misfire.misfire import from_millis
+from celery_misfire.records import loads
+from celery_misfire.schedules import cron, excluding
 from celery_misfire.store.redis_store import RedisStore
 from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
@@ -69,6 +73,27 @@ def test_a_schedule_that_was_changed_while_the_store_was_away_is_taken_up_whole(
     monkeypatch.undo()
     beat.tick()
     assert store_of(beat).load().keys() >= set(names)
+
+
+def test_h_in_a_cron_expression_is_drawn_by_the_name_of_each_entry(make: Make) -> None:
+    hashed = cron("H 3 * * *", "UTC")
+    sundays = excluding(hashed, weekly(["SUN"]))
+    beat = make()
+    beat.tick()
+    beat.update_from_dict(
+        {
+            "reports": {"task": "shop.reports", "schedule": hashed},
+            "stocks": {"task": "shop.stocks", "schedule": hashed},
+            "weekdays": {"task": "shop.stocks", "schedule": sundays},
+        }
+    )
+    beat.tick()
+    minutes = {
+        name: from_millis(loads(text).state.next_fire_time or 0).minute
+        for name, text in store_of(beat).load().items()
+        if name in ("reports", "stocks", "weekdays")
+    }
+    assert minutes == {"reports": 13, "stocks": 25, "weekdays": 5}
 
 
 class Sparing(MisfireScheduler):

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import pytest
 from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 
-from celery_misfire.calendars import weekly
+from celery_misfire.calendars import holiday, weekly
 from celery_misfire.leadership.leader import MOST_BROKEN_TRIES
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
 from celery_misfire.records import Definition
-from celery_misfire.schedules import excluding
+from celery_misfire.schedules import calendar_interval, cron, daily_time_interval, excluding, simple
 from celery_misfire.triggers import time_limit
 from celery_misfire.triggers.kinds import trigger_for
-from celery_misfire.triggers.time_limit import PATIENCE, SLOW, Patience
+from celery_misfire.triggers.time_limit import ANSWER_TIMEOUT, SLOW_THREAD, TimeLimit
 from tests.integration.test_leader import HOUR, MINUTE, SECOND, World
 from tests.support.processes import wait_for
 
@@ -50,7 +50,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def open_questions() -> Callable[[], int]:
     """How many questions nobody waits for are still being answered, those of earlier tests left out."""
     before = set(threading.enumerate())
-    return lambda: sum(t.name == SLOW for t in set(threading.enumerate()) - before)
+    return lambda: sum(t.name == SLOW_THREAD for t in set(threading.enumerate()) - before)
 
 
 class Minutely(BaseSchedule):
@@ -218,7 +218,7 @@ def test_one_that_does_not_answer_holds_nobody_up_and_is_planned_when_it_does(
 
 
 def test_one_that_is_always_slow_runs_all_the_same(world: World, open_questions: Callable[[], int]) -> None:
-    world.entry("odd", Minutely(lambda: time.sleep(2 * PATIENCE)), "ignore_misfire_policy")
+    world.entry("odd", Minutely(lambda: time.sleep(2 * ANSWER_TIMEOUT)), "ignore_misfire_policy")
     begin = world.now
     world.start()
     for _ in range(5):
@@ -241,7 +241,7 @@ def test_one_that_is_due_again_before_it_has_answered_is_not_asked_from_the_begi
         """Every second."""
 
         def is_due(self, last_run_at: datetime) -> schedstate:
-            time.sleep(PATIENCE)
+            time.sleep(ANSWER_TIMEOUT)
             return schedstate(self.now() > last_run_at, 1)
 
     world.entry("odd", Dawdling(None), "ignore_misfire_policy")
@@ -302,7 +302,7 @@ def test_a_run_in_doubt_of_a_schedule_that_became_slow_is_sent_again(
 
     monkeypatch.setattr(world.store, "commit", dies_after_the_claim)
     # It is not slow yet, whatever else this machine does.
-    monkeypatch.setattr("celery_misfire.triggers.time_limit.PATIENCE", 30.0)
+    monkeypatch.setattr("celery_misfire.triggers.time_limit.ANSWER_TIMEOUT", 30.0)
     with pytest.raises(KeyboardInterrupt):
         world.run(world.now + MINUTE)
     monkeypatch.undo()
@@ -389,12 +389,51 @@ def test_a_schedule_that_changes_when_it_is_asked_is_itself_at_each_question_and
     assert moody.asked == 0
 
 
-def test_what_can_be_computed_is_asked_without_a_thread() -> None:
-    patience = Patience()
-    for sound in (schedule(5), schedule(5, relative=True), crontab(), excluding(crontab(), weekly(["SUN"]))):
-        trigger = trigger_for(sound)
-        assert patience.guard(trigger) is trigger
-    assert patience.guard(trigger_for(Minutely())) != trigger_for(Minutely())
+class Dates(Mapping[date, str]):
+    """Dates that the app looks up when it is asked."""
+
+    def __getitem__(self, key: date) -> str:
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[date]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+COMPUTED = [
+    schedule(5),
+    schedule(5, relative=True),
+    crontab(),
+    simple(interval=5),
+    cron("0 0 12 * * ?"),
+    daily_time_interval(1, "hour", "08:00", "17:00"),
+    calendar_interval(1, "month"),
+    excluding(crontab(), weekly(["SUN"])),
+    excluding(crontab(), holiday([date(2026, 1, 1)], base=holiday({date(2026, 1, 6): "Epiphany"}))),
+]
+FOREIGN = [
+    Minutely(),
+    excluding(Minutely(), weekly(["SUN"])),
+    excluding(crontab(), weekly(["SUN"], base=holiday(Dates()))),
+]
+
+
+@pytest.mark.parametrize("computed", COMPUTED, ids=str)
+def test_a_schedule_that_is_computed_is_asked_without_a_thread(computed: BaseSchedule) -> None:
+    trigger = trigger_for(computed)
+    assert not trigger.runs_foreign_code
+    assert TimeLimit().limited(trigger) is trigger
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_a_schedule_that_runs_code_of_the_app_is_asked_with_a_time_limit(foreign: BaseSchedule) -> None:
+    trigger = trigger_for(foreign)
+    assert trigger.runs_foreign_code
+    limited = TimeLimit().limited(trigger)
+    assert limited is not trigger
+    assert limited.runs_foreign_code
 
 
 @pytest.mark.usefixtures("patient")

@@ -533,6 +533,11 @@ WRONG_ENTRIES: list[tuple[Any, list[str]]] = [
                 "0 0 12 * * ?",
                 "got the string '0 0 12 * * ?'. Use celery_misfire.schedules.cron('0 0 12 * * ?').",
             ),
+            ("@daily", "got the string '@daily'. Use celery_misfire.schedules.cron('@daily')."),
+            (
+                "H H(1-4) * * *",
+                "got the string 'H H(1-4) * * *'. Use celery_misfire.schedules.cron('H H(1-4) * * *').",
+            ),
             (
                 "* * * * password=4711",
                 "got the string '* * * * password=***. Use a schedule such as crontab(minute=0), a number of "

@@ -18,8 +18,6 @@ from hypothesis import strategies as st
 from celery_misfire import calendars
 from celery_misfire.calendars import (
     Calendar,
-    Excluded,
-    Included,
     annual,
     cron,
     daily,
@@ -30,6 +28,7 @@ from celery_misfire.calendars import (
 from celery_misfire.misfire import from_millis, to_millis
 from celery_misfire.schedules import calendar_interval, daily_time_interval, excluding, simple
 from celery_misfire.schedules import cron as cron_schedule
+from celery_misfire.triggers.excluding import Excluded, Included
 from celery_misfire.triggers.kinds import trigger_for
 
 SECOND = 1_000
@@ -45,7 +44,7 @@ def at(text: str, zone: Any = UTC) -> int:
 
 
 def excluded(calendar: Calendar, zone: Any = UTC) -> Excluded:
-    return Excluded(calendar, lambda: zone)
+    return calendar.excluded(lambda: zone)
 
 
 def is_included(calendar: Calendar, text: str, zone: Any = UTC) -> bool:

@@ -20,6 +20,7 @@ from celery_misfire.conf.settings import Settings, read_config, read_settings
 from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.exceptions import MisfireConfigError, MisfireError, TaskMissed
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, MissedFire, Reason, TriggerType
+from celery_misfire.schedules import cron
 from celery_misfire.store.options import OPTIONS
 from tests.support.configs import BROKER, FIT_CRON, HOURLY, app_with, no_urls_from_outside, problems_of
 
@@ -602,6 +603,15 @@ def test_an_app_default_for_repeated_schedules_needs_one_for_cron() -> None:
     )
     assert found.policy_for("x", None, TriggerType.CRON) == MisfirePolicy("do_nothing")
     assert found.policy_for("x", None, TriggerType.ONCE) == MisfirePolicy("fire_now")
+
+
+def test_h_in_a_cron_expression_is_checked_with_the_name_of_the_entry() -> None:
+    entries = {name: {"task": "shop.x", "schedule": cron("0 3 H 2 *")} for name in ("stocks", "weekly")}
+    # For "weekly" it is a day that February does not have.
+    assert problems_of(lambda: read_config(app_with(), entries)) == (
+        "celery_misfire: beat_schedule['weekly'].schedule: cron expression '0 3 H 2 *': day_of_month: "
+        "day 30 and * never comes in month 2; allowed are dates that exist.",
+    )
 
 
 def test_a_schedule_whose_own_code_fails_does_not_stop_the_start() -> None:

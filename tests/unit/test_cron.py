@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import calendar
+import pickle
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
+from zlib import crc32
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -15,11 +18,12 @@ from cronsim import CronSim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from celery_misfire import calendars, simulate
 from celery_misfire.misfire import FireTimes, TriggerState, from_millis, to_millis
-from celery_misfire.schedules import cron
+from celery_misfire.schedules import cron, excluding
 from celery_misfire.triggers.cron import parse_cron
 from celery_misfire.triggers.kinds import trigger_for
-from celery_misfire.triggers.wall_times import Days
+from celery_misfire.triggers.wall_times import Days, month_of
 
 HOUR = timedelta(hours=1)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -196,6 +200,136 @@ def test_six_fields_mean_what_croniter_takes_their_translation_for(
     )
     found = forward(times_of(f"{second} {minute} {hour} ? {month} {quartz}"), start, 8)
     assert found == [other.get_next() for _ in range(8)]
+
+
+# -- aliases, and H ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("alias", "expression"),
+    [
+        ("@hourly", "0 * * * *"),
+        ("@daily", "0 0 * * *"),
+        ("@midnight", "0 0 * * *"),
+        ("@weekly", "0 0 * * 0"),
+        ("@monthly", "0 0 1 * *"),
+        ("@yearly", "0 0 1 1 *"),
+        ("@annually", "0 0 1 1 *"),
+        (" @Daily ", "0 0 * * *"),
+    ],
+)
+def test_an_alias_is_short_for_five_fields(alias: str, expression: str) -> None:
+    named = trigger_for(cron(alias, "UTC"), "an entry")
+    assert named.fingerprint == trigger_for(cron(expression, "UTC")).fingerprint
+    assert trigger_for(cron(alias, "UTC")).fingerprint == named.fingerprint
+
+
+def drawn(expression: str, entry: str) -> tuple[tuple[int, ...], ...]:
+    """Return the minutes, hours, days, months and weekdays (0 = SUN), both kinds of days in a month of 31."""
+    parsed = parse_cron(expression, entry)
+    days = [day for day in range(1, 32) if parsed.pick(MAY_2026) >> day - 1 & 1]
+    weekdays = {date(2026, 5, day).isoweekday() % 7 for day in days}
+    return parsed.minutes, parsed.hours, tuple(days), parsed.months, tuple(sorted(weekdays))
+
+
+MAY_2026 = month_of(2026 * 12 + 4)
+NAMES = [f"entry {n}" for n in range(200)]
+
+# The field by its place, how it is written, its first and last value, and its step.
+HASHED = [
+    (0, "H", 0, 59, None),
+    (0, "h", 0, 59, None),
+    (0, "H(0-29)", 0, 29, None),
+    (0, "H/15", 0, 59, 15),
+    (0, "H/1", 0, 59, 1),
+    (0, "H/59", 0, 59, 59),
+    (0, "H(10-39)/10", 10, 39, 10),
+    (0, "H(0-29)/30", 0, 29, 30),
+    (1, "H", 0, 23, None),
+    (1, "H(9-17)", 9, 17, None),
+    (1, "H/6", 0, 23, 6),
+    (1, "H(9-17)/9", 9, 17, 9),
+    (2, "H", 1, 31, None),
+    (2, "H(1-28)", 1, 28, None),
+    (2, "H/7", 1, 31, 7),
+    (2, "H/31", 1, 31, 31),
+    (3, "H", 1, 12, None),
+    (3, "H/3", 1, 12, 3),
+    (3, "H/12", 1, 12, 12),
+    (4, "H", 0, 6, None),
+    (4, "H(1-5)", 1, 5, None),
+    (4, "H/2", 0, 6, 2),
+    (4, "H/7", 0, 6, 7),
+]
+
+
+@pytest.mark.parametrize(("place", "written", "first", "last", "step"), HASHED, ids=[h[1] for h in HASHED])
+def test_h_is_a_value_or_a_beginning_that_the_name_of_the_entry_decides(
+    place: int, written: str, first: int, last: int, step: int | None
+) -> None:
+    fields = ["*"] * 5
+    fields[place] = written
+    expression = " ".join(fields)
+    latest = last if step is None else min(first + step - 1, last)
+    begun = Counter()
+    for name in NAMES:
+        # As croniter has it: shifted by the place, so that the fields of one entry differ.
+        begin = first + (crc32(name.encode()) >> place) % (latest - first + 1)
+        begun[begin] += 1
+        expected = (begin,) if step is None else tuple(range(begin, last + 1, step))
+        assert drawn(expression, name)[place] == expected
+        assert drawn(expression, name) == drawn(expression, name)
+    assert len(begun) > (latest - first) / 3
+
+
+def test_an_entry_keeps_its_values_whatever_release_of_croniter_is_there() -> None:
+    assert [parse_cron("H H H(1-28) H H", name).text for name in ("reports", "stocks", "")] == [
+        "0 13 18 day 14 or WED 5 * first pass",
+        "0 25 18 day 26 or SAT 5 * first pass",
+        "0 0 0 day 1 or SUN 1 * first pass",
+    ]
+    assert parse_cron("H/20 * * * *", "reports").text == "0 13,33,53 * * and * * * every pass"
+
+
+def test_h_with_a_step_follows_elapsed_time_and_h_alone_is_a_fixed_time() -> None:
+    for wildcard in ("H/15 2 * * *", "H H/2 * * *", "H * * * *"):
+        assert parse_cron(wildcard, "reports").is_wildcard
+    for fixed in ("H H * * *", "H(0-29)/10 2 * * *", "H 2 * * *"):
+        assert not parse_cron(fixed, "reports").is_wildcard
+
+
+def test_of_two_days_h_is_one_of_them_and_h_with_a_step_a_star() -> None:
+    assert " or " in parse_cron("0 0 H * MON", "reports").text
+    assert " and " in parse_cron("0 0 H/7 * MON", "reports").text
+
+
+def test_h_is_refused_where_there_is_no_entry() -> None:
+    hashed = cron("H 3 * * *", "UTC")
+    message = r"cron expression 'H 3 \* \* \*': minute: 'H' depends on the name of the entry.*allowed"
+    away = {"down_at": NOW, "up_at": NOW + 24 * HOUR, "until": NOW + 48 * HOUR}
+    for refused in (
+        lambda: trigger_for(hashed),
+        lambda: trigger_for(excluding(hashed, calendars.weekly(["SUN"]))),
+        lambda: simulate(hashed, policy="do_nothing", **away),
+        lambda: hashed.is_due(NOW),
+        lambda: calendars.cron("H 3 * * *"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+    simulated = simulate(hashed, policy="fire_once_now", entry="reports", **away)
+    assert simulated.fires[0].scheduled_fire_time == datetime(2026, 1, 1, 3, 13, tzinfo=UTC)
+
+
+def test_an_entry_gives_its_name_to_the_schedule_under_a_calendar_and_to_no_other_entry() -> None:
+    hashed = cron("H 3 * * *", "UTC")
+    weekdays = excluding(hashed, calendars.weekly(["SUN"]))
+    for name in ("reports", "stocks"):
+        alone, under = trigger_for(hashed, name), trigger_for(weekdays, name)
+        assert under.fingerprint.startswith(alone.fingerprint)
+    assert trigger_for(hashed, "reports").fingerprint != trigger_for(hashed, "stocks").fingerprint
+    assert pickle.loads(pickle.dumps(hashed)) == hashed
+    with pytest.raises(ValueError, match="name of the entry"):
+        trigger_for(hashed)
 
 
 # -- when the clocks change ----------------------------------------------------------------------------------
@@ -556,7 +690,27 @@ BAD = [
     ("0 0 12 * * ? -2026", "year", "-2026"),
     ("", "fields", "0"),
     ("   ", "fields", "0"),
-    ("@daily", "fields", "1"),
+    ("@reboot", "fields", "1"),
+    ("@dayly", "fields", "1"),
+    ("@", "fields", "1"),
+    ("@daily @daily", "fields", "2"),
+    ("R * * * *", "minute", "R"),
+    ("R(0-5) * * * *", "minute", "R(0-5)"),
+    ("H,5 * * * *", "minute", "H"),
+    ("H-5 * * * *", "minute", "H-5"),
+    ("H() * * * *", "minute", "H()"),
+    ("H(5-5) * * * *", "minute", "H(5-5)"),
+    ("H(9-5) * * * *", "minute", "H(9-5)"),
+    ("H(0-60) * * * *", "minute", "60"),
+    ("H/0 * * * *", "minute", "H/0"),
+    ("H/60 * * * *", "minute", "H/60"),
+    ("H(0-29)/60 * * * *", "minute", "H(0-29)/60"),
+    ("* H(0-24) * * *", "hour", "24"),
+    ("* * H(0-28) * *", "day_of_month", "0"),
+    ("* * HW * *", "day_of_month", "HW"),
+    ("* * * H(JAN-MAR) *", "month", "H(JAN-MAR)"),
+    ("* * * * H(1-8)", "day_of_week", "8"),
+    ("* * * * H#2", "day_of_week", "H#2"),
     ("@every 5m", "fields", "2"),
     ("* * * *", "fields", "4"),
     ("0 0 12 * * ? 2026 UTC", "fields", "8"),
@@ -620,6 +774,9 @@ SCRAPS = [
     "MON",
     "JAN",
     "LW",
+    "H",
+    "H(1-5)",
+    "@daily",
     "\x00",
 ]
 
@@ -632,7 +789,7 @@ SCRAPS = [
 def test_any_text_is_either_understood_or_refused_with_a_value_error(expression: str) -> None:
     said = "allowed"
     try:
-        assert parse_cron(expression).times.size > 0
+        assert parse_cron(expression, "an entry").times.size > 0
     except ValueError as refused:
         said = str(refused)
     assert said.count("allowed") == 1

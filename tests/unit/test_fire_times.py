@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from celery_misfire.misfire import ENDLESS, FireTimes, TriggerState, TriggerType, from_millis, to_millis
 from celery_misfire.triggers import zones
-from celery_misfire.triggers.kinds import AskedTimes, AskedTrigger, CronTrigger, GridTrigger, trigger_for
+from celery_misfire.triggers.asked import AskedTimes, AskedTrigger
+from celery_misfire.triggers.kinds import CronTrigger, GridTrigger, trigger_for
 from celery_misfire.triggers.wall_times import ClockTimes, Days, Grid, WallTimes, day_bits, weekday_bits
 from celery_misfire.triggers.zones import EveryPass, FirstPass, Zone, zone_for
 
@@ -887,7 +888,7 @@ def test_an_is_due_that_is_never_due_is_given_up_after_bounded_looks() -> None:
 
     waiting = Waiting(app=app)
     waiting.looks = []
-    with pytest.raises(ValueError, match="is_due was not due in 100000 looks, up to 2026-05-06 18:53:20"):
+    with pytest.raises(ValueError, match="is_due was not due in 100000 calls, up to 2026-05-06 18:53:20"):
         trigger_for(waiting).first_state(at("2026-05-01"))
     assert len(waiting.looks) == 100_000
 

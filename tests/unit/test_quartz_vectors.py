@@ -295,7 +295,8 @@ HALF_ACCEPTED = {
 
 
 def is_unix(case: dict[str, Any]) -> bool:
-    return len(case["expression"].split()) == 5
+    # Quartz refuses 5 fields and aliases; here they are Unix cron's.
+    return len(case["expression"].split()) == 5 or case["expression"] == "@daily"
 
 
 def refuses(case: dict[str, Any]) -> bool:
@@ -361,4 +362,4 @@ def test_every_expression_is_judged():
     assert Counter(
         "unix" if is_unix(c) else "refused" if refuses(c) else "dst" if c in AROUND_A_CHANGE else "as Quartz"
         for c in EXPRESSIONS
-    ) == {"as Quartz": 162, "dst": 64, "refused": 38, "unix": 3}
+    ) == {"as Quartz": 162, "dst": 64, "refused": 37, "unix": 4}

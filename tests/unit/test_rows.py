@@ -11,6 +11,7 @@ import pytest
 from django.test import override_settings
 
 from celery_misfire.misfire import MisfirePolicy, Reason, Trigger, TriggerType, from_millis, plan, to_millis
+from celery_misfire.triggers.time_limit import TimeLimit
 from tests.support.django_settings import set_up
 
 set_up()
@@ -237,3 +238,36 @@ def test_last_run_at_is_written_as_stock_writes_it(use_tz: bool, tz_aware: bool,
         assert to_last_run_at(to_millis(NOW)) == written
         assert from_last_run_at(written) == to_millis(NOW)
         assert from_last_run_at(None) is None
+
+
+# -- what may be slow ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        hourly(),
+        hourly(one_off=True),
+        hourly(start_time=NOW),
+        hourly(start_time=NOW, one_off=True),
+        nightly(),
+        nightly(one_off=True),
+        nightly(one_off=True, start_time=NOW, expires=NOW + HOUR),
+        clocked(NOW),
+    ],
+)
+def test_a_row_over_an_interval_a_crontab_or_a_clocked_time_is_asked_without_a_thread(
+    task: PeriodicTask,
+) -> None:
+    trigger = trigger_of(task)
+    assert not trigger.runs_foreign_code
+    assert TimeLimit().limited(trigger) is trigger
+
+
+@pytest.mark.parametrize(
+    "task", [sunrise(), sunrise(start_time=NOW), sunrise(one_off=True), sunrise(one_off=True, expires=NOW)]
+)
+def test_a_row_over_a_solar_event_is_asked_with_a_time_limit(task: PeriodicTask) -> None:
+    trigger = trigger_of(task)
+    assert trigger.runs_foreign_code
+    assert TimeLimit().limited(trigger) is not trigger

@@ -26,7 +26,8 @@ from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
 from celery_misfire.events import Event, Sent
 from celery_misfire.records import Definition
-from celery_misfire.triggers.kinds import AskedTrigger, trigger_for
+from celery_misfire.triggers.asked import AskedTrigger
+from celery_misfire.triggers.kinds import trigger_for
 
 __all__ = ["DatabaseScheduler"]
 

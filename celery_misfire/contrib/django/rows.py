@@ -149,6 +149,10 @@ class _Within:
     interval = None
 
     @property
+    def runs_foreign_code(self) -> bool:
+        return self.trigger.runs_foreign_code
+
+    @property
     def fingerprint(self) -> str:
         return f"{self.trigger.fingerprint} start={self.start} end={self.end}"
 
@@ -171,6 +175,10 @@ class _OneRun:
 
     trigger_type = TriggerType.ONCE
     interval = None
+
+    @property
+    def runs_foreign_code(self) -> bool:
+        return self.trigger.runs_foreign_code
 
     @property
     def fingerprint(self) -> str:
