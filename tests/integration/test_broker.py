@@ -236,6 +236,8 @@ def test_an_event_that_cannot_be_sent_leaves_no_answer_behind_for_the_next_messa
     assert ids(rabbitmq_server) == ["1", "2"]
 
 
+# On a busy machine rabbitmqctl alone takes a minute.
+@pytest.mark.timeout(600)
 def test_a_rabbitmq_that_is_short_of_memory_is_given_one_message_and_then_waited_for(
     app: Celery, broker: Broker, proxy: Proxy, rabbitmq_server: RabbitMQ
 ) -> None:
