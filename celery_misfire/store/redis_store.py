@@ -41,8 +41,7 @@ __all__ = ["LONGEST_CALL", "RedisStore"]
 #: The fields of the state in which the leading beat describes itself, and its entries.
 _DESCRIPTION = ("_beat", "_beat_entries")
 
-#: acquire.lua answers with this, instead of the value of a lease, when it left a free one alone for want of a
-#: state.
+#: Stands for the value of a free lease that acquire.lua left alone as there is no state.
 _NO_STATE = "|"
 
 
@@ -76,7 +75,7 @@ class RedisStore(Store):
 
     @classmethod
     def of(cls, settings: Settings, call_timeout: float = LONGEST_CALL) -> RedisStore:
-        """Return the store that an app's settings name; its parameters are those of the class."""
+        """Return the store that an app's settings name."""
         return cls(
             settings.redis_url, settings.namespace, settings.redis_options, settings.history, call_timeout
         )
@@ -103,7 +102,7 @@ class RedisStore(Store):
             match answer:
                 case ["META", meta]:
                     app = StateMark.parse(meta, self.state_key).app if meta else ""
-                case ["HELD", "|", _]:
+                case ["HELD", value, _] if value == _NO_STATE:
                     return NoState()
                 case ["HELD", value, description]:
                     return Held(LeaseValue.parse(value), description)

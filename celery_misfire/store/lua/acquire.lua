@@ -1,8 +1,10 @@
 -- Take the lease if it is free, or if it is still the value that the caller has seen unchanged for too long.
--- KEYS: lease, state, log.  ARGV: token, owner, ttl in ms, the lease value to take over ('' = none), the
--- _meta that the caller has read and understood ('' = none), what a free lease without a state counts as ('' = free).
--- Returns {'TAKEN', epoch, previous epoch, new lease value}, {'HELD', lease value in force, what its holder said
--- of itself}, or, when there is another _meta, {'META', _meta}: nothing is written to a state that the caller may not understand.
+-- KEYS: lease, state, log.
+-- ARGV: token, owner, ttl in ms, the lease value to take over ('' = none), the _meta that the caller has read and
+-- understood ('' = none), '|' to leave a free lease alone when there is no state ('' = take it all the same).
+-- Returns {'TAKEN', epoch, previous epoch, new lease value},
+-- {'HELD', lease value in force, what its holder said of itself}, with '|' for a lease that was left alone,
+-- {'META', _meta} when it is another one: nothing is written to a state that the caller may not understand.
 local function type_of(key) return redis.call('TYPE', key)['ok'] end
 for i, wanted in ipairs({'string', 'hash', 'stream'}) do
   local found = type_of(KEYS[i])
