@@ -66,6 +66,7 @@ class MisfireMixin(Scheduler):
         self._asked_to_stop = False
         self._broker = Broker(app)
         self._publisher = EntryPublisher(
+            app,
             self._broker,
             lambda name: self.schedule[name],
             lambda entry, producer: self.apply_entry(entry, producer=producer),

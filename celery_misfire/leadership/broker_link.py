@@ -33,18 +33,21 @@ class BrokerLink:
         """When, on the steady clock, a broker that has failed is tried again."""
         return self._trouble.until
 
-    def connect(self, now: int) -> bool:
-        """Return True when messages can be sent; try to connect if it is time for that."""
-        if self.is_up:
-            return True
-        if self._trouble.is_waiting(self._steady()):
+    def connect(self, now: int, look: Callable[[], None]) -> bool:
+        """Return True when messages can be sent; try to connect if it is time for that.
+
+        :param look: looks at a broker that can be reached; raises BrokerUnavailable.
+        """
+        if not self.is_up and self._trouble.is_waiting(self._steady()):
             return False
         try:
-            self._connect()
+            if not self.is_up:
+                self._connect()
+            look()
         except BrokerUnavailable as exc:
             self.failed(exc)
             return False
-        if self._trouble.is_on:
+        if not self.is_up and self._trouble.is_on:
             self._outages.note(Reason.BROKER_UNAVAILABLE, now)
         self.is_up = True
         return True

@@ -21,13 +21,15 @@ from celery_misfire.leadership.broker_link import BrokerLink
 from celery_misfire.leadership.failing import FailingEntries
 from celery_misfire.leadership.intents import Intents
 from celery_misfire.leadership.lease import Lease, uptime
-from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.leadership.ledger import Commit, Ledger, Outdated
 from celery_misfire.leadership.outages import Outages
 from celery_misfire.leadership.pending_misses import PendingMisses, Reporter, explain, give_up
 from celery_misfire.leadership.queues import Queues
 from celery_misfire.misfire import Outcome, Reason, plan
 from celery_misfire.records import Definition, EntryRecord
-from celery_misfire.sending.dispatch import Attempt, Fate, Publisher, Run, TwoStep
+from celery_misfire.sending.choice import DispatchChoice
+from celery_misfire.sending.dispatch import Attempt, Fate, RecordingPublisher, Run, TwoStep
+from celery_misfire.sending.transactional import Transactional
 from celery_misfire.store.port import Store, Taken
 
 __all__ = ["Leader"]
@@ -63,7 +65,7 @@ class Leader:
         self,
         store: Store,
         lease: Lease,
-        publisher: Publisher,
+        publisher: RecordingPublisher,
         reporter: Reporter,
         *,
         namespace: str,
@@ -81,8 +83,20 @@ class Leader:
         self._misses = PendingMisses(self._ledger, reporter, each=each)
         self._intents = Intents(store, self._ledger)
         self._adoption = Adoption(self._ledger, self._intents, resume_misfires=resume_misfires)
-        self._dispatch = TwoStep(
+        two_step = TwoStep(
             self._ledger, publisher, may_send=self._may_send, note=self._note_attempt, wall=wall
+        )
+        transactional = Transactional(
+            self._ledger,
+            publisher,
+            two_step,
+            may_send=self._may_send,
+            note=self._note_attempt,
+            wall=wall,
+            steady=steady,
+        )
+        self._dispatch = DispatchChoice(
+            store, lease, self._ledger, publisher, two_step, transactional, steady
         )
         self._failing = FailingEntries(self._ledger, steady)
         self._outages = Outages(wall() - steady() * 1000)
@@ -160,11 +174,19 @@ class Leader:
 
         :raises StoreUnavailable: call again later. :raises LeaseLost: somebody else leads.
         """
+        try:
+            return self._work()
+        except Outdated:
+            # Nothing of what was decided has happened.
+            self._rebuild_queues()
+            return 0.0
+
+    def _work(self) -> float:
         now = self._wall()
         self._outages.look_at_clock(now, self._steady())
         self._repeat_unanswered(now)
         self._misses.acknowledge()
-        if not self._broker.connect(now):
+        if not self._broker.connect(now, self._dispatch.look):
             return self._sleep()
         due = self._due(now)
         if due:

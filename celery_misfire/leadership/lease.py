@@ -124,6 +124,11 @@ class Lease:
         self.superseded = True
         self.lost()
 
+    def distrust(self) -> None:
+        """Have the lease taken again, under another token, before anything is decided."""
+        with self._lock:
+            self._trusted_until = 0.0
+
     def lost(self) -> None:
         """Note that the store says that the lease is not ours any more."""
         with self._lock:

@@ -1,7 +1,12 @@
 """The entries and their records in memory, and the copy in the store: kept equal, whatever gets lost between.
 
-A commit that gets no answer is kept and sent again as it is; the store does it once. While nobody else has
-led, memory is the newer of the two and restores a store that lost its data or went back in time.
+A commit that gets no answer is kept. Without messages it is sent again as it is; the store does it once. With
+messages it is settled: the lease is taken again, which fences every copy that is still under way, and the
+records then say whether it was done.
+
+While nobody else has led, memory restores a store that lost its data. It also restores one that went back in
+time, unless the messages are in the same database: they went back together with the records then, and memory
+follows.
 """
 
 from __future__ import annotations
@@ -16,15 +21,19 @@ from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.misfire import threshold_millis
 from celery_misfire.records import Definition, EntryRecord
-from celery_misfire.store.port import Change, Store, Taken
+from celery_misfire.store.port import Change, CommitResult, Push, Store, Taken
 from celery_misfire.texts import one_line, quote_name
 
-__all__ = ["Commit", "Ledger"]
+__all__ = ["Commit", "Ledger", "Outdated"]
 
 logger = logging.getLogger(__name__)
 
 #: The most records in one call.
 LARGEST_WRITE = 200
+
+
+class Outdated(Exception):
+    """The records have been read again: what was decided from the old ones is void."""
 
 
 @dataclass
@@ -48,8 +57,12 @@ class Ledger(Mapping[str, EntryRecord]):
         self.definitions: Mapping[str, Definition] = {}
         self._records: dict[str, EntryRecord] = {}
         self._texts: dict[str, str] = {}
-        self._unanswered: Commit | None = None
+        self._unanswered: tuple[Commit, Sequence[Push]] | None = None
         self._restoring = False
+        #: True while messages stand in the same database as the records.
+        self.holds_messages = False
+        #: Messages of runs scheduled up to this moment may stand in a queue, although no record says so.
+        self.doubtful_until = 0
         #: The term of leadership that memory is of, 0 while it must not be trusted.
         self.epoch = 0
         #: Entries for which the store holds something that is no record of ours.
@@ -70,10 +83,13 @@ class Ledger(Mapping[str, EntryRecord]):
         """Return the task id of an occurrence."""
         return fire.task_id(self._namespace, name, generation, scheduled)
 
-    def threshold(self, name: str, scheduled: int) -> int:
-        """Return how late the run scheduled at this time may be, in milliseconds. Asks the schedule."""
+    def threshold(self, name: str, scheduled: int, record: EntryRecord | None = None) -> int:
+        """Return how late the run scheduled at this time may be, in milliseconds. Asks the schedule.
+
+        :param record: the record of the entry; None: the one in force.
+        """
         definition = self.definitions[name]
-        times = definition.trigger.fire_times(self._records[name].state)
+        times = definition.trigger.fire_times((record or self._records[name]).state)
         return threshold_millis(definition.policy, scheduled, times.after(scheduled))
 
     # -- taking over ---------------------------------------------------------------------------------------
@@ -90,7 +106,12 @@ class Ledger(Mapping[str, EntryRecord]):
             self.epoch = acquired.epoch
             if acquired.cold:
                 logger.warning("beat: %s was lost; it is restored from memory", self._store)
-            self.restore()
+                self._give_up_messages()
+                self.restore()
+            elif self.holds_messages:
+                self._settle()
+            else:
+                self.restore()
         else:
             if acquired.cold:
                 logger.warning(
@@ -106,9 +127,18 @@ class Ledger(Mapping[str, EntryRecord]):
     def load(self) -> None:
         """Forget what is in memory and read the store. A text that is no record of ours is left out."""
         self._unanswered = None
-        self._records, self._texts = {}, self._store.load()
+        self._records, self._texts = {}, {}
         self.untried.clear()
-        for name, text in self._texts.items():
+        self._follow(self._store.load())
+
+    def _follow(self, texts: dict[str, str]) -> None:
+        """Take these texts for the records in force."""
+        for name in self._texts.keys() - texts.keys():
+            self._records.pop(name, None)
+        for name, text in texts.items():
+            if name in self._records and self._texts.get(name) == text:
+                continue
+            self._records.pop(name, None)
             try:
                 record = records.loads(text)
                 if record.name != name:
@@ -118,7 +148,38 @@ class Ledger(Mapping[str, EntryRecord]):
                 logger.error("beat: %s; planned from now", what)
             else:
                 self._records[name] = record
-        self.unusable = self._texts.keys() - self._records.keys()
+        self._texts = texts
+        self.unusable = texts.keys() - self._records.keys()
+
+    def _settle(self) -> None:
+        """Find out what became of a commit with messages, and follow the store in everything else.
+
+        Nobody can carry it out any more: the lease has another token by now.
+        """
+        unanswered, self._unanswered = self._unanswered, None
+        texts = self._store.load()
+        if unanswered is not None:
+            commit, _ = unanswered
+            new = {name: records.dumps(record) for name, record in commit.records.items()}
+            if new and all(texts.get(name) == text for name, text in new.items()):
+                self._done(commit, new)
+        self._follow_back(texts)
+
+    def _follow_back(self, texts: dict[str, str]) -> None:
+        """Follow a store that may have gone back in time, together with its queues."""
+        if texts != self._texts:
+            logger.warning(
+                "beat: %s went back in time, and its queues with it; beat plans again from there", self._store
+            )
+            self._give_up_messages()
+            self._follow(texts)
+
+    def _give_up_messages(self) -> None:
+        """Note that messages may stand in queues of which no record tells."""
+        if self._unanswered is not None and self._unanswered[1]:
+            self._unanswered = None
+        moments = [r.state.previous_fire_time or 0 for r in self._records.values()]
+        self.doubtful_until = max([self.doubtful_until, *moments])
 
     def restore(self) -> None:
         """Write to the store what it lacks. Only for a beat that knows that nobody else has led."""
@@ -144,33 +205,52 @@ class Ledger(Mapping[str, EntryRecord]):
             explained = [event for name in piece for event in events.get(name, ())]
             self.commit(Commit({name: changed[name] for name in piece}, explained))
 
-    def commit(self, commit: Commit) -> None:
+    def commit(self, commit: Commit, pushes: Sequence[Push] = ()) -> CommitResult:
         """Replace records in the store, then in memory.
 
+        :param pushes: the messages that go with it.
+        :returns: with what was refused: nothing was done then.
         :raises StoreUnavailable: whether it was done is unknown; :meth:`repeat_unanswered` finds out.
         :raises LeaseLost: it was not done; somebody else leads, or keeps writing.
+        :raises Outdated: it was not done; the store is right, and memory has followed it.
         """
         if not commit.records and not commit.events:
-            return
-        self._unanswered = commit
+            return CommitResult()
+        self._unanswered = commit, pushes
         texts = {name: records.dumps(record) for name, record in commit.records.items()}
         changes = [Change(name, self._texts.get(name, ""), text) for name, text in texts.items()]
         log = [event.encode() for event in commit.events]
-        conflicts = self._store.commit(self._lease.token, changes, log).conflicts
-        if not conflicts:
+        try:
+            result = self._store.commit(self._lease.token, changes, log, pushes)
+        except StoreUnavailable:
+            if pushes:
+                self._lease.distrust()
+            raise
+        if result.refused:
+            self._unanswered = None
+        elif not result.conflicts:
             self._done(commit, texts)
         elif self._restoring:
-            raise LeaseLost(f"the state of {len(conflicts)} entries was written by somebody else")
+            raise LeaseLost(f"the state of {len(result.conflicts)} entries was written by somebody else")
+        elif self.holds_messages:
+            self._unanswered = None
+            self._follow_back(self._store.load())
+            raise Outdated
         else:
             # Only the leader writes, and the lease was found to be ours.
             logger.warning("beat: %s went back in time; it is brought up to date from memory", self._store)
             self.restore()
+        return result
 
     def repeat_unanswered(self) -> bool:
         """Send the commit again that got no answer; True when there was one and it is done now."""
         if self._unanswered is None:
             return False
-        self.commit(self._unanswered)
+        commit, pushes = self._unanswered
+        if pushes:
+            self._lease.distrust()
+            raise StoreUnavailable("the answer to a commit with messages is missing")
+        self.commit(commit)
         return True
 
     def note(self, event: Event) -> None:

@@ -16,6 +16,7 @@ from celery import Celery
 from kombu import Connection, Producer
 
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError
+from celery_misfire.sending.recording import PushRecorder
 
 __all__ = ["TIMEOUT", "Broker", "Delivery", "WatchedProducer", "name_error"]
 
@@ -33,6 +34,8 @@ class Broker:
         self._connection: Connection | None = None
         self._producer: WatchedProducer | None = None
         self._blocked = False
+        #: Records what is pushed into a Redis.
+        self.recorder = PushRecorder()
 
     @property
     def producer(self) -> WatchedProducer:
@@ -59,6 +62,28 @@ class Broker:
         :raises BrokerUnavailable: when it can't be, or takes no messages.
         """
         self.producer  # noqa: B018 - a look connects
+
+    def read(self, key: str) -> str | None:
+        """Return what the broker's own connection reads under a key of Redis, without kombu's prefix.
+
+        :returns: None when there is nothing, and for a broker that is no Redis.
+        :raises BrokerUnavailable: when the broker failed.
+        """
+        channel = self.producer.channel
+        if not _is_redis(channel.connection.client):
+            return None
+        try:
+            with channel.conn_or_acquire() as client:
+                found = client.get(key)
+        except Exception as exc:
+            self.drop()
+            raise BrokerUnavailable(name_error(exc)) from None
+        return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+
+    def declare_again(self) -> None:
+        """Have exchanges, queues and their bindings declared anew with the next message."""
+        if self._connection is not None:
+            self._connection.declared_entities.clear()
 
     def _look(self) -> None:
         """Find out what has become of the connection since it was used last."""
@@ -88,7 +113,7 @@ class Broker:
             # Heartbeats have to be sent while nothing else is, and no wait would end while they come.
             options |= {"confirm_publish": True, "heartbeat": 0}
             options |= {"on_blocked": self._block, "on_unblocked": self._unblock}
-        elif connection.transport.driver_name == "redis":
+        elif _is_redis(connection):
             options = _time_limits(TIMEOUT) | options
             # Repeated by redis-py, a message would be there twice and look like one that came again.
             options["retry_on_timeout"] = False
@@ -104,7 +129,10 @@ class Broker:
         if _is_amqp(connection):
             # As an option of py-amqp's it does not hold in the middle of a frame.
             connection.connection.sock.settimeout(options.get("read_timeout") or TIMEOUT)
-        return WatchedProducer(connection)
+        producer = WatchedProducer(connection)
+        if _is_redis(connection):
+            self.recorder.install(producer.channel)
+        return producer
 
     def _block(self, reason: str) -> None:
         # Raised where an answer is waited for: none will come soon, and what was sent stays on its way. A new
@@ -204,6 +232,10 @@ _BLOCKED = "RabbitMQ takes no messages, its memory or disk is short"
 
 def _is_amqp(connection: Connection) -> bool:
     return bool(connection.transport.driver_name == "py-amqp")
+
+
+def _is_redis(connection: Connection) -> bool:
+    return bool(connection.transport.driver_name == "redis")
 
 
 def _can_be_read(connection: Connection) -> bool:

@@ -18,7 +18,8 @@ from celery_misfire.events import Sent
 from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.misfire import MisfireInstruction, Outcome, resolve
-from celery_misfire.records import Definition, Intent
+from celery_misfire.records import Definition, EntryRecord, Intent
+from celery_misfire.store.port import Push
 
 __all__ = ["Attempt", "Dispatch", "Fate", "Message", "Publisher", "Run", "TwoStep"]
 
@@ -37,6 +38,7 @@ class Message:
 
     :param fire_time: now, in milliseconds UTC.
     :param threshold: how late it may be, in milliseconds; with the policy, for the worker to judge by.
+    :param once: no other message of this run can stand in the queue.
     """
 
     definition: Definition
@@ -45,6 +47,7 @@ class Message:
     fire_time: int
     threshold: int
     resolved: MisfireInstruction
+    once: bool = False
 
 
 class Fate(Enum):
@@ -86,11 +89,28 @@ class Publisher(Protocol):
         """Send a message. Raises nothing but what is to end the process."""
 
 
+class RecordingPublisher(Publisher, Protocol):
+    """Builds messages without sending them, for a broker that is a Redis."""
+
+    def read(self, key: str) -> str | None:
+        """Return what the broker's own connection reads under this key of Redis, without any prefix.
+
+        :returns: None when there is nothing, and for a broker that is none.
+        :raises BrokerUnavailable: when the broker failed.
+        """
+
+    def build(self, message: Message) -> tuple[Attempt, list[Push]]:
+        """Build a message; return the pushes that send it.
+
+        A message without pushes that counts as sent has left already, by other ways.
+        """
+
+    def sends_early(self, task: str) -> bool:
+        """Return True for a task that is known to leave, or to run, while its message is built."""
+
+
 class Dispatch(Protocol):
     """A way to carry out what was decided."""
-
-    def connect(self) -> None:
-        """Make sure that the broker can be reached. :raises BrokerUnavailable: when it cannot."""
 
     def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
         """Do a commit and send these runs, whose intents are in it or in the records already.
@@ -119,13 +139,9 @@ class TwoStep:
         self._ledger, self._publisher = ledger, publisher
         self._may_send, self._note, self._wall = may_send, note, wall
 
-    def connect(self) -> None:
-        self._publisher.connect()
-
     def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
         self._ledger.commit(commit)
-        # On time before late, oldest first.
-        ordered = sorted(runs, key=lambda r: (r.intent.outcome is not Outcome.FIRED, r.intent.scheduled))
+        ordered = in_order(runs)
         attempts: dict[Run, Attempt] = {}
         sent: list[Sent] = []
         failed: set[str] = set()
@@ -148,7 +164,7 @@ class TwoStep:
     def _send(self, run: Run, attempts: dict[Run, Attempt], sent: list[Sent]) -> Attempt:
         try:
             self._publisher.connect()
-            message = self._message(run)
+            message = message_of(self._ledger, run, self._ledger[run.entry], self._wall())
         except Exception as exc:
             # The broker is away, or a schedule of the app's own fails: this says nothing about the message.
             return Attempt(Fate.NOT_TRIED, exc)
@@ -156,30 +172,8 @@ class TwoStep:
         attempts[run] = Attempt(Fate.IN_DOUBT)
         attempts[run] = attempt = self._publisher.publish(message)
         if attempt.fate is Fate.SENT:
-            intent = message.intent
-            sent.append(
-                Sent(
-                    entry=run.entry,
-                    outcome=intent.outcome,
-                    scheduled=intent.scheduled,
-                    fire_time=message.fire_time,
-                    merged=intent.merged,
-                    id=message.task_id,
-                )
-            )
+            sent.append(event_of(run, message))
         return attempt
-
-    def _message(self, run: Run) -> Message:
-        definition, intent = self._ledger.definitions[run.entry], run.intent
-        asked = definition.policy.instruction if definition.policy else MisfireInstruction.DO_NOTHING
-        return Message(
-            definition,
-            intent,
-            self._ledger.task_id(run.entry, intent.generation, intent.scheduled),
-            self._wall(),
-            self._ledger.threshold(run.entry, intent.scheduled),
-            resolve(asked, self._ledger[run.entry].state.trigger_type),
-        )
 
     def _acknowledge(self, runs: Sequence[Run], attempts: dict[Run, Attempt], sent: list[Sent]) -> None:
         """Take what was sent out of the records, and note what is certain of the rest."""
@@ -197,3 +191,41 @@ class TwoStep:
                     left.append(replace(intent, unsent=fate is Fate.REFUSED))
             commit.records[name] = replace(record, intents=tuple(left))
         self._ledger.commit(commit)
+
+
+def in_order(runs: Iterable[Run]) -> list[Run]:
+    """Return runs in the order of sending: on time before late, oldest first."""
+    return sorted(runs, key=lambda r: (r.intent.outcome is not Outcome.FIRED, r.intent.scheduled))
+
+
+def message_of(
+    ledger: Ledger, run: Run, record: EntryRecord, now: int, *, once: bool = False
+) -> Message:
+    """Return a run as it is handed to the publisher. Asks the schedule, which may raise anything.
+
+    :param record: the record of its entry, as it is when the message is sent.
+    """
+    definition, intent = ledger.definitions[run.entry], run.intent
+    asked = definition.policy.instruction if definition.policy else MisfireInstruction.DO_NOTHING
+    return Message(
+        definition,
+        intent,
+        ledger.task_id(run.entry, intent.generation, intent.scheduled),
+        now,
+        ledger.threshold(run.entry, intent.scheduled, record),
+        resolve(asked, record.state.trigger_type),
+        once,
+    )
+
+
+def event_of(run: Run, message: Message) -> Sent:
+    """Return the event that tells that a message was sent."""
+    intent = message.intent
+    return Sent(
+        entry=run.entry,
+        outcome=intent.outcome,
+        scheduled=intent.scheduled,
+        fire_time=message.fire_time,
+        merged=intent.merged,
+        id=message.task_id,
+    )

@@ -7,12 +7,14 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from celery import Celery
 from kombu import Producer
 
 from celery_misfire import fire
 from celery_misfire.exceptions import BrokerUnavailable, PublishRejected
 from celery_misfire.sending.broker import Broker, name_error
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
+from celery_misfire.store.port import Push
 from celery_misfire.texts import quote_name
 
 __all__ = ["EntryPublisher"]
@@ -34,14 +36,48 @@ class EntryPublisher:
     """
 
     def __init__(
-        self, broker: Broker, entry_of: Callable[[str], Entry], apply_entry: Callable[[Any, Producer], Any]
+        self,
+        app: Celery,
+        broker: Broker,
+        entry_of: Callable[[str], Entry],
+        apply_entry: Callable[[Any, Producer], Any],
     ) -> None:
         self._broker, self._entry_of, self._apply_entry = broker, entry_of, apply_entry
+        self._app = app
         self._error: Exception | None = None
+        #: True when the last message went through the producer that it was given.
+        self._producer_took_it = False
 
     def connect(self) -> None:
         """Make sure that the broker can be reached. :raises BrokerUnavailable: when it cannot."""
         self._broker.connect()
+
+    def read(self, key: str) -> str | None:
+        """Return what the broker's own connection reads under this key, see :class:`RecordingPublisher`."""
+        return self._broker.read(key)
+
+    def sends_early(self, task: str) -> bool:
+        """Return True for a task that leaves, or runs, while its message is built.
+
+        So does every task of an app that runs its tasks at once, and one whose class sends by its own ways.
+        """
+        if self._app.conf.task_always_eager:
+            return True
+        known = self._app.tasks.get(task)
+        return known is not None and type(known).apply_async is not self._app.Task.apply_async
+
+    def build(self, message: Message) -> tuple[Attempt, list[Push]]:
+        """Build a message; return the pushes that send it, see :class:`RecordingPublisher`."""
+        with self._broker.recorder.recording() as pushes:
+            attempt = self.publish(message)
+        if attempt.fate is Fate.IN_DOUBT:
+            # Nothing has left.
+            return Attempt(Fate.NOT_TRIED, attempt.error), []
+        if attempt.fate is Fate.SENT and not pushes and self._producer_took_it:
+            # Kombu drops what no queue is bound for; bindings can be lost, and made again.
+            self._broker.declare_again()
+            return Attempt(Fate.REFUSED, PublishRejected("no queue is bound for it")), []
+        return attempt, pushes if attempt.fate is Fate.SENT else []
 
     def note(self, error: Exception | None) -> None:
         """Take what the message under way ended with; None for success."""
@@ -75,7 +111,7 @@ class EntryPublisher:
             return Attempt(Fate.NOT_TRIED, exc)
         finally:
             entry.options = options
-        error = self._error
+        error, self._producer_took_it = self._error, delivery.was_taken
         if error is None:
             return Attempt(Fate.SENT)
         if delivery.was_taken:

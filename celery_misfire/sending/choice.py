@@ -1,0 +1,75 @@
+"""Which way runs are carried out: in one transaction where messages and state share a database, else in two steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from celery_misfire.leadership.lease import Lease
+from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.sending.dispatch import RecordingPublisher, Run, TwoStep
+from celery_misfire.sending.transactional import Transactional
+from celery_misfire.store.port import LeaseValue, Store
+
+__all__ = ["DispatchChoice"]
+
+logger = logging.getLogger(__name__)
+
+#: The place of the broker is looked at so often, in seconds: it may have failed over to another server.
+LOOK_EVERY = 60.0
+
+
+class DispatchChoice:
+    """A dispatch that finds out by itself which way is safe.
+
+    The lease is a random token. Where the broker's own connection reads it under the name that the store wrote
+    it to, the two are one database, whatever their URLs say.
+
+    :param steady: a clock that nobody sets, in seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        lease: Lease,
+        ledger: Ledger,
+        publisher: RecordingPublisher,
+        two_step: TwoStep,
+        transactional: Transactional,
+        steady: Callable[[], float],
+    ) -> None:
+        self._store, self._lease, self._ledger, self._publisher = store, lease, ledger, publisher
+        self._two_step, self._transactional, self._steady = two_step, transactional, steady
+        #: What was looked at last: the token, and when it is to be looked at again.
+        self._token, self._look_at = "", 0.0
+        self._said: bool | None = None
+
+    def connect(self) -> None:
+        """Make sure that the broker can be reached. :raises BrokerUnavailable: when it cannot."""
+        self._publisher.connect()
+        self._token = ""
+
+    def look(self) -> None:
+        """Find out where the broker is, if that is not known for this lease.
+
+        :raises BrokerUnavailable: when the broker failed.
+        """
+        if self._token == self._lease.token and self._steady() < self._look_at:
+            return
+        # Until the answer is there, the safe way is taken.
+        self._ledger.holds_messages = False
+        found = self._publisher.read(self._store.lease_key)
+        shared = found is not None and LeaseValue.parse(found).token == self._lease.token
+        self._ledger.holds_messages = shared
+        self._token, self._look_at = self._lease.token, self._steady() + LOOK_EVERY
+        if shared is not self._said:
+            logger.info("beat: %s", _IN_ONE if shared else _IN_TWO)
+        self._said = shared
+
+    def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
+        way = self._transactional if self._ledger.holds_messages else self._two_step
+        way.carry_out(commit, runs)
+
+
+_IN_ONE = "messages and state share a database: each run is sent in one transaction with its record"
+_IN_TWO = "messages and state are in different places: each run is sent in two steps, claimed before and acknowledged after"

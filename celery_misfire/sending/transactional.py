@@ -1,0 +1,207 @@
+"""Carrying runs out in one transaction: records, log and messages are written by one script, or none of them.
+
+For a broker that is the Redis of the state. No run becomes an intent, so nothing is in doubt but the answer of
+the script, and the ledger settles that under a new token.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from celery_misfire.events import Sent
+from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.records import EntryRecord
+from celery_misfire.sending.dispatch import (
+    Attempt,
+    Fate,
+    RecordingPublisher,
+    Run,
+    TwoStep,
+    event_of,
+    in_order,
+    message_of,
+)
+from celery_misfire.store.port import Push
+from celery_misfire.texts import quote_name
+from celery_misfire.trouble import Reminders
+
+__all__ = ["Transactional"]
+
+logger = logging.getLogger(__name__)
+
+#: The most messages in one script: a hundred block Redis for about 3 ms.
+MOST_MESSAGES = 100
+#: The most characters of messages in one script, but for a single message that is longer.
+MOST_CHARACTERS = 1_000_000
+#: A queue that refuses messages is mentioned so often, in seconds.
+REMIND_EVERY = 3600.0
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A run whose message has been built."""
+
+    run: Run
+    event: Sent
+    pushes: Sequence[Push]
+
+    @property
+    def length(self) -> int:
+        return sum(len(push.value) for push in self.pushes)
+
+
+class Transactional:
+    """One script for the records, the log and the messages.
+
+    :param two_step: carries out what cannot be pushed by the script.
+    :param may_send: whether the lease is still ours and the broker is there, as far as we know.
+    :param note: told of each attempt as soon as its fate is known.
+    :param wall: the wall clock, in milliseconds UTC.
+    :param steady: a clock that nobody sets, in seconds.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        publisher: RecordingPublisher,
+        two_step: TwoStep,
+        *,
+        may_send: Callable[[], bool],
+        note: Callable[[Run, Attempt], None],
+        wall: Callable[[], int],
+        steady: Callable[[], float],
+    ) -> None:
+        self._ledger, self._publisher, self._two_step = ledger, publisher, two_step
+        self._may_send, self._note, self._wall, self._steady = may_send, note, wall, steady
+        #: Tasks that were sent while their messages were built.
+        self._early_tasks: set[str] = set()
+        self._reminders = Reminders(REMIND_EVERY)
+
+    def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
+        ordered, in_two_steps = list[Run](), list[Run]()
+        for run in in_order(runs):
+            (in_two_steps if self._leaves_early(run) else ordered).append(run)
+        built, failed = self._build(commit, ordered)
+        records = self._without_sent(commit, built, failed)
+        later = {run.entry for run in in_two_steps}
+        for names in _portions(records.keys() - later, built):
+            later |= self._commit(commit, records, names, built)
+        by_entry = [run for run in ordered if run.entry in later]
+        self._two_step.carry_out(_part_of(commit, commit.records, later), [*in_two_steps, *by_entry])
+
+    def _leaves_early(self, run: Run) -> bool:
+        """True for a task that is sent, or run, while its message is built: its record has to come first."""
+        task = self._ledger.definitions[run.entry].task
+        return task in self._early_tasks or self._publisher.sends_early(task)
+
+    # -- building ------------------------------------------------------------------------------------------
+
+    def _build(self, commit: Commit, runs: Iterable[Run]) -> tuple[list[_Built], set[Run]]:
+        """Return the runs whose messages could be built, and those whose could not."""
+        built, failed, lengths = list[_Built](), set[Run](), dict[str, int]()
+        for run in runs:
+            if not self._may_send():
+                break
+            if lengths.get(run.entry, 0) > MOST_CHARACTERS:
+                # The script of this entry is long enough; the rest is sent right after it.
+                continue
+            record = commit.records.get(run.entry) or self._ledger[run.entry]
+            try:
+                message = message_of(self._ledger, run, record, self._wall(), once=self._is_once(run))
+            except Exception as exc:
+                # A schedule of the app's own fails: this says nothing about the message.
+                attempt, pushes = Attempt(Fate.NOT_TRIED, exc), list[Push]()
+            else:
+                attempt, pushes = self._publisher.build(message)
+            if attempt.fate is not Fate.SENT:
+                failed.add(run)
+                self._note(run, attempt)
+                continue
+            if not pushes:
+                self._early_tasks.add(message.definition.task)
+            one = _Built(run, event_of(run, message), pushes)
+            lengths[run.entry] = lengths.get(run.entry, 0) + one.length
+            built.append(one)
+        return built, failed
+
+    def _is_once(self, run: Run) -> bool:
+        """True for a run that has never been an intent, and of which no message can stand in the queue."""
+        known = self._ledger.get(run.entry)
+        intents = known.intents if known else ()
+        scheduled = run.intent.scheduled
+        return scheduled > self._ledger.doubtful_until and all(i.scheduled != scheduled for i in intents)
+
+    def _without_sent(
+        self, commit: Commit, built: Iterable[_Built], failed: Collection[Run]
+    ) -> dict[str, EntryRecord]:
+        """Return the records without the intents of the runs that are pushed with them."""
+        records = dict(commit.records)
+        sent, unsent = {one.run for one in built}, {run for run in failed}
+        for name in {run.entry for run in sent | unsent}:
+            record = records.get(name) or self._ledger[name]
+            left = [
+                replace(i, unsent=True) if Run(name, i) in unsent else i
+                for i in record.intents
+                if Run(name, i) not in sent
+            ]
+            records[name] = replace(record, intents=tuple(left))
+        return records
+
+    # -- the script ----------------------------------------------------------------------------------------
+
+    def _commit(
+        self,
+        commit: Commit,
+        records: dict[str, EntryRecord],
+        names: Collection[str],
+        built: Sequence[_Built],
+    ) -> set[str]:
+        """Commit the records of these entries with their messages; return those that must go in two steps."""
+        refused: set[str] = set()
+        while names := [name for name in names if name not in refused]:
+            messages = [one for one in built if one.run.entry in names]
+            part = _part_of(commit, records, set(names))
+            part.events += [one.event for one in messages]
+            result = self._ledger.commit(part, [push for one in messages for push in one.pushes])
+            if not result.refused:
+                for one in messages:
+                    self._note(one.run, Attempt(Fate.SENT))
+                break
+            keys = result.refused.keys()
+            found = {one.run.entry for one in messages if any(push.key in keys for push in one.pushes)}
+            for key, error in result.refused.items():
+                self._say_refused(key, error)
+            refused |= found
+        return refused
+
+    def _say_refused(self, key: str, error: str) -> None:
+        what = f"queue {quote_name(key)} takes no message from a script ({error}); its runs are sent in two steps"
+        fix = "" if "NOPERM" not in error and "ACL" not in error else ". Give the user +lpush, +lpop and the key"
+        if self._reminders.is_due(what, self._steady()):
+            logger.warning("beat: %s%s", what, fix)
+
+
+def _part_of(commit: Commit, records: dict[str, EntryRecord], names: Collection[str]) -> Commit:
+    """Return the part of a commit that concerns these entries."""
+    events = [event for event in commit.events if getattr(event, "entry", None) in names]
+    return Commit({name: records[name] for name in names if name in records}, events)
+
+
+def _portions(names: Collection[str], built: Sequence[_Built]) -> Iterator[list[str]]:
+    """Yield entries whose records and messages make a script of limited size each."""
+    messages, lengths = dict[str, int](), dict[str, int]()
+    for one in built:
+        messages[one.run.entry] = messages.get(one.run.entry, 0) + 1
+        lengths[one.run.entry] = lengths.get(one.run.entry, 0) + one.length
+    portion, count, length = list[str](), 0, 0
+    for name in names:
+        more, longer = messages.get(name, 0), lengths.get(name, 0)
+        if portion and (count + more > MOST_MESSAGES or length + longer > MOST_CHARACTERS):
+            yield portion
+            portion, count, length = [], 0, 0
+        portion.append(name)
+        count, length = count + more, length + longer
+    if portion:
+        yield portion
