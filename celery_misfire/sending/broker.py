@@ -69,8 +69,8 @@ class Broker:
         :returns: None when there is nothing, and for a broker that is no Redis.
         :raises BrokerUnavailable: when the broker failed.
         """
-        channel = self.producer.channel
-        if not _is_redis(channel.connection.client):
+        channel: Any = self.producer.channel
+        if self._connection is None or not _is_redis(self._connection):
             return None
         try:
             with channel.conn_or_acquire() as client:
@@ -82,7 +82,7 @@ class Broker:
 
     def declare_again(self) -> None:
         """Have exchanges, queues and their bindings declared anew with the next message."""
-        if self._connection is not None:
+        if self._connection is not None and self._connection.declared_entities:
             self._connection.declared_entities.clear()
 
     def _look(self) -> None:

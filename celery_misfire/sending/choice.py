@@ -1,4 +1,7 @@
-"""Which way runs are carried out: in one transaction where messages and state share a database, else in two steps."""
+"""Which way runs are carried out: in one transaction, or in two steps.
+
+One transaction is possible where messages and state share a database.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ LOOK_EVERY = 60.0
 class DispatchChoice:
     """A dispatch that finds out by itself which way is safe.
 
-    The lease is a random token. Where the broker's own connection reads it under the name that the store wrote
-    it to, the two are one database, whatever their URLs say.
+    The lease is a random token. Where the broker's own connection reads it under the store's key, the two are
+    one database, whatever their URLs say.
 
     :param steady: a clock that nobody sets, in seconds.
     """
@@ -72,4 +75,4 @@ class DispatchChoice:
 
 
 _IN_ONE = "messages and state share a database: each run is sent in one transaction with its record"
-_IN_TWO = "messages and state are in different places: each run is sent in two steps, claimed before and acknowledged after"
+_IN_TWO = "messages and state are in different places: each run is sent in two steps, claim and ack around it"

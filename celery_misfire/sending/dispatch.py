@@ -198,9 +198,7 @@ def in_order(runs: Iterable[Run]) -> list[Run]:
     return sorted(runs, key=lambda r: (r.intent.outcome is not Outcome.FIRED, r.intent.scheduled))
 
 
-def message_of(
-    ledger: Ledger, run: Run, record: EntryRecord, now: int, *, once: bool = False
-) -> Message:
+def message_of(ledger: Ledger, run: Run, record: EntryRecord, now: int, *, once: bool = False) -> Message:
     """Return a run as it is handed to the publisher. Asks the schedule, which may raise anything.
 
     :param record: the record of its entry, as it is when the message is sent.

@@ -68,7 +68,7 @@ class EntryPublisher:
 
     def build(self, message: Message) -> tuple[Attempt, list[Push]]:
         """Build a message; return the pushes that send it, see :class:`RecordingPublisher`."""
-        with self._broker.recorder.recording() as pushes:
+        with self._broker.recorder.recording(message.definition.name) as pushes:
             attempt = self.publish(message)
         if attempt.fate is Fate.IN_DOUBT:
             # Nothing has left.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from celery_misfire.store.port import Push, PushKind
+from celery_misfire.store.port import Push
 
 __all__ = ["NotRecordable", "PushRecorder"]
 
@@ -23,6 +23,7 @@ class PushRecorder:
     """Records what a channel of kombu's Redis transport pushes."""
 
     def __init__(self) -> None:
+        self._entry = ""
         self._pushes: list[Push] | None = None
 
     def install(self, channel: Any) -> None:
@@ -36,7 +37,7 @@ class PushRecorder:
         def recorded(*args: Any, **kwargs: Any) -> Any:
             if self._pushes is None:
                 return put(*args, **kwargs)
-            client = _RecordingClient(self._pushes, getattr(channel, "global_keyprefix", "") or "")
+            client = _RecordingClient(self._entry, self._pushes, getattr(channel, "global_keyprefix", ""))
             # The method of the instance hides that of the class for the time of this call.
             channel.conn_or_acquire = client.hand_out
             try:
@@ -47,9 +48,10 @@ class PushRecorder:
         setattr(channel, name, recorded)
 
     @contextmanager
-    def recording(self) -> Iterator[list[Push]]:
-        """Record in the block; gives the list that fills up."""
-        self._pushes = pushes = []
+    def recording(self, entry: str) -> Iterator[list[Push]]:
+        """Record in the block what is pushed for an entry; gives the list that fills up."""
+        pushes: list[Push] = []
+        self._entry, self._pushes = entry, pushes
         try:
             yield pushes
         finally:
@@ -62,21 +64,21 @@ class _RecordingClient:
     :param prefix: kombu's own client puts it before every key.
     """
 
-    def __init__(self, pushes: list[Push], prefix: str) -> None:
-        self._pushes, self._prefix = pushes, prefix
+    def __init__(self, entry: str, pushes: list[Push], prefix: str | None) -> None:
+        self._entry, self._pushes, self._prefix = entry, pushes, prefix or ""
 
     @contextmanager
     def hand_out(self, client: Any = None) -> Iterator[_RecordingClient]:
         yield self
 
     def lpush(self, key: str, value: str) -> None:
-        self._pushes.append(Push(PushKind.LPUSH, self._prefix + key, value))
+        self._pushes.append(Push(self._entry, "lpush", self._prefix + key, value))
 
     def pexpire(self, key: str, milliseconds: int) -> None:
-        self._pushes.append(Push(PushKind.PEXPIRE, self._prefix + key, str(milliseconds)))
+        self._pushes.append(Push(self._entry, "pexpire", self._prefix + key, str(milliseconds)))
 
     def publish(self, topic: str, value: str) -> None:
-        self._pushes.append(Push(PushKind.PUBLISH, self._prefix + topic, value))
+        self._pushes.append(Push(self._entry, "publish", self._prefix + topic, value))
 
     def pipeline(self, *_: Any, **__: Any) -> _RecordingClient:
         return self

@@ -1,7 +1,7 @@
 """Carrying runs out in one transaction: records, log and messages are written by one script, or none of them.
 
-For a broker that is the Redis of the state. No run becomes an intent, so nothing is in doubt but the answer of
-the script, and the ledger settles that under a new token.
+For a broker that is the Redis of the state. No run becomes an intent, so nothing is in doubt but the answer
+of the script, and the ledger settles that under a new token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from celery_misfire.sending.dispatch import (
     in_order,
     message_of,
 )
-from celery_misfire.store.port import Push
+from celery_misfire.store.port import Push, Refusal
 from celery_misfire.texts import quote_name
 from celery_misfire.trouble import Reminders
 
@@ -138,7 +138,7 @@ class Transactional:
     ) -> dict[str, EntryRecord]:
         """Return the records without the intents of the runs that are pushed with them."""
         records = dict(commit.records)
-        sent, unsent = {one.run for one in built}, {run for run in failed}
+        sent, unsent = {one.run for one in built}, set(failed)
         for name in {run.entry for run in sent | unsent}:
             record = records.get(name) or self._ledger[name]
             left = [
@@ -169,18 +169,16 @@ class Transactional:
                 for one in messages:
                     self._note(one.run, Attempt(Fate.SENT))
                 break
-            keys = result.refused.keys()
-            found = {one.run.entry for one in messages if any(push.key in keys for push in one.pushes)}
-            for key, error in result.refused.items():
-                self._say_refused(key, error)
-            refused |= found
+            for refusal in result.refused:
+                self._say(refusal)
+                refused |= set(refusal.entries)
         return refused
 
-    def _say_refused(self, key: str, error: str) -> None:
-        what = f"queue {quote_name(key)} takes no message from a script ({error}); its runs are sent in two steps"
-        fix = "" if "NOPERM" not in error and "ACL" not in error else ". Give the user +lpush, +lpop and the key"
-        if self._reminders.is_due(what, self._steady()):
-            logger.warning("beat: %s%s", what, fix)
+    def _say(self, refusal: Refusal) -> None:
+        queue, error = quote_name(refusal.queue), refusal.error
+        text = f"queue {queue} takes no message from a script ({error}); its runs are sent in two steps"
+        if self._reminders.is_due(text, self._steady()):
+            logger.warning("beat: %s", text)
 
 
 def _part_of(commit: Commit, records: dict[str, EntryRecord], names: Collection[str]) -> Commit:

@@ -11,7 +11,7 @@ from redis.sentinel import MasterNotFoundError
 
 from celery_misfire.exceptions import StoreRefused, StoreUnavailable
 
-__all__ = ["describe", "is_read_only", "unavailable"]
+__all__ = ["describe", "in_words", "is_read_only", "unavailable"]
 
 
 def unavailable(place: str, exc: Exception, advice: str = "") -> StoreUnavailable:
@@ -36,13 +36,7 @@ def is_read_only(exc: Exception) -> bool:
 def describe(exc: Exception) -> str:
     """Return what happened. The text of a network error can repeat the URL, so only its kind is told."""
     if isinstance(exc, _IN_ITS_WORDS):
-        # The place of an error inside a script tells nobody anything.
-        text = re.sub(r"\.? script: (\w+, )?on @user_script.*", "", str(exc).split("\n")[0])
-        # The arguments of a login that Redis does not understand are user and password.
-        text = re.sub(r",? with args beginning with.*", "", text)
-        text = text.removeprefix("ACL failure in script: ")
-        # Redis 6.2 begins with the place.
-        return re.sub(r"^Error running script [^@]*(@user_script: ?\d+: )*-?", "", text)[:200].rstrip(".")
+        return in_words(str(exc))
     if isinstance(exc, MasterNotFoundError):
         return _describe_unknown_master(exc)
     if isinstance(exc, redis.InvalidResponse):
@@ -53,6 +47,17 @@ def describe(exc: Exception) -> str:
     if isinstance(cause, OSError) and cause.errno:
         return f"{kind} ({os.strerror(cause.errno)})"
     return kind
+
+
+def in_words(answer: str) -> str:
+    """Return what an error of Redis says, in one line, without what tells nobody anything."""
+    # The place inside a script.
+    text = re.sub(r"\.? script: (\w+, )?on @user_script.*", "", answer.split("\n")[0])
+    # The arguments of a login that Redis does not understand are user and password.
+    text = re.sub(r",? with args beginning with.*", "", text)
+    text = text.removeprefix("ACL failure in script: ")
+    # Redis 6.2 begins with the place.
+    return re.sub(r"^(Error running script [^@]*)?(@user_script: ?\d+: )*-?", "", text)[:200].rstrip(".")
 
 
 def _describe_unknown_master(exc: MasterNotFoundError) -> str:
@@ -69,6 +74,7 @@ _IN_ITS_WORDS = (redis.ResponseError, redis.AuthenticationError, redis.BusyLoadi
 _LOGIN = "Check user and password; in a URL write special characters as %XX."
 _RIGHTS = "Give the user the rights that are listed in the documentation."
 _HELLO = "Set the option 'protocol' of redis-py to 2. Redis 6.2 or newer is needed."
+_SLOTS = "In a cluster, messages cannot go together with the state."
 _NODE = "The keys of this namespace are on another node of the cluster; name that one."
 
 #: What Redis says when it will not work with us as we are set up, and how to mend that.
@@ -81,6 +87,7 @@ _REFUSALS = (
     (redis.ResponseError, "ACL failure in script", _RIGHTS),
     (redis.exceptions.MovedError, "", _NODE),
     (redis.ResponseError, "MOVED ", _NODE),
+    (redis.ResponseError, "CROSSSLOT", _SLOTS),
     (redis.ResponseError, "DB index is out of range", "Check the number of the database."),
     (redis.ResponseError, "unknown command 'HELLO'", _HELLO),
     (redis.ResponseError, "unknown command `HELLO`", _HELLO),

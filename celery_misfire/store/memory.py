@@ -21,17 +21,22 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.store import registers
 from celery_misfire.store.port import (
+    COUNTS_TTL,
     NOTE_TTL,
+    NOTHING,
     REGISTER_TTL,
     Change,
     CommitResult,
     Held,
     LeaseValue,
     NoState,
+    Push,
+    Refusal,
     StateMark,
     Store,
     Taken,
     Watched,
+    by_queue,
 )
 from celery_misfire.store.registers import Register
 
@@ -60,6 +65,9 @@ class Contents:
         and the like, by name.
     :param log: lines as JSON, each with its id.
     :param queues: messages by the name of their queue, oldest first.
+    :param queue_ends: when queues end that nobody uses, in seconds since 1970.
+    :param published: what was sent to subscribers: channel and message, oldest first.
+    :param counts: by the hour since 1970, entry and outcome.
     """
 
     meta: str = ""
@@ -70,6 +78,9 @@ class Contents:
     log: list[tuple[tuple[int, int], str]] = field(default_factory=list)
     watch_notes: dict[str, str] = field(default_factory=dict)
     queues: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    queue_ends: dict[str, float] = field(default_factory=dict)
+    published: list[tuple[str, Any]] = field(default_factory=list)
+    counts: dict[tuple[int, str, str], int] = field(default_factory=dict)
 
 
 class MemoryDatabase:
@@ -83,6 +94,8 @@ class MemoryDatabase:
         self.contents = Contents()
         #: Asked before each call, with the owner of the store and the name of the method.
         self.fault: Callable[[str, str], Fault | None] = lambda owner, call: None
+        #: Asked about each push: why the broker refuses it, '' for one that it takes.
+        self.refuse: Callable[[Push], str] = lambda push: ""
         #: Calls that are still under way, see :attr:`Fault.LATE`.
         self.late_calls: list[Callable[[], Any]] = []
         #: One call at a time. Whoever looks at `contents` from another thread needs it too.
@@ -147,6 +160,10 @@ class MemoryStore(Store):
         return "state in memory"
 
     @property
+    def lease_key(self) -> str:
+        return "lease"
+
+    @property
     def owner(self) -> str:
         return self._owner
 
@@ -200,22 +217,70 @@ class MemoryStore(Store):
 
     @_one_call
     def commit(
-        self, token: str, changes: Sequence[Change], log: Iterable[Mapping[str, Any]] = ()
+        self,
+        token: str,
+        changes: Sequence[Change],
+        log: Iterable[Mapping[str, Any]] = (),
+        pushes: Sequence[Push] = (),
+        counts: Mapping[tuple[str, str], int] = NOTHING,
     ) -> CommitResult:
+        queues = by_queue(changes, pushes)
         self._check(token)
-        records = self.database.contents.records
+        contents = self.database.contents
+        records = contents.records
         to_do = [change for change in changes if records.get(change.entry, "") != change.new]
         conflicts = [change.entry for change in to_do if records.get(change.entry, "") != change.old]
+        if to_do and pushes and not conflicts:
+            # A message goes with its own record: some of these have been replaced before.
+            conflicts = [c.entry for c in changes if c not in to_do and c.old != c.new]
         if conflicts:
             return CommitResult(tuple(conflicts))
-        for change in to_do:
-            if change.new:
-                records[change.entry] = change.new
-            else:
-                del records[change.entry]
+        failed: list[tuple[Push, str]] = []
         if to_do or not changes:
+            if refused := self._refusals(queues):
+                return CommitResult(refused=refused)
+            for push in pushes:
+                if error := self._push(push):
+                    failed.append((push, error))
+            for change in to_do:
+                if change.new:
+                    records[change.entry] = change.new
+                else:
+                    del records[change.entry]
+            hour = self._now() // 3_600_000
+            for (entry, outcome), n in counts.items():
+                contents.counts[hour, entry, outcome] = contents.counts.get((hour, entry, outcome), 0) + n
             self._write_log(*log)
-        return CommitResult()
+        lengths = {name: len(contents.queues[name]) for name in queues}
+        return CommitResult(queue_lengths=lengths, failed=tuple(failed))
+
+    def _refusals(self, queues: Mapping[str, Sequence[Push]]) -> tuple[Refusal, ...]:
+        found = []
+        for name, messages in queues.items():
+            if error := next(filter(None, map(self.database.refuse, messages)), ""):
+                found.append(Refusal(name, error, tuple({push.entry: None for push in messages})))
+        return tuple(found)
+
+    def _push(self, push: Push) -> str:
+        """Carry out a push that can be carried out; return the error of one that cannot."""
+        contents, error = self.database.contents, self.database.refuse(push)
+        match push.kind:
+            case "lpush":
+                contents.queues[push.key].append(push.value)
+            case "pexpire" if not error:
+                contents.queue_ends[push.key] = self.database.clock() + int(push.value) / 1000
+            case "publish" if not error:
+                contents.published.append((push.key, push.value))
+        return error
+
+    @_one_call
+    def counts_since(self, moment: float) -> dict[tuple[str, str], int]:
+        oldest = max(moment, self.database.clock() - COUNTS_TTL) // 3600
+        totals: dict[tuple[str, str], int] = {}
+        for (hour, entry, outcome), n in self.database.contents.counts.items():
+            if hour >= oldest:
+                totals[entry, outcome] = totals.get((entry, outcome), 0) + n
+        return totals
 
     @_one_call
     def write_meta(self, token: str, app: str) -> None:

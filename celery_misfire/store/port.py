@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
 
 from celery_misfire.exceptions import NewerSchema
 from celery_misfire.records import SCHEMA
@@ -19,6 +20,7 @@ from celery_misfire.store.registers import Register
 from celery_misfire.texts import quote
 
 __all__ = [
+    "COUNTS_TTL",
     "NOTE_TTL",
     "REGISTER_TTL",
     "Change",
@@ -26,10 +28,13 @@ __all__ = [
     "Held",
     "LeaseValue",
     "NoState",
+    "Push",
+    "Refusal",
     "StateMark",
     "Store",
     "Taken",
     "Watched",
+    "by_queue",
 ]
 
 #: A note for the leading beat waits so many seconds for its renewal.
@@ -37,6 +42,12 @@ NOTE_TTL = 300.0
 
 #: A register is kept for so many seconds: longer than a broker may hold a message back.
 REGISTER_TTL = 24 * 3600.0
+
+#: The counts of an hour are kept for so many seconds.
+COUNTS_TTL = 8 * 24 * 3600.0
+
+#: No counts.
+NOTHING: Mapping[tuple[str, str], int] = MappingProxyType({})
 
 
 # -- the lease -----------------------------------------------------------------------------------------------
@@ -155,14 +166,66 @@ class Change:
     new: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Push:
+    """One command to the broker that goes with the record of an entry, as the broker's client would send it.
+
+    :param entry: whose record it goes with.
+    :param kind: ``lpush`` puts the message `value` into the queue `key`; a worker takes out first what was
+        put in first. ``pexpire`` lets the key `key` end `value` milliseconds from now. ``publish`` sends the
+        message `value` to the subscribers of the channel `key`.
+    """
+
+    entry: str
+    kind: Literal["lpush", "pexpire", "publish"]
+    key: str
+    value: bytes | str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A queue that takes no messages from us: its key holds something else, or we lack the rights.
+
+    :param queue: the queue's key.
+    :param error: what the broker says, in words.
+    :param entries: the entries whose messages were to go there.
+    """
+
+    queue: str
+    error: str
+    entries: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CommitResult:
     """What became of a commit.
 
     :param conflicts: entries whose record in force is not the old one. If there are any, nothing was written.
+    :param refused: queues that take no messages. If there are any, nothing was written.
+    :param queue_lengths: messages in each queue to which some were pushed, as far as it is known.
+    :param failed: each ``pexpire`` and ``publish`` that failed, with its error in words. The rest was done.
     """
 
     conflicts: tuple[str, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    queue_lengths: Mapping[str, int] = field(default_factory=dict)
+    failed: tuple[tuple[Push, str], ...] = ()
+
+
+def by_queue(changes: Sequence[Change], pushes: Sequence[Push]) -> dict[str, list[Push]]:
+    """Return the messages for each queue, in their order.
+
+    :raises ValueError: when one of the pushes has no change of its entry's record to go with. It is by the
+        record that a store knows what it has pushed already.
+    """
+    changed = {change.entry for change in changes if change.old != change.new}
+    queues: dict[str, list[Push]] = {}
+    for push in pushes:
+        if push.entry not in changed:
+            raise ValueError(f"{push.kind} without a change of the record of {quote(push.entry)}")
+        if push.kind == "lpush":
+            queues.setdefault(push.key, []).append(push)
+    return queues
 
 
 @dataclass(frozen=True)
@@ -197,6 +260,10 @@ class Store(Protocol):
     names the state and its place, without secrets. Every method may raise
     :class:`~celery_misfire.exceptions.StoreUnavailable`; whether a write took place then is unknown.
     """
+
+    @property
+    def lease_key(self) -> str:
+        """The name under which the lease is found in a Redis; '' for a store that is none."""
 
     @property
     def owner(self) -> str:
@@ -239,14 +306,30 @@ class Store(Protocol):
         """
 
     def commit(
-        self, token: str, changes: Sequence[Change], log: Iterable[Mapping[str, Any]] = ()
+        self,
+        token: str,
+        changes: Sequence[Change],
+        log: Iterable[Mapping[str, Any]] = (),
+        pushes: Sequence[Push] = (),
+        counts: Mapping[tuple[str, str], int] = NOTHING,
     ) -> CommitResult:
-        """Replace records, all of them or none, and write lines to the log.
+        """Replace records and push messages into their queues, all of it or nothing; write to log and counts.
 
-        When all records are the new ones already, the commit was done before and the log stays as it is.
-        Lines without a change of records are written each time.
+        When all records are the new ones already, the commit was done before: nothing is pushed, and log and
+        counts stay as they are. When, in a commit with pushes, only some of them are, these are in conflict.
+        What is written without a change of records is written each time.
 
+        :param pushes: each goes with a change of its entry's record. Queues are those of the database where
+            the state is.
+        :param counts: added to the counts of this hour, by entry and outcome.
         :raises LeaseLost: when the lease is not ours any more. Nothing has been written then.
+        :raises ValueError: for a push without a change of records.
+        """
+
+    def counts_since(self, moment: float) -> dict[tuple[str, str], int]:
+        """Return what was counted by entry and outcome since the beginning of the hour of `moment`.
+
+        :param moment: in seconds since 1970. Counts are kept for eight days.
         """
 
     def write_meta(self, token: str, app: str) -> None:

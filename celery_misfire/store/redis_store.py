@@ -11,25 +11,31 @@ import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from celery_misfire.exceptions import LeaseLost, StoreUnavailable
-from celery_misfire.store import registers
+from celery_misfire.exceptions import LeaseLost, StoreRefused, StoreUnavailable
+from celery_misfire.store import errors, registers
 from celery_misfire.store.connection import LONGEST_CALL, RedisConnection, as_text
 from celery_misfire.store.port import (
+    COUNTS_TTL,
     NOTE_TTL,
+    NOTHING,
     REGISTER_TTL,
     Change,
     CommitResult,
     Held,
     LeaseValue,
     NoState,
+    Push,
+    Refusal,
     StateMark,
     Store,
     Taken,
     Watched,
+    by_queue,
 )
 from celery_misfire.store.registers import Register
 
@@ -40,6 +46,8 @@ __all__ = ["LONGEST_CALL", "RedisStore"]
 
 #: The fields of the state in which the leading beat describes itself, and its entries.
 _DESCRIPTION = ("_beat", "_beat_entries")
+
+_NO_QUEUES: Mapping[str, Sequence[Push]] = {}
 
 #: Stands for the value of a free lease that acquire.lua left alone as there is no state.
 _NO_STATE = "|"
@@ -68,10 +76,11 @@ class RedisStore(Store):
         self._history = history
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         prefix = f"celery-misfire:{{{namespace}}}"
-        self.state_key, self.lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
+        self.state_key, self._lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
         self._note_key, self._guard_key = f"{prefix}:note", f"{prefix}:guard"
         self._watch_keys = (f"{prefix}:watcher", f"{prefix}:watch", self._guard_key, self.lease_key)
         self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
+        self._counts_prefix = f"{prefix}:counts:"
 
     @classmethod
     def of(cls, settings: Settings, call_timeout: float = LONGEST_CALL) -> RedisStore:
@@ -82,6 +91,10 @@ class RedisStore(Store):
 
     def __str__(self) -> str:
         return f"{self.state_key} in {self._connection}"
+
+    @property
+    def lease_key(self) -> str:
+        return self._lease_key
 
     @property
     def owner(self) -> str:
@@ -129,25 +142,101 @@ class RedisStore(Store):
         return {field[2:]: text for field, text in fields.items() if field.startswith("e:")}
 
     def commit(
-        self, token: str, changes: Sequence[Change], log: Iterable[Mapping[str, Any]] = ()
+        self,
+        token: str,
+        changes: Sequence[Change],
+        log: Iterable[Mapping[str, Any]] = (),
+        pushes: Sequence[Push] = (),
+        counts: Mapping[tuple[str, str], int] = NOTHING,
     ) -> CommitResult:
         fields = [(f"e:{change.entry}", change.old, change.new) for change in changes]
-        conflicts = self._replace(token, fields, map(_line, log))
-        return CommitResult(tuple(field[2:] for field in conflicts))
+        if not pushes:
+            answer = self._replace(token, fields, log, counts=counts)
+            return CommitResult(tuple(field[2:] for field in answer[1:]) if answer[0] == "CONFLICT" else ())
+        queues = by_queue(changes, pushes)
+        others = [push for push in pushes if push.kind != "lpush"]
+        try:
+            answer = self._replace(token, fields, log, queues, others, counts)
+        except StoreRefused:
+            if not (errors_of := self._errors_of(queues)):
+                raise
+            return CommitResult(refused=_refusals(queues, errors_of))
+        match answer:
+            case ["CONFLICT", *conflicts]:
+                return CommitResult(tuple(field[2:] for field in conflicts))
+            case ["REFUSED", *refused]:
+                names = list(queues)
+                errors_of = {names[n - 1]: errors.in_words(error) for n, error in _pairs(refused)}
+                return CommitResult(refused=_refusals(queues, errors_of))
+        _, lengths, failed = answer
+        return CommitResult(
+            queue_lengths={name: n for name, n in zip(queues, lengths, strict=True) if n >= 0},
+            failed=tuple((others[n - 1], errors.in_words(error)) for n, error in _pairs(failed)),
+        )
+
+    def _errors_of(self, queues: Iterable[str]) -> dict[str, str]:
+        """Return for each queue that cannot be named together with the state what Redis says about that."""
+        found = {}
+        for name in queues:
+            try:
+                # Nobody's token: whoever may name all the keys is told that the lease is not theirs.
+                self._replace("", [], queues={name: []})
+            except LeaseLost:
+                continue
+            except StoreRefused as exc:
+                found[name] = str(exc).removeprefix(f"{self._connection}: ")
+        return found
+
+    def counts_since(self, moment: float) -> dict[tuple[str, str], int]:
+        oldest = max(moment, time.time() - COUNTS_TTL)
+        hours = range(int(oldest // 3600), int(time.time() // 3600) + 1)
+        totals: dict[tuple[str, str], int] = {}
+        for hour in hours:
+            for name, n in self._call(self._redis.hgetall, self._counts_key(hour * 3600)).items():
+                outcome, _, entry = as_text(name).partition(":")
+                totals[entry, outcome] = totals.get((entry, outcome), 0) + int(n)
+        return totals
+
+    def _counts_key(self, moment: float) -> str:
+        return self._counts_prefix + time.strftime("%Y-%m-%dT%H", time.gmtime(moment))
 
     def write_meta(self, token: str, app: str) -> None:
         self._replace(token, [("_meta", "", str(StateMark(app)))])
 
     def _replace(
-        self, token: str, fields: Sequence[tuple[str, str, str]], lines: Iterable[str] = ()
-    ) -> list[str]:
-        """Replace fields of the state, each given with its old and its new text; return those in conflict."""
-        texts = [text for field in fields for text in field]
-        args = [token, self._history, len(fields), *texts, *lines]
-        answer: list[str] = self._run("commit", [self.lease_key, self.state_key, self.log_key], args)
+        self,
+        token: str,
+        fields: Sequence[tuple[str, str, str]],
+        log: Iterable[Mapping[str, Any]] = (),
+        queues: Mapping[str, Sequence[Push]] = _NO_QUEUES,
+        others: Sequence[Push] = (),
+        counts: Mapping[tuple[str, str], int] = NOTHING,
+    ) -> list[Any]:
+        """Replace fields of the state, each given with its old and its new text, and return the answer."""
+        expiring = {push.key for push in others if push.kind == "pexpire"} - queues.keys()
+        keys = [
+            self.lease_key,
+            self.state_key,
+            self.log_key,
+            self._counts_key(time.time()),
+            *queues,
+            *expiring,
+        ]
+        args: list[Any] = [token, self._history, len(fields), len(queues), len(others), len(counts)]
+        args.append(_ms(COUNTS_TTL))
+        for field in fields:
+            args += field
+        for messages in queues.values():
+            args += [len(messages), *(push.value for push in messages)]
+        for push in others:
+            args += (push.kind, push.key, push.value)
+        for (entry, outcome), n in counts.items():
+            args += (f"{outcome}:{entry}", n)
+        args += map(_line, log)
+        answer: list[Any] = self._run("commit", keys, args)
         if answer[0] == "FENCED":
             raise LeaseLost
-        return answer[1:]
+        return answer
 
     # -- the configuration of the beat that leads ----------------------------------------------------------
 
@@ -243,6 +332,18 @@ class RedisStore(Store):
 
     def is_guarded(self) -> bool:
         return bool(self._call(self._redis.exists, self._guard_key))
+
+
+def _refusals(queues: Mapping[str, Sequence[Push]], errors_of: Mapping[str, str]) -> tuple[Refusal, ...]:
+    return tuple(
+        Refusal(name, error, tuple({push.entry: None for push in queues[name]}))
+        for name, error in errors_of.items()
+    )
+
+
+def _pairs(answer: Sequence[Any]) -> zip[tuple[int, str]]:
+    """Return the pairs of a number and a text in an answer."""
+    return zip(answer[::2], answer[1::2], strict=True)
 
 
 def _line(line: Mapping[str, Any]) -> str:

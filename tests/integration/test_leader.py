@@ -108,6 +108,9 @@ class World:
         if not self.broker_is_up:
             raise BrokerUnavailable("down")
 
+    def read(self, key: str) -> None:
+        """It is no Redis."""
+
     def publish(self, message: Message) -> Attempt:
         error = self.refuses(message)
         if error is None:
@@ -489,7 +492,7 @@ def test_where_each_miss_is_reported_one_broken_schedule_keeps_no_entry_from_any
     world.submit = breaking
     commit = world.store.commit
 
-    def breaking_commit(token, changes, log=()):
+    def breaking_commit(token, changes, log=(), pushes=()):
         trigger.broken = trigger.broken or (breaks == "at once" and bool(changes))
         return commit(token, changes, log)
 
@@ -809,7 +812,7 @@ def test_an_edit_does_not_make_an_acknowledgement_without_an_answer_forgotten(wo
     world.run(begin + MINUTE - SECOND)
     commit = world.store.commit
 
-    def loses_the_answer(token, changes, log=()):
+    def loses_the_answer(token, changes, log=(), pushes=()):
         done = commit(token, changes, log)
         if any(line["event"] == "sent" for line in log):
             raise StoreUnavailable("no answer")

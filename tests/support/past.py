@@ -75,6 +75,9 @@ class Past:
     def connect(self) -> None:
         pass
 
+    def read(self, key: str) -> None:
+        """It is no Redis."""
+
     def publish(self, message: Message) -> Attempt:
         self.sent.append(message)
         return Attempt(Fate.SENT)

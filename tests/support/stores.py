@@ -44,6 +44,12 @@ class StorePlace(Protocol):
     def read_lease(self) -> str:
         """Return the text of the lease, '' for none."""
 
+    def take_messages(self, queue: str) -> list[bytes]:
+        """Take all messages out of a queue, in the order in which a worker does it, and return them."""
+
+    def spoil(self, queue: str) -> None:
+        """Make a queue one that takes no messages: its key holds something else."""
+
 
 class RedisPlace:
     """A database in a Redis, whose time is real."""
@@ -76,6 +82,13 @@ class RedisPlace:
     def read_lease(self) -> str:
         return self.client.get(LEASE) or ""
 
+    def take_messages(self, queue: str) -> list[bytes]:
+        with redis.Redis.from_url(self._url) as client:
+            return list(iter(lambda: client.rpop(queue), None))
+
+    def spoil(self, queue: str) -> None:
+        self.client.sadd(queue, "not ours")
+
 
 class MemoryPlace:
     """A database in memory, whose time the test turns."""
@@ -95,6 +108,7 @@ class MemoryPlace:
 
     def lose(self) -> None:
         self.database.lose()
+        self.database.refuse = lambda push: ""
 
     def write_mark(self, text: str) -> None:
         self.database.contents.meta = text
@@ -107,3 +121,11 @@ class MemoryPlace:
 
     def read_lease(self) -> str:
         return self.database.contents.expiring.get("lease", ("",))[0]
+
+    def take_messages(self, queue: str) -> list[bytes]:
+        messages = self.database.contents.queues.pop(queue, [])
+        return [one.encode() if isinstance(one, str) else one for one in messages]
+
+    def spoil(self, queue: str) -> None:
+        words = "WRONGTYPE Operation against a key holding the wrong kind of value"
+        self.database.refuse = lambda push: words if push.key == queue else ""

@@ -1,8 +1,12 @@
--- Replace records, all or none of them, and log why.
--- KEYS: lease, state, log.  ARGV: token, length of the log, n, then n times (field, old, new), then log lines.
+-- Replace records and put messages into their queues, all or nothing, and log why.
+-- KEYS: lease, state, log, counts of this hour, q queues, then other keys that expire.
+-- ARGV: token, length of the log, n, q, o, c, time to live of the counts in ms, then
+-- n times (field, old, new), q times (number of messages, messages...), o times (command, key or channel, value)
+-- for PEXPIRE and PUBLISH, c times (field, count), then log lines.
 -- '' stands for an absent record. Whole texts are compared and nothing is decoded.
--- Returns {'OK'}, {'FENCED'}, or {'CONFLICT', fields...}. Sent twice, it does its work once: redis-py repeats
--- a script whose answer it did not get.
+-- Returns {'OK', {length of each queue, -1 = not known}, {number of a command, its error, ...}},
+-- {'FENCED'}, {'CONFLICT', fields...}, or {'REFUSED', number of a queue, its error, ...}.
+-- Sent twice, it does its work once: redis-py repeats a script whose answer it did not get.
 local function expect(key, wanted)
   local found = redis.call('TYPE', key)['ok']
   if found ~= 'none' and found ~= wanted then
@@ -14,28 +18,98 @@ if wrong then return wrong end
 local lease = redis.call('GET', KEYS[1]) or ''
 if ARGV[1] == '' or string.sub(lease, 1, #ARGV[1] + 1) ~= ARGV[1] .. '|' then return {'FENCED'} end
 
-local n = tonumber(ARGV[3])
-local writes, removals, conflicts = {}, {}, {'CONFLICT'}
-for i = 4, 3 + 3 * n, 3 do
-  local field, old, new = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+local n, q, o, c = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local writes, removals, conflicts, done = {}, {}, {'CONFLICT'}, {'CONFLICT'}
+local at = 8
+for i = 1, n do
+  local field, old, new = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local current = redis.call('HGET', KEYS[2], field) or ''
-  if current ~= new then
-    if current ~= old then
-      table.insert(conflicts, field)
-    elseif new == '' then
-      table.insert(removals, field)
-    else
-      table.insert(writes, {field, new})
-    end
+  if current == new then
+    if old ~= new then table.insert(done, field) end
+  elseif current ~= old then
+    table.insert(conflicts, field)
+  elseif new == '' then
+    table.insert(removals, field)
+  else
+    table.insert(writes, {field, new})
   end
+  at = at + 3
 end
 if #conflicts > 1 then return conflicts end
-if n > 0 and #writes + #removals == 0 then return {'OK'} end
+
+local function error_of(answer) return type(answer) == 'table' and answer['err'] or nil end
+local lengths = {}
+if n > 0 and #writes + #removals == 0 then
+  for i = 1, q do
+    local length = redis.pcall('LLEN', KEYS[4 + i])
+    lengths[i] = error_of(length) and -1 or length
+  end
+  return {'OK', lengths, {}}
+end
+-- A message goes with its own record. Some of these records have been replaced before, with or without theirs.
+if q + o > 0 and #done > 1 then return done end
+
+if q > 0 then
+  -- A Redis that refuses all writes (without memory, a replica) refuses this one, which changes nothing. It must
+  -- come first: Redis looks at its memory no more when a script has sent any command that writes.
+  redis.call('SET', KEYS[1], lease, 'NX')
+  local refused = {'REFUSED'}
+  local function refuse(i, err)
+    table.insert(refused, i)
+    table.insert(refused, err)
+  end
+  for i = 1, q do
+    -- Redis undoes nothing when a script fails, so the right to undo is proved first. Redis 6.2 does not look
+    -- at the type of the key here.
+    local key = KEYS[4 + i]
+    local err, kind = error_of(redis.pcall('LPOP', key, 0)), redis.pcall('TYPE', key)['ok']
+    if not err and kind and kind ~= 'list' and kind ~= 'none' then err = 'WRONGTYPE ' .. key .. ' is no list' end
+    if err then refuse(i, err) end
+  end
+  if #refused > 1 then return refused end
+  local pushed = {}
+  for i = 1, q do
+    local last = at + tonumber(ARGV[at])
+    pushed[i] = 0
+    for j = at + 1, last do
+      local length = redis.pcall('LPUSH', KEYS[4 + i], ARGV[j])
+      local err = error_of(length)
+      if err then
+        refuse(i, err)
+        break
+      end
+      pushed[i], lengths[i] = pushed[i] + 1, length
+    end
+    at = last + 1
+  end
+  if #refused > 1 then
+    for i = 1, q do
+      if pushed[i] > 0 then redis.call('LPOP', KEYS[4 + i], pushed[i]) end
+    end
+    return refused
+  end
+end
+
 for _, write in ipairs(writes) do redis.call('HSET', KEYS[2], write[1], write[2]) end
 for _, field in ipairs(removals) do redis.call('HDEL', KEYS[2], field) end
+local failed = {}
+for i = 1, o do
+  local err = error_of(redis.pcall(ARGV[at], ARGV[at + 1], ARGV[at + 2]))
+  if err then
+    table.insert(failed, i)
+    table.insert(failed, err)
+  end
+  at = at + 3
+end
+for _ = 1, c do
+  -- What is wrong with the counts must not undo a commit.
+  redis.pcall('HINCRBY', KEYS[4], ARGV[at], ARGV[at + 1])
+  at = at + 2
+end
+if c > 0 and redis.pcall('PTTL', KEYS[4]) == -1 then redis.pcall('PEXPIRE', KEYS[4], ARGV[7]) end
 if ARGV[2] ~= '0' then
-  for i = 4 + 3 * n, #ARGV do
+  for i = at, #ARGV do
     redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', 'd', ARGV[i])
   end
 end
-return {'OK'}
+return {'OK', lengths, failed}

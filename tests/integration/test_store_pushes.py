@@ -1,0 +1,143 @@
+"""What every store promises of a commit that puts messages into queues, whether it is Redis or memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_misfire.exceptions import LeaseLost
+from celery_misfire.store.port import Change, CommitResult, Push, Store, Taken
+from tests.support.stores import StorePlace
+
+#: In a Cluster, only queues of the state's own slot can be pushed to.
+FIRST, SECOND, THIRD = (f"{{test}}{name}" for name in ("celery", "other", "third"))
+LINE = {"event": "sent"}
+
+
+@pytest.fixture
+def store(place: StorePlace) -> Store:
+    store = place.store()
+    assert isinstance(store.acquire("token", 60), Taken)
+    return store
+
+
+def changes(names: str, old: str = "", new: str = "1") -> list[Change]:
+    return [Change(name, old, new) for name in names]
+
+
+def push(entry: str, queue: str = FIRST, message: bytes | str = "") -> Push:
+    return Push(entry, "lpush", queue, message or f"message of {entry}")
+
+
+def messages(entries: str) -> list[bytes]:
+    return [f"message of {entry}".encode() for entry in entries]
+
+
+def test_a_commit_puts_its_messages_into_their_queues(place: StorePlace, store: Store):
+    pushes = [push("a"), push("b", SECOND), push("c"), push("a", SECOND), push("a")]
+    result = store.commit("token", changes("abcd"), [LINE], pushes)
+    assert result == CommitResult(queue_lengths={FIRST: 3, SECOND: 2})
+    assert store.load() == dict.fromkeys("abcd", "1")
+    assert store.log() == [LINE]
+    # A worker takes out first what was put in first.
+    assert place.take_messages(FIRST) == messages("aca")
+    assert place.take_messages(SECOND) == messages("ba")
+
+
+def test_the_lengths_of_queues_count_what_stood_there_before(store: Store):
+    store.commit("token", changes("a"), pushes=[push("a")] * 3)
+    result = store.commit("token", changes("a", "1", "2"), pushes=[push("a"), push("a", SECOND)])
+    assert result.queue_lengths == {FIRST: 4, SECOND: 1}
+
+
+def test_a_message_is_not_changed_on_its_way(place: StorePlace, store: Store):
+    sent = [b"", b"\x00\xff\r\n", "ünï 💥", "[1]", "-ERR", b"a" * 100_000]
+    pushes = [Push("a", "lpush", FIRST, message) for message in sent]
+    assert store.commit("token", changes("a"), pushes=pushes).queue_lengths == {FIRST: 6}
+    assert place.take_messages(FIRST) == [m.encode() if isinstance(m, str) else m for m in sent]
+
+
+@pytest.mark.parametrize("broken", [FIRST, SECOND, THIRD])
+def test_when_one_queue_takes_no_messages_nothing_is_done_at_all(
+    place: StorePlace, store: Store, broken: str
+):
+    store.commit(
+        "token", changes("a"), pushes=[push("a", queue) for queue in {FIRST, SECOND, THIRD} - {broken}]
+    )
+    place.spoil(broken)
+    before = place.contents()
+    pushes = [push("a", FIRST), push("b", SECOND), push("c", THIRD), push("d", FIRST), push("a", broken)]
+    concerned = {FIRST: ("a", "d"), SECOND: ("b", "a"), THIRD: ("c", "a")}[broken]
+    result = store.commit("token", [*changes("a", "1", "2"), *changes("bcd")], [LINE], pushes)
+    assert place.contents() == before
+    (refusal,) = result.refused
+    assert result == CommitResult(refused=(refusal,))
+    assert (refusal.queue, refusal.entries) == (broken, concerned)
+    assert "WRONGTYPE" in refusal.error
+    # Without the entries concerned, the rest goes.
+    rest = [entry for entry in "bcd" if entry not in concerned]
+    pushes = [one for one in pushes if one.entry in rest]
+    assert not store.commit("token", changes("".join(rest)), [LINE], pushes).refused
+    assert store.load().keys() == {"a", *rest}
+
+
+def test_a_commit_that_is_repeated_pushes_once(place: StorePlace, store: Store):
+    attempt = changes("ab"), [LINE], [push("a"), push("b", SECOND)]
+    first = store.commit("token", *attempt)
+    before = place.contents()
+    assert store.commit("token", *attempt) == first == CommitResult(queue_lengths={FIRST: 1, SECOND: 1})
+    assert place.contents() == before
+    # Also when workers have taken the messages meanwhile.
+    place.take_messages(FIRST)
+    assert store.commit("token", *attempt).queue_lengths == {FIRST: 0, SECOND: 1}
+    assert place.take_messages(FIRST) == []
+
+
+@pytest.mark.parametrize("pushes", [[push("b")], [Push("b", "publish", "news", "message")]])
+def test_a_message_goes_with_its_own_record_or_not_at_all(
+    place: StorePlace, store: Store, pushes: list[Push]
+):
+    """One of the records is the new one already: with or without its messages, nobody can tell."""
+    store.commit("token", changes("a"))
+    before = place.contents()
+    assert store.commit("token", changes("ab"), [LINE], pushes) == CommitResult(("a",))
+    assert place.contents() == before
+
+
+def test_records_in_conflict_hold_back_all_messages(place: StorePlace, store: Store):
+    store.commit("token", changes("ab"))
+    before = place.contents()
+    attempt = [*changes("b", "0", "2"), *changes("c")]
+    result = store.commit("token", attempt, [LINE], [push("b"), push("c"), push("c", SECOND)])
+    assert result == CommitResult(("b",))
+    assert place.contents() == before
+
+
+@pytest.mark.parametrize("how", ["other", "", "given up", "taken over"])
+def test_who_does_not_hold_the_lease_pushes_nothing(place: StorePlace, store: Store, how: str):
+    if how == "given up":
+        store.release("token")
+    elif how == "taken over":
+        store.release("token")
+        assert isinstance(store.acquire("new", 60), Taken)
+    before = place.contents()
+    with pytest.raises(LeaseLost):
+        store.commit("token" if " " in how else how, changes("a"), [LINE], [push("a")])
+    assert place.contents() == before
+
+
+@pytest.mark.parametrize("kind", ["lpush", "publish", "pexpire"])
+@pytest.mark.parametrize("change", [[], changes("b"), changes("a", "1", "1")])
+def test_a_push_without_a_change_of_its_record_is_refused(
+    place: StorePlace, store: Store, kind: str, change: list[Change]
+):
+    store.commit("token", changes("a"))
+    before = place.contents()
+    with pytest.raises(ValueError, match=f"{kind} without a change of the record of 'a'"):
+        store.commit("token", change, [LINE], [Push("a", kind, FIRST, "1")])
+    assert place.contents() == before
+
+
+def test_a_record_that_stays_as_it_is_does_not_stop_the_others(place: StorePlace, store: Store):
+    store.commit("token", changes("a"))
+    result = store.commit("token", [*changes("a", "1", "1"), *changes("b")], [LINE], [push("b")])
+    assert result == CommitResult(queue_lengths={FIRST: 1})
