@@ -50,17 +50,18 @@ end
 if q + o > 0 and #done > 1 then return done end
 
 if q > 0 then
-  -- A Redis that refuses all writes (without memory, a replica) refuses this one, which changes nothing. It must
-  -- come first: Redis looks at its memory no more when a script has sent any command that writes.
-  redis.call('SET', KEYS[1], lease, 'NX')
+  -- Redis undoes nothing when a script fails, so all that may be refused is tried before the first message is
+  -- pushed. These two change nothing. The first must come first: Redis looks at its memory no more when a script
+  -- has sent any command that writes.
+  redis.call('HSET', KEYS[2], '_epoch', redis.call('HGET', KEYS[2], '_epoch') or '0')
+  if #removals > 0 then redis.call('HDEL', KEYS[2], '') end
   local refused = {'REFUSED'}
   local function refuse(i, err)
     table.insert(refused, i)
     table.insert(refused, err)
   end
   for i = 1, q do
-    -- Redis undoes nothing when a script fails, so the right to undo is proved first. Redis 6.2 does not look
-    -- at the type of the key here.
+    -- Without the right to pop, nothing could be undone. Redis 6.2 does not look at the type of the key here.
     local key = KEYS[4 + i]
     local err, kind = error_of(redis.pcall('LPOP', key, 0)), redis.pcall('TYPE', key)['ok']
     if not err and kind and kind ~= 'list' and kind ~= 'none' then err = 'WRONGTYPE ' .. key .. ' is no list' end
@@ -101,12 +102,13 @@ for i = 1, o do
   end
   at = at + 3
 end
-for _ = 1, c do
-  -- What is wrong with the counts must not undo a commit.
-  redis.pcall('HINCRBY', KEYS[4], ARGV[at], ARGV[at + 1])
-  at = at + 2
+-- What is wrong with the counts must not undo a commit, and counts that cannot end are not kept.
+local counted = c > 0 and redis.pcall('PEXPIRE', KEYS[4], ARGV[7])
+if type(counted) == 'number' then
+  for i = at, at + 2 * c - 2, 2 do redis.pcall('HINCRBY', KEYS[4], ARGV[i], ARGV[i + 1]) end
+  if counted == 0 then redis.pcall('PEXPIRE', KEYS[4], ARGV[7]) end
 end
-if c > 0 and redis.pcall('PTTL', KEYS[4]) == -1 then redis.pcall('PEXPIRE', KEYS[4], ARGV[7]) end
+at = at + 2 * c
 if ARGV[2] ~= '0' then
   for i = at, #ARGV do
     redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', 'd', ARGV[i])
