@@ -163,12 +163,18 @@ class RedisStore(Store):
                 return CommitResult(tuple(field[2:] for field in conflicts))
             case ["REFUSED", *refused]:
                 names = list(queues)
-                errors_of = {names[n - 1]: errors.in_words(error) for n, error in _pairs(refused)}
+                errors_of = {
+                    names[n - 1]: f"{command}: {errors.in_words(error)}"
+                    for n, command, error in zip(refused[::3], refused[1::3], refused[2::3], strict=True)
+                }
                 return CommitResult(refused=_refusals(queues, errors_of))
         _, lengths, failed = answer
         return CommitResult(
             queue_lengths={name: n for name, n in zip(queues, lengths, strict=True) if n >= 0},
-            failed=tuple((others[n - 1], errors.in_words(error)) for n, error in _pairs(failed)),
+            failed=tuple(
+                (others[n - 1], errors.in_words(error))
+                for n, error in zip(failed[::2], failed[1::2], strict=True)
+            ),
         )
 
     def _errors_of(self, queues: Iterable[str]) -> dict[str, str]:
@@ -336,11 +342,6 @@ def _refusals(queues: Mapping[str, Sequence[Push]], errors_of: Mapping[str, str]
         Refusal(name, error, tuple({push.entry: None for push in queues[name]}))
         for name, error in errors_of.items()
     )
-
-
-def _pairs(answer: Sequence[Any]) -> zip[tuple[int, str]]:
-    """Return the pairs of a number and a text in an answer."""
-    return zip(answer[::2], answer[1::2], strict=True)
 
 
 def _line(line: Mapping[str, Any]) -> str:

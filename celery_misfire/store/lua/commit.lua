@@ -5,7 +5,7 @@
 -- for PEXPIRE and PUBLISH, c times (field, count), then log lines.
 -- '' stands for an absent record. Whole texts are compared and nothing is decoded.
 -- Returns {'OK', {length of each queue, -1 = not known}, {number of a command, its error, ...}},
--- {'FENCED'}, {'CONFLICT', fields...}, or {'REFUSED', number of a queue, its error, ...}.
+-- {'FENCED'}, {'CONFLICT', fields...}, or {'REFUSED', number of a queue, the command, its error, ...}.
 -- Sent twice, it does its work once: redis-py repeats a script whose answer it did not get.
 local function expect(key, wanted)
   local found = redis.call('TYPE', key)['ok']
@@ -56,16 +56,15 @@ if q > 0 then
   redis.call('HSET', KEYS[2], '_epoch', redis.call('HGET', KEYS[2], '_epoch') or '0')
   if #removals > 0 then redis.call('HDEL', KEYS[2], '') end
   local refused = {'REFUSED'}
-  local function refuse(i, err)
-    table.insert(refused, i)
-    table.insert(refused, err)
+  local function refuse(i, command, err)
+    for _, item in ipairs({i, command, err}) do table.insert(refused, item) end
   end
   for i = 1, q do
     -- Without the right to pop, nothing could be undone. Redis 6.2 does not look at the type of the key here.
     local key = KEYS[4 + i]
     local err, kind = error_of(redis.pcall('LPOP', key, 0)), redis.pcall('TYPE', key)['ok']
-    if not err and kind and kind ~= 'list' and kind ~= 'none' then err = 'WRONGTYPE ' .. key .. ' is no list' end
-    if err then refuse(i, err) end
+    if not err and kind and kind ~= 'list' and kind ~= 'none' then err = 'WRONGTYPE The key holds a ' .. kind end
+    if err then refuse(i, 'LPOP', err) end
   end
   if #refused > 1 then return refused end
   local pushed = {}
@@ -76,7 +75,7 @@ if q > 0 then
       local length = redis.pcall('LPUSH', KEYS[4 + i], ARGV[j])
       local err = error_of(length)
       if err then
-        refuse(i, err)
+        refuse(i, 'LPUSH', err)
         break
       end
       pushed[i], lengths[i] = pushed[i] + 1, length
