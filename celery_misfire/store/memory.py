@@ -123,6 +123,26 @@ class MemoryDatabase:
                 with suppress(MisfireError):
                     call()
 
+    def refusals(self, queues: Mapping[str, Sequence[Push]]) -> tuple[Refusal, ...]:
+        """Return the queues that do not take these messages."""
+        errors = (
+            (messages, next(filter(None, map(self.refuse, messages)), "")) for messages in queues.values()
+        )
+        return tuple(Refusal.of(messages, error) for messages, error in errors if error)
+
+    def push(self, push: Push) -> str:
+        """Carry out one command to the broker; return the error of one that cannot be carried out."""
+        if error := self.refuse(push):
+            return error
+        match push.kind:
+            case "lpush":
+                self.contents.queues[push.key].append(push.value)
+            case "pexpire":
+                self.contents.queue_ends[push.key] = self.clock() + int(push.value) / 1000
+            case "publish":
+                self.contents.published.append((push.key, push.value))
+        return ""
+
 
 def _one_call(
     method: Callable[Concatenate[MemoryStore, P], T],
@@ -233,11 +253,9 @@ class MemoryStore(Store):
             return CommitResult(tuple(conflicts))
         failed: list[tuple[Push, str]] = []
         if to_do or not changes:
-            if refused := self._refusals(queues):
+            if refused := self.database.refusals(queues):
                 return CommitResult(refused=refused)
-            for push in pushes:
-                if error := self._push(push):
-                    failed.append((push, error))
+            failed = [(push, error) for push in pushes if (error := self.database.push(push))]
             for change in to_do:
                 if change.new:
                     records[change.entry] = change.new
@@ -249,25 +267,6 @@ class MemoryStore(Store):
             self._write_log(*log)
         lengths = {name: len(contents.queues[name]) for name in queues}
         return CommitResult(queue_lengths=lengths, failed=tuple(failed))
-
-    def _refusals(self, queues: Mapping[str, Sequence[Push]]) -> tuple[Refusal, ...]:
-        found = []
-        for name, messages in queues.items():
-            if error := next(filter(None, map(self.database.refuse, messages)), ""):
-                found.append(Refusal(name, error, tuple({push.entry: None for push in messages})))
-        return tuple(found)
-
-    def _push(self, push: Push) -> str:
-        """Carry out a push that can be carried out; return the error of one that cannot."""
-        contents, error = self.database.contents, self.database.refuse(push)
-        match push.kind:
-            case "lpush":
-                contents.queues[push.key].append(push.value)
-            case "pexpire" if not error:
-                contents.queue_ends[push.key] = self.database.clock() + int(push.value) / 1000
-            case "publish" if not error:
-                contents.published.append((push.key, push.value))
-        return error
 
     @_one_call
     def counts_since(self, moment: float) -> dict[tuple[str, str], int]:

@@ -195,6 +195,11 @@ class Refusal:
     error: str
     entries: tuple[str, ...]
 
+    @classmethod
+    def of(cls, messages: Sequence[Push], error: str) -> Refusal:
+        """Return the refusal of a queue for which there were these messages."""
+        return cls(messages[0].key, error, tuple(dict.fromkeys(push.entry for push in messages)))
+
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:

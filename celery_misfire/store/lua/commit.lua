@@ -1,5 +1,5 @@
 -- Replace records and put messages into their queues, all or nothing, and log why.
--- KEYS: lease, state, log, counts of this hour, q queues, then other keys that expire.
+-- KEYS: lease, state, log, counts of this hour, then q queues.
 -- ARGV: token, length of the log, n, q, o, c, time to live of the counts in ms, then
 -- n times (field, old, new), q times (number of messages, messages...), o times (command, key or channel, value)
 -- for PEXPIRE and PUBLISH, c times (field, count), then log lines.
