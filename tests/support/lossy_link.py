@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from contextlib import suppress
@@ -36,13 +37,19 @@ class LossyLink:
 
     def _serve(self, near: socket.socket) -> None:
         with suppress(OSError), near, socket.create_connection(self._target) as far:
-            # One request, one answer; all of them are small enough for one packet on the loopback.
-            while request := near.recv(1 << 20):
-                far.sendall(request)
-                answer = far.recv(1 << 20)
-                if self.losses and b"EVALSHA" in request:
-                    self.losses, self.lost = self.losses - 1, self.lost + 1
-                    if self.cuts:
+            losing = False
+            while True:
+                readable, _, _ = select.select([near, far], [], [])
+                if near in readable:
+                    # Each request is small enough for one packet on the loopback.
+                    if not (request := near.recv(1 << 20)):
                         return
-                    continue
-                near.sendall(answer)
+                    if self.losses and b"EVALSHA" in request:
+                        self.losses, self.lost, losing = self.losses - 1, self.lost + 1, True
+                    far.sendall(request)
+                if far in readable:
+                    answer = far.recv(1 << 20)
+                    if not answer or (losing and self.cuts):
+                        return
+                    if not losing:
+                        near.sendall(answer)
