@@ -201,12 +201,15 @@ class RedisStore(Store):
         counts: Mapping[tuple[str, str], int] = NOTHING,
     ) -> list[Any]:
         """Replace fields of the state, each given with its old and its new text, and return the answer."""
-        keys = [self.lease_key, self.state_key, self.log_key, self._counts_key(time.time()), *queues]
-        args = [token, self._history, len(fields), len(queues), len(others), len(counts), _ms(COUNTS_TTL)]
-        args += _flat(fields)
-        args += _flat((len(messages), *(push.value for push in messages)) for messages in queues.values())
-        args += _flat((push.kind, push.key, push.value) for push in others)
-        args += _flat((f"{outcome}:{entry}", n) for (entry, outcome), n in counts.items())
+        keys = [self.lease_key, self.state_key, self.log_key, *queues]
+        args = [token, self._history, len(fields), len(queues), len(others), len(counts), *_flat(fields)]
+        if queues or others:
+            args += _flat((len(messages), *(push.value for push in messages)) for messages in queues.values())
+            args += _flat((push.kind, push.key, push.value) for push in others)
+        if counts:
+            keys.append(self._counts_key(time.time()))
+            args.append(_ms(COUNTS_TTL))
+            args += _flat((f"{outcome}:{entry}", n) for (entry, outcome), n in counts.items())
         args += map(_line, log)
         answer: list[Any] = self._run("commit", keys, args)
         if answer[0] == "FENCED":
@@ -314,6 +317,8 @@ def _commit_result(
 ) -> CommitResult:
     """Return what commit.lua has answered."""
     match answer:
+        case ["OK"]:
+            return CommitResult()
         case ["CONFLICT", *fields]:
             return CommitResult(tuple(field[2:] for field in fields))
         case ["REFUSED", *refused]:

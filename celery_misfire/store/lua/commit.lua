@@ -1,10 +1,11 @@
 -- Replace records and put messages into their queues, all or nothing, and log why.
--- KEYS: lease, state, log, counts of this hour, then q queues.
--- ARGV: token, length of the log, n, q, o, c, time to live of the counts in ms, then
--- n times (field, old, new), q times (number of messages, messages...), o times (command, key or channel, value)
--- for PEXPIRE and PUBLISH, c times (field, count), then log lines.
+-- KEYS: lease, state, log, then q queues, then the counts of this hour, if there are any counts.
+-- ARGV: token, length of the log, n, q, o, c, then n times (field, old, new), q times (number of messages,
+-- messages...), o times (command, key or channel, value) for PEXPIRE and PUBLISH, the time to live of the counts
+-- in ms if there are any, c times (field, count), then log lines.
 -- '' stands for an absent record. Whole texts are compared and nothing is decoded.
--- Returns {'OK', {length of each queue, -1 = not known}, {number of a command, its error, ...}},
+-- Returns {'OK'}, with queues or commands {'OK', {length of each queue, -1 = not known}, {number of a command, its
+-- error, ...}},
 -- {'FENCED'}, {'CONFLICT', fields...}, or {'REFUSED', number of a queue, the command, its error, ...}.
 -- Sent twice, it does its work once: redis-py repeats a script whose answer it did not get.
 local function expect(key, wanted)
@@ -20,7 +21,7 @@ if ARGV[1] == '' or string.sub(lease, 1, #ARGV[1] + 1) ~= ARGV[1] .. '|' then re
 
 local n, q, o, c = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local writes, removals, conflicts, done = {}, {}, {'CONFLICT'}, {'CONFLICT'}
-local at = 8
+local at = 7
 for i = 1, n do
   local field, old, new = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local current = redis.call('HGET', KEYS[2], field) or ''
@@ -41,7 +42,7 @@ local function error_of(answer) return type(answer) == 'table' and answer['err']
 local lengths = {}
 if n > 0 and #writes + #removals == 0 then
   for i = 1, q do
-    local length = redis.pcall('LLEN', KEYS[4 + i])
+    local length = redis.pcall('LLEN', KEYS[3 + i])
     lengths[i] = error_of(length) and -1 or length
   end
   return {'OK', lengths, {}}
@@ -61,7 +62,7 @@ if q > 0 then
   end
   for i = 1, q do
     -- Without the right to pop, nothing could be undone. Redis 6.2 does not look at the type of the key here.
-    local key = KEYS[4 + i]
+    local key = KEYS[3 + i]
     local err, kind = error_of(redis.pcall('LPOP', key, 0)), redis.pcall('TYPE', key)['ok']
     if not err and kind and kind ~= 'list' and kind ~= 'none' then err = 'WRONGTYPE The key holds a ' .. kind end
     if err then refuse(i, 'LPOP', err) end
@@ -72,7 +73,7 @@ if q > 0 then
     local last = at + tonumber(ARGV[at])
     pushed[i] = 0
     for j = at + 1, last do
-      local length = redis.pcall('LPUSH', KEYS[4 + i], ARGV[j])
+      local length = redis.pcall('LPUSH', KEYS[3 + i], ARGV[j])
       local err = error_of(length)
       if err then
         refuse(i, 'LPUSH', err)
@@ -84,7 +85,7 @@ if q > 0 then
   end
   if #refused > 1 then
     for i = 1, q do
-      if pushed[i] > 0 then redis.call('LPOP', KEYS[4 + i], pushed[i]) end
+      if pushed[i] > 0 then redis.call('LPOP', KEYS[3 + i], pushed[i]) end
     end
     return refused
   end
@@ -102,15 +103,19 @@ for i = 1, o do
   at = at + 3
 end
 -- What is wrong with the counts must not undo a commit, and counts that cannot end are not kept.
-local counted = c > 0 and redis.pcall('PEXPIRE', KEYS[4], ARGV[7])
-if type(counted) == 'number' then
-  for i = at, at + 2 * c - 2, 2 do redis.pcall('HINCRBY', KEYS[4], ARGV[i], ARGV[i + 1]) end
-  if counted == 0 then redis.pcall('PEXPIRE', KEYS[4], ARGV[7]) end
+if c > 0 then
+  local key, ttl = KEYS[4 + q], ARGV[at]
+  local known = redis.pcall('PEXPIRE', key, ttl)
+  if not error_of(known) then
+    for i = at + 1, at + 2 * c, 2 do redis.pcall('HINCRBY', key, ARGV[i], ARGV[i + 1]) end
+    if known == 0 then redis.pcall('PEXPIRE', key, ttl) end
+  end
+  at = at + 1 + 2 * c
 end
-at = at + 2 * c
 if ARGV[2] ~= '0' then
   for i = at, #ARGV do
     redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', 'd', ARGV[i])
   end
 end
+if q + o == 0 then return {'OK'} end
 return {'OK', lengths, failed}
