@@ -87,7 +87,7 @@ _REFUSALS = (
     (redis.ResponseError, "ACL failure in script", _RIGHTS),
     (redis.exceptions.MovedError, "", _NODE),
     (redis.ResponseError, "MOVED ", _NODE),
-    (redis.ResponseError, "CROSSSLOT", _SLOTS),
+    (redis.exceptions.ClusterCrossSlotError, "", _SLOTS),
     (redis.ResponseError, "DB index is out of range", "Check the number of the database."),
     (redis.ResponseError, "unknown command 'HELLO'", _HELLO),
     (redis.ResponseError, "unknown command `HELLO`", _HELLO),

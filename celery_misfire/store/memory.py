@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -67,7 +67,7 @@ class Contents:
     :param queues: messages by the name of their queue, oldest first.
     :param queue_ends: when queues end that nobody uses, in seconds since 1970.
     :param published: what was sent to subscribers: channel and message, oldest first.
-    :param counts: by the hour since 1970, entry and outcome.
+    :param counts: for each hour since 1970, by entry and outcome.
     """
 
     meta: str = ""
@@ -80,7 +80,7 @@ class Contents:
     queues: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     queue_ends: dict[str, float] = field(default_factory=dict)
     published: list[tuple[str, Any]] = field(default_factory=list)
-    counts: dict[tuple[int, str, str], int] = field(default_factory=dict)
+    counts: dict[int, Counter[tuple[str, str]]] = field(default_factory=dict)
 
 
 class MemoryDatabase:
@@ -122,6 +122,26 @@ class MemoryDatabase:
             for call in calls:
                 with suppress(MisfireError):
                     call()
+
+    def refusals(self, queues: Mapping[str, Sequence[Push]]) -> tuple[Refusal, ...]:
+        """Return the queues that do not take these messages."""
+        errors = (
+            (messages, next(filter(None, map(self.refuse, messages)), "")) for messages in queues.values()
+        )
+        return tuple(Refusal.of(messages, error) for messages, error in errors if error)
+
+    def push(self, push: Push) -> str:
+        """Carry out one command to the broker; return the error of one that cannot be carried out."""
+        if error := self.refuse(push):
+            return error
+        match push.kind:
+            case "lpush":
+                self.contents.queues[push.key].append(push.value)
+            case "pexpire":
+                self.contents.queue_ends[push.key] = self.clock() + int(push.value) / 1000
+            case "publish":
+                self.contents.published.append((push.key, push.value))
+        return ""
 
 
 def _one_call(
@@ -237,50 +257,34 @@ class MemoryStore(Store):
             return CommitResult(tuple(conflicts))
         failed: list[tuple[Push, str]] = []
         if to_do or not changes:
-            if refused := self._refusals(queues):
+            if refused := self.database.refusals(queues):
                 return CommitResult(refused=refused)
-            for push in pushes:
-                if error := self._push(push):
-                    failed.append((push, error))
+            failed = [(push, error) for push in pushes if (error := self.database.push(push))]
             for change in to_do:
                 if change.new:
                     records[change.entry] = change.new
                 else:
                     del records[change.entry]
-            hour = self._now() // 3_600_000
-            for (entry, outcome), n in counts.items():
-                contents.counts[hour, entry, outcome] = contents.counts.get((hour, entry, outcome), 0) + n
+            self._count(counts)
             self._write_log(*log)
         lengths = {name: len(contents.queues[name]) for name in queues}
         return CommitResult(queue_lengths=lengths, failed=tuple(failed))
 
-    def _refusals(self, queues: Mapping[str, Sequence[Push]]) -> tuple[Refusal, ...]:
-        found = []
-        for name, messages in queues.items():
-            if error := next(filter(None, map(self.database.refuse, messages)), ""):
-                found.append(Refusal(name, error, tuple({push.entry: None for push in messages})))
-        return tuple(found)
-
-    def _push(self, push: Push) -> str:
-        """Carry out a push that can be carried out; return the error of one that cannot."""
-        contents, error = self.database.contents, self.database.refuse(push)
-        match push.kind:
-            case "lpush":
-                contents.queues[push.key].append(push.value)
-            case "pexpire" if not error:
-                contents.queue_ends[push.key] = self.database.clock() + int(push.value) / 1000
-            case "publish" if not error:
-                contents.published.append((push.key, push.value))
-        return error
+    def _count(self, counts: Mapping[tuple[str, str], int]) -> None:
+        if counts:
+            kept, clock = self.database.contents.counts, self.database.clock
+            kept.setdefault(int(clock() // 3600), Counter()).update(counts)
+            for hour in [hour for hour in kept if hour < (clock() - COUNTS_TTL) // 3600]:
+                del kept[hour]
 
     @_one_call
     def counts_since(self, moment: float) -> dict[tuple[str, str], int]:
         oldest = max(moment, self.database.clock() - COUNTS_TTL) // 3600
-        totals: dict[tuple[str, str], int] = {}
-        for (hour, entry, outcome), n in self.database.contents.counts.items():
+        totals: Counter[tuple[str, str]] = Counter()
+        for hour, counts in self.database.contents.counts.items():
             if hour >= oldest:
-                totals[entry, outcome] = totals.get((entry, outcome), 0) + n
-        return totals
+                totals.update(counts)
+        return dict(totals)
 
     @_one_call
     def write_meta(self, token: str, app: str) -> None:

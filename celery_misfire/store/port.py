@@ -195,6 +195,11 @@ class Refusal:
     error: str
     entries: tuple[str, ...]
 
+    @classmethod
+    def of(cls, messages: Sequence[Push], error: str) -> Refusal:
+        """Return the refusal of a queue for which there were these messages."""
+        return cls(messages[0].key, error, tuple(dict.fromkeys(push.entry for push in messages)))
+
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
@@ -218,8 +223,8 @@ def by_queue(changes: Sequence[Change], pushes: Sequence[Push]) -> dict[str, lis
     :raises ValueError: when one of the pushes has no change of its entry's record to go with. It is by the
         record that a store knows what it has pushed already.
     """
-    changed = {change.entry for change in changes if change.old != change.new}
     queues: dict[str, list[Push]] = {}
+    changed = {change.entry for change in changes if change.old != change.new} if pushes else ()
     for push in pushes:
         if push.entry not in changed:
             raise ValueError(f"{push.kind} without a change of the record of {quote(push.entry)}")

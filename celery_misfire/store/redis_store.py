@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from celery_misfire.exceptions import LeaseLost, StoreRefused, StoreUnavailable
@@ -48,6 +49,8 @@ __all__ = ["LONGEST_CALL", "RedisStore"]
 _DESCRIPTION = ("_beat", "_beat_entries")
 
 _NO_QUEUES: Mapping[str, Sequence[Push]] = {}
+
+_flat = chain.from_iterable
 
 #: Stands for the value of a free lease that acquire.lua left alone as there is no state.
 _NO_STATE = "|"
@@ -150,49 +153,37 @@ class RedisStore(Store):
         counts: Mapping[tuple[str, str], int] = NOTHING,
     ) -> CommitResult:
         fields = [(f"e:{change.entry}", change.old, change.new) for change in changes]
-        if not pushes:
-            answer = self._replace(token, fields, log, counts=counts)
-            return CommitResult(tuple(field[2:] for field in answer[1:]) if answer[0] == "CONFLICT" else ())
         queues = by_queue(changes, pushes)
         others = [push for push in pushes if push.kind != "lpush"]
         try:
             answer = self._replace(token, fields, log, queues, others, counts)
         except StoreRefused:
-            if not (errors_of := self._errors_of(queues)):
-                raise
-            return CommitResult(refused=_refusals(queues, errors_of))
-        match answer:
-            case ["CONFLICT", *conflicts]:
-                return CommitResult(tuple(field[2:] for field in conflicts))
-            case ["REFUSED", *refused]:
-                names = list(queues)
-                errors_of = {names[n - 1]: errors.in_words(error) for n, error in _pairs(refused)}
-                return CommitResult(refused=_refusals(queues, errors_of))
-        _, lengths, failed = answer
-        return CommitResult(
-            queue_lengths={name: n for name, n in zip(queues, lengths, strict=True) if n >= 0},
-            failed=tuple((others[n - 1], errors.in_words(error)) for n, error in _pairs(failed)),
-        )
+            if refused := self._refused_names(queues):
+                return CommitResult(refused=refused)
+            raise
+        return _commit_result(answer, queues, others)
 
-    def _errors_of(self, queues: Iterable[str]) -> dict[str, str]:
-        """Return for each queue that cannot be named together with the state what Redis says about that."""
-        found = {}
-        for name in queues:
+    def _refused_names(self, queues: Mapping[str, Sequence[Push]]) -> tuple[Refusal, ...]:
+        """Return the queues whose keys Redis does not let us name together with the state."""
+        found = []
+        for name, messages in queues.items():
             try:
                 # Nobody's token: whoever may name all the keys is told that the lease is not theirs.
                 self._replace("", [], queues={name: []})
             except LeaseLost:
                 continue
             except StoreRefused as exc:
-                found[name] = str(exc).removeprefix(f"{self._connection}: ")
-        return found
+                found.append(Refusal.of(messages, str(exc).removeprefix(f"{self._connection}: ")))
+        return tuple(found)
 
     def counts_since(self, moment: float) -> dict[tuple[str, str], int]:
         oldest = max(moment, time.time() - COUNTS_TTL)
-        hours = range(int(oldest // 3600), int(time.time() // 3600) + 1)
+        pipeline = self._redis.pipeline(transaction=False)
+        for hour in range(int(oldest // 3600), int(time.time() // 3600) + 1):
+            pipeline.hgetall(self._counts_key(hour * 3600))
         totals: dict[tuple[str, str], int] = {}
-        for hour in hours:
-            for name, n in self._call(self._redis.hgetall, self._counts_key(hour * 3600)).items():
+        for counts in self._call(pipeline.execute):
+            for name, n in counts.items():
                 outcome, _, entry = as_text(name).partition(":")
                 totals[entry, outcome] = totals.get((entry, outcome), 0) + int(n)
         return totals
@@ -213,25 +204,15 @@ class RedisStore(Store):
         counts: Mapping[tuple[str, str], int] = NOTHING,
     ) -> list[Any]:
         """Replace fields of the state, each given with its old and its new text, and return the answer."""
-        expiring = {push.key for push in others if push.kind == "pexpire"} - queues.keys()
-        keys = [
-            self.lease_key,
-            self.state_key,
-            self.log_key,
-            self._counts_key(time.time()),
-            *queues,
-            *expiring,
-        ]
-        args: list[Any] = [token, self._history, len(fields), len(queues), len(others), len(counts)]
-        args.append(_ms(COUNTS_TTL))
-        for field in fields:
-            args += field
-        for messages in queues.values():
-            args += [len(messages), *(push.value for push in messages)]
-        for push in others:
-            args += (push.kind, push.key, push.value)
-        for (entry, outcome), n in counts.items():
-            args += (f"{outcome}:{entry}", n)
+        keys = [self.lease_key, self.state_key, self.log_key, *queues]
+        args = [token, self._history, len(fields), len(queues), len(others), len(counts), *_flat(fields)]
+        if queues or others:
+            args += _flat((len(messages), *(push.value for push in messages)) for messages in queues.values())
+            args += _flat((push.kind, push.key, push.value) for push in others)
+        if counts:
+            keys.append(self._counts_key(time.time()))
+            args.append(_ms(COUNTS_TTL))
+            args += _flat((f"{outcome}:{entry}", n) for (entry, outcome), n in counts.items())
         args += map(_line, log)
         answer: list[Any] = self._run("commit", keys, args)
         if answer[0] == "FENCED":
@@ -334,16 +315,31 @@ class RedisStore(Store):
         return bool(self._call(self._redis.exists, self._guard_key))
 
 
-def _refusals(queues: Mapping[str, Sequence[Push]], errors_of: Mapping[str, str]) -> tuple[Refusal, ...]:
-    return tuple(
-        Refusal(name, error, tuple({push.entry: None for push in queues[name]}))
-        for name, error in errors_of.items()
+def _commit_result(
+    answer: Sequence[Any], queues: Mapping[str, Sequence[Push]], others: Sequence[Push]
+) -> CommitResult:
+    """Return what commit.lua has answered."""
+    match answer:
+        case ["OK"]:
+            return CommitResult()
+        case ["CONFLICT", *fields]:
+            return CommitResult(tuple(field[2:] for field in fields))
+        case ["REFUSED", *refused]:
+            pushes = list(queues.values())
+            return CommitResult(
+                refused=tuple(
+                    Refusal.of(pushes[n - 1], f"{command}: {errors.in_words(error)}")
+                    for n, command, error in zip(refused[::3], refused[1::3], refused[2::3], strict=True)
+                )
+            )
+    _, lengths, failed = answer
+    return CommitResult(
+        queue_lengths={name: n for name, n in zip(queues, lengths, strict=True) if n >= 0},
+        failed=tuple(
+            (others[n - 1], errors.in_words(error))
+            for n, error in zip(failed[::2], failed[1::2], strict=True)
+        ),
     )
-
-
-def _pairs(answer: Sequence[Any]) -> zip[tuple[int, str]]:
-    """Return the pairs of a number and a text in an answer."""
-    return zip(answer[::2], answer[1::2], strict=True)
 
 
 def _line(line: Mapping[str, Any]) -> str:

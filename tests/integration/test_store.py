@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import socket
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -28,6 +26,7 @@ from celery_misfire.store.port import REGISTER_TTL, Change, CommitResult, LeaseV
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.store.url import address
 from celery_misfire.triggers.kinds import trigger_for
+from tests.support.lossy_link import LossyLink
 from tests.support.redis_server import ClusterNode, RedisServer
 
 STATE, LEASE, LOG = (f"celery-misfire:{{test}}:{key}" for key in ("state", "lease", "log"))
@@ -246,47 +245,6 @@ def test_scripts_that_redis_forgets_are_sent_again(store: RedisStore, client: re
 
 
 # -- answers that get lost ---------------------------------------------------------------------------------
-
-
-class LossyLink:
-    """A TCP link to a server that can lose the answer to a command; the command itself arrives.
-
-    :param target: host and port.
-    """
-
-    def __init__(self, target: tuple[str, int]) -> None:
-        self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        #: How many more answers get lost.
-        self.losses = 0
-        #: Cut the connection then; else it stays open and silent.
-        self.cuts = True
-        #: How many requests were passed on whose answer got lost.
-        self.lost = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
-
-    def _serve(self, near: socket.socket) -> None:
-        with suppress(OSError), near, socket.create_connection(self._target) as far:
-            # One request, one answer; all of them are small enough for one packet on the loopback.
-            while request := near.recv(1 << 20):
-                far.sendall(request)
-                answer = far.recv(1 << 20)
-                if self.losses and b"EVALSHA" in request:
-                    self.losses, self.lost = self.losses - 1, self.lost + 1
-                    if self.cuts:
-                        return
-                    continue
-                near.sendall(answer)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from celery_misfire.exceptions import LeaseLost
@@ -141,3 +143,88 @@ def test_a_record_that_stays_as_it_is_does_not_stop_the_others(place: StorePlace
     store.commit("token", changes("a"))
     result = store.commit("token", [*changes("a", "1", "1"), *changes("b")], [LINE], [push("b")])
     assert result == CommitResult(queue_lengths={FIRST: 1})
+
+
+@pytest.mark.parametrize("right", ["lpush", "lpop"])
+def test_without_the_rights_no_queue_takes_messages(place: StorePlace, store: Store, right: str):
+    """Without the right to pop, nothing could be undone."""
+    before = place.contents()
+    place.forbid(right)
+    pushes = [push("a"), push("b", SECOND), push("b"), push("c", SECOND)]
+    result = store.commit("token", changes("abcd"), [LINE], pushes)
+    assert place.contents() == before
+    assert [(one.queue, one.entries) for one in result.refused] == [(FIRST, ("a", "b")), (SECOND, ("b", "c"))]
+    for refusal in result.refused:
+        assert refusal.error.lower().startswith(f"{right}: ")
+        assert re.search("permission|can't run", refusal.error)
+    assert store.commit("token", changes("d"), [LINE]) == CommitResult()
+    assert store.load() == {"d": "1"}
+
+
+# -- queues that expire, and subscribers -------------------------------------------------------------------
+
+
+def test_a_queue_expires_with_its_own_time_and_subscribers_hear_their_message(
+    place: StorePlace, store: Store
+):
+    others = [Push("a", "pexpire", FIRST, "60000"), Push("b", "publish", "news", "message of b")]
+    with place.subscribe("news") as heard:
+        result = store.commit("token", changes("ab"), [LINE], [push("a"), *others])
+        assert result == CommitResult(queue_lengths={FIRST: 1})
+        assert heard() == b"message of b"
+    assert 30 < place.ends_in(FIRST) <= 60
+
+
+def test_a_queue_without_a_message_expires_too(place: StorePlace, store: Store):
+    store.commit("token", changes("a"), [LINE], [push("a")])
+    others = [Push("a", "pexpire", queue, "60000") for queue in (FIRST, SECOND)]
+    assert store.commit("token", changes("a", "1", "2"), [LINE], others) == CommitResult()
+    assert 30 < place.ends_in(FIRST) <= 60
+
+
+@pytest.mark.parametrize("command", ["publish", "pexpire"])
+def test_a_publish_or_an_expiry_that_fails_changes_nothing_else(
+    place: StorePlace, store: Store, command: str
+):
+    place.forbid(command)
+    others = [Push("a", "pexpire", FIRST, "60000"), Push("b", "publish", "news", "message")]
+    result = store.commit("token", changes("ab"), [LINE], [push("a"), *others])
+    ((failed, error),) = result.failed
+    assert failed.kind == command
+    assert re.search("permission|can't run", error)
+    assert result == CommitResult(queue_lengths={FIRST: 1}, failed=((failed, error),))
+    assert store.load() == {"a": "1", "b": "1"}
+    assert store.log() == [LINE]
+    assert place.take_messages(FIRST) == messages("a")
+
+
+# -- counts ------------------------------------------------------------------------------------------------
+
+
+def test_outcomes_are_counted_by_the_hour(place: StorePlace, store: Store):
+    begin = place.time()
+    assert store.counts_since(begin) == {}
+    counts = {("a", "fired"): 3, ("a", "missed"): 2, ("", "fired"): 1, ("x:ünï\n", "fired"): 10**12}
+    attempt = changes("ab"), [LINE], [push("a")], counts
+    for _ in range(2):
+        # Repeated, it counts once.
+        store.commit("token", *attempt)
+        assert store.counts_since(begin) == counts
+    # Without changes it counts each time.
+    for _ in range(2):
+        store.commit("token", [], counts={("a", "fired"): 1})
+    assert store.counts_since(begin) == counts | {("a", "fired"): 5}
+    assert store.counts_since(0) == counts | {("a", "fired"): 5}
+    assert store.counts_since(begin + 7200) == {}
+    assert store.load().keys() == {"a", "b"}
+
+
+def test_what_was_not_done_is_not_counted(place: StorePlace, store: Store):
+    begin, counts = place.time(), {("a", "fired"): 1}
+    store.commit("token", changes("a", "", "0"))
+    assert store.commit("token", changes("a"), counts=counts).conflicts
+    with pytest.raises(LeaseLost):
+        store.commit("other", changes("b"), counts=counts)
+    place.spoil(FIRST)
+    assert store.commit("token", changes("b"), pushes=[push("b")], counts=counts).refused
+    assert store.counts_since(begin) == {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import redis
@@ -50,6 +51,18 @@ class StorePlace(Protocol):
     def spoil(self, queue: str) -> None:
         """Make a queue one that takes no messages: its key holds something else."""
 
+    def forbid(self, command: str) -> None:
+        """Take the right to a command of the broker away, until everything is lost."""
+
+    def ends_in(self, queue: str) -> float:
+        """Return in how many seconds a queue ends."""
+
+    def subscribe(self, channel: str) -> AbstractContextManager[Callable[[], bytes]]:
+        """Listen to a channel of the broker; what is returned waits for the next message."""
+
+    def time(self) -> float:
+        """Return the time of the store, in seconds since 1970."""
+
 
 class RedisPlace:
     """A database in a Redis, whose time is real."""
@@ -69,6 +82,7 @@ class RedisPlace:
 
     def lose(self) -> None:
         self.client.flushall()
+        self.client.execute_command("ACL", "SETUSER", "default", "+@all")
 
     def write_mark(self, text: str) -> None:
         self.client.hset(STATE, "_meta", text)
@@ -88,6 +102,22 @@ class RedisPlace:
 
     def spoil(self, queue: str) -> None:
         self.client.sadd(queue, "not ours")
+
+    def forbid(self, command: str) -> None:
+        self.client.execute_command("ACL", "SETUSER", "default", f"-{command}")
+
+    def ends_in(self, queue: str) -> float:
+        return self.client.pttl(queue) / 1000
+
+    @contextmanager
+    def subscribe(self, channel: str) -> Iterator[Callable[[], bytes]]:
+        with redis.Redis.from_url(self._url) as client, client.pubsub() as subscription:
+            subscription.subscribe(channel)
+            subscription.get_message(timeout=10)
+            yield lambda: subscription.get_message(timeout=10)["data"]
+
+    def time(self) -> float:
+        return time.time()
 
 
 class MemoryPlace:
@@ -127,5 +157,20 @@ class MemoryPlace:
         return [one.encode() if isinstance(one, str) else one for one in messages]
 
     def spoil(self, queue: str) -> None:
-        words = "WRONGTYPE Operation against a key holding the wrong kind of value"
+        words = "LPOP: WRONGTYPE Operation against a key holding the wrong kind of value"
         self.database.refuse = lambda push: words if push.key == queue else ""
+
+    def forbid(self, command: str) -> None:
+        kind = "lpush" if command == "lpop" else command
+        words = f"{command.upper()}: no permissions to run the '{command}' command"
+        self.database.refuse = lambda push: words if push.kind == kind else ""
+
+    def ends_in(self, queue: str) -> float:
+        return self.database.contents.queue_ends[queue] - self.now
+
+    @contextmanager
+    def subscribe(self, channel: str) -> Iterator[Callable[[], bytes]]:
+        yield lambda: next(m.encode() for name, m in self.database.contents.published if name == channel)
+
+    def time(self) -> float:
+        return self.now

@@ -11,7 +11,7 @@ import pytest
 
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.store.memory import Fault, MemoryDatabase, MemoryStore
-from celery_misfire.store.port import Change, CommitResult, Store, Taken
+from celery_misfire.store.port import Change, CommitResult, Push, Refusal, Store, Taken
 
 LINE = {"event": "1"}
 
@@ -105,6 +105,85 @@ def test_a_database_that_is_lost_has_nothing_left(database: MemoryDatabase, stor
     assert (store.load(), store.log(), database.contents.queues) == ({}, [], {})
     with pytest.raises(LeaseLost):
         commit(store)
+
+
+# -- messages ----------------------------------------------------------------------------------------------
+
+PUSHES = [Push("a", "lpush", "celery", "first"), Push("a", "lpush", "celery", b"second")]
+
+
+def send(store: Store, token: str = "token") -> CommitResult:
+    return store.commit(token, [Change("a", "", "1")], [LINE], PUSHES, {("a", "fired"): 1})
+
+
+def queue(database: MemoryDatabase) -> list[str | bytes]:
+    return database.contents.queues["celery"]
+
+
+def test_messages_whose_answer_gets_lost_stand_in_their_queue_once(
+    database: MemoryDatabase, store: MemoryStore
+):
+    database.fault = lambda owner, name: Fault.ANSWER_LOST
+    with pytest.raises(StoreUnavailable, match="answer lost"):
+        send(store)
+    database.fault = lambda owner, name: None
+    assert queue(database) == ["first", b"second"]
+    assert send(store) == CommitResult(queue_lengths={"celery": 2})
+    assert queue(database) == ["first", b"second"]
+    assert store.counts_since(0) == {("a", "fired"): 1}
+
+
+def test_messages_that_get_lost_on_their_way_stand_in_no_queue(database: MemoryDatabase, store: MemoryStore):
+    database.fault = lambda owner, name: Fault.UNREACHABLE
+    with pytest.raises(StoreUnavailable, match="unreachable"):
+        send(store)
+    database.fault = lambda owner, name: None
+    assert (queue(database), store.load()) == ([], {})
+
+
+@pytest.mark.parametrize("token", ["token", "new"])
+def test_messages_that_are_late_are_fenced_by_a_new_token(
+    database: MemoryDatabase, store: MemoryStore, token: str
+):
+    database.fault = lambda owner, name: Fault.LATE if name == "commit" else None
+    with pytest.raises(StoreUnavailable):
+        send(store)
+    database.fault = lambda owner, name: None
+    if token == "new":
+        store.release("token")
+        assert isinstance(store.acquire("new", 60), Taken)
+        assert send(store, "new").queue_lengths == {"celery": 2}
+    database.carry_out_late()
+    assert queue(database) == ["first", b"second"]
+    assert store.log() == [LINE]
+
+
+def test_a_queue_that_refuses_a_message_gets_none_of_a_commit(database: MemoryDatabase, store: MemoryStore):
+    before = database.snapshot()
+    database.refuse = lambda push: "no room" if push.value == b"second" else ""
+    assert send(store) == CommitResult(refused=(Refusal("celery", "no room", ("a",)),))
+    assert database.snapshot() == before
+
+
+def test_records_and_messages_go_back_together(database: MemoryDatabase, store: MemoryStore):
+    snapshot = database.snapshot()
+    send(store)
+    database.put_back(snapshot)
+    assert (store.load(), queue(database), store.counts_since(0)) == ({}, [], {})
+    assert send(store).queue_lengths == {"celery": 2}
+
+
+def test_counts_end_after_eight_days():
+    now = 1_700_000_000.0
+    database = MemoryDatabase(lambda: now)
+    store = MemoryStore(database)
+    store.acquire("token", 1e9)
+    for days in range(12):
+        now = 1_700_000_000.0 + days * 86_400
+        store.commit("token", [], counts={("a", "fired"): 1})
+    assert store.counts_since(0) == {("a", "fired"): 9}
+    assert store.counts_since(now - 86_400) == {("a", "fired"): 2}
+    assert len(database.contents.counts) == 9
 
 
 def test_threads_may_share_a_store(store: MemoryStore):

@@ -1,11 +1,12 @@
 -- Replace records and put messages into their queues, all or nothing, and log why.
--- KEYS: lease, state, log, counts of this hour, q queues, then other keys that expire.
--- ARGV: token, length of the log, n, q, o, c, time to live of the counts in ms, then
--- n times (field, old, new), q times (number of messages, messages...), o times (command, key or channel, value)
--- for PEXPIRE and PUBLISH, c times (field, count), then log lines.
+-- KEYS: lease, state, log, then q queues, then the counts of this hour, if there are any counts.
+-- ARGV: token, length of the log, n, q, o, c, then n times (field, old, new), q times (number of messages,
+-- messages...), o times (command, key or channel, value) for PEXPIRE and PUBLISH, the time to live of the counts
+-- in ms if there are any, c times (field, count), then log lines.
 -- '' stands for an absent record. Whole texts are compared and nothing is decoded.
--- Returns {'OK', {length of each queue, -1 = not known}, {number of a command, its error, ...}},
--- {'FENCED'}, {'CONFLICT', fields...}, or {'REFUSED', number of a queue, its error, ...}.
+-- Returns {'OK'}, with queues or commands {'OK', {length of each queue, -1 = not known}, {number of a command, its
+-- error, ...}},
+-- {'FENCED'}, {'CONFLICT', fields...}, or {'REFUSED', number of a queue, the command, its error, ...}.
 -- Sent twice, it does its work once: redis-py repeats a script whose answer it did not get.
 local function expect(key, wanted)
   local found = redis.call('TYPE', key)['ok']
@@ -20,7 +21,7 @@ if ARGV[1] == '' or string.sub(lease, 1, #ARGV[1] + 1) ~= ARGV[1] .. '|' then re
 
 local n, q, o, c = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local writes, removals, conflicts, done = {}, {}, {'CONFLICT'}, {'CONFLICT'}
-local at = 8
+local at = 7
 for i = 1, n do
   local field, old, new = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local current = redis.call('HGET', KEYS[2], field) or ''
@@ -41,7 +42,7 @@ local function error_of(answer) return type(answer) == 'table' and answer['err']
 local lengths = {}
 if n > 0 and #writes + #removals == 0 then
   for i = 1, q do
-    local length = redis.pcall('LLEN', KEYS[4 + i])
+    local length = redis.pcall('LLEN', KEYS[3 + i])
     lengths[i] = error_of(length) and -1 or length
   end
   return {'OK', lengths, {}}
@@ -50,21 +51,21 @@ end
 if q + o > 0 and #done > 1 then return done end
 
 if q > 0 then
-  -- A Redis that refuses all writes (without memory, a replica) refuses this one, which changes nothing. It must
-  -- come first: Redis looks at its memory no more when a script has sent any command that writes.
-  redis.call('SET', KEYS[1], lease, 'NX')
+  -- Redis undoes nothing when a script fails, so all that may be refused is tried before the first message is
+  -- pushed. These two change nothing. The first must come first: Redis looks at its memory no more when a script
+  -- has sent any command that writes.
+  redis.call('HSET', KEYS[2], '_epoch', redis.call('HGET', KEYS[2], '_epoch') or '0')
+  if #removals > 0 then redis.call('HDEL', KEYS[2], '') end
   local refused = {'REFUSED'}
-  local function refuse(i, err)
-    table.insert(refused, i)
-    table.insert(refused, err)
+  local function refuse(i, command, err)
+    for _, item in ipairs({i, command, err}) do table.insert(refused, item) end
   end
   for i = 1, q do
-    -- Redis undoes nothing when a script fails, so the right to undo is proved first. Redis 6.2 does not look
-    -- at the type of the key here.
-    local key = KEYS[4 + i]
+    -- Without the right to pop, nothing could be undone. Redis 6.2 does not look at the type of the key here.
+    local key = KEYS[3 + i]
     local err, kind = error_of(redis.pcall('LPOP', key, 0)), redis.pcall('TYPE', key)['ok']
-    if not err and kind and kind ~= 'list' and kind ~= 'none' then err = 'WRONGTYPE ' .. key .. ' is no list' end
-    if err then refuse(i, err) end
+    if not err and kind and kind ~= 'list' and kind ~= 'none' then err = 'WRONGTYPE The key holds a ' .. kind end
+    if err then refuse(i, 'LPOP', err) end
   end
   if #refused > 1 then return refused end
   local pushed = {}
@@ -72,10 +73,10 @@ if q > 0 then
     local last = at + tonumber(ARGV[at])
     pushed[i] = 0
     for j = at + 1, last do
-      local length = redis.pcall('LPUSH', KEYS[4 + i], ARGV[j])
+      local length = redis.pcall('LPUSH', KEYS[3 + i], ARGV[j])
       local err = error_of(length)
       if err then
-        refuse(i, err)
+        refuse(i, 'LPUSH', err)
         break
       end
       pushed[i], lengths[i] = pushed[i] + 1, length
@@ -84,7 +85,7 @@ if q > 0 then
   end
   if #refused > 1 then
     for i = 1, q do
-      if pushed[i] > 0 then redis.call('LPOP', KEYS[4 + i], pushed[i]) end
+      if pushed[i] > 0 then redis.call('LPOP', KEYS[3 + i], pushed[i]) end
     end
     return refused
   end
@@ -101,15 +102,20 @@ for i = 1, o do
   end
   at = at + 3
 end
-for _ = 1, c do
-  -- What is wrong with the counts must not undo a commit.
-  redis.pcall('HINCRBY', KEYS[4], ARGV[at], ARGV[at + 1])
-  at = at + 2
+-- What is wrong with the counts must not undo a commit, and counts that cannot end are not kept.
+if c > 0 then
+  local key, ttl = KEYS[4 + q], ARGV[at]
+  local known = redis.pcall('PEXPIRE', key, ttl)
+  if not error_of(known) then
+    for i = at + 1, at + 2 * c, 2 do redis.pcall('HINCRBY', key, ARGV[i], ARGV[i + 1]) end
+    if known == 0 then redis.pcall('PEXPIRE', key, ttl) end
+  end
+  at = at + 1 + 2 * c
 end
-if c > 0 and redis.pcall('PTTL', KEYS[4]) == -1 then redis.pcall('PEXPIRE', KEYS[4], ARGV[7]) end
 if ARGV[2] ~= '0' then
   for i = at, #ARGV do
     redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', 'd', ARGV[i])
   end
 end
+if q + o == 0 then return {'OK'} end
 return {'OK', lengths, failed}
