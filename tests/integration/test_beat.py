@@ -16,6 +16,8 @@ from celery_misfire.leadership.ledger import WRITE
 from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
 
+pytestmark = pytest.mark.takes(14)
+
 Make = Callable[..., MisfireScheduler]
 
 
