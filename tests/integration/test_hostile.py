@@ -22,6 +22,8 @@ from tests.support.outcomes import of_entry, settle
 from tests.support.processes import NAMESPACE, Project, published, wait_for
 from tests.support.redis_server import RedisServer
 
+pytestmark = pytest.mark.takes(25)
+
 PREFIX = "celery-misfire:{acceptance}:"
 STATE, LEASE, LOG = (PREFIX + key for key in ("state", "lease", "log"))
 OURS = re.compile(
