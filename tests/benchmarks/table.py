@@ -44,7 +44,7 @@ def render(title: str, figures: Mapping[str, Sequence[Figures]]) -> str:
     base = medians[first][columns[0]]
     ratio_of = columns[0].partition(",")[0]
     head = ["", *columns, f"{ratio_of}, ratio to the first row"]
-    lines = [f"### {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = [f"## {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, row in medians.items():
         cells = [_shown(row.get(column)) for column in columns]
         ratio = f"{row[columns[0]] / base:.2f}" if base else ""
