@@ -246,6 +246,6 @@ def test_a_register_that_is_not_ours_costs_no_other_run_its_register(
         assert isinstance(store.register(fires.task_id(f"after {name}", due)), registers.Started)
     worker.stop()
     assert len(project.records()) == 9
-    assert project.log("worker").count("holds something unknown, the run starts") == 6
+    assert project.log("worker").count("cannot be read; the run starts") == 6
     assert_lines_are_ours(project.log("worker"))
     assert of_entry(published(redis_server.url), "a list") == []
