@@ -31,6 +31,8 @@ from tests.support.processes import NAMESPACE, Project, wait_for
 from tests.support.redis_server import RedisServer
 from tests.support.shop import Shop
 
+pytestmark = pytest.mark.takes(23)
+
 
 @pytest.fixture
 def fresh(redis_server: RedisServer, tmp_path: Path) -> Iterator[Shop]:
