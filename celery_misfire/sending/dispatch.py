@@ -37,7 +37,7 @@ class Message:
 
     :param fire_time: now, in milliseconds UTC.
     :param threshold: how late it may be, in milliseconds; with the policy, for the worker to judge by.
-    :param once: the run stands in the queue once; False: there may be a second message of it.
+    :param once: no other message of this run can stand in the queue.
     """
 
     definition: Definition
