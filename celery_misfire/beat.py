@@ -11,6 +11,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -21,9 +22,9 @@ from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import beat_init
 from kombu import Producer
 
-from celery_misfire.conf.entries import ENTRY_KEYS
+from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
-from celery_misfire.conf.settings import read_config
+from celery_misfire.conf.settings import Settings, read_config, read_settings
 from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.events import Event, GaveUp, Misfired
 from celery_misfire.exceptions import (
@@ -34,7 +35,7 @@ from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
-from celery_misfire.misfire import ENDLESS, Trigger, to_millis
+from celery_misfire.misfire import ENDLESS, MisfirePolicy, Trigger, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker
 from celery_misfire.sending.publisher import EntryPublisher
@@ -70,20 +71,33 @@ class MisfireMixin(Scheduler):
             lambda name: self.schedule[name],
             lambda entry, producer: self.apply_entry(entry, producer=producer),
         )
-        configured = app.conf.beat_schedule
-        # Celery takes an empty list or tuple for no entries, too.
-        self._configured: Mapping[str, Any] = {} if configured in ([], ()) else configured
-        self._settings, policies = read_config(app, self._configured, self.entry_keys)
-        self._description = describe(app, self._settings, self._configured, policies)
+        #: What the entries have been checked to be: schedule, trigger and policy, while that is the schedule.
+        self._checked: dict[str, tuple[Any, Trigger, MisfirePolicy | None]] = {}
         super().__init__(app, *args, **kwargs)
+
+    # -- the configuration ---------------------------------------------------------------------------------
+
+    @cached_property
+    def _settings(self) -> Settings:
+        # A lazy scheduler, such as that of Celery's banner, needs nothing else.
+        with suppress(MisfireConfigError):
+            return read_settings(self.app)
+        # The entries may have problems, too, and all are reported together.
+        return self._read_config()[0]
+
+    def _read_config(self) -> tuple[Settings, dict[str, ConfiguredEntry]]:
+        configured = self.app.conf.beat_schedule
+        # Celery takes an empty list or tuple for no entries, too.
+        return read_config(self.app, {} if configured in ([], ()) else configured, self.entry_keys)
 
     # -- the schedule --------------------------------------------------------------------------------------
 
     def setup_schedule(self) -> None:
+        self._settings, entries = settings, _ = self._read_config()
         super().setup_schedule()
+        self._keep_checked(entries)
         logging.getLogger(Scheduler.__module__).addFilter(_on_one_line)
-        settings = self._settings
-        for warning in self._warnings():
+        for warning in self._warnings(entries):
             logger.warning("beat: %s", warning)
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
         lease = Lease(self._store, settings.lease_ttl, settings.lease_renew)
@@ -106,7 +120,7 @@ class MisfireMixin(Scheduler):
             app=self.app.main or "",
             namespace=settings.namespace,
             poll=settings.standby_poll,
-            description=self._description,
+            description=describe(self.app, settings, entries),
             definitions=self._definitions,
         )
         self._reporter.start()
@@ -125,9 +139,16 @@ class MisfireMixin(Scheduler):
             if isinstance(event, Misfired):
                 self._reporter.announce(event)
 
-    def _warnings(self) -> list[str]:
+    def _warnings(self, entries: Mapping[str, ConfiguredEntry]) -> list[str]:
         """Return what is allowed in the configuration, but hardly meant."""
-        return warnings_for(self.app, self._settings, self._configured)
+        return warnings_for(self.app, self._settings, entries)
+
+    def _keep_checked(self, entries: Mapping[str, ConfiguredEntry]) -> None:
+        """Spare the first plan what the check of the configuration has found out."""
+        # A class of the app's own may make another schedule of what is configured.
+        for name, entry in entries.items() if self.Entry is ScheduleEntry else ():
+            if entry.trigger is not None and name in self.schedule:
+                self._checked[name] = self.schedule[name].schedule, entry.trigger, entry.policy
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
         super().merge_inplace({n: self._stripped(n, e) for n, e in dict(b).items()})
@@ -150,6 +171,7 @@ class MisfireMixin(Scheduler):
 
     def _stripped(self, name: str, entry: Any) -> Any:
         """Take our key out of an entry: Celery's own class does not know it."""
+        self._checked.pop(name, None)
         if not isinstance(entry, Mapping):
             return entry
         for key, kept in (("misfire", self._misfire_keys), ("last_run_at", self._given_last_runs)):
@@ -197,15 +219,18 @@ class MisfireMixin(Scheduler):
     def _definitions(self) -> Iterator[Definition]:
         for name, entry in self.schedule.items():
             try:
-                trigger = trigger_for(entry.schedule, name)
-                misfire = self._misfire_keys.get(name)
-                policy = self._settings.policy_for(name, misfire, trigger.trigger_type)
-                anchor = self._anchor(entry, trigger)
+                yield self._definition(name, entry)
             except Exception as exc:
                 # At start the configuration has been checked; this entry was added later.
                 self._member.remind(f"entry {quote_name(name)} is left out: {describe_error(exc)}")
-                continue
-            yield Definition(name, str(entry.task), trigger, policy, anchor)
+
+    def _definition(self, name: str, entry: ScheduleEntry) -> Definition:
+        schedule, trigger, policy = self._checked.get(name, (None, None, None))
+        if trigger is None or schedule is not entry.schedule:
+            trigger = trigger_for(entry.schedule, name)
+            policy = self._settings.policy_for(name, self._misfire_keys.get(name), trigger.trigger_type)
+            self._checked[name] = entry.schedule, trigger, policy
+        return Definition(name, str(entry.task), trigger, policy, self._anchor(entry, trigger))
 
     # -- the loop ------------------------------------------------------------------------------------------
 
@@ -272,10 +297,10 @@ class MisfireMixin(Scheduler):
 
     def close(self) -> None:
         """Give the lease up, so that another beat can go on at once. May be called more than once."""
-        if not hasattr(self, "_member"):
-            return
-        self._reporter.stop(FAREWELL)
-        self._member.close()
+        # A lazy scheduler has no part in what goes on.
+        if hasattr(self, "_member"):
+            self._reporter.stop(FAREWELL)
+            self._member.close()
         self._broker.close()
         super().close()
 
