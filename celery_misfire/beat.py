@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import beat_init
 from kombu import Producer
 
+from celery_misfire.beat_entries import BeatEntries
 from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
@@ -35,7 +36,6 @@ from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
-from celery_misfire.misfire import ENDLESS, MisfirePolicy, Trigger, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker
 from celery_misfire.sending.publisher import EntryPublisher
@@ -43,7 +43,6 @@ from celery_misfire.sending.reporter import Reporter
 from celery_misfire.store.redis_store import LONGEST_CALL, RedisStore
 from celery_misfire.store.url import address
 from celery_misfire.texts import describe_error, one_line, quote_name
-from celery_misfire.triggers.kinds import GridTrigger, trigger_for
 
 __all__ = ["MisfireMixin", "MisfireScheduler"]
 
@@ -60,8 +59,7 @@ class MisfireMixin(Scheduler):
     entry_keys: Collection[str] = ENTRY_KEYS
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
-        self._misfire_keys: dict[str, Any] = {}
-        self._given_last_runs: dict[str, Any] = {}
+        self._entries = BeatEntries()
         self._filename: str = kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or ""
         self._ticking = False
         self._asked_to_stop = False
@@ -71,8 +69,6 @@ class MisfireMixin(Scheduler):
             lambda name: self.schedule[name],
             lambda entry, producer: self.apply_entry(entry, producer=producer),
         )
-        #: What the entries have been checked to be: schedule, trigger and policy, while that is the schedule.
-        self._checked: dict[str, tuple[Any, Trigger, MisfirePolicy | None]] = {}
         super().__init__(app, *args, **kwargs)
 
     # -- the configuration ---------------------------------------------------------------------------------
@@ -144,21 +140,19 @@ class MisfireMixin(Scheduler):
         return warnings_for(self.app, self._settings, entries)
 
     def _keep_checked(self, entries: Mapping[str, ConfiguredEntry]) -> None:
-        """Spare the first plan what the check of the configuration has found out."""
-        # A class of the app's own may make another schedule of what is configured.
-        for name, entry in entries.items() if self.Entry is ScheduleEntry else ():
-            if entry.trigger is not None and name in self.schedule:
-                self._checked[name] = self.schedule[name].schedule, entry.trigger, entry.policy
+        # An entry class of the app's own may make another schedule of what is configured.
+        if self.Entry is ScheduleEntry:
+            self._entries.keep(entries, self.schedule)
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
-        super().merge_inplace({n: self._stripped(n, e) for n, e in dict(b).items()})
+        super().merge_inplace({n: self._entries.stripped(n, e) for n, e in dict(b).items()})
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
-        super().update_from_dict({n: self._stripped(n, e) for n, e in dict_.items()})
+        super().update_from_dict({n: self._entries.stripped(n, e) for n, e in dict_.items()})
         self.schedule_has_changed()
 
     def add(self, **kwargs: Any) -> ScheduleEntry:
-        kwargs = self._stripped(kwargs["name"], kwargs)
+        kwargs = self._entries.stripped(kwargs["name"], kwargs)
         entry: ScheduleEntry = super().add(**kwargs)
         self.schedule_has_changed()
         return entry
@@ -169,17 +163,6 @@ class MisfireMixin(Scheduler):
         if (member := vars(self).get("_member")) is not None:
             member.has_changed = True
 
-    def _stripped(self, name: str, entry: Any) -> Any:
-        """Take our key out of an entry: Celery's own class does not know it."""
-        self._checked.pop(name, None)
-        if not isinstance(entry, Mapping):
-            return entry
-        for key, kept in (("misfire", self._misfire_keys), ("last_run_at", self._given_last_runs)):
-            kept.pop(name, None)
-            if key in entry:
-                kept[name] = entry[key]
-        return {k: v for k, v in entry.items() if k != "misfire"}
-
     def last_run_of(self, entry: ScheduleEntry) -> datetime | None:
         """Return when an entry ran last under another scheduler, None when that is not known.
 
@@ -189,7 +172,7 @@ class MisfireMixin(Scheduler):
         Celery does.
         """
         name = str(entry.name)
-        return self._last_runs.get(name) or self._given_last_runs.get(name)
+        return self._last_runs.get(name) or self._entries.last_runs.get(name)
 
     @cached_property
     def _last_runs(self) -> Mapping[str, datetime]:
@@ -205,32 +188,19 @@ class MisfireMixin(Scheduler):
             logger.info("beat: new intervals go on from the last runs in %r", self._filename)
         return found
 
-    def _anchor(self, entry: ScheduleEntry, trigger: Trigger) -> int | None:
-        """Return what the grid of this entry goes on from; only intervals without a start have that."""
-        if not isinstance(trigger, GridTrigger) or (trigger.start, trigger.repeat_count) != (None, ENDLESS):
-            return None
-        moment = self.last_run_of(entry)
-        if moment is None:
-            return None
-        if not isinstance(moment, datetime):
-            raise ValueError(f"last_run_at: expected a datetime, got {type(moment).__name__}")
-        return to_millis(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-
     def _definitions(self) -> Iterator[Definition]:
-        for name, entry in self.schedule.items():
+        schedule = self._own_entries()
+        self._entries.saw(schedule)
+        for name, entry in schedule.items():
             try:
-                yield self._definition(name, entry)
+                yield self._entries.definition(name, entry, self._settings, self.last_run_of)
             except Exception as exc:
                 # At start the configuration has been checked; this entry was added later.
                 self._member.remind(f"entry {quote_name(name)} is left out: {describe_error(exc)}")
 
-    def _definition(self, name: str, entry: ScheduleEntry) -> Definition:
-        schedule, trigger, policy = self._checked.get(name, (None, None, None))
-        if trigger is None or schedule is not entry.schedule:
-            trigger = trigger_for(entry.schedule, name)
-            policy = self._settings.policy_for(name, self._misfire_keys.get(name), trigger.trigger_type)
-            self._checked[name] = entry.schedule, trigger, policy
-        return Definition(name, str(entry.task), trigger, policy, self._anchor(entry, trigger))
+    def _own_entries(self) -> Mapping[str, ScheduleEntry]:
+        """Return the entries that this class defines."""
+        return self.schedule
 
     # -- the loop ------------------------------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         self.schedule_has_changed()
 
     def _take(self, name: str, entry: Mapping[str, Any]) -> None:
-        entry = self._stripped(name, entry)
+        entry = self._entries.stripped(name, entry)
         own = {key: entry[key] for key in ROW_KEYS if key in entry}
         given = {key: value for key, value in entry.items() if key not in own and key != "last_run_at"}
         place, options = f"beat_schedule[{name!r}]", given.get("options") or {}
@@ -86,7 +86,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
                 logger.warning("beat: %s.options: a row has no column for %s.%s", place, what, hint)
             if isinstance(schedule, clocked):
                 own["one_off"] = True
-            policy = _policy_fields(self._misfire_keys.pop(name, None))
+            policy = _policy_fields(self._entries.misfire_keys.pop(name, None))
             self._written.append(WrittenEntry(name, given | own | {"schedule": schedule}, policy))
             return
         if unused := sorted(own.keys() - {"enabled", "description"}):
