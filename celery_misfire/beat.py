@@ -11,7 +11,8 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -21,9 +22,10 @@ from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import beat_init
 from kombu import Producer
 
-from celery_misfire.conf.entries import ENTRY_KEYS
+from celery_misfire.beat_entries import BeatEntries
+from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
-from celery_misfire.conf.settings import read_config
+from celery_misfire.conf.settings import Settings, read_config, read_settings
 from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.events import Event, GaveUp, Misfired
 from celery_misfire.exceptions import (
@@ -34,7 +36,6 @@ from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
-from celery_misfire.misfire import ENDLESS, Trigger, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker
 from celery_misfire.sending.publisher import EntryPublisher
@@ -42,7 +43,6 @@ from celery_misfire.sending.reporter import Reporter
 from celery_misfire.store.redis_store import LONGEST_CALL, RedisStore
 from celery_misfire.store.url import address
 from celery_misfire.texts import describe_error, one_line, quote_name
-from celery_misfire.triggers.kinds import GridTrigger, trigger_for
 
 __all__ = ["MisfireMixin", "MisfireScheduler"]
 
@@ -59,8 +59,7 @@ class MisfireMixin(Scheduler):
     entry_keys: Collection[str] = ENTRY_KEYS
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
-        self._misfire_keys: dict[str, Any] = {}
-        self._given_last_runs: dict[str, Any] = {}
+        self._entries = BeatEntries()
         self._filename: str = kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or ""
         self._ticking = False
         self._asked_to_stop = False
@@ -71,20 +70,31 @@ class MisfireMixin(Scheduler):
             lambda name: self.schedule[name],
             lambda entry, producer: self.apply_entry(entry, producer=producer),
         )
-        configured = app.conf.beat_schedule
-        # Celery takes an empty list or tuple for no entries, too.
-        self._configured: Mapping[str, Any] = {} if configured in ([], ()) else configured
-        self._settings, policies = read_config(app, self._configured, self.entry_keys)
-        self._description = describe(app, self._settings, self._configured, policies)
         super().__init__(app, *args, **kwargs)
+
+    # -- the configuration ---------------------------------------------------------------------------------
+
+    @cached_property
+    def _settings(self) -> Settings:
+        # A lazy scheduler, such as that of Celery's banner, needs nothing else.
+        with suppress(MisfireConfigError):
+            return read_settings(self.app)
+        # The entries may have problems, too, and all are reported together.
+        return self._read_config()[0]
+
+    def _read_config(self) -> tuple[Settings, dict[str, ConfiguredEntry]]:
+        configured = self.app.conf.beat_schedule
+        # Celery takes an empty list or tuple for no entries, too.
+        return read_config(self.app, {} if configured in ([], ()) else configured, self.entry_keys)
 
     # -- the schedule --------------------------------------------------------------------------------------
 
     def setup_schedule(self) -> None:
+        self._settings, entries = settings, _ = self._read_config()
         super().setup_schedule()
+        self._keep_checked(entries)
         logging.getLogger(Scheduler.__module__).addFilter(_on_one_line)
-        settings = self._settings
-        for warning in self._warnings():
+        for warning in self._warnings(entries):
             logger.warning("beat: %s", warning)
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
         lease = Lease(self._store, settings.lease_ttl, settings.lease_renew)
@@ -107,7 +117,7 @@ class MisfireMixin(Scheduler):
             app=self.app.main or "",
             namespace=settings.namespace,
             poll=settings.standby_poll,
-            description=self._description,
+            description=describe(self.app, settings, entries),
             definitions=self._definitions,
         )
         self._reporter.start()
@@ -126,19 +136,24 @@ class MisfireMixin(Scheduler):
             if isinstance(event, Misfired):
                 self._reporter.announce(event)
 
-    def _warnings(self) -> list[str]:
+    def _warnings(self, entries: Mapping[str, ConfiguredEntry]) -> list[str]:
         """Return what is allowed in the configuration, but hardly meant."""
-        return warnings_for(self.app, self._settings, self._configured)
+        return warnings_for(self.app, self._settings, entries)
+
+    def _keep_checked(self, entries: Mapping[str, ConfiguredEntry]) -> None:
+        # An entry class of the app's own may make another schedule of what is configured.
+        if self.Entry is ScheduleEntry:
+            self._entries.keep(entries, self.schedule)
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
-        super().merge_inplace({n: self._stripped(n, e) for n, e in dict(b).items()})
+        super().merge_inplace({n: self._entries.stripped(n, e) for n, e in dict(b).items()})
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
-        super().update_from_dict({n: self._stripped(n, e) for n, e in dict_.items()})
+        super().update_from_dict({n: self._entries.stripped(n, e) for n, e in dict_.items()})
         self.schedule_has_changed()
 
     def add(self, **kwargs: Any) -> ScheduleEntry:
-        kwargs = self._stripped(kwargs["name"], kwargs)
+        kwargs = self._entries.stripped(kwargs["name"], kwargs)
         entry: ScheduleEntry = super().add(**kwargs)
         self.schedule_has_changed()
         return entry
@@ -149,16 +164,6 @@ class MisfireMixin(Scheduler):
         if (member := vars(self).get("_member")) is not None:
             member.has_changed = True
 
-    def _stripped(self, name: str, entry: Any) -> Any:
-        """Take our key out of an entry: Celery's own class does not know it."""
-        if not isinstance(entry, Mapping):
-            return entry
-        for key, kept in (("misfire", self._misfire_keys), ("last_run_at", self._given_last_runs)):
-            kept.pop(name, None)
-            if key in entry:
-                kept[name] = entry[key]
-        return {k: v for k, v in entry.items() if k != "misfire"}
-
     def last_run_of(self, entry: ScheduleEntry) -> datetime | None:
         """Return when an entry ran last under another scheduler, None when that is not known.
 
@@ -168,7 +173,7 @@ class MisfireMixin(Scheduler):
         Celery does.
         """
         name = str(entry.name)
-        return self._last_runs.get(name) or self._given_last_runs.get(name)
+        return self._last_runs.get(name) or self._entries.last_runs.get(name)
 
     @cached_property
     def _last_runs(self) -> Mapping[str, datetime]:
@@ -184,29 +189,19 @@ class MisfireMixin(Scheduler):
             logger.info("beat: new intervals go on from the last runs in %r", self._filename)
         return found
 
-    def _anchor(self, entry: ScheduleEntry, trigger: Trigger) -> int | None:
-        """Return what the grid of this entry goes on from; only intervals without a start have that."""
-        if not isinstance(trigger, GridTrigger) or (trigger.start, trigger.repeat_count) != (None, ENDLESS):
-            return None
-        moment = self.last_run_of(entry)
-        if moment is None:
-            return None
-        if not isinstance(moment, datetime):
-            raise ValueError(f"last_run_at: expected a datetime, got {type(moment).__name__}")
-        return to_millis(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-
     def _definitions(self) -> Iterator[Definition]:
-        for name, entry in self.schedule.items():
+        schedule = self._own_entries()
+        self._entries.saw(schedule)
+        for name, entry in schedule.items():
             try:
-                trigger = trigger_for(entry.schedule, name)
-                misfire = self._misfire_keys.get(name)
-                policy = self._settings.policy_for(name, misfire, trigger.trigger_type)
-                anchor = self._anchor(entry, trigger)
+                yield self._entries.definition(name, entry, self._settings, self.last_run_of)
             except Exception as exc:
                 # At start the configuration has been checked; this entry was added later.
                 self._member.remind(f"entry {quote_name(name)} is left out: {describe_error(exc)}")
-                continue
-            yield Definition(name, str(entry.task), trigger, policy, anchor)
+
+    def _own_entries(self) -> Mapping[str, ScheduleEntry]:
+        """Return the entries that this class defines."""
+        return self.schedule
 
     # -- the loop ------------------------------------------------------------------------------------------
 
@@ -273,10 +268,10 @@ class MisfireMixin(Scheduler):
 
     def close(self) -> None:
         """Give the lease up, so that another beat can go on at once. May be called more than once."""
-        if not hasattr(self, "_member"):
-            return
-        self._reporter.stop(FAREWELL)
-        self._member.close()
+        # A lazy scheduler has no part in what goes on.
+        if hasattr(self, "_member"):
+            self._reporter.stop(FAREWELL)
+            self._member.close()
         self._broker.close()
         super().close()
 

@@ -19,7 +19,7 @@ from django_celery_beat import schedulers
 from django_celery_beat.clockedschedule import clocked
 
 from celery_misfire.beat import FAREWELL, MisfireMixin
-from celery_misfire.conf.entries import ENTRY_KEYS, policy_keys
+from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry, policy_keys
 from celery_misfire.conf.warnings import unknown_policies
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
@@ -74,7 +74,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         self.schedule_has_changed()
 
     def _take(self, name: str, entry: Mapping[str, Any]) -> None:
-        entry = self._stripped(name, entry)
+        entry = self._entries.stripped(name, entry)
         own = {key: entry[key] for key in ROW_KEYS if key in entry}
         given = {key: value for key, value in entry.items() if key not in own and key != "last_run_at"}
         place, options = f"beat_schedule[{name!r}]", given.get("options") or {}
@@ -86,7 +86,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
                 logger.warning("beat: %s.options: a row has no column for %s.%s", place, what, hint)
             if isinstance(schedule, clocked):
                 own["one_off"] = True
-            policy = _policy_fields(self._misfire_keys.pop(name, None))
+            policy = _policy_fields(self._entries.misfire_keys.pop(name, None))
             self._written.append(WrittenEntry(name, given | own | {"schedule": schedule}, policy))
             return
         if unused := sorted(own.keys() - {"enabled", "description"}):
@@ -96,10 +96,13 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
             fields = {**given, "name": name, "schedule": schedule, "app": self.app}
             self._schedule[name] = ScheduleEntry(**{k: v for k, v in fields.items() if k not in ROW_KEYS})
 
-    def _warnings(self) -> list[str]:
+    def _warnings(self, entries: Mapping[str, ConfiguredEntry]) -> list[str]:
         # A policy for a name that is no entry may be for a row. The table warns when it has read the rows.
-        early = unknown_policies(self.app, self._settings, self._configured.keys())
-        return [warning for warning in super()._warnings() if warning not in early]
+        early = unknown_policies(self.app, self._settings, entries.keys())
+        return [warning for warning in super()._warnings(entries) if warning not in early]
+
+    def _keep_checked(self, entries: Mapping[str, ConfiguredEntry]) -> None:
+        """Keep nothing: most entries of the configuration are rows."""
 
     def _definitions(self) -> Iterator[Definition]:
         self._adopted = self._table.rows
