@@ -10,6 +10,7 @@ import json
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha1
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
@@ -125,7 +126,13 @@ def task_id(namespace: str, entry: str, generation: int, scheduled_ms: int) -> s
     :param scheduled_ms: the scheduled fire time, in milliseconds UTC.
     """
     # Texts that are only joined could be equal for different occurrences. JSON keeps the parts apart.
-    return str(uuid5(_IDS, json.dumps((namespace, entry, generation, scheduled_ms))))
+    name = json.dumps((namespace, entry, generation, scheduled_ms))
+    # It is str(uuid5(_IDS, name)), for a third of the price: every run that is sent has one.
+    digest = bytearray(sha1(_IDS.bytes + name.encode(), usedforsecurity=False).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def isoformat(moment: datetime) -> str:

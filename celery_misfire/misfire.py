@@ -257,9 +257,10 @@ def _pass_over(
     """Return the state after `count` occurrences up to `last`, of which `runs` were run."""
     # A grid uses up a slot for each occurrence, a cron type one for each run.
     used = runs if state.repeat_count is None else count
-    moved = replace(state, previous_fire_time=last, times_triggered=state.times_triggered + used)
-    complete = moved.runs_left is not None and moved.runs_left <= 0
-    return replace(moved, next_fire_time=None if complete else times.after(now))
+    triggered = state.times_triggered + used
+    complete = state.max_runs is not None and triggered >= state.max_runs
+    following = None if complete else times.after(now)
+    return replace(state, next_fire_time=following, previous_fire_time=last, times_triggered=triggered)
 
 
 def _find_nth(times: FireTimes, first: int, last: int, n: int) -> int:

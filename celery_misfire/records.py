@@ -143,7 +143,7 @@ def with_missed(
     new = tuple(
         Unreported(m.first, m.last, m.count, m.reason, instruction, now, record.generation) for m in missed
     )
-    return replace(record, missed=record.missed + new)
+    return replace(record, missed=record.missed + new) if new else record
 
 
 def with_unsent(
@@ -170,8 +170,8 @@ def claim(record: EntryRecord, trigger: Trigger, now: int, limit: int) -> EntryR
         stretch = runs.pop(0)
         times = occurrences(trigger, record.state, stretch.first, stretch.last)
         for taken, scheduled in enumerate(times, start=1):
-            intent = Intent(scheduled, record.generation, stretch.outcome, now)
-            claimed.append(replace(intent, merged=stretch.merged, last_missed=stretch.last_missed))
+            merged, last_missed = stretch.merged, stretch.last_missed
+            claimed.append(Intent(scheduled, record.generation, stretch.outcome, now, merged, last_missed))
             if len(claimed) == limit:
                 # Ask for the next one: the count is an estimate where a schedule of the app's own is asked.
                 if (following := next(times, None)) is not None:

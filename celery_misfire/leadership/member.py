@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterable
 
@@ -137,6 +138,8 @@ class Member:
         self._ask_again_at = 0.0
         if not self._leads:
             logger.info("beat: leading, with %s", self._store)
+            # The entries live as long as beat: the collector need not look at them again and again.
+            gc.freeze()
         self._leads = True
         return True
 

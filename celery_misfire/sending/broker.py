@@ -84,6 +84,8 @@ class Broker:
         """Have exchanges, queues and their bindings declared anew with the next message."""
         if self._connection is not None and self._connection.declared_entities:
             self._connection.declared_entities.clear()
+        if self._producer is not None:
+            self._producer.declare_again()
 
     def _look(self) -> None:
         """Find out what has become of the connection since it was used last."""
@@ -181,6 +183,8 @@ class WatchedProducer(Producer):
         self._client = connection
         self._failures = (*connection.connection_errors, *connection.recoverable_connection_errors)
         self._receipt = Receipt("")
+        #: What this channel has declared: kombu would work out a hash of each queue for each message.
+        self._declared: dict[int, Any] = {}
         #: True when a message was begun and it is not known to have been taken.
         self.unfinished = False
 
@@ -188,6 +192,19 @@ class WatchedProducer(Producer):
         """Return what will say what became of the message with this id."""
         self._receipt = Receipt(task_id)
         return self._receipt
+
+    def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
+        """Declare an exchange or a queue, unless this channel has declared this very object before."""
+        if self._declared.get(id(entity)) is entity and entity is not None:
+            return False
+        declared = super().maybe_declare(entity, retry, **retry_policy)
+        if getattr(entity, "can_cache_declaration", False):
+            self._declared[id(entity)] = entity
+        return declared
+
+    def declare_again(self) -> None:
+        """Forget what has been declared."""
+        self._declared.clear()
 
     def publish(self, *args: Any, **kwargs: Any) -> Any:
         result = super().publish(*args, **kwargs)

@@ -75,8 +75,8 @@ class Transactional:
     ) -> None:
         self._ledger, self._publisher, self._two_step = ledger, publisher, two_step
         self._may_send, self._note, self._wall, self._steady = may_send, note, wall, steady
-        #: Tasks that were sent while their messages were built.
-        self._early_tasks: set[str] = set()
+        #: Whether a task leaves while its message is built; what is found out stays so.
+        self._early_tasks: dict[str, bool] = {}
         self._reminders = Reminders(REMIND_EVERY)
 
     def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
@@ -94,7 +94,9 @@ class Transactional:
     def _leaves_early(self, run: Run) -> bool:
         """True for a task that is sent, or run, while its message is built: its record has to come first."""
         task = self._ledger.definitions[run.entry].task
-        return task in self._early_tasks or self._publisher.sends_early(task)
+        if task not in self._early_tasks:
+            self._early_tasks[task] = self._publisher.sends_early(task)
+        return self._early_tasks[task]
 
     # -- building ------------------------------------------------------------------------------------------
 
@@ -120,7 +122,7 @@ class Transactional:
                 self._note(run, attempt)
                 continue
             if not pushes:
-                self._early_tasks.add(message.definition.task)
+                self._early_tasks[message.definition.task] = True
             one = _Built(run, event_of(run, message), pushes)
             lengths[run.entry] = lengths.get(run.entry, 0) + one.length
             built.append(one)
@@ -137,14 +139,15 @@ class Transactional:
         self, commit: Commit, built: Iterable[_Built], failed: Collection[Run]
     ) -> dict[str, EntryRecord]:
         """Return the records without the intents of the runs that are pushed with them."""
-        records = dict(commit.records)
-        sent, unsent = {one.run for one in built}, set(failed)
-        for name in {run.entry for run in sent | unsent}:
-            record = records.get(name) or self._ledger[name]
+        records, sent = dict(commit.records), dict[str, set[int]]()
+        for one in built:
+            sent.setdefault(one.run.entry, set()).add(one.run.intent.scheduled)
+        for name in sent.keys() | {run.entry for run in failed}:
+            record, gone = records.get(name) or self._ledger[name], sent.get(name, ())
             left = [
-                replace(i, unsent=True) if Run(name, i) in unsent else i
+                replace(i, unsent=True) if Run(name, i) in failed else i
                 for i in record.intents
-                if Run(name, i) not in sent
+                if i.scheduled not in gone
             ]
             records[name] = replace(record, intents=tuple(left))
         return records
@@ -160,9 +163,9 @@ class Transactional:
     ) -> set[str]:
         """Commit the records of these entries with their messages; return those that must go in two steps."""
         refused: set[str] = set()
-        while names := [name for name in names if name not in refused]:
+        while names := {name for name in names if name not in refused}:
             messages = [one for one in built if one.run.entry in names]
-            part = _part_of(commit, records, set(names))
+            part = _part_of(commit, records, names)
             part.events += [one.event for one in messages]
             result = self._ledger.commit(part, [push for one in messages for push in one.pushes])
             if not result.refused:

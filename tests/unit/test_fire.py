@@ -4,7 +4,7 @@ import json
 import pickle
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 import pytest
 from celery import Celery
@@ -251,3 +251,11 @@ def test_isoformat_cuts_to_the_millisecond_and_keeps_the_moment() -> None:
     moment = datetime(2026, 3, 2, 10, 0, 0, 999_999, tzinfo=UTC).astimezone(None)
 
     assert isoformat(moment) == "2026-03-02T10:00:00.999+00:00"
+
+
+@pytest.mark.parametrize("name", ["a", "ä\n\x00", "x" * 200, '"]', "[1, 2]"])
+def test_a_task_id_is_the_uuid5_that_it_has_always_been(name: str):
+    namespace = uuid5(NAMESPACE_OID, "celery-misfire")
+    for generation, scheduled in ((0, 0), (-1, 1_772_442_000_000), (1_772_442_000_000, -5)):
+        expected = uuid5(namespace, json.dumps(("shop", name, generation, scheduled)))
+        assert task_id("shop", name, generation, scheduled) == str(expected)
