@@ -80,7 +80,8 @@ def use_all_of(store: RedisStore) -> None:
     assert store.last_log_id() > "0-0"
     assert store.watch("watcher", 60, 60, seen="1", alarm="x").led
     assert store.is_guarded()
-    assert not store.commit("token", [Change("a", "2", "")]).conflicts
+    assert not store.commit("token", [Change("a", "2", "")], counts={("a", "fired"): 1}).conflicts
+    assert store.counts_since(time.time() - 3600)[("a", "fired")] >= 1
     store.release("token")
     assert isinstance(store.acquire("other", 60), Taken)
     store.release("other")
@@ -901,7 +902,7 @@ def test_all_keys_lie_in_one_slot_of_a_cluster(redis_binary: Path, caplog: pytes
             beat.close()
         keys = client.keys()
         kinds = {key.split(":")[2] for key in keys}
-        assert kinds == {"state", "log", "fire", "late", "watch", "watcher", "guard"}
+        assert kinds == {"state", "log", "fire", "late", "counts", "watch", "watcher", "guard"}
         assert {key_slot(key.encode()) for key in keys} == {key_slot(b"shop")}
         assert {client.cluster("keyslot", key) for key in keys} == {key_slot(b"shop")}
 

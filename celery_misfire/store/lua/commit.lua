@@ -4,9 +4,8 @@
 -- messages...), o times (command, key or channel, value) for PEXPIRE and PUBLISH, the time to live of the counts
 -- in ms if there are any, c times (field, count), then log lines.
 -- '' stands for an absent record. Whole texts are compared and nothing is decoded.
--- Returns {'OK'}, with queues or commands {'OK', {length of each queue, -1 = not known}, {number of a command, its
--- error, ...}},
--- {'FENCED'}, {'CONFLICT', fields...}, or {'REFUSED', number of a queue, the command, its error, ...}.
+-- Returns {'OK'}, or with queues or commands {'OK', {length of each queue, -1 = not known}, {number of a command,
+-- its error, ...}}, {'FENCED'}, {'CONFLICT', fields...}, or {'REFUSED', number of a queue, command, its error, ...}.
 -- Sent twice, it does its work once: redis-py repeats a script whose answer it did not get.
 local function expect(key, wanted)
   local found = redis.call('TYPE', key)['ok']
