@@ -33,6 +33,7 @@ class Entry(Protocol):
 
     task: Any
     schedule: Any
+    options: Any
 
 
 @lru_cache(maxsize=1024)
@@ -117,7 +118,8 @@ class BeatEntries:
         # Only intervals without a start go on from a last run.
         if isinstance(trigger, GridTrigger) and (trigger.start, trigger.repeat_count) == (None, ENDLESS):
             anchor = _anchor(last_run_of(entry))
-        return Definition(name, str(entry.task), trigger, policy, anchor)
+        ignored = entry.options.get("ignore_result") if entry.options else None
+        return Definition(name, str(entry.task), trigger, policy, anchor, ignored)
 
     # -- changes -------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ def make(redis_server: RedisServer) -> Iterator[Make]:
     beats: list[MisfireScheduler] = []
 
     def make(cls: type[MisfireScheduler] = MisfireScheduler, **options: Any) -> MisfireScheduler:
-        app = Celery("shop", broker="memory://", set_as_current=False)
+        app = Celery("shop", broker="memory://", backend=redis_server.url, set_as_current=False)
         app.conf.update(misfire_redis_url=redis_server.url, misfire_standby_poll=0.1)
         app.conf.beat_schedule = {"often": {"task": "shop.often", "schedule": 0.2}}
         beats.append(cls(app, **options))
@@ -136,6 +136,24 @@ def test_the_counters_of_an_entry_stay_when_nothing_is_sent(
     beat = make(NoSend)
     run(beat, lambda: "often" in caplog.text)
     assert beat.schedule["often"].total_run_count == 0
+
+
+def test_an_entry_whose_options_ignore_the_result_has_no_result_of_a_missed_run(
+    make: Make,
+) -> None:
+    beat = make(NoSend)
+    new = {"task": "shop.new", "schedule": 0.2, "misfire": {"instruction": "do_nothing", "threshold": 0.3}}
+    beat.update_from_dict({"kept": new, "ignored": new | {"options": {"ignore_result": True}}})
+
+    def reported() -> list[dict[str, Any]]:
+        lines = [line for line in RedisStore.of(read_settings(beat.app)).log() if line["event"] == "missed"]
+        return lines if {line["entry"] for line in lines} >= {"kept", "ignored"} else []
+
+    run(beat, reported)
+    run(beat, lambda: not beat._leader._misses.waiting)
+    states = {(line["entry"], beat.app.backend.get_state(line["id"])) for line in reported()}
+    assert {("kept", "MISSED"), ("ignored", "PENDING")} <= states
+    assert ("ignored", "MISSED") not in states
 
 
 # -- classes of the app's own ------------------------------------------------------------------------------
