@@ -126,6 +126,8 @@ class BeatEntries:
     def saw(self, schedule: Mapping[str, Entry]) -> None:
         """Take note of the entries that are planned from now on."""
         self._seen = dict(schedule)
+        if len(self._known) > len(schedule):
+            self._known = {name: known for name, known in self._known.items() if name in schedule}
 
     def replaced(self, name: str, before: Entry, after: Entry) -> None:
         """Take note of an entry that has been replaced by one that is planned alike."""

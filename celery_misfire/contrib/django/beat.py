@@ -170,10 +170,10 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         return entry
 
     def _count_runs(self, events: Sequence[Event]) -> None:
-        super()._count_runs(events)
         for event in events:
             if isinstance(event, Sent) and event.entry not in self._schedule.own:
                 self._table.ran(event.entry, event.fire_time)
+        super()._count_runs(events)
 
     def should_sync(self) -> bool:
         return False
