@@ -13,21 +13,22 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from celery import Celery
 from celery import _state as celery_state
 from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import beat_init
-from kombu import Producer
+from click import ClickException
+from kombu import Connection, Producer
 
-from celery_misfire.beat_entries import BeatEntries
+from celery_misfire.beat_entries import NOT_ASKED, BeatEntries, own_is_due
 from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
 from celery_misfire.conf.warnings import warnings_for
-from celery_misfire.events import Event, GaveUp, Misfired
+from celery_misfire.events import Event, GaveUp, Misfired, Sent
 from celery_misfire.exceptions import (
     MisfireConfigError,
     StoreRefused,
@@ -37,12 +38,12 @@ from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
 from celery_misfire.records import Definition
-from celery_misfire.sending.broker import Broker
+from celery_misfire.sending.broker import Broker, WatchedProducer
 from celery_misfire.sending.publisher import EntryPublisher
 from celery_misfire.sending.reporter import Reporter
 from celery_misfire.store.redis_store import LONGEST_CALL, RedisStore
 from celery_misfire.store.url import address
-from celery_misfire.texts import describe_error, one_line, quote_name
+from celery_misfire.texts import describe_error, one_line, quote, quote_name
 
 __all__ = ["MisfireMixin", "MisfireScheduler"]
 
@@ -59,11 +60,10 @@ class MisfireMixin(Scheduler):
     entry_keys: Collection[str] = ENTRY_KEYS
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
-        self._entries = BeatEntries()
-        self._filename: str = kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or ""
+        self._entries = BeatEntries(kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or "")
         self._ticking = False
         self._asked_to_stop = False
-        self._broker = Broker(app)
+        self._broker = Broker(app, self._make_producer)
         self._publisher = EntryPublisher(
             app,
             self._broker,
@@ -83,17 +83,23 @@ class MisfireMixin(Scheduler):
         return self._read_config()[0]
 
     def _read_config(self) -> tuple[Settings, dict[str, ConfiguredEntry]]:
-        configured = self.app.conf.beat_schedule
-        # Celery takes an empty list or tuple for no entries, too.
-        return read_config(self.app, {} if configured in ([], ()) else configured, self.entry_keys)
+        configured, problems = self.app.conf.beat_schedule, _refused_classes(self)
+        try:
+            # Celery takes an empty list or tuple for no entries, too.
+            read = read_config(self.app, {} if configured in ([], ()) else configured, self.entry_keys)
+        except MisfireConfigError as exc:
+            problems += exc.problems
+        if problems:
+            raise CannotStart(problems)
+        return read
 
     # -- the schedule --------------------------------------------------------------------------------------
 
     def setup_schedule(self) -> None:
+        logging.getLogger(Scheduler.__module__).addFilter(_in_plain_words)
         self._settings, entries = settings, _ = self._read_config()
         super().setup_schedule()
         self._keep_checked(entries)
-        logging.getLogger(Scheduler.__module__).addFilter(_on_one_line)
         for warning in self._warnings(entries):
             logger.warning("beat: %s", warning)
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
@@ -124,7 +130,7 @@ class MisfireMixin(Scheduler):
 
     def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
         """Return who hears of each event that was written to the log."""
-        return [self._log, self._announce]
+        return [self._log, self._announce, self._count_runs]
 
     def _log(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -135,6 +141,14 @@ class MisfireMixin(Scheduler):
         for event in events:
             if isinstance(event, Misfired):
                 self._reporter.announce(event)
+
+    def _count_runs(self, events: Sequence[Event]) -> None:
+        """Advance the counters of the entries that were sent, which Celery does before it sends them."""
+        schedule = self.schedule
+        for event in events:
+            if isinstance(event, Sent) and (entry := schedule.get(event.entry)) is not None:
+                self.reserve(entry)
+                self._entries.replaced(event.entry, entry, schedule.get(event.entry, entry))
 
     def _warnings(self, entries: Mapping[str, ConfiguredEntry]) -> list[str]:
         """Return what is allowed in the configuration, but hardly meant."""
@@ -172,22 +186,7 @@ class MisfireMixin(Scheduler):
         a subclass that keeps its entries elsewhere may know better. A naive datetime is taken for UTC, as
         Celery does.
         """
-        name = str(entry.name)
-        return self._last_runs.get(name) or self._entries.last_runs.get(name)
-
-    @cached_property
-    def _last_runs(self) -> Mapping[str, datetime]:
-        # Needed once in a lifetime, by those who come from Celery's own scheduler.
-        from celery_misfire.beat_file import last_runs
-
-        try:
-            found = last_runs(self._filename)
-        except ValueError as exc:
-            logger.warning("beat: the schedule file %r is left alone: %s", self._filename, exc)
-            return {}
-        if found:
-            logger.info("beat: new intervals go on from the last runs in %r", self._filename)
-        return found
+        return self._entries.last_run(str(entry.name))
 
     def _definitions(self) -> Iterator[Definition]:
         schedule = self._own_entries()
@@ -213,10 +212,14 @@ class MisfireMixin(Scheduler):
         """
         self._ticking = True
         try:
-            return self._tick()
+            # Monitors wrap the method of Celery's class. It asks schedules_equal(), and has no more to do.
+            self._heap: list[Any] = []
+            self._delay = 1.0
+            super().tick(*args, **kwargs)
+            return self._delay
         except StoreRefused as exc:
             place = spelling(self.app)("misfire_redis_url")
-            raise MisfireConfigError([as_line(place, str(exc))]) from None
+            raise CannotStart([as_line(place, str(exc))]) from None
         except Exception:
             logger.exception("beat: unexpected error, going on in 1 s")
             return 1.0
@@ -225,7 +228,16 @@ class MisfireMixin(Scheduler):
             if self._asked_to_stop:
                 raise SystemExit
 
+    def schedules_equal(self, old_schedules: Any, new_schedules: Any) -> bool:
+        """Do the work of a tick, when Celery's own tick() asks this."""
+        if not self._ticking:
+            return bool(super().schedules_equal(old_schedules, new_schedules))
+        self._delay = self._tick()
+        return True
+
     def _tick(self) -> float:
+        if self._entries.have_changed(self._own_entries()):
+            self.schedule_has_changed()
         return min(self._member.tick(), float(self.max_interval))  # type: ignore[arg-type] # never None here
 
     # -- sending -------------------------------------------------------------------------------------------
@@ -234,6 +246,14 @@ class MisfireMixin(Scheduler):
     def producer(self) -> Producer:
         """The producer of beat's own connection (:class:`~celery_misfire.sending.broker.Broker`)."""
         return self._broker.producer
+
+    @property
+    def connection(self) -> Connection:
+        """The connection of the producer."""
+        return self.producer.connection  # type: ignore[return-value] # a producer that works has one
+
+    def _make_producer(self, connection: Connection) -> WatchedProducer:
+        return _watched(self.Producer)(connection)  # type: ignore[attr-defined]  # not in the stubs
 
     def apply_async(
         self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any
@@ -281,6 +301,13 @@ class MisfireMixin(Scheduler):
         return f"    . state -> {self._settings.namespace} at {address(self._settings.redis_url)}"
 
 
+class CannotStart(MisfireConfigError, ClickException):
+    """Ends ``celery beat``, which shows the text of such an error instead of a traceback."""
+
+    def format_message(self) -> str:
+        return str(self)
+
+
 class MisfireScheduler(MisfireMixin):
     """Celery's scheduler of configured entries, with misfire handling and its state in Redis.
 
@@ -293,8 +320,31 @@ class MisfireScheduler(MisfireMixin):
         self.install_default_entries(self.schedule)
 
 
-def _on_one_line(record: logging.LogRecord) -> bool:
-    """Let a message of Celery's beat be one line, whatever an entry or a task is called."""
+def _refused_classes(scheduler: Any) -> list[str]:
+    """Return what classes of the app's own would do in vain, one line each."""
+    classes: tuple[type, ...] = (type(scheduler), scheduler.Entry)
+    found = [as_line(own, NOT_ASKED) for cls in classes if (own := own_is_due(cls))]
+    producer = scheduler.Producer
+    if not (isinstance(producer, type) and issubclass(producer, Producer)):
+        found.append(as_line("Producer", f"expected a subclass of kombu.Producer, got {quote(producer)}."))
+    return found
+
+
+@lru_cache
+def _watched(cls: type[Producer]) -> type[WatchedProducer]:
+    """Return a class of producers that tells what becomes of a message."""
+    if issubclass(WatchedProducer, cls):
+        return WatchedProducer
+    return type(cls.__name__, (WatchedProducer, cls), {})
+
+
+def _in_plain_words(record: logging.LogRecord) -> bool:
+    """Let a message of Celery's beat be one line, whatever an entry or a task is called.
+
+    Of an error that ends beat for its configuration, the text is all that is of use.
+    """
+    if record.exc_info and isinstance(record.exc_info[1], CannotStart):
+        record.msg, record.args, record.exc_info = "beat: %s", (record.exc_info[1],), None
     if isinstance(record.args, tuple):
         record.args = tuple(one_line(arg) if isinstance(arg, str) else arg for arg in record.args)
     return True

@@ -41,6 +41,7 @@ class Definition:
 
     :param anchor: when an interval entry last ran under another scheduler, in milliseconds UTC. Its grid goes
         on from there when it is first seen.
+    :param ignore_result: the entry's option of this name; None when it says nothing.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Definition:
     trigger: Trigger
     policy: MisfirePolicy | None
     anchor: int | None = None
+    ignore_result: bool | None = None
 
 
 def first_seen(

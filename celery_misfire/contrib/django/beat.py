@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -25,6 +25,7 @@ from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
 from celery_misfire.events import Event, Sent
+from celery_misfire.exceptions import PublishRejected
 from celery_misfire.records import Definition
 from celery_misfire.triggers.asked import AskedTrigger
 from celery_misfire.triggers.kinds import trigger_for
@@ -49,13 +50,14 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
 
     def setup_schedule(self) -> None:
         self._written: list[WrittenEntry] = []
-        self._schedule = _Schedule(lambda name: self._adopted[name].entry)
-        super().setup_schedule()
-        self._table = Table(self.app, self._settings, self._written)
-        self._table.start()
         #: The rows of the current plan, and those of them that are finished some day.
         self._adopted: Mapping[str, Row] = {}
         self._finite: list[Row] = []
+        # A beat that stands by has no plan.
+        self._schedule = _Schedule(lambda: self._adopted or self._table.rows)
+        super().setup_schedule()
+        self._table = Table(self.app, self._settings, self._written, self.Entry)
+        self._table.start()
         #: The names of rows that never fire, and of which the log says so.
         self._warned: set[str] = set()
         self._next_check_at = 0.0
@@ -63,9 +65,12 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
     # -- the schedule --------------------------------------------------------------------------------------
 
     @property
-    def schedule(self) -> dict[str, ScheduleEntry]:  # type: ignore[override]  # read-only in django-celery-beat
-        """The entries: all of them by name, and those that are no rows when gone through."""
+    def schedule(self) -> MutableMapping[str, ScheduleEntry]:  # type: ignore[override] # dict, and not to be set
+        """The entries: of the enabled rows, and those of the configuration that are no rows."""
         return self._schedule
+
+    def _own_entries(self) -> Mapping[str, ScheduleEntry]:
+        return self._schedule.own
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
         """Take entries of the configuration: as rows, if there is a model for their schedule."""
@@ -108,7 +113,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         self._adopted = self._table.rows
         self._finite = []
         for name, row in self._adopted.items():
-            if name in self._schedule:
+            if name in self._schedule.own:
                 why = "beat_schedule has an entry of this name, whose schedule has no model"
                 self._member.remind(f"periodic task {name!r} is not used: {why}")
             elif row.definition is None:
@@ -155,13 +160,20 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         # A row that neither ran nor was missed stays enabled: somebody may want to give it another time.
         return row.is_single_run and record.state.previous_fire_time is not None
 
-    def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
-        return [*super()._listeners(), self._count_runs]
+    def reserve(self, entry: Any) -> Any:
+        """Advance the counters of an entry in memory; the table has those of the rows written."""
+        if entry.name in self._schedule.own:
+            self._schedule[entry.name] = entry = next(entry)
+        else:
+            entry.total_run_count += 1
+            entry.last_run_at = entry.default_now()
+        return entry
 
     def _count_runs(self, events: Sequence[Event]) -> None:
         for event in events:
-            if isinstance(event, Sent) and event.entry not in self._schedule:
+            if isinstance(event, Sent) and event.entry not in self._schedule.own:
                 self._table.ran(event.entry, event.fire_time)
+        super()._count_runs(events)
 
     def should_sync(self) -> bool:
         return False
@@ -179,15 +191,38 @@ def _keys_of(entry: ScheduleEntry) -> dict[str, Any]:
     return {key: getattr(entry, key) for key in ("task", "schedule", "args", "kwargs", "options")}
 
 
-class _Schedule(dict[str, ScheduleEntry]):
-    """The entries that are no rows; the entry of a row is made when it is asked for by name."""
+class _Schedule(MutableMapping[str, ScheduleEntry]):
+    """The entries that are no rows, and those of the rows; a change goes to the former.
 
-    def __init__(self, entry_of_row: Callable[[str], ScheduleEntry]) -> None:
-        super().__init__()
-        self._entry_of_row = entry_of_row
+    :param rows: returns the rows by name, as they are now.
+    """
 
-    def __missing__(self, name: str) -> ScheduleEntry:
-        return self._entry_of_row(name)
+    def __init__(self, rows: Callable[[], Mapping[str, Row]]) -> None:
+        self.own: dict[str, ScheduleEntry] = {}
+        self._rows = rows
+
+    def __getitem__(self, name: str) -> ScheduleEntry:
+        return self.own[name] if name in self.own else self._rows()[name].entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.own or name in self._rows()
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.own
+        for name, row in self._rows().items():
+            # As in django-celery-beat, there is no entry of a row that cannot be read.
+            with suppress(PublishRejected):
+                if name not in self.own and row.entry is not None:
+                    yield name
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __setitem__(self, name: str, entry: ScheduleEntry) -> None:
+        self.own[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self.own[name]
 
 
 def _has_model(schedule: Any) -> bool:
