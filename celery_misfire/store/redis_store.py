@@ -24,7 +24,6 @@ from celery_misfire.store.port import (
     COUNTS_TTL,
     NOTE_TTL,
     NOTHING,
-    REGISTER_TTL,
     Change,
     CommitResult,
     Held,
@@ -37,6 +36,7 @@ from celery_misfire.store.port import (
     Taken,
     Watched,
     by_queue,
+    register_ttl,
 )
 from celery_misfire.store.registers import Register
 
@@ -153,12 +153,11 @@ class RedisStore(Store):
         queues = by_queue(changes, pushes)
         others = [push for push in pushes if push.kind != "lpush"]
         try:
-            answer = self._replace(token, fields, log, queues, others, counts)
+            return _commit_result(self._replace(token, fields, log, queues, others, counts), queues, others)
         except StoreRefused:
             if refused := self._refused_names(queues):
                 return CommitResult(refused=refused)
             raise
-        return _commit_result(answer, queues, others)
 
     def _refused_names(self, queues: Mapping[str, Sequence[Push]]) -> tuple[Refusal, ...]:
         """Return the queues whose keys Redis does not let us name together with the state."""
@@ -178,12 +177,7 @@ class RedisStore(Store):
         pipeline = self._redis.pipeline(transaction=False)
         for hour in range(int(oldest // 3600), int(time.time() // 3600) + 1):
             pipeline.hgetall(self._counts_key(hour * 3600))
-        totals: dict[tuple[str, str], int] = {}
-        for counts in self._call(pipeline.execute):
-            for name, n in counts.items():
-                outcome, _, entry = as_text(name).partition(":")
-                totals[entry, outcome] = totals.get((entry, outcome), 0) + int(n)
-        return totals
+        return _totals(self._call(pipeline.execute))
 
     def _counts_key(self, moment: float) -> str:
         return self._counts_prefix + time.strftime("%Y-%m-%dT%H", time.gmtime(moment))
@@ -235,7 +229,8 @@ class RedisStore(Store):
         if not task_ids:
             return []
         keys = [self._register_prefix + task_id for task_id in task_ids]
-        return [registers.parse(text) for text in self._run("settle", keys, [str(value), _ms(REGISTER_TTL)])]
+        args = [str(value), _ms(register_ttl(value))]
+        return [registers.parse(text) for text in self._run("settle", keys, args)]
 
     def start(
         self,
@@ -247,11 +242,13 @@ class RedisStore(Store):
         late_start: int | None = None,
         line: Mapping[str, Any] | None = None,
         merged_line: Mapping[str, Any] | None = None,
+        by_hand: bool = False,
     ) -> tuple[Register, bool]:
+        ttl = _ms(register_ttl(value, by_hand=by_hand))
         key = self._register_prefix + task_id
         if sent_at is None and late_start is None and line is None:
             # The common case, in the fewest bytes; sent twice, it finds the value that is its own.
-            if self._call(partial(self._redis.set, nx=True, px=_ms(REGISTER_TTL)), key, str(value)):
+            if self._call(partial(self._redis.set, nx=True, px=ttl), key, str(value)):
                 return value, True
             return self.register(task_id) or registers.Unknown(), False
         entry_digest = hashlib.sha1(entry.encode("utf-8", "surrogateescape")).hexdigest()
@@ -260,7 +257,7 @@ class RedisStore(Store):
         lines = ["" if one is None else _line(one) for one in (line, merged_line)]
         args = [
             str(value),
-            _ms(REGISTER_TTL),
+            ttl,
             "" if sent_at is None else sent_at,
             mark,
             self._history,
@@ -337,6 +334,16 @@ def _commit_result(
             for n, error in zip(failed[::2], failed[1::2], strict=True)
         ),
     )
+
+
+def _totals(hours: Iterable[Mapping[bytes, bytes]]) -> dict[tuple[str, str], int]:
+    """Return the sums of what was counted, by entry and outcome."""
+    totals: dict[tuple[str, str], int] = {}
+    for counts in hours:
+        for name, n in counts.items():
+            outcome, _, entry = as_text(name).partition(":")
+            totals[entry, outcome] = totals.get((entry, outcome), 0) + int(n)
+    return totals
 
 
 def _line(line: Mapping[str, Any]) -> str:
