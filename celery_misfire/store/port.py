@@ -46,16 +46,25 @@ NOTE_TTL = 300.0
 #: The register of a run that started is kept for so many seconds, longer than a broker may hold a message.
 REGISTER_TTL = 24 * 3600.0
 
+<<<<<<< HEAD
 #: The counts of an hour are kept for so many seconds.
 COUNTS_TTL = 8 * 24 * 3600.0
 
 #: No counts.
 NOTHING: Mapping[tuple[str, str], int] = MappingProxyType({})
+=======
+>>>>>>> pushes
 #: The same for a missed run, whose message may still stand in a queue that no worker reads.
 MISSED_REGISTER_TTL = 7 * REGISTER_TTL
 
 #: The same for a run by hand: as long as the record is kept from which it may be asked for again.
 BY_HAND_REGISTER_TTL = 90 * REGISTER_TTL
+
+#: The counts of an hour are kept for so many seconds.
+COUNTS_TTL = 8 * 24 * 3600.0
+
+#: No counts.
+NOTHING: Mapping[tuple[str, str], int] = MappingProxyType({})
 
 
 def register_ttl(value: Register, *, by_hand: bool = False) -> float:

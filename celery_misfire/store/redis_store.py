@@ -156,12 +156,11 @@ class RedisStore(Store):
         queues = by_queue(changes, pushes)
         others = [push for push in pushes if push.kind != "lpush"]
         try:
-            answer = self._replace(token, fields, log, queues, others, counts)
+            return _commit_result(self._replace(token, fields, log, queues, others, counts), queues, others)
         except StoreRefused:
             if refused := self._refused_names(queues):
                 return CommitResult(refused=refused)
             raise
-        return _commit_result(answer, queues, others)
 
     def _refused_names(self, queues: Mapping[str, Sequence[Push]]) -> tuple[Refusal, ...]:
         """Return the queues whose keys Redis does not let us name together with the state."""
@@ -181,12 +180,7 @@ class RedisStore(Store):
         pipeline = self._redis.pipeline(transaction=False)
         for hour in range(int(oldest // 3600), int(time.time() // 3600) + 1):
             pipeline.hgetall(self._counts_key(hour * 3600))
-        totals: dict[tuple[str, str], int] = {}
-        for counts in self._call(pipeline.execute):
-            for name, n in counts.items():
-                outcome, _, entry = as_text(name).partition(":")
-                totals[entry, outcome] = totals.get((entry, outcome), 0) + int(n)
-        return totals
+        return _totals(self._call(pipeline.execute))
 
     def _counts_key(self, moment: float) -> str:
         return self._counts_prefix + time.strftime("%Y-%m-%dT%H", time.gmtime(moment))
@@ -343,6 +337,16 @@ def _commit_result(
             for n, error in zip(failed[::2], failed[1::2], strict=True)
         ),
     )
+
+
+def _totals(hours: Iterable[Mapping[bytes, bytes]]) -> dict[tuple[str, str], int]:
+    """Return the sums of what was counted, by entry and outcome."""
+    totals: dict[tuple[str, str], int] = {}
+    for counts in hours:
+        for name, n in counts.items():
+            outcome, _, entry = as_text(name).partition(":")
+            totals[entry, outcome] = totals.get((entry, outcome), 0) + int(n)
+    return totals
 
 
 def _line(line: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from celery import Celery, chain, states
 from celery._state import _set_task_join_will_block, task_join_will_block
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import TimeoutError
+from celery.worker import state as worker_state
 
 import celery_misfire
 import celery_misfire.result
@@ -447,8 +448,9 @@ def working(app: Celery) -> Iterator[Celery]:
     def time_out() -> None:
         raise TimeoutError("of the task itself")
 
-    # A worker forbids its process to wait for results, and one that fails to start leaves it so.
-    forbids = task_join_will_block()
+    # A worker forbids its process to wait for results, and one that fails to start leaves it so. One that took
+    # too long to stop leaves the order to stop, and the next one would never be ready.
+    forbids, worker_state.should_terminate = task_join_will_block(), None
     try:
         with start_worker(app, pool="threads", concurrency=4, perform_ping_check=False, loglevel="ERROR"):
             yield app
