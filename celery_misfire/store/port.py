@@ -46,14 +46,6 @@ NOTE_TTL = 300.0
 #: The register of a run that started is kept for so many seconds, longer than a broker may hold a message.
 REGISTER_TTL = 24 * 3600.0
 
-<<<<<<< HEAD
-#: The counts of an hour are kept for so many seconds.
-COUNTS_TTL = 8 * 24 * 3600.0
-
-#: No counts.
-NOTHING: Mapping[tuple[str, str], int] = MappingProxyType({})
-=======
->>>>>>> pushes
 #: The same for a missed run, whose message may still stand in a queue that no worker reads.
 MISSED_REGISTER_TTL = 7 * REGISTER_TTL
 

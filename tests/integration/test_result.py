@@ -448,8 +448,8 @@ def working(app: Celery) -> Iterator[Celery]:
     def time_out() -> None:
         raise TimeoutError("of the task itself")
 
-    # A worker forbids its process to wait for results, and one that fails to start leaves it so. One that took
-    # too long to stop leaves the order to stop, and the next one would never be ready.
+    # A worker forbids its process to wait for results, and one that fails to start leaves it so. One that
+    # took too long to stop leaves the order to stop, and the next one would never be ready.
     forbids, worker_state.should_terminate = task_join_will_block(), None
     try:
         with start_worker(app, pool="threads", concurrency=4, perform_ping_check=False, loglevel="ERROR"):
