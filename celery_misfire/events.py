@@ -54,6 +54,15 @@ class Event:
         """When the event was made, by the clock of its maker; None when it does not say."""
         return None
 
+    @property
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """How many occurrences the event gives which outcome, by entry and outcome.
+
+        Runs in time are counted for all entries together, under ''. One count for each entry would take more
+        memory than everything else that is kept of it.
+        """
+        return {}
+
     def encode(self) -> dict[str, Any]:
         """Return the line as plain JSON types; what is None is left out."""
         return {"event": self.kind} | {
@@ -149,6 +158,11 @@ class Misfired(Event, kind="misfire"):
     lost: Sequence[Mapping[str, Any]] = ()
 
     @property
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        # A recovered run counts when it is sent.
+        return {(self.entry, o): n for o, n in self.outcomes.items() if o != Outcome.RECOVERED}
+
+    @property
     def written_at(self) -> int:
         return self.now
 
@@ -189,6 +203,10 @@ class GaveUp(Event, kind="gave_up"):
     reason: str
     instruction: str
     id: str
+
+    @property
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        return {(self.entry, Outcome.MISSED): self.count}
 
     @property
     def written_at(self) -> int:
@@ -268,6 +286,10 @@ class Sent(Event, kind="sent"):
     fire_time: int
     merged: int = 0
     id: str
+
+    @property
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        return {("" if self.outcome == Outcome.FIRED else self.entry, self.outcome): 1}
 
     @property
     def written_at(self) -> int:

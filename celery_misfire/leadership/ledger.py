@@ -12,6 +12,7 @@ follows.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -219,9 +220,11 @@ class Ledger(Mapping[str, EntryRecord]):
         self._unanswered = commit, pushes
         texts = {name: records.dumps(record) for name, record in commit.records.items()}
         changes = [Change(name, self._texts.get(name, ""), text) for name, text in texts.items()]
-        log = [event.encode() for event in commit.events]
+        log, counts = [event.encode() for event in commit.events], Counter[tuple[str, str]]()
+        for event in commit.events:
+            counts.update(event.counts)
         try:
-            result = self._store.commit(self._lease.token, changes, log, pushes)
+            result = self._store.commit(self._lease.token, changes, log, pushes, counts)
         except StoreUnavailable:
             if pushes:
                 self._lease.distrust()

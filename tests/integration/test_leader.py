@@ -492,9 +492,9 @@ def test_where_each_miss_is_reported_one_broken_schedule_keeps_no_entry_from_any
     world.submit = breaking
     commit = world.store.commit
 
-    def breaking_commit(token, changes, log=(), pushes=()):
+    def breaking_commit(token, changes, log=(), *rest):
         trigger.broken = trigger.broken or (breaks == "at once" and bool(changes))
-        return commit(token, changes, log)
+        return commit(token, changes, log, *rest)
 
     world.store.commit = breaking_commit
     world.run(world.now + SECOND)
@@ -812,8 +812,8 @@ def test_an_edit_does_not_make_an_acknowledgement_without_an_answer_forgotten(wo
     world.run(begin + MINUTE - SECOND)
     commit = world.store.commit
 
-    def loses_the_answer(token, changes, log=(), pushes=()):
-        done = commit(token, changes, log)
+    def loses_the_answer(token, changes, log=(), *rest):
+        done = commit(token, changes, log, *rest)
         if any(line["event"] == "sent" for line in log):
             raise StoreUnavailable("no answer")
         return done

@@ -390,10 +390,10 @@ def test_a_commit_against_somebody_who_keeps_writing_is_given_up(store: RedisSto
     ledger.write({"a": record("a")})
     commit, theirs = store.commit, iter(range(100))
 
-    def overtaken(token: str, changes: list[Change], log: Any = (), pushes: Any = ()) -> CommitResult:
+    def overtaken(token: str, changes: list[Change], log: Any = (), *rest: Any) -> CommitResult:
         held = store.load()["a"]
         assert not commit(token, [Change("a", held, f"theirs {next(theirs)}")]).conflicts
-        return commit(token, changes, log)
+        return commit(token, changes, log, *rest)
 
     store.commit = overtaken
     with pytest.raises(LeaseLost, match="written by somebody else"):

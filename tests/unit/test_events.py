@@ -225,3 +225,15 @@ def test_a_moment_that_no_calendar_has_breaks_no_sentence(moment: int):
     event = decode(Missed(**vars(MISSED) | {"first": moment}).encode())
     assert event is not None
     assert f"scheduled {moment} ms to 2026" in event.sentence(NEW_YORK)
+
+
+def test_each_occurrence_is_counted_once_where_its_outcome_is_known():
+    sent = next(e for e in EVENTS if isinstance(e, Sent))
+    recovered = Sent(**vars(sent) | {"outcome": Outcome.RECOVERED})
+    misfired = Misfired(**vars(MISFIRED) | {"outcomes": {"recovered": 1, "merged": 2, "missed": 3}})
+    [given_up] = [e for e in EVENTS if isinstance(e, GaveUp)]
+    assert sent.counts == {("", "fired"): 1}
+    assert recovered.counts == {("a", "recovered"): 1}
+    assert misfired.counts == {("reports", "merged"): 2, ("reports", "missed"): 3}
+    assert given_up.counts == {("a", "missed"): 1}
+    assert MISSED.counts == {}
