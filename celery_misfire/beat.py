@@ -188,9 +188,8 @@ class MisfireMixin(Scheduler):
         return self._entries.last_run(str(entry.name))
 
     def _definitions(self) -> Iterator[Definition]:
-        schedule = self._own_entries()
-        self._entries.saw(schedule)
-        for name, entry in schedule.items():
+        # Others may change the schedule meanwhile.
+        for name, entry in self._entries.taken(self._own_entries()).items():
             try:
                 yield self._entries.definition(name, entry, self._settings, self.last_run_of)
             except Exception as exc:
