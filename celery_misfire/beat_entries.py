@@ -122,7 +122,7 @@ class BeatEntries:
         if isinstance(trigger, GridTrigger) and (trigger.start, trigger.repeat_count) == (None, ENDLESS):
             anchor = _anchor(last_run_of(entry))
         ignored = entry.options.get("ignore_result") if entry.options else None
-        return Definition(name, str(entry.task), trigger, policy, anchor, ignored)
+        return Definition(name, str(entry.task), trigger, policy, anchor, ignore_result=ignored)
 
     # -- changes -------------------------------------------------------------------------------------------
 
