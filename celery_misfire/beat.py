@@ -189,9 +189,8 @@ class MisfireMixin(Scheduler):
         return self._entries.last_run(str(entry.name))
 
     def _definitions(self) -> Iterator[Definition]:
-        schedule = self._own_entries()
-        self._entries.saw(schedule)
-        for name, entry in schedule.items():
+        # Others may change the schedule meanwhile.
+        for name, entry in self._entries.taken(self._own_entries()).items():
             try:
                 yield self._entries.definition(name, entry, self._settings, self.last_run_of)
             except Exception as exc:
@@ -344,7 +343,8 @@ def _in_plain_words(record: logging.LogRecord) -> bool:
     Of an error that ends beat for its configuration, the text is all that is of use.
     """
     if record.exc_info and isinstance(record.exc_info[1], CannotStart):
-        record.msg, record.args, record.exc_info = "beat: %s", (record.exc_info[1],), None
+        record.msg, record.args = "beat ends, MisfireConfigError: %s", (record.exc_info[1],)
+        record.exc_info = None
     if isinstance(record.args, tuple):
         record.args = tuple(one_line(arg) if isinstance(arg, str) else arg for arg in record.args)
     return True
