@@ -344,7 +344,8 @@ def _in_plain_words(record: logging.LogRecord) -> bool:
     Of an error that ends beat for its configuration, the text is all that is of use.
     """
     if record.exc_info and isinstance(record.exc_info[1], CannotStart):
-        record.msg, record.args, record.exc_info = "beat: %s", (record.exc_info[1],), None
+        record.msg, record.args = "beat ends, MisfireConfigError: %s", (record.exc_info[1],)
+        record.exc_info = None
     if isinstance(record.args, tuple):
         record.args = tuple(one_line(arg) if isinstance(arg, str) else arg for arg in record.args)
     return True

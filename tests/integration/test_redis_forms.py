@@ -699,6 +699,7 @@ def test_a_real_beat_that_redis_refuses_ends_with_one_line_about_it(tmp_path: Pa
             r"username-password pair or user is disabled\. Check user and password",
             project.log(),
         )
+        assert "Traceback" not in project.log()
         assert "top-secret" not in project.log()
 
 
