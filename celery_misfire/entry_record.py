@@ -71,8 +71,10 @@ class Unreported:
 class EntryRecord:
     """All that is known of one entry. Moments are milliseconds UTC.
 
-    :param generation: the moment at which its fire times took on their present meaning (first sight, an
-        edit); part of every task id, so that ids never repeat.
+    :param generation: grows when its fire times take on another meaning (an edit, a clock that was set back);
+        part of every task id, so that ids never repeat. As a rule it is the moment of that.
+    :param begun_at: the moment at which its fire times took on their present meaning, when the generation is
+        another number; else None, see :attr:`begin`.
     :param removed_at: when the entry was found to be gone from the schedule, None while it is there.
     :param paused_from: the first fire time of a pause that has not been planned yet, None when there is none.
         An entry is paused while it is gone from the schedule. So for a removed entry it is the fire time that
@@ -89,9 +91,15 @@ class EntryRecord:
     runs: tuple[Runs, ...] = ()
     intents: tuple[Intent, ...] = ()
     missed: tuple[Unreported, ...] = ()
+    begun_at: int | None = None
     removed_at: int | None = None
     paused_from: int | None = None
     unknown_fields: str = ""
+
+    @property
+    def begin(self) -> int:
+        """The moment at which its fire times took on their present meaning."""
+        return self.generation if self.begun_at is None else self.begun_at
 
     @property
     def settled(self) -> bool:
@@ -112,7 +120,8 @@ _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 def dumps(record: EntryRecord) -> str:
     """Return the record as JSON; equal records give equal texts."""
-    fields = {
+    fields: dict[str, Any] = {} if record.begun_at is None else {"begun_at": record.begun_at}
+    fields |= {
         "fingerprint": record.fingerprint,
         "generation": record.generation,
         "intents": [_intent_fields(intent) for intent in record.intents],
@@ -215,6 +224,7 @@ def _record(data: dict[str, Any]) -> EntryRecord:
         runs=_each(_runs, take("runs")),
         intents=_each(_intent, take("intents")),
         missed=_each(_missed, take("missed")),
+        begun_at=_moment_or_none(take("begun_at", None)),
         removed_at=_moment_or_none(take("removed_at", None)),
         paused_from=_moment_or_none(take("paused_from", None)),
         unknown_fields=_rest(data),

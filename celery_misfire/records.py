@@ -34,6 +34,11 @@ from celery_misfire.misfire import (
     threshold_millis,
 )
 
+#: After the clock was set back, a next fire time that comes within so many milliseconds is waited for.
+LONGEST_SILENCE = 60_000
+#: Fixed times are waited for when the clock was set back by less than so many milliseconds.
+SHORT_STEP = 3 * 3600 * 1000
+
 
 @dataclass(frozen=True)
 class Definition:
@@ -72,14 +77,18 @@ def edited(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryR
     Claimed runs of the old schedule are still sent. Runs that were only decided are given up.
     """
     fresh = first_seen(record.name, task, trigger, now, from_now=True)
-    generation = max(record.generation + 1, now)
     return replace(
-        fresh,
-        generation=generation,
+        _begun(fresh, record, now),
         intents=record.intents,
         missed=record.missed,
         unknown_fields=record.unknown_fields,
     )
+
+
+def _begun(record: EntryRecord, before: EntryRecord, now: int) -> EntryRecord:
+    """Return the record in a new generation, which begins now."""
+    generation = max(before.generation + 1, now)
+    return replace(record, generation=generation, begun_at=None if generation == now else now)
 
 
 def returned(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryRecord:
@@ -124,6 +133,51 @@ def unknown(name: str, now: int) -> EntryRecord:
     """Return the record of a removed entry whose own record could not be read."""
     state = TriggerState(next_fire_time=None, start_time=now)
     return EntryRecord(name, "", now, "", state, removed_at=now)
+
+
+def clock_step(records: Iterable[EntryRecord], now: int) -> int:
+    """Return by how much the clock was set back, as far as the records of entries show it, in milliseconds.
+
+    It is not more than 0 when nothing of what they hold lies in the future.
+    """
+    return max((max(r.begin, r.state.previous_fire_time or r.begin) for r in records), default=now) - now
+
+
+def set_back(record: EntryRecord, trigger: Trigger, now: int, step: int) -> EntryRecord | None:
+    """Return the record planned from now, after the clock was set back; None when it stays as it is.
+
+    The rule is that of Debian's cron: what follows elapsed time (intervals, wildcards) goes on at once, fixed
+    times come when the clock reaches them again, unless it was set back far. Nothing is done to a next fire
+    time that is close, or one of the next two in any case. What was decided is kept.
+
+    :param step: see :func:`clock_step`.
+    """
+    next_ = record.state.next_fire_time
+    if step <= 0 or next_ is None or next_ - now <= LONGEST_SILENCE:
+        return None
+    if step < SHORT_STEP and not trigger.follows_elapsed_time:
+        return None
+    state = _from_now(record.state, next_, trigger, now)
+    first = state.next_fire_time
+    second = None if first is None else trigger.fire_times(state).after(first)
+    if second is None or next_ <= second:
+        return None
+    return _begun(replace(record, state=state), record, now)
+
+
+def _from_now(state: TriggerState, next_: int, trigger: Trigger, now: int) -> TriggerState:
+    """Return the state with the first fire time after `now`; a grid keeps its phase and its count."""
+    fresh, interval = trigger.first_state(now), trigger.interval
+    begins = fresh.next_fire_time
+    if begins is not None and (begins == next_ or begins > now + (interval or 0)) and fresh.start_time > now:
+        # It has a start of its own, which is still to come.
+        start = fresh.start_time
+    elif interval is not None:
+        start = state.start_time - (next_ - now - 1) // interval * interval
+    else:
+        start = state.start_time if state.start_time <= now else fresh.start_time
+    state = replace(state, start_time=start, previous_fire_time=None)
+    return replace(state, next_fire_time=trigger.fire_times(state).after(now))
 
 
 def with_plan(record: EntryRecord, plan: Plan, now: int) -> EntryRecord:
@@ -278,6 +332,7 @@ __all__ = [
     "Intent",
     "Unreported",
     "claim",
+    "clock_step",
     "dumps",
     "edited",
     "first_seen",
@@ -287,6 +342,7 @@ __all__ = [
     "removed",
     "resumed",
     "returned",
+    "set_back",
     "unknown",
     "with_missed",
     "with_plan",

@@ -73,6 +73,26 @@ class Adoption:
         self._ledger.forget([n for n, r in self._ledger.items() if r.is_over(now - KEEP_REMOVED)])
         return mended
 
+    def follow_clock(self, now: int, failed: Callable[[str, Exception], None]) -> int:
+        """Plan from now what a clock that was set back would leave silent; return how many entries.
+
+        :param failed: as in :meth:`adopt`.
+        """
+        step = records.clock_step(self._ledger.values(), now)
+        changed: dict[str, EntryRecord] = {}
+        for name, definition in self._ledger.definitions.items() if step > 0 else ():
+            if (record := self._ledger.get(name)) is None:
+                continue
+            try:
+                planned = records.set_back(record, definition.trigger, now, step)
+            except Exception as exc:
+                failed(name, exc)
+            else:
+                if planned is not None:
+                    changed[name] = planned
+        self._ledger.write(changed)
+        return len(changed)
+
     def _limited(self, definition: Definition) -> Definition:
         """Return the definition with a trigger that cannot hold beat up."""
         trigger = self._time_limit.limited(definition.trigger)

@@ -36,18 +36,18 @@ class Intents:
 
         What is known not to have been sent and is too late by now gets what its instruction says.
 
-        :param reason: why an occurrence is late, by its scheduled time and its generation.
+        :param reason: why an occurrence is late, by its scheduled time and the begin of its generation.
         :param was_refused: this beat knows that the entry's message cannot be sent as it is.
         """
         definition, record = self._ledger.definitions[name], self._ledger.with_certainty(self._ledger[name])
         hopeless = [i for i in record.intents if self._cannot_be_sent(name, i, now, was_refused)]
-        record = _without(record, hopeless)
+        record, begin = _without(record, hopeless), record.begin
         judge = partial(
             records.judge_again,
             trigger=definition.trigger,
             policy=definition.policy,
             now=now,
-            reason=lambda intent: reason(intent.scheduled, intent.generation),
+            reason=lambda intent: reason(intent.scheduled, min(intent.generation, begin)),
             arbitrable={i.scheduled for i in record.intents if self._is_for_the_register(name, i, now)},
         )
         events: list[Event] = []

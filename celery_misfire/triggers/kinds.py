@@ -120,6 +120,7 @@ class GridTrigger:
     end: int | None = None
 
     runs_foreign_code = False
+    follows_elapsed_time = True
 
     @property
     def trigger_type(self) -> TriggerType:
@@ -155,6 +156,7 @@ class RelativeTrigger:
 
     trigger_type = TriggerType.ENDLESS
     runs_foreign_code = False
+    follows_elapsed_time = True
 
     @property
     def fingerprint(self) -> str:
@@ -198,6 +200,10 @@ class CronTrigger:
     interval = None
     runs_foreign_code = False
 
+    @property
+    def follows_elapsed_time(self) -> bool:
+        return isinstance(self.times, EveryPass)
+
     def first_state(self, first_seen: int) -> TriggerState:
         state = TriggerState(None, first_seen, end_time=self.end, max_runs=self.max_runs)
         return _first_state(self, state, self.start, first_seen)
@@ -231,6 +237,10 @@ class CalendarTrigger:
     trigger_type = TriggerType.CRON
     interval = None
     runs_foreign_code = False
+
+    @property
+    def follows_elapsed_time(self) -> bool:
+        return self.unit in ("second", "minute", "hour")
 
     @property
     def fingerprint(self) -> str:

@@ -49,6 +49,7 @@ class World:
     broker_is_up: bool = True
     each: bool = False
     resume_misfires: bool = False
+    ahead: int = 0
     leader: Leader | None = None
 
     def entry(
@@ -61,6 +62,8 @@ class World:
 
     def start(self) -> Leader:
         self.store = RedisStore(self.url, "test")
+        # The clock of Redis is as virtual as beat's.
+        self.store.time = lambda: self.now - self.ahead
         self.lease = Lease(self.store, 3600, 1200)
         self.leader = Leader(
             self.store,
@@ -544,8 +547,8 @@ def test_a_clock_that_was_set_forward_is_the_reason(world):
     assert {r.missed.reason for r in world.missed} == {"clock_jump"}
 
 
-def test_a_clock_that_was_set_back_is_told_and_nothing_runs_twice(world, caplog):
-    world.entry("report", schedule(60))
+def test_a_clock_that_was_set_back_is_told_and_fixed_times_do_not_run_twice(world, caplog):
+    world.entry("report", crontab(minute=",".join(map(str, range(59))), hour="0,1,2"))
     begin = world.now
     world.start()
     world.run(begin + 10 * MINUTE)
@@ -554,6 +557,75 @@ def test_a_clock_that_was_set_back_is_told_and_nothing_runs_twice(world, caplog)
     world.run(begin + 12 * MINUTE)
     assert world.scheduled() == [begin + n * MINUTE for n in range(1, 13)]
     assert [m for m in caplog.messages if "the clock was set back by 300.0 s" in m]
+    assert "clock_jump" not in caplog.text
+
+
+def test_a_clock_that_was_ahead_for_a_while_leaves_no_silence(world, caplog):
+    """As after a first boot with a wrong clock: what is fixed waits for its time, what is short goes on."""
+    world.entry("ticks", schedule(5))
+    world.entry("minutely", crontab())
+    world.entry("fixed", crontab(hour="0", minute="10,20,30,40,50"))
+    begin = world.now
+    world.start()
+    world.run(begin + MINUTE)
+    offset = [0]
+    world.leader._steady = lambda: (world.now - offset[0]) / 1000
+    offset[0], world.now = 2 * HOUR, world.now + 2 * HOUR
+    world.run(world.now + MINUTE)
+    offset[0], world.now = 0, begin + 2 * MINUTE
+    caplog.clear()
+    sent = len(world.sent)
+    world.run(begin + 15 * MINUTE)
+    later = [(m.definition.name, m.intent.scheduled) for m in world.sent[sent:]]
+    assert [t for n, t in later if n == "ticks"] == [begin + 2 * MINUTE + n * 5000 for n in range(1, 157)]
+    assert [t for n, t in later if n == "minutely"] == [begin + n * MINUTE for n in range(3, 16)]
+    assert [t for n, t in later if n == "fixed"] == []
+    assert len({m.task_id for m in world.sent}) == len(world.sent)
+    (warning,) = [m for m in caplog.messages if "clock_jump" in m]
+    assert "entries that are planned from now: 2" in warning
+
+
+def test_a_state_that_lies_in_the_future_does_not_silence_the_next_beat(world, caplog):
+    world.entry("ticks", schedule(5))
+    world.entry("daily", crontab(hour="0", minute="10"))
+    begin = world.now
+    world.now += 10 * 365 * 24 * HOUR
+    world.start()
+    world.run(world.now + HOUR)
+    world.crash()
+    world.now, world.sent = begin, []
+    world.start()
+    world.run(begin + 15 * MINUTE)
+    assert world.scheduled("daily") == [begin + 10 * MINUTE]
+    assert len(world.scheduled("ticks")) == 180
+    assert world.missed == []
+    assert len([m for m in caplog.messages if "clock_jump" in m]) == 1
+
+
+def test_hosts_whose_clocks_differ_by_seconds_plan_nothing_anew_at_a_failover(world, caplog):
+    world.entry("ticks", schedule(1))
+    world.entry("minutely", crontab())
+    begin = world.now
+    for failover in range(1, 7):
+        world.start()
+        world.run(begin + failover * 90 * SECOND)
+        world.crash()
+        world.now -= 4 * SECOND
+    assert "clock_jump" not in caplog.text
+    ids = [m.task_id for m in world.sent]
+    assert len(set(ids)) == len(ids)
+    assert world.scheduled("minutely") == [begin + n * MINUTE for n in range(1, 10)]
+    assert sorted(world.scheduled("ticks")) == [begin + n * SECOND for n in range(1, 541)]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "told"), [(0, ""), (4_000, ""), (-60_000, "60 s behind"), (9_000, "9 s ahead of")]
+)
+def test_a_clock_that_differs_from_the_one_of_the_store_is_told_at_a_take_over(world, caplog, ahead, told):
+    world.ahead = ahead
+    world.start()
+    lines = [m for m in caplog.messages if "the clock of Redis" in m]
+    assert [told in line for line in lines] == ([True] if told else [])
 
 
 # -- the schedule changes -----------------------------------------------------------------------------------

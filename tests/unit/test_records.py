@@ -240,6 +240,13 @@ def test_the_text_of_a_record_stays_what_it_is():
     assert [loads(text) for text in PINNED] == [plain, full]
 
 
+def test_the_begin_of_a_generation_is_written_only_where_the_generation_does_not_tell_it():
+    record = EntryRecord("n", "t", 5, "f", TriggerState(2, 3), begun_at=4)
+    assert dumps(record).startswith('{"begun_at":4,"fingerprint":"f","generation":5,')
+    assert loads(dumps(record)) == record
+    assert (record.begin, replace(record, begun_at=None).begin) == (4, 5)
+
+
 def test_fields_that_an_older_version_did_not_have_take_their_defaults():
     data = json.loads(PINNED[1])
     for field in ("removed_at", "paused_from"):
