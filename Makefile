@@ -42,8 +42,8 @@ format: $(VENV)/.lint ## Format the code, and mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.test ## Measure the scheduler on the database beside stock django-celery-beat (3 minutes)
-	$(BIN)/python -m tests.benchmarks.django_rows $(ARGS)
+bench: $(VENV)/.test ## Measure dispatch beside its peers, and write docs/performance.md (an hour; ARGS=--quick takes 2 minutes)
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 mutation: $(VENV)/.test ## Break the planner's branches one by one and see which test notices (10 minutes)
 	$(BIN)/python -m tests.mutation

@@ -173,7 +173,7 @@ def test_somebody_chooses_an_instruction_sees_what_was_missed_and_runs_one_of_th
         assert nobody.locator("#id_password").count() == 1
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_the_picture_of_what_if_changes_with_the_instruction(shop: Shop, browser: playwright.Browser):
     number = shop.python(
         "import django; django.setup()\n"

@@ -22,6 +22,8 @@ from celery_misfire.store.redis_store import RedisStore
 from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
 
+pytestmark = pytest.mark.takes(14)
+
 Make = Callable[..., MisfireScheduler]
 
 

@@ -42,8 +42,8 @@ def late() -> Iterator[threading.Event]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for each answer: for schedules that answer at once, however busy the machine is."""
-    monkeypatch.setattr(time_limit, "PATIENCE", 60.0)
-    monkeypatch.setattr(time_limit, "LITTLE_PATIENCE", 60.0)
+    monkeypatch.setattr(time_limit, "ANSWER_TIMEOUT", 60.0)
+    monkeypatch.setattr(time_limit, "SHORT_ANSWER_TIMEOUT", 60.0)
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ from example_project.child_process import free_port
 from tests.support.processes import NAMESPACE, Project, wait_for
 from tests.support.redis_server import ClusterNode, RedisServer, SentinelServer
 
+pytestmark = pytest.mark.takes(16)
+
 #: Every character that means something in a URL, and some that mean something elsewhere.
 PASSWORD = "p@ss:w/rd#?&%41[ö]\"' +;,"
 QUOTED = quote(PASSWORD, safe="")

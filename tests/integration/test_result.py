@@ -23,6 +23,8 @@ from tests.support.missed import make_missed
 from tests.support.redis_server import RedisServer
 from tests.support.results import let_go
 
+pytestmark = pytest.mark.takes(14)
+
 #: Long enough for a slow machine, short enough to tell "late" from "never".
 SOON = 15.0
 

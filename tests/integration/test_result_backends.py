@@ -36,6 +36,8 @@ from tests.support.missed import MESSAGE, make_missed
 from tests.support.processes import Project, published, wait_for
 from tests.support.redis_server import RedisServer
 
+pytestmark = pytest.mark.takes(20)
+
 ROOT = Path(__file__).parents[2]
 
 #: Long enough for a slow machine, short enough to tell "late" from "never".

@@ -33,6 +33,8 @@ from tests.support.processes import NAMESPACE, CeleryProcess, Project, wait_for
 from tests.support.redis_server import RedisServer
 from tests.support.results import let_go
 
+pytestmark = pytest.mark.takes(23)
+
 
 class Shop:
     """A project with a worker, the one that sends to it, and a look at what came of it."""
