@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from celery.signals import beat_init
 from kombu import Producer
 
 from celery_misfire.conf.entries import ENTRY_KEYS
+from celery_misfire.conf.names import plain_names, plainly_named
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import read_config
 from celery_misfire.conf.warnings import warnings_for
@@ -67,12 +68,15 @@ class MisfireMixin(Scheduler):
         self._broker = Broker(app)
         self._publisher = EntryPublisher(
             self._broker,
-            lambda name: self.schedule[name],
+            lambda name: self.schedule[self._own_names.get(name, name)],
             lambda entry, producer: self.apply_entry(entry, producer=producer),
         )
         configured = app.conf.beat_schedule
         # Celery takes an empty list or tuple for no entries, too.
         self._configured: Mapping[str, Any] = {} if configured in ([], ()) else configured
+        self._configured = plainly_named(self._configured)
+        #: The own names of entries that have arguments in them, by plain name.
+        self._own_names: dict[str, str] = {}
         self._settings, policies = read_config(app, self._configured, self.entry_keys)
         self._description = describe(app, self._settings, self._configured, policies)
         super().__init__(app, *args, **kwargs)
@@ -195,10 +199,13 @@ class MisfireMixin(Scheduler):
         return to_millis(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
     def _definitions(self) -> Iterator[Definition]:
-        for name, entry in self.schedule.items():
+        plain = plain_names(self.schedule)
+        self._own_names = {shown: name for name, shown in plain.items()}
+        for own_name, entry in self.schedule.items():
+            name = plain.get(own_name, own_name)
             try:
                 trigger = trigger_for(entry.schedule, name)
-                misfire = self._misfire_keys.get(name)
+                misfire = self._misfire_keys.get(own_name)
                 policy = self._settings.policy_for(name, misfire, trigger.trigger_type)
                 anchor = self._anchor(entry, trigger)
             except Exception as exc:
@@ -298,10 +305,17 @@ class MisfireScheduler(MisfireMixin):
 
 
 def _on_one_line(record: logging.LogRecord) -> bool:
-    """Let a message of Celery's beat be one line, whatever an entry or a task is called."""
+    """Let a message of Celery's beat be one line without arguments, whatever an entry or a task is called."""
     if isinstance(record.args, tuple):
-        record.args = tuple(one_line(arg) if isinstance(arg, str) else arg for arg in record.args)
+        texts = [arg for arg in record.args if isinstance(arg, str)]
+        record.args = tuple(_plain(arg, texts) if isinstance(arg, str) else arg for arg in record.args)
     return True
+
+
+def _plain(text: str, texts: Iterable[str]) -> str:
+    """Return a text as one line; a call of a task that is among the texts, without its arguments."""
+    task = next((task for task in texts if text.startswith(f"{task}(")), "")
+    return one_line(f"{task}(...)" if task else text)
 
 
 def _join_will_block(value: bool | None) -> bool:

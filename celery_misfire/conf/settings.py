@@ -24,6 +24,7 @@ from celery_misfire.conf.entries import (
     policy_keys,
     policy_of,
 )
+from celery_misfire.conf.names import plain_names
 from celery_misfire.conf.problems import (
     Problems,
     as_bool,
@@ -280,9 +281,12 @@ def _read(app: Celery) -> tuple[Settings, Problems]:
         what = "not set and the app has no name (Celery() without main)."
         problems.add(spell("misfire_namespace"), f"{what} Set it, for example to 'shop'.")
     policies: dict[str, Any] = {}
+    plain = plain_names(app.conf.beat_schedule)
     for entry, policy in values.get("policies", {}).items():
-        with problems.at(f"{spell('misfire_policies')}[{quote_name(entry)}]"):
-            policies[entry] = policy_keys(policy)
+        name = plain.get(entry, entry)
+        with problems.at(f"{spell('misfire_policies')}[{quote_name(name)}]"):
+            # Under Django, a row has the name that Celery gave.
+            policies[entry] = policies[name] = policy_keys(policy)
     ttl = values.get("lease_ttl", Settings.lease_ttl)
     in_step = {
         "lease_renew": min(Settings.lease_renew, ttl / 3),

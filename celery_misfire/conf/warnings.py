@@ -11,6 +11,7 @@ from celery.schedules import maybe_schedule
 from kombu.serialization import dumps
 
 from celery_misfire.conf.entries import keys_of, place_of, policy_of
+from celery_misfire.conf.names import plain_names
 from celery_misfire.conf.problems import Problems, as_line, spelling
 from celery_misfire.conf.settings import Settings
 from celery_misfire.misfire import MisfirePolicy
@@ -27,7 +28,8 @@ Warnings = Iterator[tuple[str, str]]
 
 def unknown_policies(app: Celery, settings: Settings, names: Collection[str]) -> list[str]:
     """Return a warning for every name in ``misfire_policies`` that is no entry, at least not yet."""
-    setting = spelling(app)("misfire_policies")
+    setting, plain = spelling(app)("misfire_policies"), plain_names(app.conf.beat_schedule)
+    names = {*names, *plain, *plain.values()}
     return [
         as_line(f"{setting}[{quote_name(name)}]", f"no entry has this name.{suggestion(name, names)}")
         for name in settings.policies

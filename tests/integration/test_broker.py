@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import socket
 import threading
@@ -432,6 +433,39 @@ def test_a_message_whose_arguments_do_not_fit_its_task_is_refused_with_pythons_s
     assert "TypeError" in line
     assert "missing 1 required positional argument: 'day'" in line
     assert "secret" not in line
+
+
+def test_arguments_that_celery_takes_for_a_name_reach_neither_state_nor_log(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    app = redis_app(redis_server)
+    task = app.task(login, name="shop.login", shared=False)
+    for user in ("canary-bob", "canary-" + 300 * "x"):
+        app.add_periodic_task(0.2, task.s(user, password="canary"))
+    app.add_periodic_task(0.2, task.s(object(), password="canary"))
+    app.conf.misfire_policies = {name: {"threshold": 0.5} for name in app.conf.beat_schedule}
+    app.conf.misfire_redis_url = redis_server.url
+    beat = MisfireScheduler(app)
+    turn(beat, lambda: decisions(beat, "missed") and len(decisions(beat, "sent")) > 5)
+    beat.close()
+    app.close()
+    messages = published(redis_server.url)
+    names = {"shop.login(...)", "shop.login(...) #2", "shop.login(...) #3"}
+    assert {m.headers["misfire"]["entry"] for m in messages} < names
+    assert "canary-bob" in str([m.args for m in messages])
+    client = redis_server.client()
+    state = [client.hgetall(k) for k in client.scan_iter("celery-misfire:*:state")]
+    state += [client.xrange(k) for k in client.scan_iter("celery-misfire:*:log")]
+    assert len(state) == 2
+    assert "shop.login(...) #3" in str(state)
+    assert "canary" not in str([*client.scan_iter("celery-misfire:*"), *state])
+    assert "shop.login(...)" in caplog.text
+    assert "canary" not in "".join(r.getMessage() for r in caplog.records if "kombu" not in r.name)
+
+
+def login(user: str, *, password: str) -> None:
+    """Stands for a task with secret arguments."""
 
 
 # -- in one process ----------------------------------------------------------------------------------------

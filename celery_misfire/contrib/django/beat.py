@@ -20,11 +20,13 @@ from django_celery_beat.clockedschedule import clocked
 
 from celery_misfire.beat import FAREWELL, MisfireMixin
 from celery_misfire.conf.entries import ENTRY_KEYS, policy_keys
+from celery_misfire.conf.names import plain_names
 from celery_misfire.conf.warnings import unknown_policies
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
 from celery_misfire.events import Event, Sent
+from celery_misfire.fire import LONGEST_NAME
 from celery_misfire.records import Definition
 from celery_misfire.triggers.asked import AskedTrigger
 from celery_misfire.triggers.kinds import trigger_for
@@ -69,7 +71,10 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
         """Take entries of the configuration: as rows, if there is a model for their schedule."""
-        for name, entry in dict(dict_).items():
+        plain = plain_names(dict_)
+        for own_name, entry in dict(dict_).items():
+            # A row keeps Celery's own name, if the column has room for it.
+            name = plain.get(own_name, own_name) if len(own_name) > LONGEST_NAME else own_name
             self._take(name, entry if isinstance(entry, Mapping) else _keys_of(entry))
         self.schedule_has_changed()
 

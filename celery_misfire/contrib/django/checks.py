@@ -14,6 +14,7 @@ from django.db.migrations.executor import MigrationExecutor
 from kombu.utils.functional import maybe_evaluate
 from kombu.utils.imports import symbol_by_name
 
+from celery_misfire.conf.names import plainly_named
 from celery_misfire.conf.settings import read_config, read_settings
 from celery_misfire.contrib.django.beat import DatabaseScheduler
 from celery_misfire.contrib.django.models import MisfirePolicy
@@ -88,7 +89,8 @@ def _deadline(app: Celery) -> list[CheckMessage]:
 
 def _settings(app: Celery) -> list[CheckMessage]:
     try:
-        read_config(app, maybe_evaluate(app.conf.beat_schedule) or {}, DatabaseScheduler.entry_keys)
+        entries = plainly_named(maybe_evaluate(app.conf.beat_schedule) or {})
+        read_config(app, entries, DatabaseScheduler.entry_keys)
     except MisfireConfigError as exc:
         return [Error(line, id="celery_misfire.E001") for line in exc.problems]
     return []
