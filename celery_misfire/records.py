@@ -46,6 +46,8 @@ class Definition:
 
     :param anchor: when an interval entry last ran under another scheduler, in milliseconds UTC. Its grid goes
         on from there when it is first seen.
+    :param due_since: for an entry that runs once and has not, as its table says: since when it waits, in
+        milliseconds UTC. What came due since then is due, also when the store knows nothing.
     """
 
     name: str
@@ -53,17 +55,28 @@ class Definition:
     trigger: Trigger
     policy: MisfirePolicy | None
     anchor: int | None = None
+    due_since: int | None = None
 
 
 def first_seen(
-    name: str, task: str, trigger: Trigger, now: int, *, from_now: bool, anchor: int | None = None
+    name: str,
+    task: str,
+    trigger: Trigger,
+    now: int,
+    *,
+    from_now: bool,
+    anchor: int | None = None,
+    due_since: int | None = None,
 ) -> EntryRecord:
     """Return the record of an entry that begins (or begins anew) at `now`.
 
     :param from_now: leave out fire times up to `now`. Else those of a schedule that started in the past are
         due, and have misfired, as in Quartz.
     :param anchor: a fire time of an interval. Its grid goes on with the first fire time after `now`.
+    :param due_since: see :class:`Definition`; it overrides `from_now`.
     """
+    if due_since is not None:
+        return EntryRecord(name, task, now, trigger.fingerprint, trigger.first_state(min(due_since, now)))
     passed = 0 if anchor is None or trigger.interval is None else (now - anchor) % trigger.interval
     state = trigger.first_state(now - passed)
     if from_now and state.next_fire_time is not None and state.next_fire_time <= now:

@@ -110,8 +110,10 @@ class Adoption:
         if record is None:
             # One whose record cannot be read is not new: what has begun may have run.
             from_now = from_now or name in self._ledger.unusable
-            anchor = definition.anchor
-            return records.first_seen(name, task, trigger, now, from_now=from_now, anchor=anchor)
+            anchor, since = definition.anchor, definition.due_since
+            return records.first_seen(
+                name, task, trigger, now, from_now=from_now, anchor=anchor, due_since=since
+            )
         if from_now or record.fingerprint != trigger.fingerprint:
             return records.edited(record, task, trigger, now)
         if record.removed_at is None:

@@ -25,7 +25,7 @@ from celery_misfire.conf.warnings import unknown_policies
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
-from celery_misfire.events import Event, Sent
+from celery_misfire.events import Event, GaveUp, Misfired, Sent
 from celery_misfire.fire import LONGEST_NAME
 from celery_misfire.records import Definition
 from celery_misfire.triggers.asked import AskedTrigger
@@ -58,6 +58,8 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         #: The rows of the current plan, and those of them that are finished some day.
         self._adopted: Mapping[str, Row] = {}
         self._finite: list[Row] = []
+        #: True when a row that runs once has just run or was missed.
+        self._has_ended = False
         #: The names of rows that never fire, and of which the log says so.
         self._warned: set[str] = set()
         self._next_check_at = 0.0
@@ -132,9 +134,13 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         if self._member.holds_lease and self._table.rows is not self._adopted:
             self.schedule_has_changed()
         delay = super()._tick()
-        if self._member.holds_lease and time.monotonic() >= self._next_check_at:
+        if self._member.holds_lease and (self._has_ended or time.monotonic() >= self._next_check_at):
             self._next_check_at = time.monotonic() + LOOK_EVERY
             self._finish_rows()
+        if self._has_ended:
+            # The table must know it before anything else happens: Redis may lose what it knows.
+            self._has_ended = False
+            self._table.write_now()
         return min(delay, LOOK_EVERY)
 
     def _finish_rows(self) -> None:
@@ -162,8 +168,12 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
 
     def _count_runs(self, events: Sequence[Event]) -> None:
         for event in events:
-            if isinstance(event, Sent) and event.entry not in self._schedule:
+            if not isinstance(event, Sent | Misfired | GaveUp) or event.entry in self._schedule:
+                continue
+            if isinstance(event, Sent):
                 self._table.ran(event.entry, event.fire_time)
+            row = self._adopted.get(event.entry)
+            self._has_ended = self._has_ended or (row is not None and row.is_single_run)
 
     def should_sync(self) -> bool:
         return False
