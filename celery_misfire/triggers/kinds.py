@@ -168,9 +168,13 @@ class RelativeTrigger:
             wall = self.zone.wall(first_seen) + self.interval
             first = FirstPass(Grid(wall - wall % DAY, DAY), self.zone).after(first_seen)
         else:
-            start = first_seen + self.interval
-            unit = next((unit for unit in (HOUR, MINUTE, SECOND) if unit <= self.interval), 1)
-            first = start - self.zone.wall(start) % unit
+            first = start = first_seen + self.interval
+            unit = next((unit for unit in (HOUR, MINUTE, SECOND) if unit <= self.interval), None)
+            if unit is not None:
+                # Never at or before first sight: the clock may have been set back in between.
+                marks = EveryPass(Grid(0, unit), self.zone)
+                first = marks.before(start + 1) or start
+                first = first if first > first_seen else marks.after(first_seen) or start
         return TriggerState(first, first_seen if first is None else first, repeat_count=ENDLESS)
 
     def fire_times(self, state: TriggerState) -> FireTimes:
