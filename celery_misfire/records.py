@@ -48,6 +48,7 @@ class Definition:
         on from there when it is first seen.
     :param due_since: for an entry that runs once and has not, as its table says: since when it waits, in
         milliseconds UTC. What came due since then is due, also when the store knows nothing.
+    :param key: what the entry is known by, whatever its name; None when there is nothing but the name.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Definition:
     policy: MisfirePolicy | None
     anchor: int | None = None
     due_since: int | None = None
+    key: str | None = None
 
 
 def first_seen(
@@ -129,6 +131,28 @@ def removed(record: EntryRecord, now: int, started: Collection[Intent] = ()) -> 
     gone = replace(record, state=state, runs=(), intents=(), removed_at=now, paused_from=next_)
     gone = with_unsent(gone, unsent, MisfireInstruction.DO_NOTHING, now)
     return with_missed(gone, undone, MisfireInstruction.DO_NOTHING, now)
+
+
+def renamed(record: EntryRecord, name: str, place: EntryRecord | None) -> EntryRecord:
+    """Return the record of an entry that has another name now: its fire times go on.
+
+    Intents keep the name that their ids were made of. Misses stay under the old name, see :func:`vacated`.
+
+    :param place: the record that had this name before.
+    """
+    intents = tuple(replace(i, entry=i.entry or record.name) for i in record.intents)
+    generation = max(record.generation, place.generation if place else record.generation) + 1
+    missed = place.missed if place else ()
+    begin = record.begin
+    return replace(record, name=name, generation=generation, begun_at=begin, intents=intents, missed=missed)
+
+
+def vacated(record: EntryRecord, now: int) -> EntryRecord:
+    """Return what is kept under the old name of a renamed entry: what is still to be reported."""
+    generation = max(record.generation + 1, now)
+    return replace(
+        unknown(record.name, now), task=record.task, generation=generation, begun_at=now, missed=record.missed
+    )
 
 
 def resumed(record: EntryRecord, task: str, now: int) -> EntryRecord:
@@ -224,7 +248,8 @@ def with_unsent(
     Each keeps the generation in which it was claimed, and so its task id.
     """
     new = tuple(
-        Unreported(i.scheduled, i.scheduled, 1, reason, instruction, now, i.generation) for i, reason in lost
+        Unreported(i.scheduled, i.scheduled, 1, reason, instruction, now, i.generation, i.entry)
+        for i, reason in lost
     )
     return replace(record, missed=record.missed + new)
 
@@ -353,10 +378,12 @@ __all__ = [
     "loads",
     "occurrences",
     "removed",
+    "renamed",
     "resumed",
     "returned",
     "set_back",
     "unknown",
+    "vacated",
     "with_missed",
     "with_plan",
     "with_unsent",

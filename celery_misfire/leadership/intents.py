@@ -67,7 +67,7 @@ class Intents:
 
     def close_registers(self, name: str, intents: Sequence[Intent], reason: Reason) -> list[Intent]:
         """See to it that no worker starts what is to be missed; return what one has started already."""
-        ids = [self._ledger.task_id(name, i.generation, i.scheduled) for i in intents]
+        ids = [self._ledger.task_id(i.entry or name, i.generation, i.scheduled) for i in intents]
         held = self._store.settle(ids, registers.Missed(reason))
         return [i for i, value in zip(intents, held, strict=True) if not isinstance(value, registers.Missed)]
 
@@ -84,7 +84,7 @@ class Intents:
                 scheduled=i.scheduled,
                 fire_time=i.claimed_at,
                 merged=i.merged,
-                id=self._ledger.task_id(name, i.generation, i.scheduled),
+                id=self._ledger.task_id(i.entry or name, i.generation, i.scheduled),
             )
             for i in started
         ]
@@ -112,7 +112,9 @@ class Intents:
         return was_refused or self._register(name, intent) == registers.Missed(Reason.PUBLISH_REJECTED)
 
     def _register(self, name: str, intent: Intent) -> Register | None:
-        return self._store.register(self._ledger.task_id(name, intent.generation, intent.scheduled))
+        return self._store.register(
+            self._ledger.task_id(intent.entry or name, intent.generation, intent.scheduled)
+        )
 
 
 def _missing(before: EntryRecord, after: EntryRecord) -> list[Intent]:

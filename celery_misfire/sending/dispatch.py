@@ -175,7 +175,7 @@ class TwoStep:
         return Message(
             definition,
             intent,
-            self._ledger.task_id(run.entry, intent.generation, intent.scheduled),
+            self._ledger.task_id(intent.entry or run.entry, intent.generation, intent.scheduled),
             self._wall(),
             self._ledger.threshold(run.entry, intent.scheduled),
             resolve(asked, self._ledger[run.entry].state.trigger_type),

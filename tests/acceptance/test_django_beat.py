@@ -263,6 +263,25 @@ def test_rows_that_run_once_and_have_not_are_due_although_redis_knows_nothing(
     beat.stop()
 
 
+def test_a_row_that_is_renamed_while_beat_is_down_goes_on_as_it_was(any_site: DjangoProject) -> None:
+    site, every = any_site, {"instruction": "ignore_misfire_policy"}
+    row = site.add("old", interval=3, misfire=every)
+    site.configure({})
+    beat = site.leading_beat()
+    wait_for(lambda: len(site.runs_of("old")) >= 2)
+    beat.kill()
+    rows().filter(pk=row.pk).update(name="new")
+    time.sleep(4)
+    beat = site.leading_beat()
+    wait_for(lambda: len(site.runs_of("new")) >= 3)
+    beat.stop()
+    old, new = (outcomes(published(site.url), site.decisions(), name, 3000) for name in ("old", "new"))
+    # No occurrence ran under both names.
+    assert not old.keys() & new.keys()
+    found = old | new
+    assert_each_ended_once(found, range(min(found), max(found) + 1, 3000))
+
+
 def test_entries_of_the_settings_run_beside_the_rows(site: DjangoProject) -> None:
     site.add("row", interval=1)
     site.add("shadowed", interval=1)

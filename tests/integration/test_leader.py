@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -626,6 +626,100 @@ def test_a_clock_that_differs_from_the_one_of_the_store_is_told_at_a_take_over(w
     world.start()
     lines = [m for m in caplog.messages if "the clock of Redis" in m]
     assert [told in line for line in lines] == ([True] if told else [])
+
+
+# -- names ---------------------------------------------------------------------------------------------------
+
+
+def keyed(world, **names):
+    """Let each entry have this key; the others have none."""
+    world.definitions = [replace(d, key=names.get(d.name)) for d in world.definitions]
+
+
+def test_an_entry_that_is_renamed_while_beat_is_down_keeps_its_grid_and_what_is_under_way(world):
+    begin = world.now
+    world.entry("old", schedule(3600), "ignore_misfire_policy")
+    keyed(world, old="1")
+    world.start()
+    world.run(begin + HOUR - SECOND)
+    world.refuses = lambda _: BrokerUnavailable("gone")
+    world.run(begin + HOUR + SECOND)
+    world.crash()
+    world.refuses = lambda _: None
+    world.now = begin + 2 * HOUR + 30 * MINUTE
+    world.definitions = []
+    world.entry("new", schedule(3600), "ignore_misfire_policy")
+    keyed(world, new="1")
+    world.start()
+    world.run(world.now + HOUR)
+    assert world.scheduled("new") == [begin + n * HOUR for n in (1, 2, 3)]
+    ids = [world.leader._ledger.task_id("old", begin, begin + HOUR), *(m.task_id for m in world.sent[1:])]
+    assert [m.task_id for m in world.sent] == ids
+    assert [m.intent.entry for m in world.sent] == ["old", "", ""]
+    assert (world.missed, world.told[0].count) == ([], 1)
+
+
+def test_two_entries_that_have_changed_names_change_records(world):
+    begin = world.now
+    world.entry("a", schedule(3600), "ignore_misfire_policy")
+    world.now += 10 * MINUTE
+    world.entry("b", schedule(7200), "ignore_misfire_policy")
+    keyed(world, a="1", b="2")
+    world.start()
+    world.run(world.now + SECOND)
+    world.crash()
+    world.definitions = []
+    world.entry("b", schedule(3600), "ignore_misfire_policy")
+    world.entry("a", schedule(7200), "ignore_misfire_policy")
+    keyed(world, b="1", a="2")
+    world.start()
+    world.run(begin + 3 * HOUR)
+    start = begin + 10 * MINUTE
+    assert world.scheduled("b") == [start + HOUR, start + 2 * HOUR]
+    assert world.scheduled("a") == [start + 2 * HOUR]
+    world.crash()
+    # Nothing is moved a second time.
+    records_before = dict(world.store.load())
+    world.start()
+    assert world.store.load() == records_before
+
+
+def test_a_new_entry_under_the_name_of_one_that_is_renamed_is_new(world):
+    begin = world.now
+    world.entry("name", schedule(3600))
+    keyed(world, name="1")
+    world.start()
+    world.run(begin + 10 * MINUTE)
+    world.crash()
+    world.entry("renamed", schedule(3600))
+    keyed(world, name="2", renamed="1")
+    world.start()
+    world.run(begin + 75 * MINUTE)
+    assert world.scheduled("renamed") == [begin + HOUR]
+    assert world.scheduled("name") == [begin + 70 * MINUTE]
+
+
+def test_the_misses_of_a_renamed_entry_are_reported_under_the_name_of_their_ids(world):
+    begin = world.now
+    world.entry("old", schedule(60), "do_nothing")
+    keyed(world, old="1")
+    world.start()
+    world.run(begin + SECOND)
+    world.crash()
+    world.now = begin + HOUR
+    world.start()
+    # Decided, and beat is gone before it is reported.
+    world.leader.tick()
+    world.crash()
+    reported, world.missed = world.missed, []
+    world.definitions = []
+    world.entry("new", schedule(60), "do_nothing")
+    keyed(world, new="1")
+    world.start()
+    world.run(begin + HOUR + MINUTE)
+    assert [r.missed.entry for r in world.missed] == ["old"]
+    assert [r.missed.task_id for r in world.missed] == [r.missed.task_id for r in reported]
+    assert world.scheduled("new") == [begin + HOUR + MINUTE]
 
 
 # -- the schedule changes -----------------------------------------------------------------------------------

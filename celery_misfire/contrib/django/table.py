@@ -317,8 +317,8 @@ class Table:
             # A task that runs by the site's policy is better than one that does not run.
             logger.error("beat: the policy of periodic task %r is not used: %s", name, exc)
             policy = site_policy(task, trigger, self._settings)
-        anchor, since = _anchor(task, trigger), _due_since(task, trigger)
-        return Row(self._app, task, Definition(name, str(task.task), trigger, policy, anchor, since))
+        anchor, since, key = _anchor(task, trigger), _due_since(task, trigger), str(task.pk)
+        return Row(self._app, task, Definition(name, str(task.task), trigger, policy, anchor, since, key))
 
     def _policy(self, name: str, misfire: object, type_: TriggerType) -> Policy | None:
         # Rows of the same policy share one object.
