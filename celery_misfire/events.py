@@ -32,6 +32,9 @@ __all__ = [
     "decode",
 ]
 
+#: Longest word of a line (a reason, an instruction, an id) in a sentence, in characters.
+LONGEST_WORD = 80
+
 _KINDS: dict[str, type[Event]] = {}
 
 
@@ -116,7 +119,7 @@ class Led(Event, kind="lead"):
         return self.now
 
     def sentence(self, zone: tzinfo = UTC) -> str:
-        return f"beat leads since {_time(self.now, zone)} ({self.reason})"
+        return f"beat leads since {_time(self.now, zone)} ({_word(self.reason)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,19 +153,22 @@ class Misfired(Event, kind="misfire"):
         return self.now
 
     def sentence(self, zone: tzinfo = UTC) -> str:
-        instruction = self.instruction
+        instruction = _word(self.instruction)
         if self.resolved != self.instruction:
-            instruction += f" -> {self.resolved}"
+            instruction += f" -> {_word(self.resolved)}"
         told = self.outcomes.items()
-        outcomes = [f"{n} {word}" for word, n in told if not self.lost or word != Outcome.MISSED]
+        outcomes = [
+            f"{_word(n)} {_word(word)}" for word, n in told if not self.lost or word != Outcome.MISSED
+        ]
         for part in self.lost:
-            why = "" if part["reason"] == self.reason else f"{part['reason']}, "
-            outcomes.append(f"{part['count']} missed ({why}result {part['id']})")
+            reason, count, id_ = (part.get(name, "") for name in ("reason", "count", "id"))
+            why = "" if reason == self.reason else f"{_word(reason)}, "
+            outcomes.append(f"{_word(count)} missed ({why}result {_word(id_)})")
         late_by = self.now - self.first if self.late_by is None else self.late_by
         return (
             f"misfire of {quote_name(self.entry)} ({one_line(self.task)}): "
             f"scheduled {_time(self.first, zone)}, now {_time(self.now, zone)}, "
-            f"late by {late_by / 1000:.3f} s ({self.reason}), {instruction}: {', '.join(outcomes)}; "
+            f"late by {late_by / 1000:.3f} s ({_word(self.reason)}), {instruction}: {', '.join(outcomes)}; "
             f"next {'never' if self.next is None else _time(self.next, zone)}"
         )
 
@@ -245,7 +251,7 @@ def _missed_sentence(event: GaveUp | Missed, zone: tzinfo) -> str:
     of = f" of {one_line(event.task, 120)}" if event.task else ""
     return (
         f"{quote_name(event.entry)} missed {runs}{of}, scheduled {when}, "
-        f"reason {event.reason}, instruction {event.instruction}, result {event.id}"
+        f"reason {_word(event.reason)}, instruction {_word(event.instruction)}, result {_word(event.id)}"
     )
 
 
@@ -269,8 +275,8 @@ class Sent(Event, kind="sent"):
 
     def sentence(self, zone: tzinfo = UTC) -> str:
         return (
-            f"{quote_name(self.entry)} {self.outcome}: scheduled {_time(self.scheduled, zone)}, "
-            f"sent {_time(self.fire_time, zone)}, id {self.id}"
+            f"{quote_name(self.entry)} {_word(self.outcome)}: scheduled {_time(self.scheduled, zone)}, "
+            f"sent {_time(self.fire_time, zone)}, id {_word(self.id)}"
         )
 
 
@@ -290,7 +296,7 @@ class StartedLate(Event, kind="late"):
     def sentence(self, zone: tzinfo = UTC) -> str:
         return (
             f"{quote_name(self.entry)} started late by {self.late_by / 1000:.3f} s: scheduled "
-            f"{_time(self.scheduled, zone)}, id {self.id}"
+            f"{_time(self.scheduled, zone)}, id {_word(self.id)}"
         )
 
 
@@ -306,7 +312,7 @@ class Merged(Event, kind="merged"):
     def sentence(self, zone: tzinfo = UTC) -> str:
         return (
             f"{quote_name(self.entry)} merged the run scheduled {_time(self.scheduled, zone)} "
-            f"into a late run, id {self.id}"
+            f"into a late run, id {_word(self.id)}"
         )
 
 
@@ -321,7 +327,7 @@ class Broken(Event, kind="broken"):
     error: str
 
     def sentence(self, zone: tzinfo = UTC) -> str:
-        return f"{quote_name(self.entry)} cannot be planned ({self.error})"
+        return f"{quote_name(self.entry)} cannot be planned ({_word(self.error)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +341,12 @@ class Refused(Event, kind="refused"):
     error: str
 
     def sentence(self, zone: tzinfo = UTC) -> str:
-        return f"{quote_name(self.entry)} cannot be sent ({self.error})"
+        return f"{quote_name(self.entry)} cannot be sent ({_word(self.error)})"
+
+
+def _word(value: object) -> str:
+    """Return a word of a line, which may be anybody's, for a sentence."""
+    return one_line(str(value), LONGEST_WORD)
 
 
 def _time(moment: int, zone: tzinfo) -> str:

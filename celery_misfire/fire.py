@@ -81,6 +81,7 @@ def header(
     resolved: MisfireInstruction | None,
     threshold: float | None,
     on_missed: str | None = None,
+    once: bool = False,
 ) -> dict[str, Any]:
     """Return the header of one attempt to publish, as plain JSON types.
 
@@ -94,6 +95,7 @@ def header(
     :param resolved: the instruction that it stands for on this trigger.
     :param threshold: the misfire threshold in force, in seconds.
     :param on_missed: the handler task, in case a worker gives the run up.
+    :param once: the run stands in the queue once: there can be no second message of it.
     """
     content = {
         "v": _VERSION,
@@ -111,6 +113,8 @@ def header(
     }
     if on_missed is not None:
         content["on_missed"] = on_missed
+    if once:
+        content["once"] = True
     return content
 
 

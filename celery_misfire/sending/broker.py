@@ -18,7 +18,7 @@ from kombu import Connection, Producer
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError
 from celery_misfire.sending.errors import broker_address, name_error
 
-__all__ = ["TIMEOUT", "Broker", "Delivery", "WatchedProducer", "name_error"]
+__all__ = ["TIMEOUT", "Broker", "Receipt", "WatchedProducer", "name_error"]
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class Broker:
 
 
 @dataclass
-class Delivery:
+class Receipt:
     """What the broker did with one message.
 
     :param failure: why it is in doubt.
@@ -157,20 +157,20 @@ class WatchedProducer(Producer):
         super().__init__(connection.channel(), auto_declare=False)
         self._client = connection
         self._failures = (*connection.connection_errors, *connection.recoverable_connection_errors)
-        self._delivery = Delivery("")
+        self._receipt = Receipt("")
         #: True when a message was begun and it is not known to have been taken.
         self.unfinished = False
 
-    def expect(self, task_id: str) -> Delivery:
+    def expect(self, task_id: str) -> Receipt:
         """Return what will say what became of the message with this id."""
-        self._delivery = Delivery(task_id)
-        return self._delivery
+        self._receipt = Receipt(task_id)
+        return self._receipt
 
     def publish(self, *args: Any, **kwargs: Any) -> Any:
         result = super().publish(*args, **kwargs)
         # Other messages may be sent meanwhile, such as events.
-        if kwargs.get("correlation_id") == self._delivery.task_id:
-            self._delivery.was_taken = True
+        if kwargs.get("correlation_id") == self._receipt.task_id:
+            self._receipt.was_taken = True
         return result
 
     def _publish(self, *args: Any, **kwargs: Any) -> Any:
@@ -182,7 +182,7 @@ class WatchedProducer(Producer):
             failure = self._failure_of(exc)
             if failure is None:
                 raise
-            self._delivery.failure = failure
+            self._receipt.failure = failure
             raise failure from None
         self.unfinished = False
         return result

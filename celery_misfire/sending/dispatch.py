@@ -37,6 +37,7 @@ class Message:
 
     :param fire_time: now, in milliseconds UTC.
     :param threshold: how late it may be, in milliseconds; with the policy, for the worker to judge by.
+    :param once: no other message of this run can stand in the queue.
     """
 
     definition: Definition
@@ -45,6 +46,7 @@ class Message:
     fire_time: int
     threshold: int
     resolved: MisfireInstruction
+    once: bool = False
 
 
 class Fate(Enum):

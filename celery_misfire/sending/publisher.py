@@ -105,5 +105,6 @@ def _headers(message: Message) -> dict[str, Any]:
             resolved=message.resolved if policy else None,
             threshold=message.threshold / 1000,
             on_missed=policy.on_missed if policy else None,
+            once=message.once,
         ),
     }

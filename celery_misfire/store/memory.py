@@ -32,6 +32,7 @@ from celery_misfire.store.port import (
     Store,
     Taken,
     Watched,
+    register_ttl,
 )
 from celery_misfire.store.registers import Register
 
@@ -258,21 +259,24 @@ class MemoryStore(Store):
         late_start: int | None = None,
         line: Mapping[str, Any] | None = None,
         merged_line: Mapping[str, Any] | None = None,
+        by_hand: bool = False,
     ) -> tuple[Register, bool]:
         started, _, late_run = self._get(f"late:{entry}").partition("|")
         if sent_at is not None and started and sent_at < int(started):
             value, line, late_start = registers.Merged(late_run), merged_line, None
-        held, fresh = self._write_register(task_id, value)
+        held, fresh = self._write_register(task_id, value, by_hand=by_hand)
         if fresh and late_start is not None:
             self._set(f"late:{entry}", f"{late_start}|{task_id}", REGISTER_TTL)
         if fresh and line is not None:
             self._write_log(line)
         return held, fresh
 
-    def _write_register(self, task_id: str, value: Register) -> tuple[Register, bool]:
+    def _write_register(
+        self, task_id: str, value: Register, *, by_hand: bool = False
+    ) -> tuple[Register, bool]:
         held = self._get(f"fire:{task_id}")
         if not held:
-            self._set(f"fire:{task_id}", str(value), REGISTER_TTL)
+            self._set(f"fire:{task_id}", str(value), register_ttl(value, by_hand=by_hand))
         return registers.parse(held or str(value)), not held
 
     @_one_call

@@ -20,7 +20,6 @@ from celery_misfire.store import registers
 from celery_misfire.store.connection import LONGEST_CALL, RedisConnection, as_text
 from celery_misfire.store.port import (
     NOTE_TTL,
-    REGISTER_TTL,
     Change,
     CommitResult,
     Held,
@@ -30,6 +29,7 @@ from celery_misfire.store.port import (
     Store,
     Taken,
     Watched,
+    register_ttl,
 )
 from celery_misfire.store.registers import Register
 
@@ -173,7 +173,8 @@ class RedisStore(Store):
         if not task_ids:
             return []
         keys = [self._register_prefix + task_id for task_id in task_ids]
-        return [registers.parse(text) for text in self._run("settle", keys, [str(value), _ms(REGISTER_TTL)])]
+        args = [str(value), _ms(register_ttl(value))]
+        return [registers.parse(text) for text in self._run("settle", keys, args)]
 
     def start(
         self,
@@ -185,11 +186,13 @@ class RedisStore(Store):
         late_start: int | None = None,
         line: Mapping[str, Any] | None = None,
         merged_line: Mapping[str, Any] | None = None,
+        by_hand: bool = False,
     ) -> tuple[Register, bool]:
+        ttl = _ms(register_ttl(value, by_hand=by_hand))
         key = self._register_prefix + task_id
         if sent_at is None and late_start is None and line is None:
             # The common case, in the fewest bytes; sent twice, it finds the value that is its own.
-            if self._call(partial(self._redis.set, nx=True, px=_ms(REGISTER_TTL)), key, str(value)):
+            if self._call(partial(self._redis.set, nx=True, px=ttl), key, str(value)):
                 return value, True
             return self.register(task_id) or registers.Unknown(), False
         entry_digest = hashlib.sha1(entry.encode("utf-8", "surrogateescape")).hexdigest()
@@ -198,7 +201,7 @@ class RedisStore(Store):
         lines = ["" if one is None else _line(one) for one in (line, merged_line)]
         args = [
             str(value),
-            _ms(REGISTER_TTL),
+            ttl,
             "" if sent_at is None else sent_at,
             mark,
             self._history,

@@ -60,6 +60,9 @@ class Delivery:
     :param due: when the run should start, in seconds since 1970.
     :param threshold: how late that may be, in seconds.
     :param on_missed: name of the handler task, None for none.
+    :param once: there can be no second message of this run.
+    :param redelivered: the broker has delivered this message before, so the run may have started then.
+    :param by_hand: somebody asked for the run of a missed occurrence.
     """
 
     task_id: str
@@ -70,6 +73,9 @@ class Delivery:
     due: float
     threshold: float
     on_missed: str | None
+    once: bool
+    redelivered: bool
+    by_hand: bool
 
     @property
     def scheduled(self) -> int:
@@ -121,6 +127,9 @@ def read_delivery(message: Fields, app: Celery, namespace: str) -> Delivery | No
         due=due.timestamp(),
         threshold=threshold if is_judged else 0.0,
         on_missed=on_missed if isinstance(on_missed, str) else None,
+        once=raw.get("once") is True,
+        redelivered=bool((message.get("delivery_info") or {}).get("redelivered")),
+        by_hand=generation < 0,
     )
 
 

@@ -99,9 +99,13 @@ class Guard:
             return True
         late_by = self._late_by(delivery)
         if late_by is not None and delivery.late_start is LateStart.MISS:
-            return not self._give_up(delivery, Reason.QUEUE_LATE, request, late_by)
-        late = None if late_by is None else self._started_late(delivery, late_by)
-        may_start, is_first = self._write_start(delivery, late)
+            if self._give_up(delivery, Reason.QUEUE_LATE, request, late_by):
+                return False
+            if not delivery.redelivered:
+                return True
+        # A run that is delivered again is not told late: it may have started in time before.
+        late = None if late_by is None or delivery.redelivered else self._started_late(delivery, late_by)
+        may_start, is_first = self._write_start(delivery, late, task)
         if not may_start:
             return False
         # A class may call before_start of another one that is wrapped as well.
@@ -136,10 +140,14 @@ class Guard:
 
     # -- registers -----------------------------------------------------------------------------------------
 
-    def _write_start(self, delivery: Delivery, late: StartedLate | None) -> tuple[bool, bool]:
+    def _write_start(
+        self, delivery: Delivery, late: StartedLate | None, task: Task[Any, Any]
+    ) -> tuple[bool, bool]:
         """Write into the register that the run starts; return whether it may, and whether it is the first."""
         merges = self._settings.worker_guard and delivery.late_start is LateStart.MERGE
         if not (merges or self._settings.deduplicate):
+            return True, True
+        if delivery.once and late is None and not merges and not self._may_be_judged_again(delivery, task):
             return True, True
         entry = delivery.fire.entry
         merged = Merged(entry=entry, scheduled=delivery.scheduled, id=delivery.task_id, worker=self._hostname)
@@ -148,10 +156,12 @@ class Guard:
                 delivery.task_id,
                 registers.Started(delivery.nonce, self._hostname),
                 entry=entry,
-                sent_at=to_millis(delivery.fire.fire_time) if merges else None,
+                # A message that is delivered again may be that of a run that started before the late one.
+                sent_at=to_millis(delivery.fire.fire_time) if merges and not delivery.redelivered else None,
                 late_start=_now() if merges and late is not None else None,
                 line=None if late is None else late.encode(),
                 merged_line=merged.encode() if merges else None,
+                by_hand=delivery.by_hand,
             )
         )
         if answer is None:
@@ -159,8 +169,13 @@ class Guard:
         register, is_new = answer
         return self._has_started(delivery, register), is_new
 
+    def _may_be_judged_again(self, delivery: Delivery, task: Task[Any, Any]) -> bool:
+        """Return True when the message may come again after the start, and be given up for being late."""
+        comes_again = task.acks_late or task.reject_on_worker_lost
+        return bool(comes_again and self._settings.worker_guard and delivery.late_start is LateStart.MISS)
+
     def _give_up(self, delivery: Delivery, reason: Reason, request: Context, late_by: float) -> bool:
-        """Make a run a missed one; return False for a redelivery of a run that has started already."""
+        """Make a run a missed one; return False for one that has started already, or may have."""
         # Only a run whose entry is configured so, or one that has expired, comes here.
         assert delivery.instruction is not None
         missed = MissedFire(
@@ -177,17 +192,25 @@ class Guard:
         event = Missed.of(missed, worker=self._hostname)
         # With the nonce: should this process die now, the message comes again, and is reported then.
         value = registers.Missed(reason, delivery.nonce)
-        answer = self._ask(
-            lambda: self._store.start(delivery.task_id, value, entry=delivery.fire.entry, line=event.encode())
-        )
-        if answer is None:
+        register = self._ask(lambda: self._close(delivery, value, event))
+        if register is None:
             return False
-        register, _ = answer
         if register != value:
             return not self._has_started(delivery, register)
         logger.warning("worker: %s; late by %.3f s", event.sentence(self._app.timezone), late_by)
         self._report(Report(missed, delivery.on_missed, request=_without_arguments(request)))
         return True
+
+    def _close(self, delivery: Delivery, value: Register, event: Missed) -> Register | None:
+        """Write into the register that the run is missed; return what it holds.
+
+        A message that is delivered again may be that of a run that has started without a register. So it
+        leaves an empty one alone, and the answer is None.
+        """
+        if delivery.redelivered:
+            return self._store.register(delivery.task_id)
+        entry = delivery.fire.entry
+        return self._store.start(delivery.task_id, value, entry=entry, line=event.encode())[0]
 
     def _has_started(self, delivery: Delivery, register: Register) -> bool:
         """Return True when the register says that the run started from this message; else it is dropped."""

@@ -17,6 +17,7 @@ from celery_misfire.misfire import to_millis
 from celery_misfire.store.redis_store import RedisStore
 from tests.support.fires import Fires
 from tests.support.processes import NAMESPACE, CeleryProcess, Project, Tap, wait_for
+from tests.support.rabbitmq import RabbitMQ
 from tests.support.redis_server import RedisServer
 
 QUICK = {"misfire_lease_ttl": 1.2, "misfire_lease_renew": 0.3, "misfire_standby_poll": 0.1}
@@ -105,6 +106,51 @@ def test_a_run_whose_worker_was_killed_runs_again(project: Project, redis_server
     wait_for(lambda: len(project.records()) == 2, 30, what="the second start")
     assert [run["task_id"] for run in project.records()] == [id_, id_]
     wait_until_idle(redis_server)
+    assert "dropped" not in project.log("second")
+
+
+@pytest.mark.takes(17)
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+def test_what_a_killed_worker_held_runs_however_late_under_do_nothing(
+    project: Project, redis_server: RedisServer, request: pytest.FixtureRequest, broker: str, once: bool
+) -> None:
+    """It holds a run that it has started, and one that waits for its turn; both come again."""
+    client, threshold = redis_server.client(), 8.0
+    if broker == "redis":
+        url, options = redis_server.url, {"visibility_timeout": 1}
+    else:
+        rabbitmq: RabbitMQ = request.getfixturevalue("rabbitmq_server")
+        url, options = rabbitmq.url, {}
+    project.configure({}, broker_url=url, broker_transport_options=options)
+    gate = project.directory / "gate"
+    first = project.worker("--concurrency=1", pool="prefork", name="first")
+    fires, due = Fires(redis_server.url, broker=url), time.time()
+    how = {"instruction": "do_nothing", "threshold": threshold, "once": once, "scheduled": due}
+    ids = [fires.send("begun", task="record.late_ack", kwargs={"until": str(gate)}, **how)]
+    wait_for(project.records, what="the start")
+    ids.append(fires.send("waiting", **how))
+    if broker == "redis":
+        wait_for(lambda: client.hlen("unacked") == 2, what="the worker to hold both")
+    else:
+        wait_for(lambda: not rabbitmq.published(), what="the worker to hold both")
+    first.kill()
+    gate.touch()
+    wait_for(lambda: time.time() > due + threshold + 1, what="the end of the threshold")
+    if broker == "redis":
+        # It gives a message back when nobody has acknowledged it in time.
+        wait_for(lambda: client.zcount("unacked_index", 0, time.time() - 1) == 2, what="the messages' time")
+    project.worker("--concurrency=1", pool="prefork", name="second")
+
+    wait_for(lambda: len(project.records()) == 3, 30, what="the second start")
+    begun, *again = project.records()
+    assert not begun["redelivered"]
+    assert begun["started"] < due + threshold
+    assert {run["task_id"] for run in again} == set(ids)
+    assert all(run["redelivered"] and run["started"] > due + threshold for run in again)
+    assert project.signals("task_missed") == []
+    assert [line for line in project.decisions() if line["event"] in ("missed", "late")] == []
     assert "dropped" not in project.log("second")
 
 

@@ -4,7 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.processes import Project
 from tests.support.redis_server import ClusterNode, RedisServer
+from tests.support.results import let_go
+from tests.support.shop import Shop
 from tests.support.stores import MemoryPlace, RedisPlace, StorePlace
 
 
@@ -33,3 +36,16 @@ def place(store_server: RedisServer | None) -> StorePlace:
     place = RedisPlace(store_server) if store_server else MemoryPlace()
     place.lose()
     return place
+
+
+@pytest.fixture(scope="module")
+def shop(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """One worker with one process, for all tests of its behaviour."""
+    with Project(tmp_path_factory.mktemp("shop"), server.url) as project:
+        # The watch over beat looks when the worker starts, and not again.
+        project.configure({}, result_extended=True, misfire_check_rate=3600)
+        shop = Shop(project, server.url)
+        shop.worker = project.worker("--concurrency=1", pool="prefork")
+        yield shop
+        let_go(shop.app)
+        let_go(shop.fires.app)

@@ -12,6 +12,7 @@ from uuid import uuid4
 import celery.result
 import pytest
 from celery import Celery, chain, states
+from celery._state import _set_task_join_will_block, task_join_will_block
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import TimeoutError
 
@@ -446,8 +447,13 @@ def working(app: Celery) -> Iterator[Celery]:
     def time_out() -> None:
         raise TimeoutError("of the task itself")
 
-    with start_worker(app, pool="threads", concurrency=4, perform_ping_check=False, loglevel="ERROR"):
-        yield app
+    # A worker forbids its process to wait for results, and one that fails to start leaves it so.
+    forbids = task_join_will_block()
+    try:
+        with start_worker(app, pool="threads", concurrency=4, perform_ping_check=False, loglevel="ERROR"):
+            yield app
+    finally:
+        _set_task_join_will_block(forbids)
 
 
 def test_success_comes_through(working: Celery) -> None:

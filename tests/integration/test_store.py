@@ -24,7 +24,7 @@ from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import LARGEST_WRITE, Commit, Ledger
 from celery_misfire.records import EntryRecord
 from celery_misfire.store import registers
-from celery_misfire.store.port import REGISTER_TTL, Change, CommitResult, LeaseValue, Taken
+from celery_misfire.store.port import Change, CommitResult, LeaseValue, Taken
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.store.url import address
 from celery_misfire.triggers.kinds import trigger_for
@@ -141,13 +141,13 @@ def test_keys_and_their_texts_are_what_other_versions_know(store: RedisStore, cl
         "watch": {"seen": "1-0", "alarm": "7"},
         "guard": "1",
     }
-    day = REGISTER_TTL
+    day = 24 * 3600
     for key, ttl in {
         "lease": 60,
         "note": 300,
         "fire:1": day,
-        "fire:3": day,
-        "fire:4": day,
+        "fire:3": 7 * day,
+        "fire:4": 7 * day,
         "guard": 60,
     }.items():
         assert ttl - 30 < client.pttl(prefix + key) / 1000 <= ttl, key

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
-from contextlib import ExitStack
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -60,6 +63,27 @@ class RedisServer(EmbeddedRedis):
         """Start again on the same port and directory, after a clean stop if it still runs."""
         self._running().stop()
         self.start()
+
+    @contextmanager
+    def recorded_commands(self) -> Iterator[list[str]]:
+        """Record the commands of all clients (MONITOR); the list is complete when the block has ended."""
+        commands: list[str] = []
+        end = uuid.uuid4().hex
+
+        def record(monitor: Any) -> None:
+            while end not in (command := monitor.next_command()["command"]):
+                commands.append(command)
+
+        # Without a time limit: there may be nothing to read for a while.
+        with redis.Redis.from_url(self.url, socket_timeout=None) as client, client.monitor() as monitor:
+            thread = threading.Thread(target=record, args=(monitor,), daemon=True)
+            thread.start()
+            try:
+                yield commands
+            finally:
+                client.echo(end)
+                thread.join(30)
+        assert not thread.is_alive(), "MONITOR did not come to its end"
 
     def info(self) -> dict[str, Any]:
         """Return what the server tells about itself."""

@@ -85,6 +85,12 @@ def test_the_header_says_all_that_the_worker_needs() -> None:
     }
 
 
+def test_a_run_that_stands_in_the_queue_once_says_so_in_one_more_field() -> None:
+    once, again = make_header(once=True), make_header()
+
+    assert once | {"nonce": ""} == again | {"nonce": "", "once": True}
+
+
 def test_the_header_is_plain_json_and_needs_no_class_of_ours_to_be_unpickled() -> None:
     content = make_header()
 

@@ -12,6 +12,7 @@ import pytest
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.store.memory import Fault, MemoryDatabase, MemoryStore
 from celery_misfire.store.port import Change, CommitResult, Store, Taken
+from celery_misfire.store.registers import Merged, Missed, Register, Started
 
 LINE = {"event": "1"}
 
@@ -121,3 +122,22 @@ def test_threads_may_share_a_store(store: MemoryStore):
     assert store.load() == dict.fromkeys("abcd", "200")
     ids = [id_ for id_, _ in store.log_after("0-0", 1000)]
     assert len(set(ids)) == len(ids) == 800
+
+
+@pytest.mark.parametrize(
+    ("value", "by_hand", "days"),
+    [
+        (Started("nonce", "w"), False, 1),
+        (Merged("an-id"), False, 1),
+        (Missed("expired", "nonce"), False, 7),
+        (Started("nonce", "w"), True, 90),
+    ],
+)
+def test_a_register_is_kept_as_long_as_its_kind(value: Register, by_hand: bool, days: int):
+    now = 1_700_000_000.0
+    store = MemoryStore(MemoryDatabase(lambda: now))
+    store.start("1", value, entry="e", by_hand=by_hand)
+    now += days * 86_400 - 1
+    assert store.register("1") == value
+    now += 2
+    assert store.register("1") is None
