@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial, reduce
-from operator import or_
+from operator import and_, or_
 from typing import NamedTuple, NoReturn, overload
 
 from croniter import CroniterError, croniter
@@ -159,7 +159,7 @@ def _unix(entry: str | None, minute: str, hour: str, day: str, month: str, weekd
         years=None,
         is_wildcard=star[0] or star[1] or minutes.complete or hours.complete,
         by_minute=True,
-        pick=partial(_either if either else _both, on_day, on_weekday),
+        pick=partial(_any if either else _all_of, (on_day, on_weekday)),
     )
 
 
@@ -350,9 +350,8 @@ def _days(text: str) -> tuple[_Pick, str]:
 
     In a list, each rule stands for itself, as in Quartz since 2.5 (2.3 dropped some of them or refused).
     """
-    items = text.split(",")
     rules, plain = dict[str, _Pick](), list[str]()
-    for item in items:
+    for item in text.split(","):
         if (match := _DAY_RULE.fullmatch(item)) is None:
             plain.append(item)
         elif match["near"] and plain:
@@ -366,18 +365,15 @@ def _days(text: str) -> tuple[_Pick, str]:
         if values.complete:
             return _all, "*"
         rules[f"day {_listed(values.found)}"] = partial(_on_days, day_bits(values.found))
-    if len(rules) == 1:
-        ((name, pick),) = rules.items()
-        return pick, name
     names = sorted(rules)
-    return partial(_any, tuple(rules[name] for name in names)), " or ".join(names)
+    picks = tuple(rules[name] for name in names)
+    return picks[0] if len(picks) == 1 else partial(_any, picks), " or ".join(names)
 
 
 def _day_rule(text: str, match: re.Match[str]) -> tuple[_Pick, str]:
     """Return a rule for one day of the month, and its text."""
     if match["near"]:
-        day = _DAY.number(match["near"])
-        return partial(_near, day), f"weekday nearest to day {day}"
+        return partial(_near, day := _DAY.number(match["near"])), f"weekday nearest to day {day}"
     before = int(match["before"] or 0)
     if before > 30:
         _DAY.refuse(text)
@@ -417,12 +413,8 @@ def _on_weekdays(weeks: int, month: Month) -> int:
     return weeks >> month.weekday
 
 
-def _both(one: _Pick, other: _Pick, month: Month) -> int:
-    return one(month) & other(month)
-
-
-def _either(one: _Pick, other: _Pick, month: Month) -> int:
-    return one(month) | other(month)
+def _all_of(picks: Iterable[_Pick], month: Month) -> int:
+    return reduce(and_, (pick(month) for pick in picks))
 
 
 def _any(picks: Iterable[_Pick], month: Month) -> int:
