@@ -11,22 +11,25 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from functools import cached_property
+from contextlib import suppress
+from datetime import datetime
+from functools import cached_property, lru_cache
 from typing import Any
 
 from celery import Celery
 from celery import _state as celery_state
 from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import beat_init
-from kombu import Producer
+from click import ClickException
+from kombu import Connection, Producer
 
-from celery_misfire.conf.entries import ENTRY_KEYS
+from celery_misfire.beat_entries import NOT_ASKED, BeatEntries, own_is_due
+from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
 from celery_misfire.conf.names import plain_names, plainly_named
 from celery_misfire.conf.problems import as_line, spelling
-from celery_misfire.conf.settings import read_config
+from celery_misfire.conf.settings import Settings, read_config, read_settings
 from celery_misfire.conf.warnings import warnings_for
-from celery_misfire.events import Event, GaveUp, Misfired
+from celery_misfire.events import Event, GaveUp, Misfired, Sent
 from celery_misfire.exceptions import (
     MisfireConfigError,
     StoreRefused,
@@ -35,15 +38,13 @@ from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
-from celery_misfire.misfire import ENDLESS, Trigger, to_millis
 from celery_misfire.records import Definition
-from celery_misfire.sending.broker import Broker
+from celery_misfire.sending.broker import Broker, WatchedProducer
 from celery_misfire.sending.publisher import EntryPublisher
 from celery_misfire.sending.reporter import Reporter
 from celery_misfire.store.redis_store import LONGEST_CALL, RedisStore
 from celery_misfire.store.url import address
-from celery_misfire.texts import describe_error, one_line, quote_name
-from celery_misfire.triggers.kinds import GridTrigger, trigger_for
+from celery_misfire.texts import describe_error, one_line, quote, quote_name
 
 __all__ = ["MisfireMixin", "MisfireScheduler"]
 
@@ -60,34 +61,49 @@ class MisfireMixin(Scheduler):
     entry_keys: Collection[str] = ENTRY_KEYS
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
-        self._misfire_keys: dict[str, Any] = {}
-        self._given_last_runs: dict[str, Any] = {}
-        self._filename: str = kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or ""
+        self._entries = BeatEntries(kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or "")
         self._ticking = False
         self._asked_to_stop = False
-        self._broker = Broker(app)
+        self._broker = Broker(app, self._make_producer)
         self._publisher = EntryPublisher(
             self._broker,
             lambda name: self.schedule[self._own_names.get(name, name)],
             lambda entry, producer: self.apply_entry(entry, producer=producer),
         )
-        configured = app.conf.beat_schedule
-        # Celery takes an empty list or tuple for no entries, too.
-        self._configured: Mapping[str, Any] = {} if configured in ([], ()) else configured
-        self._configured = plainly_named(self._configured)
         #: The own names of entries that have arguments in them, by plain name.
         self._own_names: dict[str, str] = {}
-        self._settings, policies = read_config(app, self._configured, self.entry_keys)
-        self._description = describe(app, self._settings, self._configured, policies)
         super().__init__(app, *args, **kwargs)
+
+    # -- the configuration ---------------------------------------------------------------------------------
+
+    @cached_property
+    def _settings(self) -> Settings:
+        # A lazy scheduler, such as that of Celery's banner, needs nothing else.
+        with suppress(MisfireConfigError):
+            return read_settings(self.app)
+        # The entries may have problems, too, and all are reported together.
+        return self._read_config()[0]
+
+    def _read_config(self) -> tuple[Settings, dict[str, ConfiguredEntry]]:
+        configured, problems = self.app.conf.beat_schedule, _refused_classes(self)
+        try:
+            # Celery takes an empty list or tuple for no entries, too.
+            entries = {} if configured in ([], ()) else plainly_named(configured)
+            read = read_config(self.app, entries, self.entry_keys)
+        except MisfireConfigError as exc:
+            problems += exc.problems
+        if problems:
+            raise CannotStart(problems)
+        return read
 
     # -- the schedule --------------------------------------------------------------------------------------
 
     def setup_schedule(self) -> None:
+        logging.getLogger(Scheduler.__module__).addFilter(_in_plain_words)
+        self._settings, entries = settings, _ = self._read_config()
         super().setup_schedule()
-        logging.getLogger(Scheduler.__module__).addFilter(_on_one_line)
-        settings = self._settings
-        for warning in self._warnings():
+        self._keep_checked(entries)
+        for warning in self._warnings(entries):
             logger.warning("beat: %s", warning)
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
         lease = Lease(self._store, settings.lease_ttl, settings.lease_renew)
@@ -110,14 +126,14 @@ class MisfireMixin(Scheduler):
             app=self.app.main or "",
             namespace=settings.namespace,
             poll=settings.standby_poll,
-            description=self._description,
+            description=describe(self.app, settings, entries),
             definitions=self._definitions,
         )
         self._reporter.start()
 
     def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
         """Return who hears of each event that was written to the log."""
-        return [self._log, self._announce]
+        return [self._log, self._announce, self._count_runs]
 
     def _log(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -129,19 +145,35 @@ class MisfireMixin(Scheduler):
             if isinstance(event, Misfired):
                 self._reporter.announce(event)
 
-    def _warnings(self) -> list[str]:
+    def _count_runs(self, events: Sequence[Event]) -> None:
+        """Advance the counters of the entries that were sent, which Celery does before it sends them."""
+        schedule = self.schedule
+        for event in events:
+            if not isinstance(event, Sent):
+                continue
+            name = self._own_names.get(event.entry, event.entry)
+            if (entry := schedule.get(name)) is not None:
+                self.reserve(entry)
+                self._entries.replaced(name, entry, schedule.get(name, entry))
+
+    def _warnings(self, entries: Mapping[str, ConfiguredEntry]) -> list[str]:
         """Return what is allowed in the configuration, but hardly meant."""
-        return warnings_for(self.app, self._settings, self._configured)
+        return warnings_for(self.app, self._settings, entries)
+
+    def _keep_checked(self, entries: Mapping[str, ConfiguredEntry]) -> None:
+        # An entry class of the app's own may make another schedule of what is configured.
+        if self.Entry is ScheduleEntry:
+            self._entries.keep(entries, self.schedule)
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
-        super().merge_inplace({n: self._stripped(n, e) for n, e in dict(b).items()})
+        super().merge_inplace({n: self._entries.stripped(n, e) for n, e in dict(b).items()})
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
-        super().update_from_dict({n: self._stripped(n, e) for n, e in dict_.items()})
+        super().update_from_dict({n: self._entries.stripped(n, e) for n, e in dict_.items()})
         self.schedule_has_changed()
 
     def add(self, **kwargs: Any) -> ScheduleEntry:
-        kwargs = self._stripped(kwargs["name"], kwargs)
+        kwargs = self._entries.stripped(kwargs["name"], kwargs)
         entry: ScheduleEntry = super().add(**kwargs)
         self.schedule_has_changed()
         return entry
@@ -152,16 +184,6 @@ class MisfireMixin(Scheduler):
         if (member := vars(self).get("_member")) is not None:
             member.has_changed = True
 
-    def _stripped(self, name: str, entry: Any) -> Any:
-        """Take our key out of an entry: Celery's own class does not know it."""
-        if not isinstance(entry, Mapping):
-            return entry
-        for key, kept in (("misfire", self._misfire_keys), ("last_run_at", self._given_last_runs)):
-            kept.pop(name, None)
-            if key in entry:
-                kept[name] = entry[key]
-        return {k: v for k, v in entry.items() if k != "misfire"}
-
     def last_run_of(self, entry: ScheduleEntry) -> datetime | None:
         """Return when an entry ran last under another scheduler, None when that is not known.
 
@@ -170,49 +192,24 @@ class MisfireMixin(Scheduler):
         a subclass that keeps its entries elsewhere may know better. A naive datetime is taken for UTC, as
         Celery does.
         """
-        name = str(entry.name)
-        return self._last_runs.get(name) or self._given_last_runs.get(name)
-
-    @cached_property
-    def _last_runs(self) -> Mapping[str, datetime]:
-        # Needed once in a lifetime, by those who come from Celery's own scheduler.
-        from celery_misfire.beat_file import last_runs
-
-        try:
-            found = last_runs(self._filename)
-        except ValueError as exc:
-            logger.warning("beat: the schedule file %r is left alone: %s", self._filename, exc)
-            return {}
-        if found:
-            logger.info("beat: new intervals go on from the last runs in %r", self._filename)
-        return found
-
-    def _anchor(self, entry: ScheduleEntry, trigger: Trigger) -> int | None:
-        """Return what the grid of this entry goes on from; only intervals without a start have that."""
-        if not isinstance(trigger, GridTrigger) or (trigger.start, trigger.repeat_count) != (None, ENDLESS):
-            return None
-        moment = self.last_run_of(entry)
-        if moment is None:
-            return None
-        if not isinstance(moment, datetime):
-            raise ValueError(f"last_run_at: expected a datetime, got {type(moment).__name__}")
-        return to_millis(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+        return self._entries.last_run(str(entry.name))
 
     def _definitions(self) -> Iterator[Definition]:
-        plain = plain_names(self.schedule)
+        schedule = self._own_entries()
+        self._entries.saw(schedule)
+        plain = plain_names(schedule)
         self._own_names = {shown: name for name, shown in plain.items()}
-        for own_name, entry in self.schedule.items():
+        for own_name, entry in schedule.items():
             name = plain.get(own_name, own_name)
             try:
-                trigger = trigger_for(entry.schedule, name)
-                misfire = self._misfire_keys.get(own_name)
-                policy = self._settings.policy_for(name, misfire, trigger.trigger_type)
-                anchor = self._anchor(entry, trigger)
+                yield self._entries.definition(own_name, entry, self._settings, self.last_run_of, name)
             except Exception as exc:
                 # At start the configuration has been checked; this entry was added later.
                 self._member.remind(f"entry {quote_name(name)} is left out: {describe_error(exc)}")
-                continue
-            yield Definition(name, str(entry.task), trigger, policy, anchor)
+
+    def _own_entries(self) -> Mapping[str, ScheduleEntry]:
+        """Return the entries that this class defines."""
+        return self.schedule
 
     # -- the loop ------------------------------------------------------------------------------------------
 
@@ -224,10 +221,14 @@ class MisfireMixin(Scheduler):
         """
         self._ticking = True
         try:
-            return self._tick()
+            # Monitors wrap the method of Celery's class. It asks schedules_equal(), and has no more to do.
+            self._heap: list[Any] = []
+            self._delay = 1.0
+            super().tick(*args, **kwargs)
+            return self._delay
         except StoreRefused as exc:
             place = spelling(self.app)("misfire_redis_url")
-            raise MisfireConfigError([as_line(place, str(exc))]) from None
+            raise CannotStart([as_line(place, str(exc))]) from None
         except Exception:
             logger.exception("beat: unexpected error, going on in 1 s")
             return 1.0
@@ -236,7 +237,16 @@ class MisfireMixin(Scheduler):
             if self._asked_to_stop:
                 raise SystemExit
 
+    def schedules_equal(self, old_schedules: Any, new_schedules: Any) -> bool:
+        """Do the work of a tick, when Celery's own tick() asks this."""
+        if not self._ticking:
+            return bool(super().schedules_equal(old_schedules, new_schedules))
+        self._delay = self._tick()
+        return True
+
     def _tick(self) -> float:
+        if self._entries.have_changed(self._own_entries()):
+            self.schedule_has_changed()
         return min(self._member.tick(), float(self.max_interval))  # type: ignore[arg-type] # never None here
 
     # -- sending -------------------------------------------------------------------------------------------
@@ -245,6 +255,14 @@ class MisfireMixin(Scheduler):
     def producer(self) -> Producer:
         """The producer of beat's own connection (:class:`~celery_misfire.sending.broker.Broker`)."""
         return self._broker.producer
+
+    @property
+    def connection(self) -> Connection:
+        """The connection of the producer."""
+        return self.producer.connection  # type: ignore[return-value] # a producer that works has one
+
+    def _make_producer(self, connection: Connection) -> WatchedProducer:
+        return _watched(self.Producer)(connection)  # type: ignore[attr-defined]  # not in the stubs
 
     def apply_async(
         self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any
@@ -279,10 +297,10 @@ class MisfireMixin(Scheduler):
 
     def close(self) -> None:
         """Give the lease up, so that another beat can go on at once. May be called more than once."""
-        if not hasattr(self, "_member"):
-            return
-        self._reporter.stop(FAREWELL)
-        self._member.close()
+        # A lazy scheduler has no part in what goes on.
+        if hasattr(self, "_member"):
+            self._reporter.stop(FAREWELL)
+            self._member.close()
         self._broker.close()
         super().close()
 
@@ -290,6 +308,13 @@ class MisfireMixin(Scheduler):
     def info(self) -> str:
         """The lines of Celery's banner that are ours."""
         return f"    . state -> {self._settings.namespace} at {address(self._settings.redis_url)}"
+
+
+class CannotStart(MisfireConfigError, ClickException):
+    """Ends ``celery beat``, which shows the text of such an error instead of a traceback."""
+
+    def format_message(self) -> str:
+        return str(self)
 
 
 class MisfireScheduler(MisfireMixin):
@@ -304,8 +329,31 @@ class MisfireScheduler(MisfireMixin):
         self.install_default_entries(self.schedule)
 
 
-def _on_one_line(record: logging.LogRecord) -> bool:
-    """Let a message of Celery's beat be one line without arguments, whatever an entry or a task is called."""
+def _refused_classes(scheduler: Any) -> list[str]:
+    """Return what classes of the app's own would do in vain, one line each."""
+    classes: tuple[type, ...] = (type(scheduler), scheduler.Entry)
+    found = [as_line(own, NOT_ASKED) for cls in classes if (own := own_is_due(cls))]
+    producer = scheduler.Producer
+    if not (isinstance(producer, type) and issubclass(producer, Producer)):
+        found.append(as_line("Producer", f"expected a subclass of kombu.Producer, got {quote(producer)}."))
+    return found
+
+
+@lru_cache
+def _watched(cls: type[Producer]) -> type[WatchedProducer]:
+    """Return a class of producers that tells what becomes of a message."""
+    if issubclass(WatchedProducer, cls):
+        return WatchedProducer
+    return type(cls.__name__, (WatchedProducer, cls), {})
+
+
+def _in_plain_words(record: logging.LogRecord) -> bool:
+    """Let a message of Celery's beat be one line without arguments, whatever an entry or a task is called.
+
+    Of an error that ends beat for its configuration, the text is all that is of use.
+    """
+    if record.exc_info and isinstance(record.exc_info[1], CannotStart):
+        record.msg, record.args, record.exc_info = "beat: %s", (record.exc_info[1],), None
     if isinstance(record.args, tuple):
         texts = [arg for arg in record.args if isinstance(arg, str)]
         record.args = tuple(_plain(arg, texts) if isinstance(arg, str) else arg for arg in record.args)

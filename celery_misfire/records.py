@@ -46,6 +46,7 @@ class Definition:
 
     :param anchor: when an interval entry last ran under another scheduler, in milliseconds UTC. Its grid goes
         on from there when it is first seen.
+    :param ignore_result: the entry's option of this name; None when it says nothing.
     :param due_since: for an entry that runs once and has not, as its table says: since when it waits, in
         milliseconds UTC. What came due since then is due, also when the store knows nothing.
     :param key: what the entry is known by, whatever its name; None when there is nothing but the name.
@@ -56,6 +57,7 @@ class Definition:
     trigger: Trigger
     policy: MisfirePolicy | None
     anchor: int | None = None
+    ignore_result: bool | None = None
     due_since: int | None = None
     key: str | None = None
 

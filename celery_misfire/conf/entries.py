@@ -7,14 +7,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from celery import Celery
 from celery.schedules import BaseSchedule, maybe_schedule
 
 from celery_misfire.conf.problems import Problems, as_seconds, policy_value
 from celery_misfire.fire import LONGEST_NAME
-from celery_misfire.misfire import FITTING, MisfireInstruction, MisfirePolicy, TriggerType
+from celery_misfire.misfire import FITTING, MisfireInstruction, MisfirePolicy, Trigger, TriggerType
 from celery_misfire.texts import hide_secrets, quote, quote_name, unknown_key, unknown_word
 from celery_misfire.triggers.kinds import trigger_for
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENTRY_KEYS",
+    "ConfiguredEntry",
     "as_instruction",
     "check_name",
-    "entry_policy",
+    "checked_entry",
     "keys_of",
     "place_of",
     "policy_keys",
@@ -125,30 +126,31 @@ def policy_of(
     if trigger_type is not None and trigger_type in settings.instructions:
         merged["instruction"] = settings.instructions[trigger_type]
     off = False
-    for place, value in _sources(problems.spell, settings, entry, misfire):
-        with problems.at(place):
+    for setting, value in _sources(settings, entry, misfire):
+        try:
             keys = policy_keys(value, trigger_type)
+        except Exception as exc:
+            problems.add_error(_place(problems.spell, setting, entry), exc)
+        else:
             off = keys is False
             merged |= keys or {}
     return None if off else _shared_policy(**merged)
 
 
-def _sources(
-    spell: Callable[[str], str], settings: Settings, entry: str, misfire: object
-) -> list[tuple[str, Any]]:
-    """Return the places that set keys of this entry's policy; a later one overrides an earlier one."""
-    places = {
-        f"{spell('misfire_policies')}[{quote_name(entry)}]": settings.policies.get(entry),
-        f"{spell('beat_schedule')}[{quote_name(entry)}].misfire": misfire,
-    }
-    return [(place, value) for place, value in places.items() if value is not None]
+def _sources(settings: Settings, entry: str, misfire: object) -> list[tuple[str, Any]]:
+    """Return the settings with keys of this entry's policy; a later one overrides an earlier one."""
+    sources = (("misfire_policies", settings.policies.get(entry)), ("beat_schedule", misfire))
+    return [source for source in sources if source[1] is not None]
+
+
+def _place(spell: Callable[[str], str], setting: str, entry: str) -> str:
+    return f"{spell(setting)}[{quote_name(entry)}]" + (".misfire" if setting == "beat_schedule" else "")
 
 
 def place_of(spell: Callable[[str], str], key: str, settings: Settings, entry: str, misfire: object) -> str:
     """Return where a key of an entry's policy was set."""
-    sources = _sources(spell, settings, entry, misfire)
-    places = [place for place, value in sources if key in (policy_keys(value) or {})]
-    return f"{places[-1]}.{key}" if places else spell(_PREFIX + key)
+    found = [s for s, value in _sources(settings, entry, misfire) if key in (policy_keys(value) or {})]
+    return f"{_place(spell, found[-1], entry)}.{key}" if found else spell(_PREFIX + key)
 
 
 # -- entries -----------------------------------------------------------------------------------------------
@@ -167,6 +169,22 @@ _OPTION_TYPES: tuple[tuple[str, str, tuple[type, ...]], ...] = (
     ("expires", "a number of seconds or a datetime", (int, float, datetime, str)),
     ("countdown", "a number of seconds", (int, float)),
 )
+
+
+#: The built-in tasks that fail in every worker, and what they are made of in ``add_periodic_task``.
+_NO_TASKS = {"celery.chain": "a chain", "celery.group": "a group"}
+
+
+class ConfiguredEntry(NamedTuple):
+    """An entry of ``beat_schedule``.
+
+    :param trigger: None when the schedule cannot be asked, as its own code fails.
+    :param policy: None when misfire handling is off.
+    """
+
+    keys: Mapping[Any, Any]
+    trigger: Trigger | None
+    policy: MisfirePolicy | None
 
 
 def check_name(name: object) -> str:
@@ -194,8 +212,8 @@ def _check_types(
     problems: Problems, place: str, given: Mapping[Any, Any], expected: Iterable[tuple[str, str, Any]]
 ) -> None:
     for key, kind, types in expected:
-        if given.get(key) is not None and not isinstance(given[key], types):
-            problems.add(f"{place}.{key}", f"expected {kind}, got {type(given[key]).__name__}.")
+        if (value := given.get(key)) is not None and not isinstance(value, types):
+            problems.add(f"{place}.{key}", f"expected {kind}, got {type(value).__name__}.")
 
 
 def _misplaced(key: str) -> str:
@@ -205,43 +223,52 @@ def _misplaced(key: str) -> str:
     )
 
 
-def _check_entry(problems: Problems, place: str, entry: Mapping[Any, Any], known: Collection[str]) -> None:
-    """Check an entry, except for its schedule and its policy."""
+def _check_entry(problems: Problems, entry: Mapping[Any, Any], known: Collection[str]) -> None:
+    """Check an entry, except for its schedule and its policy; places are relative to the entry."""
     for key in entry:
+        if key in known:
+            continue
         if key in _POLICY_DEFAULTS or (isinstance(key, str) and key.startswith(_PREFIX)):
-            problems.add(place, f"{_misplaced(key)}.")
-        elif key not in known:
-            problems.add(place, unknown_key(key, known))
+            problems.add("", f"{_misplaced(key)}.")
+        else:
+            problems.add("", unknown_key(key, known))
     for key, example in (("task", "'shop.reports'"), ("schedule", "crontab(minute=0)")):
-        if entry.get(key) is None or (isinstance(entry[key], str) and not entry[key].strip()):
-            problems.add(place, f"{key!r} is missing. Add it, for example {key!r}: {example}.")
-    _check_types(problems, place, entry, _ENTRY_TYPES)
-    options = entry.get("options")
-    options = options if isinstance(options, Mapping) else {}
-    _check_types(problems, f"{place}.options", options, _OPTION_TYPES)
+        value = entry.get(key)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            problems.add("", f"{key!r} is missing. Add it, for example {key!r}: {example}.")
+    _check_types(problems, "", entry, _ENTRY_TYPES)
+    if canvas := _NO_TASKS.get(entry["task"] if isinstance(entry.get("task"), str) else ""):
+        what = f"beat sends single tasks, and {canvas} is none: workers fail on it."
+        problems.add(".task", f"{what} Write a task that sends it, and schedule that task.")
+    if options := entry.get("options"):
+        _check_options(problems, options if isinstance(options, Mapping) else {})
+
+
+def _check_options(problems: Problems, options: Mapping[Any, Any]) -> None:
+    _check_types(problems, ".options", options, _OPTION_TYPES)
     if isinstance(expires := options.get("expires"), str):
         try:
             datetime.fromisoformat(expires)
         except ValueError:
             what = f"expected a number of seconds or a datetime, got {quote(expires)}."
-            problems.add(f"{place}.options.expires", what)
+            problems.add(".options.expires", what)
     for key in options:
         if key == "misfire":
             fix = f"With add_periodic_task use {problems.spell('misfire_policies')}."
-            problems.add(f"{place}.options", f"'misfire' belongs beside 'options', not inside. {fix}")
+            problems.add(".options", f"'misfire' belongs beside 'options', not inside. {fix}")
         elif key in _POLICY_DEFAULTS or (isinstance(key, str) and key.lower().startswith("misfire")):
-            problems.add(f"{place}.options", f"{_misplaced(key)}, not in 'options'.")
+            problems.add(".options", f"{_misplaced(key)}, not in 'options'.")
         elif key == "task_id":
-            problems.add(f"{place}.options", "'task_id' is set by celery_misfire. Remove it.")
+            problems.add(".options", "'task_id' is set by celery_misfire. Remove it.")
         elif key == "headers" and isinstance(options[key], Mapping) and "misfire" in options[key]:
-            problems.add(f"{place}.options.headers", "'misfire' is reserved. Give the header another name.")
+            problems.add(".options.headers", "'misfire' is reserved. Give the header another name.")
 
 
 # A schedule class needs one of these methods.
 _ARITHMETIC = ("remaining_estimate", "is_due")
 
 
-def _trigger_type(app: Celery, name: str, schedule: Any, relative: bool) -> TriggerType:
+def _trigger(app: Celery, name: str, schedule: Any, relative: bool) -> tuple[Trigger | None, TriggerType]:
     if isinstance(schedule, str):
         raise ValueError(f"got the string {quote(schedule)}. Use {_cron_call(schedule)}.")
     if isinstance(schedule, int | float | timedelta):
@@ -256,12 +283,15 @@ def _trigger_type(app: Celery, name: str, schedule: Any, relative: bool) -> Trig
         what = f"{type(schedule).__name__} has no {'() and no '.join(_ARITHMETIC)}() of its own."
         raise ValueError(f"{what} Write one of them.")
     try:
-        return trigger_for(maybe_schedule(schedule, relative, app=app), name).trigger_type
+        # An object of Celery's for an interval is needed only to know its time zone.
+        is_plain = isinstance(schedule, timedelta) and not relative
+        trigger = trigger_for(schedule if is_plain else maybe_schedule(schedule, relative, app=app), name)
+        return trigger, trigger.trigger_type
     except ValueError as exc:
         raise ValueError(f"{hide_secrets(str(exc)).rstrip('.')}.") from None
     except Exception:
         # The schedule's own code fails, perhaps only today. The scheduler quarantines such an entry.
-        return TriggerType.CRON
+        return None, TriggerType.CRON
 
 
 def _cron_call(text: str) -> str:
@@ -277,21 +307,25 @@ def _cron_call(text: str) -> str:
     return "a schedule such as crontab(minute=0), a number of seconds or a timedelta"
 
 
-def entry_policy(
+def checked_entry(
     problems: Problems, app: Celery, settings: Settings, name: object, entry: object, known: Collection[str]
-) -> MisfirePolicy | None:
-    """Check all of an entry and return its policy."""
+) -> ConfiguredEntry | None:
+    """Check all of an entry and return it; None when its name is no name."""
     try:
         name = check_name(name)
     except ValueError as exc:
         problems.add(problems.spell("beat_schedule"), str(exc))
         return None
-    place, trigger_type = f"{problems.spell('beat_schedule')}[{quote_name(name)}]", None
+    own, trigger, trigger_type = Problems(problems.spell), None, None
     keys: Mapping[Any, Any] = {}
-    with problems.at(place):
+    with own.at(""):
         keys = keys_of(entry)
-        _check_entry(problems, place, keys, known)
-    if keys.get("schedule") is not None:
-        with problems.at(f"{place}.schedule"):
-            trigger_type = _trigger_type(app, name, keys["schedule"], bool(keys.get("relative")))
-    return policy_of(problems, settings, name, keys.get("misfire"), trigger_type)
+        _check_entry(own, keys, known)
+    with own.at(".schedule"):
+        if (schedule := keys.get("schedule")) is not None:
+            trigger, trigger_type = _trigger(app, name, schedule, bool(keys.get("relative")))
+    if own.found:
+        place = f"{problems.spell('beat_schedule')}[{quote_name(name)}]"
+        problems.found += [(place + below, text) for below, text in own.found]
+    policy = policy_of(problems, settings, name, keys.get("misfire"), trigger_type)
+    return ConfiguredEntry(keys, trigger, policy)

@@ -84,13 +84,18 @@ class Problems:
         """Add the error that the block raises, if it raises one, as a problem of `place`."""
         try:
             yield
-        except InvalidSetting as exc:
-            self.found += [(place + below, text) for below, text in exc.found]
-        except ValueError as exc:
-            self.add(place, str(exc))
         except Exception as exc:
+            self.add_error(place, exc)
+
+    def add_error(self, place: str, error: Exception) -> None:
+        """Add what a check has raised as a problem of `place`, or as the problems that it holds."""
+        if isinstance(error, InvalidSetting):
+            self.found += [(place + below, text) for below, text in error.found]
+        elif isinstance(error, ValueError):
+            self.add(place, str(error))
+        else:
             # The value's own code fails. Its message is not shown: it may hold a secret.
-            self.add(place, f"cannot be read: its own code raises {type(exc).__name__}. Use plain values.")
+            self.add(place, f"cannot be read: its own code raises {type(error).__name__}. Use plain values.")
 
     def add(self, place: str, text: str) -> None:
         self.found.append((place, text))

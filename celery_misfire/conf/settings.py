@@ -18,9 +18,10 @@ from celery import Celery
 from celery_misfire.conf.celery_redis import redis_of_celery
 from celery_misfire.conf.entries import (
     ENTRY_KEYS,
+    ConfiguredEntry,
     as_instruction,
     check_name,
-    entry_policy,
+    checked_entry,
     policy_keys,
     policy_of,
 )
@@ -234,8 +235,8 @@ def read_settings(app: Celery) -> Settings:
 
 def read_config(
     app: Celery, beat_schedule: Mapping[str, Any], entry_keys: Collection[str] = ENTRY_KEYS
-) -> tuple[Settings, dict[str, MisfirePolicy | None]]:
-    """Return the settings of an app and the policy of every entry, None for those that are switched off.
+) -> tuple[Settings, dict[str, ConfiguredEntry]]:
+    """Return the settings of an app and its entries.
 
     An entry whose schedule fails in its own code counts as cron here.
 
@@ -244,17 +245,18 @@ def read_config(
     :raises MisfireConfigError: with every problem of the settings and of the entries.
     """
     settings, problems = _read(app)
-    policies: dict[str, MisfirePolicy | None] = {}
+    entries: dict[str, ConfiguredEntry] = {}
     if isinstance(beat_schedule, Mapping):
         for name, entry in beat_schedule.items():
-            policies[name] = entry_policy(problems, app, settings, name, entry, entry_keys)
+            if (checked := checked_entry(problems, app, settings, name, entry, entry_keys)) is not None:
+                entries[name] = checked
     else:
         problems.add(
             problems.spell("beat_schedule"),
             f"expected a dict of entries, got {type(beat_schedule).__name__}.",
         )
     problems.raise_config_error()
-    return settings, policies
+    return settings, entries
 
 
 def _read(app: Celery) -> tuple[Settings, Problems]:
@@ -281,7 +283,8 @@ def _read(app: Celery) -> tuple[Settings, Problems]:
         what = "not set and the app has no name (Celery() without main)."
         problems.add(spell("misfire_namespace"), f"{what} Set it, for example to 'shop'.")
     policies: dict[str, Any] = {}
-    plain = plain_names(app.conf.beat_schedule)
+    # Only policies need the entries, and reading them may take long.
+    plain = plain_names(app.conf.beat_schedule) if values.get("policies") else {}
     for entry, policy in values.get("policies", {}).items():
         name = plain.get(entry, entry)
         with problems.at(f"{spell('misfire_policies')}[{quote_name(name)}]"):

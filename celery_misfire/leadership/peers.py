@@ -15,8 +15,8 @@ from typing import Any
 
 from celery import Celery
 
+from celery_misfire.conf.entries import ConfiguredEntry
 from celery_misfire.conf.settings import Settings
-from celery_misfire.misfire import MisfirePolicy
 from celery_misfire.texts import quote, quote_name
 
 __all__ = ["describe", "difference"]
@@ -33,31 +33,22 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _policy_text = lru_cache(maxsize=1024)(repr)
 
 
-def describe(
-    app: Celery,
-    settings: Settings,
-    beat_schedule: Mapping[str, Any],
-    policies: Mapping[str, MisfirePolicy | None],
-) -> tuple[str, str]:
-    """Return the descriptions of a beat and of its entries (task, schedule and policy), as JSON texts.
-
-    :param policies: of the entries in `beat_schedule`.
-    """
+def describe(app: Celery, settings: Settings, entries: Mapping[str, ConfiguredEntry]) -> tuple[str, str]:
+    """Return the descriptions of a beat and of its entries (task, schedule and policy), as JSON texts."""
     names = [f.name for f in fields(settings) if f.name not in _MAY_DIFFER]
     given = {f"misfire_{name}": _digest(getattr(settings, name)) for name in names}
     given |= {"timezone": _digest(str(app.timezone))}
     given |= {"misfire_instructions": _digest(sorted(settings.instructions.items()))}
-    entries = {name: _entry(entry, policies[name]) for name, entry in beat_schedule.items()}
-    texts = json.dumps(entries, sort_keys=True)
+    texts = json.dumps({name: _entry(entry) for name, entry in entries.items()}, sort_keys=True)
     return json.dumps({"app": app.main, "settings": given, "entries": _digest(texts)}, sort_keys=True), texts
 
 
-def _entry(entry: Any, policy: MisfirePolicy | None) -> str:
-    keys = entry if isinstance(entry, Mapping) else vars(entry)
+def _entry(entry: ConfiguredEntry) -> str:
+    keys = entry.keys
     schedule = keys["schedule"]
     # Celery shows an interval in whole seconds.
     shown_as = getattr(schedule, "run_every", schedule), getattr(schedule, "relative", keys.get("relative"))
-    return _digest(f"{keys['task']} {bool(shown_as[1])} {_text(shown_as[0])} {_policy_text(policy)}")
+    return _digest(f"{keys['task']} {bool(shown_as[1])} {_text(shown_as[0])} {_policy_text(entry.policy)}")
 
 
 def _text(value: object) -> str:

@@ -62,6 +62,7 @@ class PendingMisses:
         """Hand the misses of an entry to the reporter, unless it has them already."""
         record, definition = self._ledger[name], self._ledger.definitions.get(name)
         on_missed = definition.policy.on_missed if definition and definition.policy else None
+        ignored = definition.ignore_result if definition else None
         for lost in record.missed:
             if (name, lost) in self._left:
                 continue
@@ -79,7 +80,7 @@ class PendingMisses:
                     instruction=lost.instruction,
                     detected_at=from_millis(lost.detected_at),
                 )
-                self._reporter.submit(Report(missed=missed, on_missed=on_missed, key=(name, lost)))
+                self._reporter.submit(Report(missed, on_missed, (name, lost), ignore_result=ignored))
 
     def _portion(
         self, record: EntryRecord, lost: Unreported

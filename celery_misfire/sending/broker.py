@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import selectors
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +28,15 @@ TIMEOUT = 5.0
 
 
 class Broker:
-    """The broker of an app, over one connection that is opened when it is needed; for one thread."""
+    """The broker of an app, over one connection that is opened when it is needed; for one thread.
 
-    def __init__(self, app: Celery) -> None:
-        self._app = app
+    :param make_producer: makes the producer on the connection; None: :class:`WatchedProducer`.
+    """
+
+    def __init__(
+        self, app: Celery, make_producer: Callable[[Connection], WatchedProducer] | None = None
+    ) -> None:
+        self._app, self._make_producer = app, make_producer or WatchedProducer
         self._connection: Connection | None = None
         self._producer: WatchedProducer | None = None
         self._blocked = False
@@ -106,7 +112,7 @@ class Broker:
         if _is_amqp(connection):
             # As an option of py-amqp's it does not hold in the middle of a frame.
             connection.connection.sock.settimeout(options.get("read_timeout") or TIMEOUT)
-        return WatchedProducer(connection)
+        return self._make_producer(connection)
 
     def _block(self, reason: str) -> None:
         # Raised where an answer is waited for: none will come soon, and what was sent stays on its way. A new

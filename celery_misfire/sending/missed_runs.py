@@ -48,12 +48,14 @@ class Report:
     :param on_missed: name of the handler task, None for none.
     :param key: anything by which the caller knows the report.
     :param request: the request of a run that a worker has received, without its arguments.
+    :param ignore_result: the option of this name of the entry; None when it says nothing.
     """
 
     missed: MissedFire
     on_missed: str | None = None
     key: object = None
     request: Context | None = None
+    ignore_result: bool | None = None
 
 
 #: Where else to keep a record of missed runs. All are called again until none raises, so each must accept a
@@ -173,7 +175,10 @@ def _store_result(app: Celery, settings: Settings, item: Report, broker: Broker)
     # The RPC backend sends a result to the caller of the run, and beat's runs have none.
     if isinstance(backend, DisabledBackend | RPCBackend):
         return
-    if task.ignore_result and not task.store_errors_even_if_ignored:
+    # The run itself would decide so: what was asked for with it goes before what its task says.
+    told = item.ignore_result if item.request is None else vars(item.request).get("ignore_result")
+    ignored = task.ignore_result if told is None else told
+    if ignored and not task.store_errors_even_if_ignored:
         return
     with _hold_result(backend, missed.task_id) as state:
         if state not in states.READY_STATES:

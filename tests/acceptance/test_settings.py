@@ -131,3 +131,25 @@ def test_the_log_in_redis_keeps_about_as_many_lines_as_it_is_told_to(
     assert 50 <= client.xlen(log) <= 150
     sent = {d["id"] for d in project.decisions() if d["event"] == "sent"}
     assert {m.id for m in published(project.url)[-20:]} <= sent
+
+
+@pytest.mark.parametrize(
+    ("settings", "entries", "problem"),
+    [
+        # One is found by the scheduler of Celery's banner, the other by the one that would run.
+        ({"misfire_history": "much"}, {}, "misfire_history: expected a whole number >= 0, got 'much'."),
+        ({}, {"misfire": "skip"}, "beat_schedule['often'].misfire: 'skip' is unknown."),
+        # Redis itself refuses this one, when beat is at work.
+        ({"misfire_redis_options": {"db": 999}}, {}, "misfire_redis_url: "),
+    ],
+)
+def test_a_wrong_setting_ends_beat_with_a_sentence_and_no_traceback(
+    project: Project, settings: dict[str, Any], entries: dict[str, Any], problem: str
+) -> None:
+    project.configure({"often": {"schedule": EVERY_SECOND} | entries}, **settings)
+    beat = project.beat()
+    wait_for(lambda: not beat.alive, 60, what="the end of beat")
+    log = project.log()
+    assert "Traceback" not in log
+    assert f"Error: celery_misfire: {problem}" in log.splitlines()[-1]
+    assert beat.exit_code == 1

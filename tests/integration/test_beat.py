@@ -132,6 +132,32 @@ def test_a_schedule_that_is_no_dict_of_entries_is_refused_in_words(wrong: Any) -
         MisfireScheduler(app)
 
 
+class Unread(dict[str, Any]):
+    def __iter__(self) -> Any:
+        raise AssertionError("the entries were read")
+
+    keys = items = values = __iter__
+
+
+def test_a_lazy_scheduler_as_of_celerys_banner_reads_no_entry() -> None:
+    app = Celery("shop", broker="redis://h", set_as_current=False)
+    app.conf.beat_schedule = Unread(reports={"task": "shop.reports", "schedule": 60.0})
+    beat = MisfireScheduler(app, lazy=True)
+    assert beat.info == "    . state -> shop at h:6379"
+    beat.close()
+
+
+def test_a_lazy_scheduler_reports_the_problems_of_the_entries_with_those_of_the_settings() -> None:
+    app = Celery("shop", broker="redis://h", set_as_current=False)
+    app.conf.update(misfire_history="much", beat_schedule={"reports": {"task": "shop.reports"}})
+    with pytest.raises(MisfireConfigError) as caught:
+        MisfireScheduler(app, lazy=True).info  # noqa: B018 - the banner asks for it
+    assert [line.split(": ")[1] for line in caught.value.problems] == [
+        "misfire_history",
+        "beat_schedule['reports']",
+    ]
+
+
 class Uncopyable:
     def __deepcopy__(self, memo: Any) -> Any:
         raise RuntimeError("cannot copy canary-4711")

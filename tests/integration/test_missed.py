@@ -14,6 +14,7 @@ from uuid import UUID
 import pytest
 from billiard.einfo import ExceptionInfo
 from celery import Celery, Task, signals, states
+from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 
 from celery_misfire.exceptions import TaskMissed
@@ -208,6 +209,21 @@ def test_a_task_that_ignores_its_results_is_taken_at_its_word(
     missed = make_missed()
 
     assert report(app, SETTINGS, Report(missed)) == {}
+
+    assert app.backend.get_state(missed.task_id) == stored
+
+
+@pytest.mark.parametrize(("of_task", "of_entry", "stored"), [(True, False, MISSED), (False, True, "PENDING")])
+@pytest.mark.parametrize("was_received", [False, True])
+def test_an_entry_says_whether_its_result_is_ignored_before_its_task_does(
+    app: Celery, of_task: bool, of_entry: bool, stored: str, was_received: bool
+) -> None:
+    register(app, ignore_result=of_task)
+    missed = make_missed()
+    request = Context(id=missed.task_id, ignore_result=of_entry) if was_received else None
+
+    item = Report(missed, request=request, ignore_result=None if was_received else of_entry)
+    assert report(app, SETTINGS, item) == {}
 
     assert app.backend.get_state(missed.task_id) == stored
 

@@ -847,8 +847,9 @@ def test_what_is_hardly_meant_is_warned_of_word_for_word(
     config: dict[str, Any], entry: dict[str, Any], expected: list[str]
 ) -> None:
     app, beat_schedule = app_with(**config), {"x": HOURLY | entry}
-    found, _ = read_config(app, beat_schedule)
-    assert warnings_for(app, found, beat_schedule) == [f"celery_misfire: {line}" for line in expected]
+    assert warnings_for(app, *read_config(app, beat_schedule)) == [
+        f"celery_misfire: {line}" for line in expected
+    ]
 
 
 # -- schedules, where they are made ------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from celery import Celery
-from celery.beat import ScheduleEntry
+from celery import Celery, chain, chord, group
+from celery.beat import BeatLazyFunc, ScheduleEntry
 from celery.exceptions import ImproperlyConfigured
 from celery.schedules import BaseSchedule, crontab
 
@@ -369,7 +369,7 @@ def test_places_of_celerys_own_settings_are_told_by_the_names_that_the_namespace
         f"Allowed for cron: {FIT_CRON}.",
     )
     settings = Settings(redis_url="redis://h", namespace="shop")
-    assert warnings_for(app, settings, {"x": HOURLY}) == [
+    assert warnings_for(app, settings, {}) == [
         "celery_misfire: CELERY_BEAT_CRON_STARTING_DEADLINE: 7200 is not used here. "
         "Use max_lateness in a misfire policy."
     ]
@@ -576,9 +576,9 @@ def test_read_config_gives_every_entry_its_policy() -> None:
         "stocks": {"task": "shop.stocks", "schedule": timedelta(minutes=15), "options": {"queue": "low"}},
         "made": ScheduleEntry(name="made", task="shop.made", schedule=crontab(), app=app),
     }
-    found, policies = read_config(app, entries)
+    found, checked = read_config(app, entries)
     assert found == read_settings(app)
-    assert policies == {
+    assert {name: entry.policy for name, entry in checked.items()} == {
         "hourly": MisfirePolicy("ignore_misfire_policy"),
         "noise": None,
         "stocks": MisfirePolicy("do_nothing"),
@@ -624,14 +624,15 @@ def test_a_schedule_whose_own_code_fails_does_not_stop_the_start() -> None:
         def is_due(self, last_run_at: Any) -> tuple[bool, datetime]:
             raise KeyError
 
-    _, policies = read_config(app_with(), {"x": {"task": "shop.x", "schedule": Failing()}, "y": HOURLY})
-    assert policies == {"x": MisfirePolicy(), "y": MisfirePolicy()}
+    _, checked = read_config(app_with(), {"x": {"task": "shop.x", "schedule": Failing()}, "y": HOURLY})
+    assert {name: entry.policy for name, entry in checked.items()} == dict.fromkeys("xy", MisfirePolicy())
 
 
 def test_a_scheduler_may_allow_more_keys() -> None:
     entry = HOURLY | {"enabled": True}
     assert len(problems_of(lambda: read_config(app_with(), {"x": entry}))) == 1
-    assert read_config(app_with(), {"x": entry}, (*ENTRY_KEYS, "enabled"))[1] == {"x": MisfirePolicy()}
+    _, checked = read_config(app_with(), {"x": entry}, (*ENTRY_KEYS, "enabled"))
+    assert checked["x"].policy == MisfirePolicy()
 
 
 # -- warnings ----------------------------------------------------------------------------------------------
@@ -640,7 +641,48 @@ def test_a_scheduler_may_allow_more_keys() -> None:
 def test_an_ordinary_configuration_gives_no_warning() -> None:
     entries = {"x": HOURLY | {"options": {"expires": datetime(2027, 1, 1, tzinfo=UTC)}}}
     app = app_with(misfire_threshold=60)
-    assert warnings_for(app, read_config(app, entries)[0], entries) == []
+    assert warnings_for(app, *read_config(app, entries)) == []
+
+
+def test_arguments_that_beat_calls_for_their_value_are_not_those_that_are_sent() -> None:
+    def now() -> str:
+        return "now"
+
+    values = {"args": [1, BeatLazyFunc(now)], "kwargs": {"at": BeatLazyFunc(now), "shop": "a"}}
+    app = app_with()
+    assert warnings_for(app, *read_config(app, {"x": HOURLY | values})) == []
+    values["args"].append(object())
+    assert [line.split(": ")[1] for line in warnings_for(app, *read_config(app, {"x": HOURLY | values}))] == [
+        "beat_schedule['x'].args"
+    ]
+
+
+def _step() -> None:
+    """A task."""
+
+
+@pytest.mark.parametrize(("make", "kind"), [(chain, "a chain"), (group, "a group")])
+def test_what_no_worker_can_run_as_a_task_is_refused(make: Any, kind: str) -> None:
+    app = app_with()
+    task = app.task(_step, name="shop.step")
+    app.add_periodic_task(60.0, make(task.s(), task.s()), name="x")
+    assert problems_of(lambda: read_config(app, app.conf.beat_schedule)) == (
+        f"celery_misfire: beat_schedule['x'].task: beat sends single tasks, and {kind} is none: workers fail "
+        "on it. Write a task that sends it, and schedule that task.",
+    )
+
+
+def test_a_chord_and_the_maps_are_tasks() -> None:
+    app = app_with()
+    task = app.task(_step, name="shop.step")
+    for name, signature in {
+        "chord": chord([task.s()], task.s()),
+        "map": task.map([1]),
+        "starmap": task.starmap([(1,)]),
+        "chunks": task.chunks([(1,)], 1),
+    }.items():
+        app.add_periodic_task(60.0, signature, name=name)
+    assert set(read_config(app, app.conf.beat_schedule)[1]) == {"chord", "map", "starmap", "chunks"}
 
 
 # -- the error of a missed run -----------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def test_500_random_configurations_end_in_a_start_or_in_a_config_error(seed: int
         config, entries = configuration(chance)
         app.conf.update(BROKER | config)
         try:
-            found, policies = read_config(app, entries)
+            found, checked = read_config(app, entries)
             RedisStore.of(found)
         except MisfireConfigError as error:
             ends["refused"] += 1
@@ -215,8 +215,8 @@ def test_500_random_configurations_end_in_a_start_or_in_a_config_error(seed: int
             text = f"{error!s} {error!r} {error.__context__!r} {error.__cause__!r}"
         else:
             ends["starts"] += 1
-            assert list(policies) == list(entries)
-            lines = warnings_for(app, found, entries)
+            assert list(checked) == list(entries)
+            lines = warnings_for(app, found, checked)
             text = repr(found)
         assert CANARY not in text + "".join(lines)
         assert all(len(line) <= MAX_LINE_LENGTH and line.isprintable() for line in lines), lines

@@ -8,7 +8,7 @@ import pytest
 from celery import Celery, chain, chord, group
 
 from celery_misfire.conf.names import plain_names, plainly_named
-from celery_misfire.conf.settings import read_config, read_settings
+from celery_misfire.conf.settings import read_config
 from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.exceptions import MisfireConfigError
 
@@ -78,13 +78,13 @@ def test_policies_match_by_celerys_own_name_and_by_the_plain_one(app: Celery) ->
     for name in (own, "shop.login(...)"):
         app.conf.misfire_policies = {name: "do_nothing"}
         entries = plainly_named(app.conf.beat_schedule)
-        settings, policies = read_config(app, entries)
-        policy = policies["shop.login(...)"]
+        settings, checked = read_config(app, entries)
+        policy = checked["shop.login(...)"].policy
         assert policy is not None
         assert policy.instruction == "do_nothing"
-        assert [w for w in warnings_for(app, settings, entries) if "misfire_policies" in w] == []
+        assert [w for w in warnings_for(app, settings, checked) if "misfire_policies" in w] == []
     app.conf.misfire_policies = {"shop.login": "do_nothing"}
-    (warning,) = warnings_for(app, read_settings(app), plainly_named(app.conf.beat_schedule))
+    (warning,) = warnings_for(app, *read_config(app, plainly_named(app.conf.beat_schedule)))
     assert "no entry has this name" in warning
     assert SECRET not in warning
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -19,13 +19,14 @@ from django_celery_beat import schedulers
 from django_celery_beat.clockedschedule import clocked
 
 from celery_misfire.beat import FAREWELL, MisfireMixin
-from celery_misfire.conf.entries import ENTRY_KEYS, policy_keys
+from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry, policy_keys
 from celery_misfire.conf.names import plain_names
 from celery_misfire.conf.warnings import unknown_policies
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
 from celery_misfire.events import Event, GaveUp, Misfired, Sent
+from celery_misfire.exceptions import PublishRejected
 from celery_misfire.fire import LONGEST_NAME
 from celery_misfire.records import Definition
 from celery_misfire.triggers.asked import AskedTrigger
@@ -51,13 +52,14 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
 
     def setup_schedule(self) -> None:
         self._written: list[WrittenEntry] = []
-        self._schedule = _Schedule(lambda name: self._adopted[name].entry)
-        super().setup_schedule()
-        self._table = Table(self.app, self._settings, self._written)
-        self._table.start()
         #: The rows of the current plan, and those of them that are finished some day.
         self._adopted: Mapping[str, Row] = {}
         self._finite: list[Row] = []
+        # A beat that stands by has no plan.
+        self._schedule = _Schedule(lambda: self._adopted or self._table.rows)
+        super().setup_schedule()
+        self._table = Table(self.app, self._settings, self._written, self.Entry)
+        self._table.start()
         #: True when a row that runs once has just run or was missed.
         self._has_ended = False
         #: The names of rows that never fire, and of which the log says so.
@@ -67,9 +69,12 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
     # -- the schedule --------------------------------------------------------------------------------------
 
     @property
-    def schedule(self) -> dict[str, ScheduleEntry]:  # type: ignore[override]  # read-only in django-celery-beat
-        """The entries: all of them by name, and those that are no rows when gone through."""
+    def schedule(self) -> MutableMapping[str, ScheduleEntry]:  # type: ignore[override] # dict, and not to be set
+        """The entries: of the enabled rows, and those of the configuration that are no rows."""
         return self._schedule
+
+    def _own_entries(self) -> Mapping[str, ScheduleEntry]:
+        return self._schedule.own
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
         """Take entries of the configuration: as rows, if there is a model for their schedule."""
@@ -81,7 +86,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         self.schedule_has_changed()
 
     def _take(self, name: str, entry: Mapping[str, Any]) -> None:
-        entry = self._stripped(name, entry)
+        entry = self._entries.stripped(name, entry)
         own = {key: entry[key] for key in ROW_KEYS if key in entry}
         given = {key: value for key, value in entry.items() if key not in own and key != "last_run_at"}
         place, options = f"beat_schedule[{name!r}]", given.get("options") or {}
@@ -93,7 +98,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
                 logger.warning("beat: %s.options: a row has no column for %s.%s", place, what, hint)
             if isinstance(schedule, clocked):
                 own["one_off"] = True
-            policy = _policy_fields(self._misfire_keys.pop(name, None))
+            policy = _policy_fields(self._entries.misfire_keys.pop(name, None))
             self._written.append(WrittenEntry(name, given | own | {"schedule": schedule}, policy))
             return
         if unused := sorted(own.keys() - {"enabled", "description"}):
@@ -103,16 +108,19 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
             fields = {**given, "name": name, "schedule": schedule, "app": self.app}
             self._schedule[name] = ScheduleEntry(**{k: v for k, v in fields.items() if k not in ROW_KEYS})
 
-    def _warnings(self) -> list[str]:
+    def _warnings(self, entries: Mapping[str, ConfiguredEntry]) -> list[str]:
         # A policy for a name that is no entry may be for a row. The table warns when it has read the rows.
-        early = unknown_policies(self.app, self._settings, self._configured.keys())
-        return [warning for warning in super()._warnings() if warning not in early]
+        early = unknown_policies(self.app, self._settings, entries.keys())
+        return [warning for warning in super()._warnings(entries) if warning not in early]
+
+    def _keep_checked(self, entries: Mapping[str, ConfiguredEntry]) -> None:
+        """Keep nothing: most entries of the configuration are rows."""
 
     def _definitions(self) -> Iterator[Definition]:
         self._adopted = self._table.rows
         self._finite = []
         for name, row in self._adopted.items():
-            if name in self._schedule:
+            if name in self._schedule.own:
                 why = "beat_schedule has an entry of this name, whose schedule has no model"
                 self._member.remind(f"periodic task {name!r} is not used: {why}")
             elif row.definition is None:
@@ -163,17 +171,24 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         # A row that neither ran nor was missed stays enabled: somebody may want to give it another time.
         return row.is_single_run and record.state.previous_fire_time is not None
 
-    def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
-        return [*super()._listeners(), self._count_runs]
+    def reserve(self, entry: Any) -> Any:
+        """Advance the counters of an entry in memory; the table has those of the rows written."""
+        if entry.name in self._schedule.own:
+            self._schedule[entry.name] = entry = next(entry)
+        else:
+            entry.total_run_count += 1
+            entry.last_run_at = entry.default_now()
+        return entry
 
     def _count_runs(self, events: Sequence[Event]) -> None:
         for event in events:
-            if not isinstance(event, Sent | Misfired | GaveUp) or event.entry in self._schedule:
+            if not isinstance(event, Sent | Misfired | GaveUp) or event.entry in self._schedule.own:
                 continue
             if isinstance(event, Sent):
                 self._table.ran(event.entry, event.fire_time)
             row = self._adopted.get(event.entry)
             self._has_ended = self._has_ended or (row is not None and row.is_single_run)
+        super()._count_runs(events)
 
     def should_sync(self) -> bool:
         return False
@@ -191,15 +206,38 @@ def _keys_of(entry: ScheduleEntry) -> dict[str, Any]:
     return {key: getattr(entry, key) for key in ("task", "schedule", "args", "kwargs", "options")}
 
 
-class _Schedule(dict[str, ScheduleEntry]):
-    """The entries that are no rows; the entry of a row is made when it is asked for by name."""
+class _Schedule(MutableMapping[str, ScheduleEntry]):
+    """The entries that are no rows, and those of the rows; a change goes to the former.
 
-    def __init__(self, entry_of_row: Callable[[str], ScheduleEntry]) -> None:
-        super().__init__()
-        self._entry_of_row = entry_of_row
+    :param rows: returns the rows by name, as they are now.
+    """
 
-    def __missing__(self, name: str) -> ScheduleEntry:
-        return self._entry_of_row(name)
+    def __init__(self, rows: Callable[[], Mapping[str, Row]]) -> None:
+        self.own: dict[str, ScheduleEntry] = {}
+        self._rows = rows
+
+    def __getitem__(self, name: str) -> ScheduleEntry:
+        return self.own[name] if name in self.own else self._rows()[name].entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.own or name in self._rows()
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.own
+        for name, row in self._rows().items():
+            # As in django-celery-beat, there is no entry of a row that cannot be read.
+            with suppress(PublishRejected):
+                if name not in self.own and row.entry is not None:
+                    yield name
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __setitem__(self, name: str, entry: ScheduleEntry) -> None:
+        self.own[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self.own[name]
 
 
 def _has_model(schedule: Any) -> bool:

@@ -209,9 +209,10 @@ def site_policy(task: PeriodicTask, trigger: Trigger, settings: Settings) -> Mis
     return replace(settings, policies={}).policy_for(str(task.name), None, trigger.trigger_type)
 
 
-def entry_of(task: PeriodicTask, app: Celery) -> ModelEntry:
+def entry_of(task: PeriodicTask, app: Celery, entry_class: type[ModelEntry] = ModelEntry) -> ModelEntry:
     """Return what Celery sends, as django-celery-beat makes it of the row; the row stays as it is.
 
+    :param entry_class: django-celery-beat's, or one of the app's own.
     :raises PublishRejected: when a field is not JSON of its kind, or when the schedule cannot be read.
         django-celery-beat would disable the row, or fail.
     """
@@ -227,7 +228,7 @@ def entry_of(task: PeriodicTask, app: Celery) -> ModelEntry:
     if task.scheduler is None:
         raise PublishRejected("it has no schedule")
     try:
-        entry = ModelEntry(task, app=app)
+        entry = entry_class(task, app=app)
     except Exception as exc:
         raise PublishRejected(f"its row cannot be read ({exc})") from exc
     if task.expires is not None:

@@ -70,11 +70,13 @@ class Row:
     """An enabled periodic task; another object when the row has changed.
 
     :param definition: None when it cannot be scheduled as it is.
+    :param entry_class: what Celery sends is made with it.
     """
 
     app: Celery
     task: PeriodicTask
     definition: Definition | None
+    entry_class: type[ModelEntry] = ModelEntry
 
     @property
     def is_single_run(self) -> bool:
@@ -88,7 +90,7 @@ class Row:
     @cached_property
     def entry(self) -> ModelEntry:
         """Return what Celery sends, see :func:`~celery_misfire.contrib.django.rows.entry_of`."""
-        return entry_of(self.task, self.app)
+        return entry_of(self.task, self.app, self.entry_class)
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,17 @@ class Table:
     """The enabled rows by name.
 
     :param entries: are written before anything is read, in their order.
+    :param entry_class: see :class:`Row`.
     """
 
-    def __init__(self, app: Celery, settings: Settings, entries: Iterable[WrittenEntry]) -> None:
-        self._app, self._settings = app, settings
+    def __init__(
+        self,
+        app: Celery,
+        settings: Settings,
+        entries: Iterable[WrittenEntry],
+        entry_class: type[ModelEntry] = ModelEntry,
+    ) -> None:
+        self._app, self._settings, self._entry_class = app, settings, entry_class
         self._entries = list(entries)
         #: Each change makes a new mapping, so that the main loop never sees half of a change.
         self.rows: Mapping[str, Row] = {}
@@ -310,7 +319,7 @@ class Table:
                 # The database failed, not the row.
                 raise exc.__cause__ from None
             logger.error("beat: periodic task %r is left out: %s", name, exc)
-            return Row(self._app, task, None)
+            return Row(self._app, task, None, self._entry_class)
         try:
             policy = self._policy(name, misfire, trigger.trigger_type)
         except MisfireConfigError as exc:
@@ -318,7 +327,8 @@ class Table:
             logger.error("beat: the policy of periodic task %r is not used: %s", name, exc)
             policy = site_policy(task, trigger, self._settings)
         anchor, since, key = _anchor(task, trigger), _due_since(task, trigger), str(task.pk)
-        return Row(self._app, task, Definition(name, str(task.task), trigger, policy, anchor, since, key))
+        definition = Definition(name, str(task.task), trigger, policy, anchor, due_since=since, key=key)
+        return Row(self._app, task, definition, self._entry_class)
 
     def _policy(self, name: str, misfire: object, type_: TriggerType) -> Policy | None:
         # Rows of the same policy share one object.

@@ -1,0 +1,161 @@
+"""The entries of Celery's scheduler as definitions, and what they have beside Celery's own fields."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import cached_property, lru_cache
+from operator import is_
+from typing import Any, Protocol
+
+from celery_misfire.conf.entries import ConfiguredEntry
+from celery_misfire.conf.settings import Settings
+from celery_misfire.misfire import ENDLESS, MisfirePolicy, Trigger, to_millis
+from celery_misfire.records import Definition
+from celery_misfire.triggers.kinds import GridTrigger, trigger_for
+
+__all__ = ["NOT_ASKED", "BeatEntries", "Entry", "own_is_due"]
+
+logger = logging.getLogger(__name__)
+
+#: Pause between two looks for changes, in seconds per entry. A look at one takes about 2 % of it.
+PAUSE_PER_ENTRY = 4e-6
+
+
+#: What is wrong with an ``is_due()`` of the app's own, but for one of a schedule.
+NOT_ASKED = "is not asked, as fire times are planned ahead. Give a schedule class such an is_due()."
+
+
+class Entry(Protocol):
+    """Celery's ``ScheduleEntry``."""
+
+    task: Any
+    schedule: Any
+    options: Any
+
+
+@lru_cache(maxsize=1024)
+def own_is_due(cls: type) -> str:
+    """Return the full name of the method of a class of schedulers or entries that decides what is due.
+
+    '' when that is Celery's, or django-celery-beat's.
+    """
+    owner = next(c for c in cls.__mro__ if "is_due" in vars(c))
+    # They are known by their modules, as monitors put functions of their own in the place of methods.
+    is_known = owner.__module__ in ("celery.beat", "django_celery_beat.schedulers")
+    return "" if is_known else f"{owner.__module__}.{owner.__qualname__}.is_due"
+
+
+class BeatEntries:
+    """Knows what has become of the keys that Celery's entries have no place for.
+
+    :param filename: where Celery's own scheduler keeps its last runs.
+    """
+
+    def __init__(self, filename: str) -> None:
+        self._filename = filename
+        #: By entry name: the key `misfire`, and the key `last_run_at`, as configured.
+        self.misfire_keys: dict[str, Any] = {}
+        self._given_last_runs: dict[str, Any] = {}
+        # What was found out about an entry, and the schedule that it is true of.
+        self._known: dict[str, tuple[Any, Trigger, MisfirePolicy | None]] = {}
+        self._seen: dict[str, Entry] = {}
+        self._next_look = 0.0
+
+    def stripped(self, name: str, entry: Any) -> Any:
+        """Take our key out of an entry that is about to be added: Celery's own class does not know it."""
+        self._known.pop(name, None)
+        if not isinstance(entry, Mapping):
+            return entry
+        for key, kept in (("misfire", self.misfire_keys), ("last_run_at", self._given_last_runs)):
+            kept.pop(name, None)
+            if key in entry:
+                kept[name] = entry[key]
+        return {k: v for k, v in entry.items() if k != "misfire"}
+
+    def last_run(self, name: str) -> datetime | None:
+        """Return what Celery's file says of an entry, else its configuration; None for neither."""
+        return self._last_runs.get(name) or self._given_last_runs.get(name)
+
+    @cached_property
+    def _last_runs(self) -> Mapping[str, datetime]:
+        # Needed once in a lifetime, by those who come from Celery's own scheduler.
+        from celery_misfire.beat_file import last_runs
+
+        try:
+            found = last_runs(self._filename)
+        except ValueError as exc:
+            logger.warning("beat: the schedule file %r is left alone: %s", self._filename, exc)
+            return {}
+        if found:
+            logger.info("beat: new intervals go on from the last runs in %r", self._filename)
+        return found
+
+    def keep(self, checked: Mapping[str, ConfiguredEntry], schedule: Mapping[str, Entry]) -> None:
+        """Spare the first plan what the check of the configuration has found out."""
+        for name, configured in checked.items():
+            if configured.trigger is not None and (entry := schedule.get(name)) is not None:
+                self._known[name] = entry.schedule, configured.trigger, configured.policy
+
+    def definition(
+        self,
+        name: str,
+        entry: Entry,
+        settings: Settings,
+        last_run_of: Callable[[Any], datetime | None],
+        plain_name: str,
+    ) -> Definition:
+        """Return how an entry is planned.
+
+        :param last_run_of: asked where a grid goes on from its last run.
+        :param plain_name: the name without arguments, see :mod:`celery_misfire.conf.names`.
+        :raises Exception: when the entry cannot be planned.
+        """
+        if own := own_is_due(type(entry)):
+            raise ValueError(f"{own}: {NOT_ASKED}")
+        schedule, trigger, policy = self._known.get(name, (None, None, None))
+        if trigger is None or schedule is not entry.schedule:
+            trigger = trigger_for(entry.schedule, plain_name)
+            policy = settings.policy_for(plain_name, self.misfire_keys.get(name), trigger.trigger_type)
+            self._known[name] = entry.schedule, trigger, policy
+        anchor = None
+        # Only intervals without a start go on from a last run.
+        if isinstance(trigger, GridTrigger) and (trigger.start, trigger.repeat_count) == (None, ENDLESS):
+            anchor = _anchor(last_run_of(entry))
+        ignored = entry.options.get("ignore_result") if entry.options else None
+        return Definition(plain_name, str(entry.task), trigger, policy, anchor, ignored)
+
+    # -- changes -------------------------------------------------------------------------------------------
+
+    def saw(self, schedule: Mapping[str, Entry]) -> None:
+        """Take note of the entries that are planned from now on."""
+        self._seen = dict(schedule)
+        if len(self._known) > len(schedule):
+            self._known = {name: known for name, known in self._known.items() if name in schedule}
+
+    def replaced(self, name: str, before: Entry, after: Entry) -> None:
+        """Take note of an entry that has been replaced by one that is planned alike."""
+        if self._seen.get(name) is before:
+            self._seen[name] = after
+
+    def have_changed(self, schedule: Mapping[str, Entry]) -> bool:
+        """Look whether entries were put in, taken out or replaced since they were planned.
+
+        Anybody may do that, as the schedule is a mapping. A large one is not looked at in every tick.
+        """
+        now, seen = time.monotonic(), self._seen
+        if now < self._next_look:
+            return False
+        self._next_look = now + len(schedule) * PAUSE_PER_ENTRY
+        same = len(schedule) == len(seen) and all(map(is_, seen, schedule))
+        return not (same and all(map(is_, seen.values(), schedule.values())))
+
+
+def _anchor(moment: Any) -> int | None:
+    if moment is None:
+        return None
+    if not isinstance(moment, datetime):
+        raise ValueError(f"last_run_at: expected a datetime, got {type(moment).__name__}")
+    return to_millis(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
