@@ -172,8 +172,10 @@ class RelativeTrigger:
             unit = next((unit for unit in (HOUR, MINUTE, SECOND) if unit <= self.interval), None)
             if unit is not None:
                 # Never at or before first sight: the clock may have been set back in between.
-                marks = EveryPass(Grid(0, unit), self.zone)
-                first = marks.before(start + 1) or start
+                grid = Grid(0, unit)
+                marks = EveryPass(grid, self.zone)
+                # The hour that a clock leaves out when it goes forward begins after that, as in Celery.
+                first = max(p.before(start + 1) or 0 for p in (marks, FirstPass(grid, self.zone))) or start
                 first = first if first > first_seen else marks.after(first_seen) or start
         return TriggerState(first, first_seen if first is None else first, repeat_count=ENDLESS)
 

@@ -614,6 +614,9 @@ def test_a_relative_interval_first_fires_where_celery_rounds_it_to(every: int, z
         (7200, "2026-04-04T14:10", "2026-04-04T15:30"),
         # At 2:00 it goes on to 2:30.
         (3600, "2026-10-03T15:10", "2026-10-03T16:00"),
+        (3600, "2026-10-03T14:40", "2026-10-03T15:30"),
+        (5400, "2026-10-03T14:10", "2026-10-03T15:30"),
+        (4 * 3600, "2026-10-03T11:30", "2026-10-03T15:30"),
     ],
 )
 def test_a_relative_interval_begins_on_the_hour_of_a_clock_that_changes_by_half_an_hour(
