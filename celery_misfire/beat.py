@@ -192,9 +192,8 @@ class MisfireMixin(Scheduler):
         return self._entries.last_run(str(entry.name))
 
     def _definitions(self) -> Iterator[Definition]:
-        schedule = self._own_entries()
-        self._entries.saw(schedule)
-        for own_name, entry in schedule.items():
+        # Others may change the schedule meanwhile.
+        for own_name, entry in self._entries.taken(self._own_entries()).items():
             try:
                 yield self._entries.definition(own_name, entry, self._settings, self.last_run_of)
             except Exception as exc:

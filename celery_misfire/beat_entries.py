@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from operator import is_
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from celery_misfire.conf.entries import ConfiguredEntry
 from celery_misfire.conf.names import plain_names
@@ -35,6 +35,9 @@ class Entry(Protocol):
     task: Any
     schedule: Any
     options: Any
+
+
+T = TypeVar("T", bound=Entry)
 
 
 @lru_cache(maxsize=1024)
@@ -145,16 +148,18 @@ class BeatEntries:
         if isinstance(trigger, GridTrigger) and (trigger.start, trigger.repeat_count) == (None, ENDLESS):
             anchor = _anchor(last_run_of(entry))
         ignored = entry.options.get("ignore_result") if entry.options else None
-        return Definition(name, str(entry.task), trigger, policy, anchor, ignored)
+        return Definition(name, str(entry.task), trigger, policy, anchor, ignore_result=ignored)
 
     # -- changes -------------------------------------------------------------------------------------------
 
-    def saw(self, schedule: Mapping[str, Entry]) -> None:
-        """Take note of the entries that are planned from now on."""
-        self._seen = dict(schedule)
-        self._find_names(schedule)
-        if len(self._known) > len(schedule):
-            self._known = {name: known for name, known in self._known.items() if name in schedule}
+    def taken(self, schedule: Mapping[str, T]) -> dict[str, T]:
+        """Take note of the entries that are planned from now on, and return them."""
+        taken = dict(schedule)
+        self._seen = {**taken}
+        self._find_names(taken)
+        if len(self._known) > len(taken):
+            self._known = {name: known for name, known in self._known.items() if name in taken}
+        return taken
 
     def replaced(self, name: str, before: Entry, after: Entry) -> None:
         """Take note of an entry that has been replaced by one that is planned alike."""
