@@ -12,6 +12,7 @@ from functools import partial
 
 from celery_misfire import records
 from celery_misfire.events import Event, Sent
+from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Ledger
 from celery_misfire.leadership.pending_misses import explain, give_up
 from celery_misfire.misfire import MisfireInstruction, Outcome, Reason
@@ -26,8 +27,8 @@ __all__ = ["Intents"]
 class Intents:
     """Judges the intents of one beat."""
 
-    def __init__(self, store: Store, ledger: Ledger) -> None:
-        self._store, self._ledger = store, ledger
+    def __init__(self, store: Store, lease: Lease, ledger: Ledger) -> None:
+        self._store, self._lease, self._ledger = store, lease, ledger
 
     def judge_again(
         self, name: str, now: int, reason: Callable[[int, int], Reason], *, was_refused: bool
@@ -68,7 +69,7 @@ class Intents:
     def close_registers(self, name: str, intents: Sequence[Intent], reason: Reason) -> list[Intent]:
         """See to it that no worker starts what is to be missed; return what one has started already."""
         ids = [self._ledger.task_id(i.entry or name, i.generation, i.scheduled) for i in intents]
-        held = self._store.settle(ids, registers.Missed(reason))
+        held = self._store.settle(ids, registers.Missed(reason), token=self._lease.token)
         return [i for i, value in zip(intents, held, strict=True) if not isinstance(value, registers.Missed)]
 
     def _close(

@@ -81,7 +81,7 @@ class Leader:
         self._wall, self._steady = wall, steady
         self._ledger = Ledger(store, lease, namespace, self._after)
         self._misses = PendingMisses(self._ledger, reporter, each=each)
-        self._intents = Intents(store, self._ledger)
+        self._intents = Intents(store, lease, self._ledger)
         self._adoption = Adoption(self._ledger, self._intents, resume_misfires=resume_misfires)
         two_step = TwoStep(
             self._ledger, publisher, may_send=self._may_send, note=self._note_attempt, wall=wall

@@ -160,10 +160,14 @@ class Ledger(Mapping[str, EntryRecord]):
         unanswered, self._unanswered = self._unanswered, None
         texts = self._store.load()
         if unanswered is not None:
-            commit, _ = unanswered
+            commit, pushes = unanswered
             new = {name: records.dumps(record) for name, record in commit.records.items()}
             if new and all(texts.get(name) == text for name, text in new.items()):
                 self._done(commit, new)
+            elif not pushes and all(texts.get(name) == self._texts.get(name) for name in new):
+                # It tells of messages that were sent before, so it is worth doing all the same.
+                self.commit(commit)
+                texts |= new
         self._follow_back(texts)
 
     def _follow_back(self, texts: dict[str, str]) -> None:

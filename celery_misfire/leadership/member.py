@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from celery_misfire.exceptions import LeaseLost, MisfireError, NewerSchema, StoreRefused, StoreUnavailable
 from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease, uptime
+from celery_misfire.leadership.ledger import Outdated
 from celery_misfire.leadership.peers import difference
 from celery_misfire.records import Definition
 from celery_misfire.store.port import Store
@@ -83,10 +84,16 @@ class Member:
             self._lease.lost()
             self._stand_by(f"the lease is lost ({exc})" if str(exc) else "the lease is lost")
             return 0.05
+        except Outdated:
+            # The records have been read again; what was begun is begun anew.
+            return 0.05
         except (StoreUnavailable, NewerSchema) as exc:
             if isinstance(exc, StoreRefused) and not self._store_has_answered:
                 # Somebody has just started beat: an end is seen at once, a line in the log later.
                 raise
+            if self._leads:
+                # Our own lease is taken again as soon as the store answers.
+                self._ask_again_at = 0.0
             self._store_failed(exc)
             return min(LONGEST_WAIT_FOR_STORE, self._poll)
         self._store_answers()

@@ -314,7 +314,9 @@ class MemoryStore(Store):
     # -- registers -----------------------------------------------------------------------------------------
 
     @_one_call
-    def settle(self, task_ids: Sequence[str], value: Register) -> list[Register]:
+    def settle(self, task_ids: Sequence[str], value: Register, *, token: str | None = None) -> list[Register]:
+        if token is not None:
+            self._check(token)
         return [self._write_register(task_id, value)[0] for task_id in task_ids]
 
     @_one_call

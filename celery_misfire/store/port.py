@@ -378,8 +378,13 @@ class Store(Protocol):
 
     # The registers: which of two decided first about an occurrence.
 
-    def settle(self, task_ids: Sequence[str], value: Register) -> list[Register]:
-        """Write `value` into the register of each occurrence that has none yet; return what they hold."""
+    def settle(self, task_ids: Sequence[str], value: Register, *, token: str | None = None) -> list[Register]:
+        """Write `value` into the register of each occurrence that has none yet; return what they hold.
+
+        :param token: of the beat that leads. A beat that was frozen must close no register: the run that its
+            successor sends would be dropped.
+        :raises LeaseLost: when the lease has another token. Nothing has been written then.
+        """
 
     def start(
         self,

@@ -232,12 +232,15 @@ class RedisStore(Store):
 
     # -- registers -----------------------------------------------------------------------------------------
 
-    def settle(self, task_ids: Sequence[str], value: Register) -> list[Register]:
+    def settle(self, task_ids: Sequence[str], value: Register, *, token: str | None = None) -> list[Register]:
         if not task_ids:
             return []
-        keys = [self._register_prefix + task_id for task_id in task_ids]
-        args = [str(value), _ms(register_ttl(value))]
-        return [registers.parse(text) for text in self._run("settle", keys, args)]
+        keys = [self.lease_key, *(self._register_prefix + task_id for task_id in task_ids)]
+        fence = [] if token is None else [token]
+        held = self._run("settle", keys, [str(value), _ms(register_ttl(value)), *fence])
+        if not held:
+            raise LeaseLost
+        return [registers.parse(text) for text in held]
 
     def start(
         self,

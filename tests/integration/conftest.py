@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.one_redis import World
 from tests.support.processes import Project
 from tests.support.redis_server import ClusterNode, RedisServer
 from tests.support.results import let_go
@@ -49,3 +50,11 @@ def shop(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield shop
         let_go(shop.app)
         let_go(shop.fires.app)
+
+
+@pytest.fixture
+def world(redis_server: RedisServer) -> Iterator[World]:
+    """A Redis of the test's own, and beats on it whose messages and state are there."""
+    world = World(redis_server)
+    yield world
+    world.close()

@@ -278,6 +278,19 @@ def test_a_note_for_the_leader_is_delivered_once(place: StorePlace, store: Store
 # -- registers ---------------------------------------------------------------------------------------------
 
 
+def test_a_beat_closes_registers_only_while_it_leads(store: Store):
+    take(store, "mine")
+    assert store.settle(["1"], CAPPED, token="mine") == [CAPPED]
+    for token in ("other", "min", ""):
+        with pytest.raises(LeaseLost):
+            store.settle(["1", "2"], CAPPED, token=token)
+    assert store.register("2") is None
+    store.release("mine")
+    with pytest.raises(LeaseLost):
+        store.settle(["2"], CAPPED, token="mine")
+    assert store.register("2") is None
+
+
 def test_a_register_is_written_once(store: Store):
     assert store.register("1") is None
     assert store.settle(["1"], CAPPED) == [CAPPED]

@@ -65,14 +65,18 @@ class RedisServer(EmbeddedRedis):
         self.start()
 
     @contextmanager
-    def recorded_commands(self) -> Iterator[list[str]]:
-        """Record the commands of all clients (MONITOR); the list is complete when the block has ended."""
+    def recorded_commands(self, *, of_scripts: bool = True) -> Iterator[list[str]]:
+        """Record the commands of all clients (MONITOR); the list is complete when the block has ended.
+
+        :param of_scripts: also what scripts do inside the server.
+        """
         commands: list[str] = []
         end = uuid.uuid4().hex
 
         def record(monitor: Any) -> None:
-            while end not in (command := monitor.next_command()["command"]):
-                commands.append(command)
+            while end not in (found := monitor.next_command())["command"]:
+                if of_scripts or found["client_type"] != "lua":
+                    commands.append(found["command"])
 
         # Without a time limit: there may be nothing to read for a while.
         with redis.Redis.from_url(self.url, socket_timeout=None) as client, client.monitor() as monitor:
