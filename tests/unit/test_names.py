@@ -72,6 +72,13 @@ def test_a_plain_name_that_is_taken_gets_a_number() -> None:
     assert plain_names({"t(...)": entry, "t(1)": entry}) == {"t(1)": "t(...) #2"}
 
 
+def test_plain_names_stay_as_they_are() -> None:
+    own = [f"{task}({number})" for task in ("t", "celery.chain") for number in (1, 2)]
+    plain = plainly_named({name: {"task": name.split("(")[0], "schedule": 5} for name in own})
+    assert set(plain) == {"t(...)", "t(...) #2", "celery.chain(...)", "celery.chain(...) #2"}
+    assert plain_names(plain) == {}
+
+
 def test_policies_match_by_celerys_own_name_and_by_the_plain_one(app: Celery) -> None:
     app.add_periodic_task(10, app.tasks["shop.login"].s("bob", password=SECRET))
     (own,) = app.conf.beat_schedule
