@@ -42,8 +42,8 @@ format: $(VENV)/.lint ## Format the code, and mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.test ## Measure dispatch beside its peers, and write docs/performance.md (an hour; ARGS=--quick takes 2 minutes)
-	$(BIN)/python -m tests.benchmarks $(ARGS)
+bench: $(VENV)/bench/.ready ## Measure dispatch beside its peers, and write docs/performance.md (an hour; ARGS=--quick takes 2 minutes)
+	$(VENV)/bench/bin/python -m tests.benchmarks $(ARGS)
 
 mutation: $(VENV)/.test ## Break the planner's branches one by one and see which test notices (10 minutes)
 	$(BIN)/python -m tests.mutation
@@ -79,4 +79,12 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 $(VENV)/.test $(VENV)/.lint $(VENV)/.matrix $(VENV)/.docs: $(VENV)/.%: pyproject.toml | $(BIN)/python
 	@echo "Setting up $(VENV) for $* (once) ..."
 	$(INSTALL) --editable . --group $*
+	@touch $@
+
+# An environment of its own: a peer connects to Celery's signals in every beat that it is installed beside.
+$(VENV)/bench/.ready: pyproject.toml | $(BIN)/python
+	@echo "Setting up $(VENV)/bench (once) ..."
+	$(BIN)/python -m venv $(VENV)/bench
+	$(VENV)/bench/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(VENV)/bench/bin/python -m pip install --quiet --disable-pip-version-check --editable . --group bench
 	@touch $@

@@ -76,6 +76,7 @@ def test_the_header_tells_the_outcome_and_what_the_run_stands_for(project: Proje
             "instruction": instruction,
             "resolved": instruction,
             "threshold": 60.0,
+            "once": True,
             **others,
         }
 

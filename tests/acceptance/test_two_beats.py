@@ -158,11 +158,14 @@ def test_a_frozen_leader_stands_by_when_it_wakes_up_and_can_lead_again(
 def test_the_late_commit_of_a_leader_frozen_in_a_burst_is_refused(
     project: Project, redis_server: RedisServer
 ) -> None:
+    # Where messages and state share a database, no batch is ever sent in part.
+    messages_at = f"{redis_server.url.removesuffix('/0')}/1"
+    apart = {"broker_url": messages_at, "misfire_redis_url": redis_server.url}
     project.make_state()
     once_an_hour = {"type": "simple", "start": time.time(), "interval": 3600}
     entry = {"schedule": once_an_hour, "misfire": "ignore_misfire_policy"}
-    project.configure({f"{i:03}": entry for i in range(600)}, misfire_lease_ttl=TTL)
-    tap = Tap(redis_server.url)
+    project.configure({f"{i:03}": entry for i in range(600)}, misfire_lease_ttl=TTL, **apart)
+    tap = Tap(messages_at)
     start_a, start_b = project.beat_at_gate("a"), project.beat_at_gate("b")
 
     def acknowledged() -> Counter[str]:
@@ -190,6 +193,29 @@ def test_the_late_commit_of_a_leader_frozen_in_a_burst_is_refused(
     copies = Counter(m.id for m in tap.read())
     assert len(copies) == 600
     assert 1 <= copies.total() - len(copies) <= LARGEST_BATCH + 1
+
+
+def test_the_late_script_of_a_leader_frozen_in_a_burst_pushes_nothing(
+    project: Project, redis_server: RedisServer
+) -> None:
+    project.make_state()
+    once_an_hour = {"type": "simple", "start": time.time(), "interval": 3600}
+    entry = {"schedule": once_an_hour, "misfire": "ignore_misfire_policy"}
+    project.configure({f"{i:03}": entry for i in range(600)}, misfire_lease_ttl=TTL)
+    tap = Tap(redis_server.url)
+    start_a, start_b = project.beat_at_gate("a"), project.beat_at_gate("b")
+    a = start_a()
+    wait_for(lambda: len(tap) > 10, 60, every=0.002, what="the burst")
+    a.freeze()
+    start_b()
+    wait_for(lambda: len(tap) >= 600, 60, what="the rest of the burst, from b")
+    a.thaw()
+    wait_for(lambda: "standing by" in project.log("a"), 30, what="a to stand by")
+    assert a.alive
+    sent = [line["id"] for line in project.decisions() if line["event"] == "sent"]
+    messages = [message.id for message in tap.read()]
+    assert len(messages) == len(set(messages)) == 600
+    assert sorted(messages) == sorted(sent)
 
 
 def test_a_clean_stop_of_the_leader_hands_over_within_one_poll(
