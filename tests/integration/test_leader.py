@@ -1287,8 +1287,8 @@ def test_what_a_beat_said_of_a_refused_run_before_it_died_is_what_becomes_of_it(
 
     settle = world.store.settle
 
-    def die(ids, value):
-        held = settle(ids, value)
+    def die(ids, value, **token):
+        held = settle(ids, value, **token)
         if held:
             raise PowerCut
         return held
