@@ -22,7 +22,7 @@ from celery_misfire.leadership.failing import FailingEntries
 from celery_misfire.leadership.intents import Intents
 from celery_misfire.leadership.lease import Lease, uptime
 from celery_misfire.leadership.ledger import Commit, Ledger, Outdated
-from celery_misfire.leadership.outages import Outages
+from celery_misfire.leadership.outages import Outages, compare_clocks
 from celery_misfire.leadership.pending_misses import PendingMisses, Reporter, explain, give_up
 from celery_misfire.leadership.queues import Queues
 from celery_misfire.misfire import Outcome, Reason, plan
@@ -106,6 +106,8 @@ class Leader:
         self._outages = Outages(wall() - steady() * 1000)
         self._queues = Queues()
         self._catch_up_queue, self._look_at_queue = catch_up_queue, 0.0
+        #: True until the records have followed the clock.
+        self._clock_was_set_back = False
         self._caught_up_at = 0.0
         self._broker = BrokerLink(self._dispatch.connect, self._outages, steady)
 
@@ -117,6 +119,7 @@ class Leader:
         :raises StoreUnavailable, LeaseLost: it is to be done again.
         """
         now = self._wall()
+        compare_clocks(now, self._store.time(), self._wall())
         goes_on = self._ledger.take_over(acquired)
         if goes_on:
             reason = Reason.STORE_UNAVAILABLE
@@ -142,7 +145,14 @@ class Leader:
         mended = self._adoption.adopt(definitions, now, from_now=from_now, failed=self._failing.broke)
         for name in mended:
             self._failing.forget(name)
+        self._follow_clock(now)
         self._rebuild_queues()
+
+    def _follow_clock(self, now: int) -> None:
+        if count := self._adoption.follow_clock(now, self._failing.broke):
+            self._outages.note(Reason.CLOCK_JUMP, now)
+            what = "the clock is behind what the state knows (clock_jump)"
+            logger.warning("beat: %s: entries that are planned from now: %d", what, count)
 
     def _rebuild_queues(self) -> None:
         definitions = self._ledger.definitions
@@ -188,8 +198,11 @@ class Leader:
 
     def _work(self) -> float:
         now = self._wall()
-        self._outages.look_at_clock(now, self._steady())
+        self._clock_was_set_back |= self._outages.look_at_clock(now, self._steady())
         self._repeat_unanswered(now)
+        if self._clock_was_set_back:
+            self._follow_clock(now)
+            self._clock_was_set_back = False
         self._misses.acknowledge()
         if not self._broker.connect(now, self._dispatch.look):
             return self._sleep()
@@ -292,7 +305,7 @@ class Leader:
         if name in unfinished:
             record = self._adoption.adopted(name, now, from_now=unfinished[name]) or record
         elif record is not None and (due := record.state.next_fire_time) is not None:
-            reason = self._reason(name, due, record.generation)
+            reason = self._reason(name, due, record.begin)
         assert record is not None
         made = plan(definition.trigger, record.state, definition.policy, now, reason)
         decided = records.with_plan(record, made, now)
@@ -309,10 +322,10 @@ class Leader:
             commit.events += give_up(self._ledger, decided, len(record.missed))
         return _claimed(record, decided)
 
-    def _reason(self, name: str, scheduled: int, generation: int) -> Reason:
+    def _reason(self, name: str, scheduled: int, begin: int) -> Reason:
         """Return why an occurrence is late, if it is."""
         record, is_broken = self._ledger[name], self._failing.is_broken(name)
-        return self._outages.reason_for(record, scheduled, generation, is_broken=is_broken)
+        return self._outages.reason_for(record, scheduled, begin, is_broken=is_broken)
 
     def _send_again(self, names: Sequence[str], now: int) -> None:
         """Send what was claimed before and not acknowledged: after a crash, a failure, a refusal."""

@@ -292,5 +292,7 @@ class Ledger(Mapping[str, EntryRecord]):
             before = self._records.get(name)
             known = {i.scheduled for i in before.intents} if before else set()
             self.untried |= {(name, i.scheduled) for i in record.intents if i.scheduled not in known}
+            # Of one that came from a record of another name nothing is certain.
+            self.untried -= {(name, i.scheduled) for i in record.intents if i.entry}
             self._records[name] = record
         self._after(commit)

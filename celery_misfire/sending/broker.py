@@ -17,6 +17,7 @@ from celery import Celery
 from kombu import Connection, Producer
 
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError
+from celery_misfire.sending.errors import broker_address, name_error
 from celery_misfire.sending.recording import PushRecorder
 
 __all__ = ["TIMEOUT", "Broker", "Receipt", "WatchedProducer", "name_error"]
@@ -58,8 +59,9 @@ class Broker:
             try:
                 self._producer = self._connect()
             except Exception as exc:
+                error = self._unavailable(name_error(exc))
                 self.drop()
-                raise BrokerUnavailable(name_error(exc)) from None
+                raise error from None
         return self._producer
 
     def connect(self) -> None:
@@ -82,8 +84,9 @@ class Broker:
             with channel.conn_or_acquire() as client:
                 found = client.get(key)
         except Exception as exc:
+            error = self._unavailable(name_error(exc))
             self.drop()
-            raise BrokerUnavailable(name_error(exc)) from None
+            raise error from None
         return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
 
     def declare_again(self) -> None:
@@ -108,7 +111,7 @@ class Broker:
                 logger.debug("the connection to the broker has ended: %s", name_error(exc))
                 return self.drop()
             if self._blocked:
-                raise BrokerUnavailable(_BLOCKED)
+                raise self._unavailable(_BLOCKED)
         # What the broker may still answer to a message that failed would be taken for the next one's answer.
         if producer.unfinished or not connection.connected:
             self.drop()
@@ -146,10 +149,13 @@ class Broker:
         # Raised where an answer is waited for: none will come soon, and what was sent stays on its way. A new
         # connection would be blocked as well, and a second message then be on its way.
         self._blocked = True
-        raise BrokerUnavailable(_BLOCKED)
+        raise self._unavailable(_BLOCKED)
 
     def _unblock(self) -> None:
         self._blocked = False
+
+    def _unavailable(self, reason: str) -> BrokerUnavailable:
+        return _unavailable(self._connection, reason)
 
     def close(self) -> None:
         """Take leave of the broker."""
@@ -242,7 +248,7 @@ class WatchedProducer(Producer):
             return exc
         # Py-amqp may raise anything when a connection has ended.
         if isinstance(exc, self._failures) or not self._client.connected:
-            return BrokerUnavailable(name_error(exc))
+            return _unavailable(self._client, name_error(exc))
         return None
 
 
@@ -268,8 +274,5 @@ def _can_be_read(connection: Connection) -> bool:
         return bool(selector.select(0))
 
 
-def name_error(exc: BaseException) -> str:
-    """Return an error without what it may quote: a URL, or arguments."""
-    return f"{type(exc).__name__}" + (
-        f" ({exc.strerror})" if isinstance(exc, OSError) and exc.strerror else ""
-    )
+def _unavailable(connection: Connection | None, reason: str) -> BrokerUnavailable:
+    return BrokerUnavailable(f"{broker_address(connection)}: {reason}" if connection else reason)

@@ -208,7 +208,7 @@ def message_of(ledger: Ledger, run: Run, record: EntryRecord, now: int, *, once:
     return Message(
         definition,
         intent,
-        ledger.task_id(run.entry, intent.generation, intent.scheduled),
+        ledger.task_id(intent.entry or run.entry, intent.generation, intent.scheduled),
         now,
         ledger.threshold(run.entry, intent.scheduled, record),
         resolve(asked, record.state.trigger_type),

@@ -138,7 +138,7 @@ def _headers(message: Message) -> dict[str, Any]:
     return {
         "periodic_task_name": message.definition.name,
         fire.HEADER: fire.header(
-            entry=message.definition.name,
+            entry=intent.entry or message.definition.name,
             scheduled=intent.scheduled,
             fire_time=message.fire_time,
             outcome=intent.outcome,
