@@ -86,7 +86,7 @@ class Transactional:
         built, failed = self._build(commit, ordered)
         records = self._without_sent(commit, built, failed)
         later = {run.entry for run in in_two_steps}
-        for names in _portions(records.keys() - later, built):
+        for names in _portions([name for name in records if name not in later], built):
             later |= self._commit(commit, records, names, built)
         by_entry = [run for run in ordered if run.entry in later]
         self._two_step.carry_out(_part_of(commit, commit.records, later), [*in_two_steps, *by_entry])
@@ -163,7 +163,7 @@ class Transactional:
     ) -> set[str]:
         """Commit the records of these entries with their messages; return those that must go in two steps."""
         refused: set[str] = set()
-        while names := {name for name in names if name not in refused}:
+        while names := [name for name in names if name not in refused]:
             messages = [one for one in built if one.run.entry in names]
             part = _part_of(commit, records, names)
             part.events += [one.event for one in messages]
@@ -190,7 +190,7 @@ def _part_of(commit: Commit, records: dict[str, EntryRecord], names: Collection[
     return Commit({name: records[name] for name in names if name in records}, events)
 
 
-def _portions(names: Collection[str], built: Sequence[_Built]) -> Iterator[list[str]]:
+def _portions(names: Iterable[str], built: Sequence[_Built]) -> Iterator[list[str]]:
     """Yield entries whose records and messages make a script of limited size each."""
     messages, lengths = dict[str, int](), dict[str, int]()
     for one in built:

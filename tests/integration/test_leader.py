@@ -108,6 +108,8 @@ class World:
         if not self.broker_is_up:
             raise BrokerUnavailable("down")
 
+    was_asked = True
+
     def read(self, key: str) -> None:
         """It is no Redis."""
 
@@ -1080,8 +1082,8 @@ def test_what_a_beat_said_of_a_refused_run_before_it_died_is_what_becomes_of_it(
 
     settle = world.store.settle
 
-    def die(ids, value):
-        held = settle(ids, value)
+    def die(ids, *args, **kwargs):
+        held = settle(ids, *args, **kwargs)
         if held:
             raise PowerCut
         return held
