@@ -144,8 +144,10 @@ class Transactional:
             sent.setdefault(one.run.entry, set()).add(one.run.intent.scheduled)
         for name in sent.keys() | {run.entry for run in failed}:
             record, gone = records.get(name) or self._ledger[name], sent.get(name, ())
+            # What has been an intent before may have been sent then.
+            known = {i.scheduled for i in self._ledger[name].intents} if name in self._ledger else ()
             left = [
-                replace(i, unsent=True) if Run(name, i) in failed else i
+                replace(i, unsent=True) if Run(name, i) in failed and i.scheduled not in known else i
                 for i in record.intents
                 if i.scheduled not in gone
             ]
@@ -171,6 +173,8 @@ class Transactional:
             if not result.refused:
                 for one in messages:
                     self._note(one.run, Attempt(Fate.SENT))
+                for push, error in result.failed:
+                    self._remind(f"{push.kind.upper()} {quote_name(push.key)} failed in a script ({error})")
                 break
             for refusal in result.refused:
                 self._say(refusal)
@@ -179,7 +183,11 @@ class Transactional:
 
     def _say(self, refusal: Refusal) -> None:
         queue, error = quote_name(refusal.queue), refusal.error
-        text = f"queue {queue} takes no message from a script ({error}); its runs are sent in two steps"
+        self._remind(
+            f"queue {queue} takes no message from a script ({error}); its runs are sent in two steps"
+        )
+
+    def _remind(self, text: str) -> None:
         if self._reminders.is_due(text, self._steady()):
             logger.warning("beat: %s", text)
 

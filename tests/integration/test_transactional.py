@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import redis
 from kombu import Exchange, Queue
 
 from celery_misfire.events import Sent
-from celery_misfire.exceptions import BrokerUnavailable, StoreUnavailable
+from celery_misfire.exceptions import BrokerUnavailable, PublishRejected, StoreUnavailable
+from celery_misfire.records import loads
 from celery_misfire.schedules import simple
+from celery_misfire.sending.dispatch import Attempt, Fate
 from celery_misfire.store.redis_store import RedisStore
 from tests.support.one_redis import World, fire, fire_all, is_done, run, sent_lines, store_of
 from tests.support.redis_server import RedisServer
@@ -260,6 +262,17 @@ def test_without_the_rights_of_the_script_beat_sends_in_two_steps(world: World, 
     assert "in two steps" in line
 
 
+def test_without_the_right_to_publish_one_line_says_so(world: World, log: Log) -> None:
+    world.client.execute_command("ACL", "SETUSER", "beat", "on", ">secret", "~*", "+@all", "-publish")
+    beat = world.beat(
+        misfire_redis_url=world.server.url.replace("//", "//beat:secret@"),
+        task_queues=[Queue("all", Exchange("all", "fanout"))],
+    )
+    fire_all(beat, "ab", options={"queue": "all"})
+    (line,) = log("failed in a script")
+    assert "PUBLISH" in line
+
+
 @pytest.mark.parametrize("rules", [("+@all", "~celery", "~celery\x06*", "~_kombu*"), ("+@all", "-get", "~*")])
 def test_a_broker_user_who_may_not_read_the_lease_gets_runs_in_two_steps(
     world: World, log: Log, rules: tuple[str, ...]
@@ -310,6 +323,34 @@ def test_large_messages_go_in_scripts_of_limited_size(world: World, log: Log) ->
     assert len(scripts) >= 5
     assert sorted(scripts)[-2] < 1_800_000
     assert world.runs() == Counter("abcdefz")
+
+
+def test_a_run_in_doubt_stays_so_when_its_message_cannot_be_built(
+    world: World, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    """A beat that sent in two steps died, so a message may be there: only the register may call it missed."""
+    later = simple(start=datetime.now(UTC) + timedelta(seconds=1), interval=3600)
+    schedule = {"a": {"task": "shop.reports", "schedule": later, "misfire": "do_nothing"}}
+    beat = world.beat(beat_schedule=schedule)
+    with monkeypatch.context() as dying:
+        dying.setattr(beat._leader._ledger, "holds_messages", False)
+        dying.setattr(beat._leader._dispatch, "look", lambda: None)
+        dying.setattr(type(beat._publisher), "publish", _die)
+        with pytest.raises(KeyboardInterrupt):
+            run(beat, lambda: False)
+    (intent,) = loads(store_of(beat).load()["a"]).intents
+    assert not intent.unsent
+    beat.close()
+    refused = Attempt(Fate.REFUSED, PublishRejected("too large"))
+    monkeypatch.setattr(type(beat._publisher), "publish", lambda *_: refused)
+    other = world.beat(beat_schedule=schedule)
+    run(other, lambda: log("cannot be sent and is tried again"))
+    (intent,) = loads(store_of(other).load()["a"]).intents
+    assert not intent.unsent
+
+
+def _die(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 # -- a look that fails -------------------------------------------------------------------------------------
