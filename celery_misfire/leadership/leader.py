@@ -21,7 +21,7 @@ from celery_misfire.leadership.broker_link import BrokerLink
 from celery_misfire.leadership.failing import FailingEntries
 from celery_misfire.leadership.intents import Intents
 from celery_misfire.leadership.lease import Lease, uptime
-from celery_misfire.leadership.ledger import Commit, Ledger, Outdated
+from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.leadership.outages import Outages, compare_clocks
 from celery_misfire.leadership.pending_misses import PendingMisses, Reporter, explain, give_up
 from celery_misfire.leadership.queues import Queues
@@ -187,16 +187,10 @@ class Leader:
     def tick(self) -> float:
         """Do the most urgent piece of work; return how many seconds may pass before the next call.
 
-        :raises StoreUnavailable: call again later. :raises LeaseLost: somebody else leads.
+        :raises StoreUnavailable: call again later.
+        :raises LeaseLost: somebody else leads.
+        :raises Outdated: take over again.
         """
-        try:
-            return self._work()
-        except Outdated:
-            # Nothing of what was decided has happened.
-            self._rebuild_queues()
-            return 0.0
-
-    def _work(self) -> float:
         now = self._wall()
         self._clock_was_set_back |= self._outages.look_at_clock(now, self._steady())
         self._repeat_unanswered(now)

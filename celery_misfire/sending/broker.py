@@ -7,6 +7,7 @@ asked whether it has taken a message.
 from __future__ import annotations
 
 import logging
+import re
 import selectors
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from amqp.exceptions import MessageNacked
 from celery import Celery
 from kombu import Connection, Producer
 
-from celery_misfire.exceptions import BrokerUnavailable, MisfireError
+from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
 from celery_misfire.sending.errors import broker_address, name_error
 from celery_misfire.sending.recording import PushRecorder
 
@@ -41,6 +42,8 @@ class Broker:
         self._connection: Connection | None = None
         self._producer: WatchedProducer | None = None
         self._blocked = False
+        #: The producer of the connection that was asked last what it reads, see :meth:`read`.
+        self._asked: WatchedProducer | None = None
         #: Records what is pushed into a Redis.
         self.recorder = PushRecorder()
 
@@ -74,20 +77,28 @@ class Broker:
     def read(self, key: str) -> str | None:
         """Return what the broker's own connection reads under a key of Redis, without kombu's prefix.
 
-        :returns: None when there is nothing, and for a broker that is no Redis.
+        :returns: None when there is nothing, when we may not read it, and for a broker that is no Redis.
         :raises BrokerUnavailable: when the broker failed.
         """
-        channel: Any = self.producer.channel
+        self._asked = producer = self.producer
+        channel: Any = producer.channel
         if self._connection is None or not _is_redis(self._connection):
             return None
         try:
             with channel.conn_or_acquire() as client:
                 found = client.get(key)
         except Exception as exc:
+            if _about_key(exc):
+                return None
             error = self._unavailable(name_error(exc))
             self.drop()
             raise error from None
         return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+
+    @property
+    def was_asked(self) -> bool:
+        """True while the connection is still the one that :meth:`read` has used, and leads to that server."""
+        return self._producer is not None and self._producer is self._asked
 
     def declare_again(self) -> None:
         """Have exchanges, queues and their bindings declared anew with the next message."""
@@ -217,6 +228,11 @@ class WatchedProducer(Producer):
     def declare_again(self) -> None:
         """Forget what has been declared."""
         self._declared.clear()
+        # Kombu's virtual transports bind a queue once in the life of a process.
+        state = getattr(self.channel, "state", None)
+        if state is not None:
+            state.bindings.clear()
+            state.queue_index.clear()
 
     def publish(self, *args: Any, **kwargs: Any) -> Any:
         result = super().publish(*args, **kwargs)
@@ -231,6 +247,9 @@ class WatchedProducer(Producer):
         try:
             result = super()._publish(*args, **kwargs)
         except Exception as exc:
+            if about_key := _about_key(exc):
+                self.unfinished = False
+                raise PublishRejected(about_key) from None
             failure = self._failure_of(exc)
             if failure is None:
                 raise
@@ -276,3 +295,19 @@ def _can_be_read(connection: Connection) -> bool:
 
 def _unavailable(connection: Connection | None, reason: str) -> BrokerUnavailable:
     return BrokerUnavailable(f"{broker_address(connection)}: {reason}" if connection else reason)
+
+
+def _about_key(exc: Exception) -> str:
+    """Return what Redis says about one key, without quoting anything; '' for any other error.
+
+    Kombu takes these for failures of the connection.
+    """
+    found = _ABOUT_KEY.search(str(exc)) if type(exc).__module__ == "redis.exceptions" else None
+    return _IN_WORDS[found[0]] if found else ""
+
+
+_IN_WORDS = {
+    "WRONGTYPE": "a key of its queue in Redis holds something else (WRONGTYPE)",
+    "o permissions": "the Redis user lacks the rights (NOPERM)",
+}
+_ABOUT_KEY = re.compile("|".join(_IN_WORDS))

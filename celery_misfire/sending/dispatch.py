@@ -92,6 +92,10 @@ class Publisher(Protocol):
 class RecordingPublisher(Publisher, Protocol):
     """Builds messages without sending them, for a broker that is a Redis."""
 
+    @property
+    def was_asked(self) -> bool:
+        """True while the connection is still the one that :meth:`read` has used."""
+
     def read(self, key: str) -> str | None:
         """Return what the broker's own connection reads under this key of Redis, without any prefix.
 

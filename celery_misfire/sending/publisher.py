@@ -57,6 +57,11 @@ class EntryPublisher:
         """Return what the broker's own connection reads under this key, see :class:`RecordingPublisher`."""
         return self._broker.read(key)
 
+    @property
+    def was_asked(self) -> bool:
+        """True while the connection is still the one that :meth:`read` has used."""
+        return self._broker.was_asked
+
     def sends_early(self, task: str) -> bool:
         """Return True for a task that leaves, or runs, while its message is built.
 
@@ -78,9 +83,12 @@ class EntryPublisher:
         """Build a message; return the pushes that send it, see :class:`RecordingPublisher`."""
         with self._broker.recorder.recording(message.definition.name) as pushes:
             attempt = self.publish(message)
+        if pushes and not self.was_asked:
+            # Connected anew, the broker may be another server than that of the script.
+            return Attempt(Fate.NOT_TRIED, BrokerUnavailable("the connection has ended")), []
         if attempt.fate is Fate.IN_DOUBT:
-            # Nothing has left.
-            return Attempt(Fate.NOT_TRIED, attempt.error), []
+            # Nothing has left. What failed may be the entry's own queue, so it does not come first again.
+            return Attempt(Fate.REFUSED, attempt.error), []
         if attempt.fate is Fate.SENT and not pushes and self._producer_took_it:
             # Kombu drops what no queue is bound for; bindings can be lost, and made again.
             self._broker.declare_again()

@@ -111,6 +111,8 @@ class World:
         if not self.broker_is_up:
             raise BrokerUnavailable("down")
 
+    was_asked = True
+
     def read(self, key: str) -> None:
         """It is no Redis."""
 
