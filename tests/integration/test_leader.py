@@ -19,7 +19,8 @@ from celery_misfire.exceptions import (
     PublishRejected,
     StoreUnavailable,
 )
-from celery_misfire.leadership.leader import LARGEST_BATCH, Leader
+from celery_misfire.leadership.decisions import LARGEST_BATCH
+from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease, uptime
 from celery_misfire.leadership.pending_misses import LARGEST_PORTION
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
