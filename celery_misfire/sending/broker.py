@@ -47,7 +47,7 @@ class Broker:
     @property
     def producer(self) -> WatchedProducer:
         """A producer on an open channel. On RabbitMQ each message is confirmed before ``publish`` returns,
-        but for those of a batch (:attr:`WatchedProducer.batching`).
+        but for those of a batch (:meth:`WatchedProducer.expect`).
 
         Its ``publish`` raises :class:`BrokerUnavailable` when the broker or the way to it failed, a plain
         :class:`MisfireError` when this message was refused and may have arrived all the same, and anything
@@ -219,17 +219,19 @@ class WatchedProducer(Producer):
         #: What this channel has declared: kombu would work out a hash of each queue for each message.
         self._declared: dict[int, Any] = {}
         self._unfinished = False
-        #: True while RabbitMQ's answers to what is expected are not awaited (:meth:`await_answers` does it).
-        self.batching = False
+        self._is_batched = False
 
     @property
     def has_ended(self) -> bool:
         """True when a message was begun and it is not known to have been taken, so nothing may follow it."""
         return self._unfinished or (self._confirms is not None and self._confirms.have_ended)
 
-    def expect(self, task_id: str) -> Receipt:
-        """Return what will say what became of the message with this id."""
-        self._receipt = Receipt(task_id)
+    def expect(self, task_id: str, *, batched: bool = False) -> Receipt:
+        """Return what will say what became of the message with this id.
+
+        :param batched: RabbitMQ's answer is awaited by :meth:`await_answers`, not before ``publish`` returns.
+        """
+        self._receipt, self._is_batched = Receipt(task_id), batched
         return self._receipt
 
     def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
@@ -257,7 +259,7 @@ class WatchedProducer(Producer):
 
     def _publish(self, *args: Any, **kwargs: Any) -> Any:
         receipt = self._current
-        waits = not (self.batching and receipt is self._receipt)
+        waits = not (self._is_batched and receipt is self._receipt)
         # Here, not in publish(): what fails before it, while a message is made, is no failure of the broker.
         self._unfinished = True
         try:
