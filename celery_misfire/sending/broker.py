@@ -41,6 +41,8 @@ class Broker:
         self._connection: Connection | None = None
         self._producer: WatchedProducer | None = None
         self._blocked = False
+        #: Tells whether RabbitMQ has sent something. Of the socket: py-amqp spins for ever on half a frame.
+        self._selector: selectors.BaseSelector | None = None
         #: Records what is pushed into a Redis.
         self.recorder = PushRecorder()
 
@@ -130,7 +132,7 @@ class Broker:
             return
         if _is_amqp(connection):
             try:
-                while connection.connected and _can_be_read(connection):
+                while connection.connected and self._can_be_read():
                     connection.drain_events(timeout=TIMEOUT)
             except BrokerUnavailable:
                 pass
@@ -143,6 +145,9 @@ class Broker:
         # What the broker may still answer to a message that failed would be taken for the next one's answer.
         if producer.has_ended or not connection.connected:
             self.drop()
+
+    def _can_be_read(self) -> bool:
+        return self._selector is not None and bool(self._selector.select(0))
 
     def _connect(self) -> WatchedProducer:
         self._connection = connection = self._app.connection_for_write()
@@ -171,6 +176,8 @@ class Broker:
             connection.connection.sock.settimeout(options.get("read_timeout") or TIMEOUT)
             # Else py-amqp looks for a block before each message, as we do, and spins on half a frame.
             connection.connection.client_properties["capabilities"] = {}
+            self._selector = selectors.DefaultSelector()
+            self._selector.register(connection.connection.sock, selectors.EVENT_READ)
         producer = self._make_producer(connection)
         if _is_redis(connection):
             self.recorder.install(producer.channel)
@@ -199,6 +206,9 @@ class Broker:
         self._blocked = False
         if producer is not None:
             producer.give_up(BrokerUnavailable("the connection has ended"))
+        if self._selector is not None:
+            self._selector.close()
+            self._selector = None
         if connection is not None:
             try:
                 getattr(connection, how)()
@@ -348,13 +358,6 @@ def _is_amqp(connection: Connection) -> bool:
 
 def _is_redis(connection: Connection) -> bool:
     return bool(connection.transport.driver_name == "redis")
-
-
-def _can_be_read(connection: Connection) -> bool:
-    # Asked of the socket: py-amqp, told not to wait, spins for ever on half a frame.
-    with selectors.DefaultSelector() as selector:
-        selector.register(connection.connection.sock, selectors.EVENT_READ)
-        return bool(selector.select(0))
 
 
 def name_error(exc: BaseException) -> str:

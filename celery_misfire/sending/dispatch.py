@@ -179,7 +179,8 @@ class TwoStep:
 
     def _send(self, run: Run, attempts: dict[Run, Attempt], messages: dict[Run, Message]) -> Attempt:
         try:
-            self._publisher.connect()
+            if not attempts:
+                self._publisher.connect()
             message = message_of(self._ledger, run, self._ledger[run.entry], self._wall())
         except Exception as exc:
             # The broker is away, or a schedule of the app's own fails: this says nothing about the message.
@@ -187,8 +188,17 @@ class TwoStep:
         messages[run] = message
         # Whatever interrupts the attempt, the message may have arrived.
         attempts[run] = Attempt(Fate.IN_DOUBT)
-        attempts[run] = attempt = self._publisher.publish(message)
+        attempt = self._publisher.publish(message)
+        self._take(run, attempt, attempts)
         return attempt
+
+    @staticmethod
+    def _take(run: Run, attempt: Attempt, attempts: dict[Run, Attempt]) -> None:
+        if attempt.fate is Fate.NOT_TRIED:
+            # It is still certain that it was not sent.
+            del attempts[run]
+        else:
+            attempts[run] = attempt
 
     def _settle(self, attempts: dict[Run, Attempt], messages: dict[Run, Message]) -> None:
         """Find out what became of the messages under way."""
@@ -196,14 +206,10 @@ class TwoStep:
         if not under_way:
             return
         settled = self._publisher.settle(may_send=self._may_send())
-        for run in under_way:
-            attempts[run] = settled[messages[run].task_id]
+        found = [(run, settled[messages[run].task_id]) for run in under_way]
         # The failure of the broker comes last: it is what is known of it now.
-        for run in sorted(under_way, key=lambda run: attempts[run].broker_failed):
-            attempt = attempts[run]
-            if attempt.fate is Fate.NOT_TRIED:
-                # Nothing has left, and so it is still certain that it was not sent.
-                del attempts[run]
+        for run, attempt in sorted(found, key=lambda pair: pair[1].broker_failed):
+            self._take(run, attempt, attempts)
             if attempt.fate is Fate.SENT or attempt.error is not None:
                 self._note(run, attempt)
 

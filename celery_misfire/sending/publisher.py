@@ -182,6 +182,10 @@ class EntryPublisher:
 
     def _send(self, message: Message, *, batched: bool = False) -> Attempt:
         try:
+            producer = self._broker.producer
+        except BrokerUnavailable as exc:
+            return Attempt(Fate.NOT_TRIED, exc)
+        try:
             entry = self._entry_of(message.definition.name)
             options: dict[str, Any] = entry.options or {}
             headers = copy.deepcopy(options.get("headers") or {}) | _headers(message)
@@ -200,11 +204,10 @@ class EntryPublisher:
         # Until it is known to have been sent: whoever overrides or patches apply_entry may leave it out.
         self._error = PublishRejected("apply_entry sent nothing")
         try:
-            producer = self._broker.producer
             receipt = producer.expect(message.task_id, batched=batched)
             self._apply_entry(entry, producer)
         except BrokerUnavailable as exc:
-            return Attempt(Fate.NOT_TRIED, exc)
+            return Attempt(Fate.IN_DOUBT, exc)
         finally:
             entry.options = options
         error, self._producer_took_it = self._error, receipt.was_taken

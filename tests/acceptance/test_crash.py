@@ -56,7 +56,7 @@ class Burst:
 
     def __init__(self, project: Project, server: RedisServer, place: str, **settings: Any) -> None:
         url = server.url if place == ONE else f"{server.url.removesuffix('/0')}/1"
-        settings |= {"broker_url": url, "misfire_redis_url": server.url}
+        settings = {"broker_url": url, "misfire_redis_url": server.url} | settings
         self.project, self.tap = project, Tap(url)
         self._client = server.client()
         self.store = RedisStore(server.url, NAMESPACE)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.test_crash import Burst
+from tests.acceptance.test_crash import TWO, Burst
 from tests.acceptance.test_store_trouble import REPORTS_AND_STOCKS
 from tests.support.outcomes import assert_each_ended_once, of_entry, outcomes, scheduled, settle
 from tests.support.processes import Message, Project, wait_for, warnings
@@ -156,7 +156,7 @@ class RabbitBurst(Burst):
 
     def __init__(self, project: Project, store: RedisServer, server: RabbitMQ) -> None:
         quick = {"misfire_lease_ttl": 1.2, "misfire_lease_renew": 0.3, "misfire_standby_poll": 0.1}
-        super().__init__(project, store, broker_url=server.url, **quick)
+        super().__init__(project, store, TWO, broker_url=server.url, **quick)
         self.tap = RabbitTap(server)  # type: ignore[assignment] # it is used as one
 
 
