@@ -115,6 +115,7 @@ class MisfireMixin(Scheduler):
             app=self.app.main or "",
             each=settings.missed_results == "each",
             resume_misfires=settings.on_resume == "misfire",
+            catch_up_queue=settings.catch_up_queue,
         )
         self._member = Member(
             self._store,

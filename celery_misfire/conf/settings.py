@@ -144,6 +144,8 @@ class Settings:
     :param standby_poll: time between two looks of a waiting beat at the lease. Not set, it is a sixth of a
         `lease_ttl` below 30 seconds.
     :param history: how many records the log keeps.
+    :param catch_up_queue: catching up waits while a queue has more messages than this; runs in time do not.
+        Known where messages and state share a database.
     """
 
     redis_url: str
@@ -167,6 +169,7 @@ class Settings:
     lease_renew: float = 10.0
     standby_poll: float = 5.0
     history: int = 10_000
+    catch_up_queue: int = 10_000
 
     def __repr__(self) -> str:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -216,6 +219,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "lease_renew": as_seconds,
     "standby_poll": as_seconds,
     "history": _history,
+    "catch_up_queue": as_count,
 }
 
 

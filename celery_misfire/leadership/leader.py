@@ -44,6 +44,8 @@ LARGEST_SHARE = 20
 MOST_BROKEN_TRIES = LARGEST_BATCH // 10
 #: Catching up gets a turn at least so often, in seconds, however busy beat is with what is on time.
 CATCH_UP_EVERY = 1.0
+#: A queue that is too long for catching up is looked at so often, in seconds.
+LOOK_AT_QUEUE_EVERY = 5.0
 #: An entry whose runs cannot be sent is looked at again so soon, in milliseconds.
 LOOK_AGAIN = 1_000
 #: Longest sleep, in seconds: the lease's thread wants to see the main loop go on.
@@ -57,6 +59,7 @@ class Leader:
     :param listeners: get the events of each commit; they must not wait.
     :param each: report every missed occurrence by itself, not one record per outage and entry.
     :param resume_misfires: see :class:`Adoption`.
+    :param catch_up_queue: catching up waits while a queue has more messages than this.
     :param wall: the wall clock, in milliseconds UTC.
     :param steady: a clock that nobody sets, in seconds.
     """
@@ -73,6 +76,7 @@ class Leader:
         app: str = "",
         each: bool = False,
         resume_misfires: bool = False,
+        catch_up_queue: int = 10_000,
         wall: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         steady: Callable[[], float] = uptime,
     ) -> None:
@@ -101,6 +105,7 @@ class Leader:
         self._failing = FailingEntries(self._ledger, steady)
         self._outages = Outages(wall() - steady() * 1000)
         self._queues = Queues()
+        self._catch_up_queue, self._look_at_queue = catch_up_queue, 0.0
         self._caught_up_at = 0.0
         self._broker = BrokerLink(self._dispatch.connect, self._outages, steady)
 
@@ -195,7 +200,7 @@ class Leader:
                 return 0.0
         self._caught_up_at = self._steady()
         unsent = [n for n in self._queues.unsent if not self._failing.waits(n)][:LARGEST_BATCH]
-        late = any(map(self._may_catch_up, self._queues.catch_up))
+        late = self._room() > 0 and any(map(self._may_catch_up, self._queues.catch_up))
         if unsent:
             self._send_again(unsent, now)
         # Alternate, or steady due work would starve the catch-up.
@@ -208,6 +213,8 @@ class Leader:
         waits = [LONGEST_SLEEP]
         if self._misses.waiting:
             waits.append(0.1)
+        if self._queues.catch_up and not self._room():
+            waits.append(self._look_at_queue - steady)
         if self._broker.is_up:
             waits += [at - steady for at in self._failing.next_tries()]
             if (moment := self._queues.timeline.next()) is not None:
@@ -261,6 +268,13 @@ class Leader:
 
     def _may_catch_up(self, name: str) -> bool:
         return not self._failing.waits(name) and not self._is_full(name)
+
+    def _room(self) -> int:
+        """Return how many late runs may be sent now."""
+        if self._dispatch.queue_length <= self._catch_up_queue:
+            return LARGEST_BATCH
+        # One run tells how long the queue is by now.
+        return 1 if self._steady() >= self._look_at_queue else 0
 
     def _decide(self, names: Sequence[str], now: int) -> None:
         commit, runs = Commit(), list[Run]()
@@ -323,16 +337,17 @@ class Leader:
 
     def _catch_up_some(self, now: int) -> None:
         """Claim and send one batch of late runs; each entry has its share, then waits for its next turn."""
-        commit, runs = Commit(), list[Run]()
+        commit, runs, room = Commit(), list[Run](), self._room()
+        self._look_at_queue = self._steady() + LOOK_AT_QUEUE_EVERY
         # As many as one run each leaves room for.
-        for name in list(islice(filter(self._may_catch_up, self._queues.catch_up), LARGEST_BATCH)):
-            if len(runs) >= LARGEST_BATCH:
+        for name in list(islice(filter(self._may_catch_up, self._queues.catch_up), room)):
+            if len(runs) >= room:
                 break
             record, trigger = self._ledger[name], self._ledger.definitions[name].trigger
             # At the end of the line, if there is more of it.
             del self._queues.catch_up[name]
             try:
-                share = min(LARGEST_SHARE, LARGEST_BATCH - len(runs))
+                share = min(LARGEST_SHARE, room - len(runs))
                 commit.records[name] = records.claim(record, trigger, now, share)
             except Exception as exc:
                 self._failing.refused(name, Attempt(Fate.NOT_TRIED, exc))

@@ -69,6 +69,11 @@ class DispatchChoice:
             logger.info("beat: %s", _IN_ONE if shared else _IN_TWO)
         self._said = shared
 
+    @property
+    def queue_length(self) -> int:
+        """Messages in the longest queue that the last runs went to; 0 where that is not known."""
+        return self._transactional.queue_length if self._ledger.holds_messages else 0
+
     def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
         way = self._transactional if self._ledger.holds_messages else self._two_step
         way.carry_out(commit, runs)

@@ -78,6 +78,8 @@ class Transactional:
         #: Whether a task leaves while its message is built; what is found out stays so.
         self._early_tasks: dict[str, bool] = {}
         self._reminders = Reminders(REMIND_EVERY)
+        #: Messages in the longest queue that the last runs went to.
+        self.queue_length = 0
 
     def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
         ordered, in_two_steps = list[Run](), list[Run]()
@@ -168,6 +170,8 @@ class Transactional:
             part = _part_of(commit, records, names)
             part.events += [one.event for one in messages]
             result = self._ledger.commit(part, [push for one in messages for push in one.pushes])
+            if result.queue_lengths:
+                self.queue_length = max(result.queue_lengths.values())
             if not result.refused:
                 for one in messages:
                     self._note(one.run, Attempt(Fate.SENT))

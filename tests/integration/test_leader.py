@@ -1080,8 +1080,8 @@ def test_what_a_beat_said_of_a_refused_run_before_it_died_is_what_becomes_of_it(
 
     settle = world.store.settle
 
-    def die(ids, value):
-        held = settle(ids, value)
+    def die(ids, value, **fence):
+        held = settle(ids, value, **fence)
         if held:
             raise PowerCut
         return held
