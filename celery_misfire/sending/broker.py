@@ -7,6 +7,7 @@ asked whether it has taken a message.
 from __future__ import annotations
 
 import logging
+import re
 import selectors
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -334,15 +335,19 @@ class WatchedProducer(Producer):
 
 def _receipt(answers: Sequence[Any], producer: WatchedProducer) -> Receipt:
     """Return what a Redis did with a message, from its answers to the pushes of this message."""
-    receipt = Receipt("", was_taken=True)
     errors = [answer for answer in answers if isinstance(answer, Exception)]
-    if errors:
-        receipt.was_taken = False
-        receipt.failure = producer.failure_of(errors[0])
-        if receipt.failure is None and len(errors) < len(answers):
-            receipt.failure = MisfireError(f"refused by one of its queues ({name_error(errors[0])})")
-        receipt.rejection = errors[0]
-    return receipt
+    if not errors:
+        return Receipt("", was_taken=True)
+    if not all(_ABOUT_ONE_QUEUE.search(str(error)) for error in errors):
+        return Receipt("", failure=producer.failure_of(errors[0]) or MisfireError(name_error(errors[0])))
+    if len(errors) < len(answers):
+        # Of several queues that it was for, some have taken it.
+        return Receipt("", failure=MisfireError(f"refused by a queue ({name_error(errors[0])})"))
+    return Receipt("", rejection=errors[0])
+
+
+#: Errors of Redis that say nothing about other messages. To kombu each error is one of the connection.
+_ABOUT_ONE_QUEUE = re.compile("WRONGTYPE|o permissions to access")
 
 
 def _time_limits(seconds: float) -> dict[str, float]:
