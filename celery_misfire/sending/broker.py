@@ -284,7 +284,9 @@ class WatchedProducer(Producer):
                 # The connection is given up for this, and the others have nothing to do with it.
                 self.await_answers()
                 raise
-            self._receipt.failure = failure
+            if self._receipt.error is None:
+                # Else it has been answered, and this is an event that came after it.
+                self._receipt.failure = failure
             raise failure from None
         self._unfinished = False
         if self._confirms is None:

@@ -146,22 +146,25 @@ class EntryPublisher:
         batch, self._under_way, self._length = self._under_way, [], 0
         if not batch:
             return
-        if not batch[0].pushes:
-            self._broker.await_answers()
-        else:
-            refusal: BrokerUnavailable | None = None
-            try:
-                receipts = self._broker.push([one.pushes for one in batch]) if may_send else []
-            except BrokerUnavailable as exc:
-                receipts, refusal = [], exc
-            if not receipts:
-                # What stopped the batch is said once.
-                for one in batch:
-                    self._settled[one.message.task_id] = Attempt(Fate.NOT_TRIED, refusal)
-                    refusal = None
-                return
-            batch = [one._replace(receipt=receipt) for one, receipt in zip(batch, receipts, strict=True)]
-        self._take_receipts(batch)
+        self._broker.await_answers()
+        self._take_receipts([one for one in batch if not one.pushes])
+        if held := [one for one in batch if one.pushes]:
+            self._push(held, may_send=may_send)
+
+    def _push(self, held: Sequence[_UnderWay], *, may_send: bool) -> None:
+        """Push what was held back."""
+        refusal: BrokerUnavailable | None = None
+        try:
+            receipts = self._broker.push([one.pushes for one in held]) if may_send else []
+        except BrokerUnavailable as exc:
+            receipts, refusal = [], exc
+        if receipts:
+            pairs = zip(held, receipts, strict=True)
+            return self._take_receipts([one._replace(receipt=receipt) for one, receipt in pairs])
+        for one in held:
+            # What stopped the batch is said once.
+            self._settled[one.message.task_id] = Attempt(Fate.NOT_TRIED, refusal)
+            refusal = None
 
     def _take_receipts(self, batch: Sequence[_UnderWay]) -> None:
         """Note what became of the messages of a batch, now that it is known."""
@@ -211,9 +214,12 @@ class EntryPublisher:
         finally:
             entry.options = options
         error, self._producer_took_it = self._error, receipt.was_taken
-        if receipt.is_open:
+        if receipt.is_open or isinstance(receipt.failure, Interrupted):
             self._under_way.append(_UnderWay(message, receipt, error=error))
             return Attempt(Fate.UNDER_WAY)
+        if batched and not receipt.was_taken:
+            # It may have been answered meanwhile, and nobody was told.
+            error = receipt.error or error
         return _attempt(message, receipt, error)
 
 

@@ -180,6 +180,26 @@ def test_an_entry_that_ends_the_channel_costs_no_other_its_run(
     assert refused == ["20"]
 
 
+def test_an_event_for_each_message_hides_no_answer_of_rabbitmq(
+    world: World, rabbitmq_server: RabbitMQ
+) -> None:
+    """An event is awaited at once, and with it the message before it."""
+    beat = world.beat(broker=rabbitmq_server.url, task_send_sent_event=True)
+    patient = {"misfire": {"instruction": "do_nothing", "threshold": 600}}
+    options = {"unbound": {"exchange": "amq.fanout"}, "nowhere": {"exchange": "nowhere"}, "a": {}, "b": {}}
+    entries = {
+        name: due_now(**patient, options=each | {"routing_key": "celery"}) for name, each in options.items()
+    }
+    beat.update_from_dict(entries)
+
+    def refused() -> list[str]:
+        return [line["entry"] for line in store_of(beat).log() if line["event"] == "refused"]
+
+    run(beat, lambda: is_done(beat, "ab") and len(refused()) >= 2)
+    assert sorted(refused()) == ["nowhere", "unbound"]
+    assert sent_lines(beat) == Counter("ab")
+
+
 # -- another Redis -----------------------------------------------------------------------------------------
 
 
