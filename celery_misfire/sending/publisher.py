@@ -213,7 +213,8 @@ class EntryPublisher:
             return Attempt(Fate.IN_DOUBT, exc)
         finally:
             entry.options = options
-        error, self._producer_took_it = self._error, receipt.was_taken
+        error: Exception | None = self._error
+        self._producer_took_it = receipt.was_taken
         if receipt.is_open or isinstance(receipt.failure, Interrupted):
             self._under_way.append(_UnderWay(message, receipt, error=error))
             return Attempt(Fate.UNDER_WAY)
