@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from celery_misfire.store.port import Push
 from tests.integration.test_leader import DAY, MINUTE, SECOND
 from tests.integration.test_leader import World as VirtualWorld
 from tests.support.one_redis import World, due_now, fire_all, is_done, run, sent_lines, store_of
-from tests.support.processes import wait_for
+from tests.support.processes import published, wait_for
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.redis_server import RedisServer
@@ -266,6 +267,38 @@ def test_in_another_database_a_batch_is_pushed_between_its_claim_and_its_ack(wor
         "EVALSHA",
     ]
     assert world.runs() == sent_lines(beat) == Counter(["a", *names])
+
+
+def test_a_pipeline_that_is_not_answered_is_sent_again_one_by_one_under_the_same_ids(
+    world: World, redis_binary: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(broker_module, "TIMEOUT", 2.0)
+    names = [f"{n:02}" for n in range(20)]
+    with RedisServer(redis_binary) as other:
+        beat = world.beat(broker=other.url)
+        push, lengths = beat._broker.push, list[int]()
+
+        def answers_the_second_time(messages: Sequence[Sequence[Push]]) -> list[Receipt]:
+            lengths.append(len(messages))
+            if len(lengths) > 1:
+                return push(messages)
+            other.freeze()
+            try:
+                return push(messages)
+            finally:
+                other.thaw()
+
+        monkeypatch.setattr(beat._broker, "push", answers_the_second_time)
+        patient = {"misfire": {"instruction": "do_nothing", "threshold": 600}}
+        beat.update_from_dict({name: due_now(**patient) for name in names})
+        run(beat, lambda: is_done(beat, names))
+        copies = Counter(m.id for m in published(other.url))
+    assert sum(lengths) == 20
+    assert len(copies) == 20
+    # Frozen, Redis had got it all the same; what comes after that goes one by one.
+    assert copies.total() == 20 + lengths[0]
+    assert sent_lines(beat) == Counter(names)
+    assert [m for m in caplog.messages if "the broker failed" in m] != []
 
 
 # -- what two steps make of it -----------------------------------------------------------------------------
