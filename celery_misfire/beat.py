@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -67,7 +67,7 @@ class MisfireMixin(Scheduler):
         self._publisher = EntryPublisher(
             app,
             self._broker,
-            lambda name: self.schedule[name],
+            lambda name: self.schedule[self._entries.own_name(name)],
             lambda entry, producer: self.apply_entry(entry, producer=producer),
         )
         super().__init__(app, *args, **kwargs)
@@ -147,9 +147,12 @@ class MisfireMixin(Scheduler):
         """Advance the counters of the entries that were sent, which Celery does before it sends them."""
         schedule = self.schedule
         for event in events:
-            if isinstance(event, Sent) and (entry := schedule.get(event.entry)) is not None:
+            if not isinstance(event, Sent):
+                continue
+            name = self._entries.own_name(event.entry)
+            if (entry := schedule.get(name)) is not None:
                 self.reserve(entry)
-                self._entries.replaced(event.entry, entry, schedule.get(event.entry, entry))
+                self._entries.replaced(name, entry, schedule.get(name, entry))
 
     def _warnings(self, entries: Mapping[str, ConfiguredEntry]) -> list[str]:
         """Return what is allowed in the configuration, but hardly meant."""
@@ -191,12 +194,13 @@ class MisfireMixin(Scheduler):
 
     def _definitions(self) -> Iterator[Definition]:
         # Others may change the schedule meanwhile.
-        for name, entry in self._entries.taken(self._own_entries()).items():
+        for own_name, entry in self._entries.taken(self._own_entries()).items():
             try:
-                yield self._entries.definition(name, entry, self._settings, self.last_run_of)
+                yield self._entries.definition(own_name, entry, self._settings, self.last_run_of)
             except Exception as exc:
                 # At start the configuration has been checked; this entry was added later.
-                self._member.remind(f"entry {quote_name(name)} is left out: {describe_error(exc)}")
+                name = quote_name(self._entries.plain_name(own_name))
+                self._member.remind(f"entry {name} is left out: {describe_error(exc)}")
 
     def _own_entries(self) -> Mapping[str, ScheduleEntry]:
         """Return the entries that this class defines."""
@@ -339,7 +343,7 @@ def _watched(cls: type[Producer]) -> type[WatchedProducer]:
 
 
 def _in_plain_words(record: logging.LogRecord) -> bool:
-    """Let a message of Celery's beat be one line, whatever an entry or a task is called.
+    """Let a message of Celery's beat be one line without arguments, whatever an entry or a task is called.
 
     Of an error that ends beat for its configuration, the text is all that is of use.
     """
@@ -347,8 +351,15 @@ def _in_plain_words(record: logging.LogRecord) -> bool:
         record.msg, record.args = "beat ends, MisfireConfigError: %s", (record.exc_info[1],)
         record.exc_info = None
     if isinstance(record.args, tuple):
-        record.args = tuple(one_line(arg) if isinstance(arg, str) else arg for arg in record.args)
+        texts = [arg for arg in record.args if isinstance(arg, str)]
+        record.args = tuple(_plain(arg, texts) if isinstance(arg, str) else arg for arg in record.args)
     return True
+
+
+def _plain(text: str, texts: Iterable[str]) -> str:
+    """Return a text as one line; a call of a task that is among the texts, without its arguments."""
+    task = next((task for task in texts if text.startswith(f"{task}(")), "")
+    return one_line(f"{task}(...)" if task else text)
 
 
 def _join_will_block(value: bool | None) -> bool:

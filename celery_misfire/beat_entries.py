@@ -11,6 +11,7 @@ from operator import is_
 from typing import Any, Protocol, TypeVar
 
 from celery_misfire.conf.entries import ConfiguredEntry
+from celery_misfire.conf.names import plain_names
 from celery_misfire.conf.settings import Settings
 from celery_misfire.misfire import ENDLESS, MisfirePolicy, Trigger, to_millis
 from celery_misfire.records import Definition
@@ -59,13 +60,24 @@ class BeatEntries:
 
     def __init__(self, filename: str) -> None:
         self._filename = filename
-        #: By entry name: the key `misfire`, and the key `last_run_at`, as configured.
+        # By the name in Celery's schedule: the plain name, where it is another one; and the reverse.
+        self._plain_names: dict[str, str] = {}
+        self._own_names: dict[str, str] = {}
+        #: By the name in Celery's schedule: the key `misfire`, and the key `last_run_at`, as configured.
         self.misfire_keys: dict[str, Any] = {}
         self._given_last_runs: dict[str, Any] = {}
         # What was found out about an entry, and the schedule that it is true of.
         self._known: dict[str, tuple[Any, Trigger, MisfirePolicy | None]] = {}
         self._seen: dict[str, Entry] = {}
         self._next_look = 0.0
+
+    def plain_name(self, own_name: str) -> str:
+        """Return what an entry is called in the state and the log, see :mod:`celery_misfire.conf.names`."""
+        return self._plain_names.get(own_name, own_name)
+
+    def own_name(self, name: str) -> str:
+        """Return the name in Celery's schedule of the entry that we call so."""
+        return self._own_names.get(name, name)
 
     def stripped(self, name: str, entry: Any) -> Any:
         """Take our key out of an entry that is about to be added: Celery's own class does not know it."""
@@ -98,25 +110,39 @@ class BeatEntries:
 
     def keep(self, checked: Mapping[str, ConfiguredEntry], schedule: Mapping[str, Entry]) -> None:
         """Spare the first plan what the check of the configuration has found out."""
+        self._find_names(schedule)
         for name, configured in checked.items():
-            if configured.trigger is not None and (entry := schedule.get(name)) is not None:
-                self._known[name] = entry.schedule, configured.trigger, configured.policy
+            own_name = configured.own_name
+            # Numbered among more entries, a plain name may be another one's.
+            if configured.trigger is None or name != self.plain_name(own_name):
+                continue
+            if (entry := schedule.get(own_name)) is not None:
+                self._known[own_name] = entry.schedule, configured.trigger, configured.policy
+
+    def _find_names(self, schedule: Mapping[str, Entry]) -> None:
+        found = plain_names(schedule)
+        if found != self._plain_names:
+            # Policies go by plain names.
+            self._known.clear()
+            self._plain_names, self._own_names = found, {plain: own for own, plain in found.items()}
 
     def definition(
-        self, name: str, entry: Entry, settings: Settings, last_run_of: Callable[[Any], datetime | None]
+        self, own_name: str, entry: Entry, settings: Settings, last_run_of: Callable[[Any], datetime | None]
     ) -> Definition:
         """Return how an entry is planned.
 
+        :param own_name: its name in Celery's schedule.
         :param last_run_of: asked where a grid goes on from its last run.
         :raises Exception: when the entry cannot be planned.
         """
         if own := own_is_due(type(entry)):
             raise ValueError(f"{own}: {NOT_ASKED}")
-        schedule, trigger, policy = self._known.get(name, (None, None, None))
+        name = self.plain_name(own_name)
+        schedule, trigger, policy = self._known.get(own_name, (None, None, None))
         if trigger is None or schedule is not entry.schedule:
             trigger = trigger_for(entry.schedule, name)
-            policy = settings.policy_for(name, self.misfire_keys.get(name), trigger.trigger_type)
-            self._known[name] = entry.schedule, trigger, policy
+            policy = settings.policy_for(name, self.misfire_keys.get(own_name), trigger.trigger_type)
+            self._known[own_name] = entry.schedule, trigger, policy
         anchor = None
         # Only intervals without a start go on from a last run.
         if isinstance(trigger, GridTrigger) and (trigger.start, trigger.repeat_count) == (None, ENDLESS):
@@ -130,6 +156,7 @@ class BeatEntries:
         """Take note of the entries that are planned from now on, and return them."""
         taken = dict(schedule)
         self._seen = {**taken}
+        self._find_names(taken)
         if len(self._known) > len(taken):
             self._known = {name: known for name, known in self._known.items() if name in taken}
         return taken

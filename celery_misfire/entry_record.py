@@ -37,6 +37,7 @@ class Intent:
 
     :param unsent: True when it was certainly not sent: nobody tried, or the attempt failed. Then it may be
         judged again. Else it is in doubt, and the only safe thing is to send it (again) under the same id.
+    :param entry: the name that its id was made of, when the entry was renamed since; else ''.
     :param unknown_fields: as in :class:`EntryRecord`.
     """
 
@@ -47,6 +48,7 @@ class Intent:
     merged: int = 0
     last_missed: int | None = None
     unsent: bool = False
+    entry: str = ""
     unknown_fields: str = ""
 
 
@@ -54,6 +56,7 @@ class Intent:
 class Unreported:
     """Missed occurrences whose result and signals are still to come.
 
+    :param entry: as in :class:`Intent`.
     :param unknown_fields: as in :class:`EntryRecord`.
     """
 
@@ -64,6 +67,7 @@ class Unreported:
     instruction: MisfireInstruction
     detected_at: int
     generation: int
+    entry: str = ""
     unknown_fields: str = ""
 
 
@@ -71,12 +75,15 @@ class Unreported:
 class EntryRecord:
     """All that is known of one entry. Moments are milliseconds UTC.
 
-    :param generation: the moment at which its fire times took on their present meaning (first sight, an
-        edit); part of every task id, so that ids never repeat.
+    :param generation: grows when its fire times take on another meaning (an edit, a clock that was set back);
+        part of every task id, so that ids never repeat. As a rule it is the moment of that.
+    :param begun_at: the moment at which its fire times took on their present meaning, when the generation is
+        another number; else None, see :attr:`begin`.
     :param removed_at: when the entry was found to be gone from the schedule, None while it is there.
     :param paused_from: the first fire time of a pause that has not been planned yet, None when there is none.
         An entry is paused while it is gone from the schedule. So for a removed entry it is the fire time that
         was to come next, and for one that came back, the oldest that came due meanwhile.
+    :param key: what the entry is known by, whatever its name, where it has such a thing; else None.
     :param unknown_fields: the JSON object of what a newer version has written beside the other fields, '' for
         nothing. A text, as records can be compared and hashed.
     """
@@ -89,9 +96,16 @@ class EntryRecord:
     runs: tuple[Runs, ...] = ()
     intents: tuple[Intent, ...] = ()
     missed: tuple[Unreported, ...] = ()
+    begun_at: int | None = None
     removed_at: int | None = None
     paused_from: int | None = None
+    key: str | None = None
     unknown_fields: str = ""
+
+    @property
+    def begin(self) -> int:
+        """The moment at which its fire times took on their present meaning."""
+        return self.generation if self.begun_at is None else self.begun_at
 
     @property
     def settled(self) -> bool:
@@ -112,10 +126,12 @@ _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 def dumps(record: EntryRecord) -> str:
     """Return the record as JSON; equal records give equal texts."""
-    fields = {
+    fields: dict[str, Any] = {} if record.begun_at is None else {"begun_at": record.begun_at}
+    fields |= {
         "fingerprint": record.fingerprint,
         "generation": record.generation,
         "intents": [_intent_fields(intent) for intent in record.intents],
+        **({} if record.key is None else {"key": record.key}),
         "missed": [_missed_fields(missed) for missed in record.missed],
         "name": record.name,
         "paused_from": record.paused_from,
@@ -156,6 +172,7 @@ def _runs_fields(runs: Runs) -> dict[str, Any]:
 def _intent_fields(intent: Intent) -> dict[str, Any]:
     fields = {
         "claimed_at": intent.claimed_at,
+        **({"entry": intent.entry} if intent.entry else {}),
         "generation": intent.generation,
         "last_missed": intent.last_missed,
         "merged": intent.merged,
@@ -170,6 +187,7 @@ def _missed_fields(missed: Unreported) -> dict[str, Any]:
     fields = {
         "count": missed.count,
         "detected_at": missed.detected_at,
+        **({"entry": missed.entry} if missed.entry else {}),
         "first": missed.first,
         "generation": missed.generation,
         "instruction": missed.instruction,
@@ -215,8 +233,10 @@ def _record(data: dict[str, Any]) -> EntryRecord:
         runs=_each(_runs, take("runs")),
         intents=_each(_intent, take("intents")),
         missed=_each(_missed, take("missed")),
+        begun_at=_moment_or_none(take("begun_at", None)),
         removed_at=_moment_or_none(take("removed_at", None)),
         paused_from=_moment_or_none(take("paused_from", None)),
+        key=None if (key := take("key", None)) is None else _text(key),
         unknown_fields=_rest(data),
     )
 
@@ -258,6 +278,7 @@ def _intent(data: dict[str, Any]) -> Intent:
         merged=_moment(take("merged", 0)),
         last_missed=_moment_or_none(take("last_missed", None)),
         unsent=_flag(take("unsent", False)),
+        entry=_text(take("entry", "")),
         unknown_fields=_rest(data),
     )
 
@@ -272,6 +293,7 @@ def _missed(data: dict[str, Any]) -> Unreported:
         instruction=_word(MisfireInstruction, take("instruction")),
         detected_at=_moment(take("detected_at")),
         generation=_moment(take("generation")),
+        entry=_text(take("entry", "")),
         unknown_fields=_rest(data),
     )
 

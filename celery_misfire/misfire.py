@@ -147,6 +147,10 @@ class Trigger(Protocol):
     def runs_foreign_code(self) -> bool:
         """Whether asking it runs code of the app, which may take long or never return."""
 
+    @property
+    def follows_elapsed_time(self) -> bool:
+        """Whether its fire times follow one another after a time, not at fixed times on the wall."""
+
     def first_state(self, first_seen: int) -> TriggerState:
         """Return the state of a trigger that is seen for the first time at this moment."""
 

@@ -34,6 +34,11 @@ from celery_misfire.misfire import (
     threshold_millis,
 )
 
+#: After the clock was set back, a next fire time that comes within so many milliseconds is waited for.
+LONGEST_SILENCE = 60_000
+#: Fixed times are waited for when the clock was set back by less than so many milliseconds.
+SHORT_STEP = 3 * 3600 * 1000
+
 
 @dataclass(frozen=True)
 class Definition:
@@ -42,6 +47,9 @@ class Definition:
     :param anchor: when an interval entry last ran under another scheduler, in milliseconds UTC. Its grid goes
         on from there when it is first seen.
     :param ignore_result: the entry's option of this name; None when it says nothing.
+    :param due_since: for an entry that runs once and has not, as its table says: since when it waits, in
+        milliseconds UTC. What came due since then is due, also when the store knows nothing.
+    :param key: what the entry is known by, whatever its name; None when there is nothing but the name.
     """
 
     name: str
@@ -50,17 +58,29 @@ class Definition:
     policy: MisfirePolicy | None
     anchor: int | None = None
     ignore_result: bool | None = None
+    due_since: int | None = None
+    key: str | None = None
 
 
 def first_seen(
-    name: str, task: str, trigger: Trigger, now: int, *, from_now: bool, anchor: int | None = None
+    name: str,
+    task: str,
+    trigger: Trigger,
+    now: int,
+    *,
+    from_now: bool,
+    anchor: int | None = None,
+    due_since: int | None = None,
 ) -> EntryRecord:
     """Return the record of an entry that begins (or begins anew) at `now`.
 
     :param from_now: leave out fire times up to `now`. Else those of a schedule that started in the past are
         due, and have misfired, as in Quartz.
     :param anchor: a fire time of an interval. Its grid goes on with the first fire time after `now`.
+    :param due_since: see :class:`Definition`; it overrides `from_now`.
     """
+    if due_since is not None:
+        return EntryRecord(name, task, now, trigger.fingerprint, trigger.first_state(min(due_since, now)))
     passed = 0 if anchor is None or trigger.interval is None else (now - anchor) % trigger.interval
     state = trigger.first_state(now - passed)
     if from_now and state.next_fire_time is not None and state.next_fire_time <= now:
@@ -74,14 +94,18 @@ def edited(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryR
     Claimed runs of the old schedule are still sent. Runs that were only decided are given up.
     """
     fresh = first_seen(record.name, task, trigger, now, from_now=True)
-    generation = max(record.generation + 1, now)
     return replace(
-        fresh,
-        generation=generation,
+        _begun(fresh, record, now),
         intents=record.intents,
         missed=record.missed,
         unknown_fields=record.unknown_fields,
     )
+
+
+def _begun(record: EntryRecord, before: EntryRecord, now: int) -> EntryRecord:
+    """Return the record in a new generation, which begins now."""
+    generation = max(before.generation + 1, now)
+    return replace(record, generation=generation, begun_at=None if generation == now else now)
 
 
 def returned(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryRecord:
@@ -111,6 +135,28 @@ def removed(record: EntryRecord, now: int, started: Collection[Intent] = ()) -> 
     return with_missed(gone, undone, MisfireInstruction.DO_NOTHING, now)
 
 
+def renamed(record: EntryRecord, name: str, place: EntryRecord | None) -> EntryRecord:
+    """Return the record of an entry that has another name now: its fire times go on.
+
+    Intents keep the name that their ids were made of. Misses stay under the old name, see :func:`vacated`.
+
+    :param place: the record that had this name before.
+    """
+    intents = tuple(replace(i, entry=i.entry or record.name) for i in record.intents)
+    generation = max(record.generation, place.generation if place else record.generation) + 1
+    missed = place.missed if place else ()
+    begin = record.begin
+    return replace(record, name=name, generation=generation, begun_at=begin, intents=intents, missed=missed)
+
+
+def vacated(record: EntryRecord, now: int) -> EntryRecord:
+    """Return what is kept under the old name of a renamed entry: what is still to be reported."""
+    generation = max(record.generation + 1, now)
+    return replace(
+        unknown(record.name, now), task=record.task, generation=generation, begun_at=now, missed=record.missed
+    )
+
+
 def resumed(record: EntryRecord, task: str, now: int) -> EntryRecord:
     """Return the record of an entry that came back unchanged, and whose fire times in between count.
 
@@ -126,6 +172,51 @@ def unknown(name: str, now: int) -> EntryRecord:
     """Return the record of a removed entry whose own record could not be read."""
     state = TriggerState(next_fire_time=None, start_time=now)
     return EntryRecord(name, "", now, "", state, removed_at=now)
+
+
+def clock_step(records: Iterable[EntryRecord], now: int) -> int:
+    """Return by how much the clock was set back, as far as the records of entries show it, in milliseconds.
+
+    It is not more than 0 when nothing of what they hold lies in the future.
+    """
+    return max((max(r.begin, r.state.previous_fire_time or r.begin) for r in records), default=now) - now
+
+
+def set_back(record: EntryRecord, trigger: Trigger, now: int, step: int) -> EntryRecord | None:
+    """Return the record planned from now, after the clock was set back; None when it stays as it is.
+
+    The rule is that of Debian's cron: what follows elapsed time (intervals, wildcards) goes on at once, fixed
+    times come when the clock reaches them again, unless it was set back far. Nothing is done to a next fire
+    time that is close, or one of the next two in any case. What was decided is kept.
+
+    :param step: see :func:`clock_step`.
+    """
+    next_ = record.state.next_fire_time
+    if step <= 0 or next_ is None or next_ - now <= LONGEST_SILENCE:
+        return None
+    if step < SHORT_STEP and not trigger.follows_elapsed_time:
+        return None
+    state = _from_now(record.state, next_, trigger, now)
+    first = state.next_fire_time
+    second = None if first is None else trigger.fire_times(state).after(first)
+    if second is None or next_ <= second:
+        return None
+    return _begun(replace(record, state=state), record, now)
+
+
+def _from_now(state: TriggerState, next_: int, trigger: Trigger, now: int) -> TriggerState:
+    """Return the state with the first fire time after `now`; a grid keeps its phase and its count."""
+    fresh, interval = trigger.first_state(now), trigger.interval
+    begins = fresh.next_fire_time
+    if begins is not None and (begins == next_ or begins > now + (interval or 0)) and fresh.start_time > now:
+        # It has a start of its own, which is still to come.
+        start = fresh.start_time
+    elif interval is not None:
+        start = state.start_time - (next_ - now - 1) // interval * interval
+    else:
+        start = state.start_time if state.start_time <= now else fresh.start_time
+    state = replace(state, start_time=start, previous_fire_time=None)
+    return replace(state, next_fire_time=trigger.fire_times(state).after(now))
 
 
 def with_plan(record: EntryRecord, plan: Plan, now: int) -> EntryRecord:
@@ -159,7 +250,8 @@ def with_unsent(
     Each keeps the generation in which it was claimed, and so its task id.
     """
     new = tuple(
-        Unreported(i.scheduled, i.scheduled, 1, reason, instruction, now, i.generation) for i, reason in lost
+        Unreported(i.scheduled, i.scheduled, 1, reason, instruction, now, i.generation, i.entry)
+        for i, reason in lost
     )
     return replace(record, missed=record.missed + new)
 
@@ -280,6 +372,7 @@ __all__ = [
     "Intent",
     "Unreported",
     "claim",
+    "clock_step",
     "dumps",
     "edited",
     "first_seen",
@@ -287,9 +380,12 @@ __all__ = [
     "loads",
     "occurrences",
     "removed",
+    "renamed",
     "resumed",
     "returned",
+    "set_back",
     "unknown",
+    "vacated",
     "with_missed",
     "with_plan",
     "with_unsent",

@@ -178,10 +178,12 @@ _NO_TASKS = {"celery.chain": "a chain", "celery.group": "a group"}
 class ConfiguredEntry(NamedTuple):
     """An entry of ``beat_schedule``.
 
+    :param own_name: its name in ``beat_schedule``, see :mod:`celery_misfire.conf.names`.
     :param trigger: None when the schedule cannot be asked, as its own code fails.
     :param policy: None when misfire handling is off.
     """
 
+    own_name: str
     keys: Mapping[Any, Any]
     trigger: Trigger | None
     policy: MisfirePolicy | None
@@ -308,9 +310,18 @@ def _cron_call(text: str) -> str:
 
 
 def checked_entry(
-    problems: Problems, app: Celery, settings: Settings, name: object, entry: object, known: Collection[str]
+    problems: Problems,
+    app: Celery,
+    settings: Settings,
+    own_name: Any,
+    name: object,
+    entry: object,
+    known: Collection[str],
 ) -> ConfiguredEntry | None:
-    """Check all of an entry and return it; None when its name is no name."""
+    """Check all of an entry and return it; None when its name is no name.
+
+    :param name: what it is called in messages, and where its policy is looked up.
+    """
     try:
         name = check_name(name)
     except ValueError as exc:
@@ -328,4 +339,4 @@ def checked_entry(
         place = f"{problems.spell('beat_schedule')}[{quote_name(name)}]"
         problems.found += [(place + below, text) for below, text in own.found]
     policy = policy_of(problems, settings, name, keys.get("misfire"), trigger_type)
-    return ConfiguredEntry(keys, trigger, policy)
+    return ConfiguredEntry(own_name, keys, trigger, policy)

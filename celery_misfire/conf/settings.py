@@ -25,6 +25,7 @@ from celery_misfire.conf.entries import (
     policy_keys,
     policy_of,
 )
+from celery_misfire.conf.names import plain_names
 from celery_misfire.conf.problems import (
     Problems,
     as_bool,
@@ -239,7 +240,7 @@ def read_settings(app: Celery) -> Settings:
 def read_config(
     app: Celery, beat_schedule: Mapping[str, Any], entry_keys: Collection[str] = ENTRY_KEYS
 ) -> tuple[Settings, dict[str, ConfiguredEntry]]:
-    """Return the settings of an app and its entries.
+    """Return the settings of an app and its entries, by their plain names (:mod:`celery_misfire.conf.names`).
 
     An entry whose schedule fails in its own code counts as cron here.
 
@@ -250,8 +251,11 @@ def read_config(
     settings, problems = _read(app)
     entries: dict[str, ConfiguredEntry] = {}
     if isinstance(beat_schedule, Mapping):
-        for name, entry in beat_schedule.items():
-            if (checked := checked_entry(problems, app, settings, name, entry, entry_keys)) is not None:
+        plain = plain_names(beat_schedule)
+        for own_name, entry in beat_schedule.items():
+            name = plain.get(own_name, own_name)
+            checked = checked_entry(problems, app, settings, own_name, name, entry, entry_keys)
+            if checked is not None:
                 entries[name] = checked
     else:
         problems.add(
@@ -286,9 +290,14 @@ def _read(app: Celery) -> tuple[Settings, Problems]:
         what = "not set and the app has no name (Celery() without main)."
         problems.add(spell("misfire_namespace"), f"{what} Set it, for example to 'shop'.")
     policies: dict[str, Any] = {}
-    for entry, policy in values.get("policies", {}).items():
-        with problems.at(f"{spell('misfire_policies')}[{quote_name(entry)}]"):
-            policies[entry] = policy_keys(policy)
+    given_policies = values.get("policies", {})
+    # The entries are looked at only where something is said of one.
+    plain = plain_names(app.conf.beat_schedule) if given_policies else {}
+    for entry, policy in given_policies.items():
+        name = plain.get(entry, entry)
+        with problems.at(f"{spell('misfire_policies')}[{quote_name(name)}]"):
+            # Under Django, a row has the name that Celery gave.
+            policies[entry] = policies[name] = policy_keys(policy)
     ttl = values.get("lease_ttl", Settings.lease_ttl)
     in_step = {
         "lease_renew": min(Settings.lease_renew, ttl / 3),

@@ -11,6 +11,7 @@ from celery import Celery
 from kombu.serialization import dumps
 
 from celery_misfire.conf.entries import ConfiguredEntry, place_of
+from celery_misfire.conf.names import plain_names
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings
 from celery_misfire.misfire import MisfirePolicy, Trigger
@@ -29,11 +30,15 @@ Warnings = Iterator[tuple[str, str]]
 
 def unknown_policies(app: Celery, settings: Settings, names: Collection[str]) -> list[str]:
     """Return a warning for every name in ``misfire_policies`` that is no entry, at least not yet."""
-    setting = spelling(app)("misfire_policies")
+    if not settings.policies:
+        return []
+    setting, plain = spelling(app)("misfire_policies"), plain_names(app.conf.beat_schedule)
+    # Names that Celery made of arguments are not suggested.
+    shown = {plain.get(name, name) for name in names} | {*plain.values()}
     return [
-        as_line(f"{setting}[{quote_name(name)}]", f"no entry has this name.{suggestion(name, names)}")
+        as_line(f"{setting}[{quote_name(name)}]", f"no entry has this name.{suggestion(name, shown)}")
         for name in settings.policies
-        if name not in names
+        if name not in names and name not in plain and name not in shown
     ]
 
 

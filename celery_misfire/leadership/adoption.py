@@ -8,7 +8,7 @@ from dataclasses import replace
 from celery_misfire import records
 from celery_misfire.events import Event
 from celery_misfire.leadership.intents import Intents
-from celery_misfire.leadership.ledger import Ledger
+from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.leadership.pending_misses import give_up
 from celery_misfire.misfire import Reason
 from celery_misfire.records import Definition, EntryRecord
@@ -48,6 +48,7 @@ class Adoption:
         :param failed: told of an entry whose schedule cannot be asked.
         """
         self._ledger.definitions = {d.name: self._limited(d) for d in definitions}
+        self._move_renamed(now)
         before, self.unfinished = self.unfinished, {}
         changed: dict[str, EntryRecord] = {}
         for name in self._ledger.definitions:
@@ -73,6 +74,26 @@ class Adoption:
         self._ledger.forget([n for n, r in self._ledger.items() if r.is_over(now - KEEP_REMOVED)])
         return mended
 
+    def follow_clock(self, now: int, failed: Callable[[str, Exception], None]) -> int:
+        """Plan from now what a clock that was set back would leave silent; return how many entries.
+
+        :param failed: as in :meth:`adopt`.
+        """
+        step = records.clock_step(self._ledger.values(), now)
+        changed: dict[str, EntryRecord] = {}
+        for name, definition in self._ledger.definitions.items() if step > 0 else ():
+            if (record := self._ledger.get(name)) is None:
+                continue
+            try:
+                planned = records.set_back(record, definition.trigger, now, step)
+            except Exception as exc:
+                failed(name, exc)
+            else:
+                if planned is not None:
+                    changed[name] = planned
+        self._ledger.write(changed)
+        return len(changed)
+
     def _limited(self, definition: Definition) -> Definition:
         """Return the definition with a trigger that cannot hold beat up."""
         trigger = self._time_limit.limited(definition.trigger)
@@ -83,15 +104,52 @@ class Adoption:
         same = known is not None and known.trigger == trigger
         return replace(definition, trigger=known.trigger if known and same else trigger)
 
+    def _move_renamed(self, now: int) -> None:
+        """Move the records of entries that have another name now, each in one commit."""
+        names = {record.key: name for name, record in self._ledger.items() if record.key is not None}
+        moves = {
+            name: names[definition.key]
+            for name, definition in self._ledger.definitions.items()
+            if definition.key in names and not self._is_of(name, definition.key)
+        }
+        while taken := [new for new in moves if self._is_taken(new) and new not in moves.values()]:
+            # The entry that had this name is gone, with runs under way. They are given up first.
+            del moves[taken[0]]
+        chain: dict[str, EntryRecord] = {}
+        for new, old in moves.items():
+            pair = {new: records.renamed(self._ledger[old], new, self._ledger.get(new))}
+            if old not in moves:
+                pair[old] = records.vacated(self._ledger[old], now)
+            if old in moves or new in moves.values():
+                chain |= pair
+            else:
+                self._ledger.commit(Commit(pair))
+        self._ledger.commit(Commit(chain))
+
+    def _is_of(self, name: str, key: str | None) -> bool:
+        record = self._ledger.get(name)
+        return record is not None and record.key == key
+
+    def _is_taken(self, name: str) -> bool:
+        record = self._ledger.get(name)
+        return record is not None and bool(record.runs or record.intents)
+
     def adopted(self, name: str, now: int, *, from_now: bool) -> EntryRecord | None:
         """Return the new record of an entry; None when its record is in line with the schedule."""
+        record, key = self._adopted(name, now, from_now=from_now), self._ledger.definitions[name].key
+        known = record or self._ledger[name]
+        return record if known.key == key else replace(known, key=key)
+
+    def _adopted(self, name: str, now: int, *, from_now: bool) -> EntryRecord | None:
         definition, record = self._ledger.definitions[name], self._ledger.get(name)
         task, trigger = definition.task, definition.trigger
         if record is None:
             # One whose record cannot be read is not new: what has begun may have run.
             from_now = from_now or name in self._ledger.unusable
-            anchor = definition.anchor
-            return records.first_seen(name, task, trigger, now, from_now=from_now, anchor=anchor)
+            anchor, since = definition.anchor, definition.due_since
+            return records.first_seen(
+                name, task, trigger, now, from_now=from_now, anchor=anchor, due_since=since
+            )
         if from_now or record.fingerprint != trigger.fingerprint:
             return records.edited(record, task, trigger, now)
         if record.removed_at is None:

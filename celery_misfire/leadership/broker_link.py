@@ -55,10 +55,10 @@ class BrokerLink:
     def failed(self, error: Exception) -> None:
         """Note that the broker has failed."""
         if self._trouble.fail(self._steady()):
-            logger.warning("beat: the broker failed, nothing is sent until it is back: %s", error)
+            logger.warning("beat: the broker failed, nothing is sent until it is back. %s", error)
         self.is_up = False
 
     def works(self) -> None:
         """Note that the broker took a message."""
-        if self._trouble.end(self._steady()) is not None:
-            logger.info("beat: the broker is there again")
+        if (lasted := self._trouble.end(self._steady())) is not None:
+            logger.info("beat: the broker is there again after %.0f s", lasted)

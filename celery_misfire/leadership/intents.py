@@ -37,18 +37,18 @@ class Intents:
 
         What is known not to have been sent and is too late by now gets what its instruction says.
 
-        :param reason: why an occurrence is late, by its scheduled time and its generation.
+        :param reason: why an occurrence is late, by its scheduled time and the begin of its generation.
         :param was_refused: this beat knows that the entry's message cannot be sent as it is.
         """
         definition, record = self._ledger.definitions[name], self._ledger.with_certainty(self._ledger[name])
         hopeless = [i for i in record.intents if self._cannot_be_sent(name, i, now, was_refused)]
-        record = _without(record, hopeless)
+        record, begin = _without(record, hopeless), record.begin
         judge = partial(
             records.judge_again,
             trigger=definition.trigger,
             policy=definition.policy,
             now=now,
-            reason=lambda intent: reason(intent.scheduled, intent.generation),
+            reason=lambda intent: reason(intent.scheduled, min(intent.generation, begin)),
             arbitrable={i.scheduled for i in record.intents if self._is_for_the_register(name, i, now)},
         )
         events: list[Event] = []
@@ -68,7 +68,7 @@ class Intents:
 
     def close_registers(self, name: str, intents: Sequence[Intent], reason: Reason) -> list[Intent]:
         """See to it that no worker starts what is to be missed; return what one has started already."""
-        ids = [self._ledger.task_id(name, i.generation, i.scheduled) for i in intents]
+        ids = [self._ledger.task_id(i.entry or name, i.generation, i.scheduled) for i in intents]
         held = self._store.settle(ids, registers.Missed(reason), token=self._lease.token)
         return [i for i, value in zip(intents, held, strict=True) if not isinstance(value, registers.Missed)]
 
@@ -85,7 +85,7 @@ class Intents:
                 scheduled=i.scheduled,
                 fire_time=i.claimed_at,
                 merged=i.merged,
-                id=self._ledger.task_id(name, i.generation, i.scheduled),
+                id=self._ledger.task_id(i.entry or name, i.generation, i.scheduled),
             )
             for i in started
         ]
@@ -113,7 +113,9 @@ class Intents:
         return was_refused or self._register(name, intent) == registers.Missed(Reason.PUBLISH_REJECTED)
 
     def _register(self, name: str, intent: Intent) -> Register | None:
-        return self._store.register(self._ledger.task_id(name, intent.generation, intent.scheduled))
+        return self._store.register(
+            self._ledger.task_id(intent.entry or name, intent.generation, intent.scheduled)
+        )
 
 
 def _missing(before: EntryRecord, after: EntryRecord) -> list[Intent]:

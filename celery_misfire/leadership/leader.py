@@ -10,22 +10,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from itertools import islice
 
-from celery_misfire import records
 from celery_misfire.events import Event, Led
-from celery_misfire.exceptions import BrokerUnavailable, MisfireError
+from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.leadership.adoption import Adoption
 from celery_misfire.leadership.broker_link import BrokerLink
+from celery_misfire.leadership.decisions import LARGEST_BATCH, Decisions
 from celery_misfire.leadership.failing import FailingEntries
 from celery_misfire.leadership.intents import Intents
 from celery_misfire.leadership.lease import Lease, uptime
-from celery_misfire.leadership.ledger import Commit, Ledger, Outdated
-from celery_misfire.leadership.outages import Outages
-from celery_misfire.leadership.pending_misses import PendingMisses, Reporter, explain, give_up
+from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.leadership.outages import Outages, compare_clocks
+from celery_misfire.leadership.pending_misses import PendingMisses, Reporter
 from celery_misfire.leadership.queues import Queues
-from celery_misfire.misfire import Outcome, Reason, plan
+from celery_misfire.misfire import Reason
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.sending.choice import DispatchChoice
 from celery_misfire.sending.dispatch import Attempt, Fate, RecordingPublisher, Run, TwoStep
@@ -36,18 +34,10 @@ __all__ = ["Leader"]
 
 logger = logging.getLogger(__name__)
 
-#: The most runs that are claimed and sent at a time; so many are sent again after a crash, at most.
-LARGEST_BATCH = 100
-#: The most of them that one entry may have when it catches up, so that all entries get their turn.
-LARGEST_SHARE = 20
-#: The most broken entries that are tried again in one step: each may take its time to fail again.
-MOST_BROKEN_TRIES = LARGEST_BATCH // 10
 #: Catching up gets a turn at least so often, in seconds, however busy beat is with what is on time.
 CATCH_UP_EVERY = 1.0
 #: A queue that is too long for catching up is looked at so often, in seconds.
 LOOK_AT_QUEUE_EVERY = 5.0
-#: An entry whose runs cannot be sent is looked at again so soon, in milliseconds.
-LOOK_AGAIN = 1_000
 #: Longest sleep, in seconds: the lease's thread wants to see the main loop go on.
 LONGEST_SLEEP = 5.0
 
@@ -106,7 +96,12 @@ class Leader:
         self._outages = Outages(wall() - steady() * 1000)
         self._queues = Queues()
         self._catch_up_queue, self._look_at_queue = catch_up_queue, 0.0
+        #: True until the records have followed the clock.
+        self._clock_was_set_back = False
         self._caught_up_at = 0.0
+        self._decisions = Decisions(
+            self._ledger, self._adoption, self._intents, self._failing, self._outages, self._queues
+        )
         self._broker = BrokerLink(self._dispatch.connect, self._outages, steady)
 
     # -- taking over ---------------------------------------------------------------------------------------
@@ -117,6 +112,7 @@ class Leader:
         :raises StoreUnavailable, LeaseLost: it is to be done again.
         """
         now = self._wall()
+        compare_clocks(now, self._store.time(), self._wall())
         goes_on = self._ledger.take_over(acquired)
         if goes_on:
             reason = Reason.STORE_UNAVAILABLE
@@ -142,7 +138,14 @@ class Leader:
         mended = self._adoption.adopt(definitions, now, from_now=from_now, failed=self._failing.broke)
         for name in mended:
             self._failing.forget(name)
+        self._follow_clock(now)
         self._rebuild_queues()
+
+    def _follow_clock(self, now: int) -> None:
+        if count := self._adoption.follow_clock(now, self._failing.broke):
+            self._outages.note(Reason.CLOCK_JUMP, now)
+            what = "the clock is behind what the state knows (clock_jump)"
+            logger.warning("beat: %s: entries that are planned from now: %d", what, count)
 
     def _rebuild_queues(self) -> None:
         definitions = self._ledger.definitions
@@ -177,35 +180,32 @@ class Leader:
     def tick(self) -> float:
         """Do the most urgent piece of work; return how many seconds may pass before the next call.
 
-        :raises StoreUnavailable: call again later. :raises LeaseLost: somebody else leads.
+        :raises StoreUnavailable: call again later.
+        :raises LeaseLost: somebody else leads.
+        :raises Outdated: take over again.
         """
-        try:
-            return self._work()
-        except Outdated:
-            # Nothing of what was decided has happened.
-            self._rebuild_queues()
-            return 0.0
-
-    def _work(self) -> float:
         now = self._wall()
-        self._outages.look_at_clock(now, self._steady())
+        self._clock_was_set_back |= self._outages.look_at_clock(now, self._steady())
         self._repeat_unanswered(now)
+        if self._clock_was_set_back:
+            self._follow_clock(now)
+            self._clock_was_set_back = False
         self._misses.acknowledge()
         if not self._broker.connect(now, self._dispatch.look):
             return self._sleep()
-        due = self._due(now)
+        due = self._decisions.due(now)
         if due:
-            self._decide(due, now)
+            self._dispatch.carry_out(*self._decisions.plan_due(due, now))
             if self._steady() - self._caught_up_at < CATCH_UP_EVERY:
                 return 0.0
         self._caught_up_at = self._steady()
         unsent = [n for n in self._queues.unsent if not self._failing.waits(n)][:LARGEST_BATCH]
-        late = self._room() > 0 and any(map(self._may_catch_up, self._queues.catch_up))
+        late = self._room() > 0 and any(map(self._decisions.may_catch_up, self._queues.catch_up))
         if unsent:
-            self._send_again(unsent, now)
+            self._dispatch.carry_out(*self._decisions.judge_again(unsent, now))
         # Alternate, or steady due work would starve the catch-up.
         if late and (due or not unsent):
-            self._catch_up_some(now)
+            self._catch_up(now)
         return 0.0 if due or unsent or late else self._sleep()
 
     def _sleep(self) -> float:
@@ -242,33 +242,6 @@ class Leader:
                 self._failing.leave_aside(run.entry)
             self._broker.failed(attempt.error or BrokerUnavailable())
 
-    # -- deciding ------------------------------------------------------------------------------------------
-
-    def _due(self, now: int) -> list[str]:
-        """Take the entries to be planned now off the timeline, oldest first, one batch at most."""
-        due = dict.fromkeys(islice(self._failing.broken_to_try(), MOST_BROKEN_TRIES))
-        full = []
-        while len(due) < LARGEST_BATCH and (name := self._queues.timeline.take(now)) is not None:
-            if self._failing.is_broken(name):
-                continue
-            if self._is_full(name):
-                full.append(name)
-            else:
-                due[name] = None
-        for name in full:
-            self._queues.timeline.put(name, now + LOOK_AGAIN)
-        return list(due)
-
-    def _is_full(self, name: str) -> bool:
-        """True for an entry whose runs cannot be sent, and of which enough are waiting for that.
-
-        What is due meanwhile is decided when it is judged by its instruction, not to be sent as well.
-        """
-        return len(self._ledger[name].intents) >= LARGEST_BATCH
-
-    def _may_catch_up(self, name: str) -> bool:
-        return not self._failing.waits(name) and not self._is_full(name)
-
     def _room(self) -> int:
         """Return how many late runs may be sent now."""
         if self._dispatch.queue_length <= self._catch_up_queue:
@@ -276,92 +249,10 @@ class Leader:
         # One run tells how long the queue is by now.
         return 1 if self._steady() >= self._look_at_queue else 0
 
-    def _decide(self, names: Sequence[str], now: int) -> None:
-        commit, runs = Commit(), list[Run]()
-        for name in names:
-            try:
-                runs += self._plan(name, now, LARGEST_BATCH - len(runs), commit)
-            except Exception as exc:
-                self._failing.broke(name, exc)
-        self._dispatch.carry_out(commit, runs)
-
-    def _plan(self, name: str, now: int, room: int, commit: Commit) -> list[Run]:
-        """Add what happens to this entry to the commit; return the runs that are to be sent."""
-        definition, unfinished = self._ledger.definitions[name], self._adoption.unfinished
-        record, reason = self._ledger.get(name), Reason.SCHEDULE_ERROR
-        if name in unfinished:
-            record = self._adoption.adopted(name, now, from_now=unfinished[name]) or record
-        elif record is not None and (due := record.state.next_fire_time) is not None:
-            reason = self._reason(name, due, record.generation)
-        assert record is not None
-        made = plan(definition.trigger, record.state, definition.policy, now, reason)
-        decided = records.with_plan(record, made, now)
-        in_time = sum(r.count for r in made.runs if r.outcome is Outcome.FIRED)
-        if in_time:
-            # Claimed at once; what is late waits until nothing is due.
-            decided = records.claim(decided, definition.trigger, now, min(in_time, max(1, room)))
-        unfinished.pop(name, None)
-        self._failing.mended(name)
-        commit.records[name] = decided
-        if made.misfire is not None:
-            commit.events.append(explain(self._ledger, decided, len(record.missed), made.misfire, now))
-        else:
-            commit.events += give_up(self._ledger, decided, len(record.missed))
-        return _claimed(record, decided)
-
-    def _reason(self, name: str, scheduled: int, generation: int) -> Reason:
-        """Return why an occurrence is late, if it is."""
-        record, is_broken = self._ledger[name], self._failing.is_broken(name)
-        return self._outages.reason_for(record, scheduled, generation, is_broken=is_broken)
-
-    def _send_again(self, names: Sequence[str], now: int) -> None:
-        """Send what was claimed before and not acknowledged: after a crash, a failure, a refusal."""
-        commit, runs = Commit(), list[Run]()
-        for name in names:
-            try:
-                record, events = self._intents.judge_again(
-                    name,
-                    now,
-                    partial(self._reason, name),
-                    was_refused=self._failing.was_refused(name),
-                )
-            except MisfireError:
-                raise
-            except Exception as exc:
-                self._failing.refused(name, Attempt(Fate.NOT_TRIED, exc))
-                continue
-            commit.records[name] = record
-            commit.events += events
-            runs += [Run(name, intent) for intent in record.intents]
-        self._dispatch.carry_out(commit, runs)
-
-    def _catch_up_some(self, now: int) -> None:
-        """Claim and send one batch of late runs; each entry has its share, then waits for its next turn."""
-        commit, runs, room = Commit(), list[Run](), self._room()
+    def _catch_up(self, now: int) -> None:
+        room = self._room()
         self._look_at_queue = self._steady() + LOOK_AT_QUEUE_EVERY
-        # As many as one run each leaves room for.
-        for name in list(islice(filter(self._may_catch_up, self._queues.catch_up), room)):
-            if len(runs) >= room:
-                break
-            record, trigger = self._ledger[name], self._ledger.definitions[name].trigger
-            # At the end of the line, if there is more of it.
-            del self._queues.catch_up[name]
-            try:
-                share = min(LARGEST_SHARE, room - len(runs))
-                commit.records[name] = records.claim(record, trigger, now, share)
-            except Exception as exc:
-                self._failing.refused(name, Attempt(Fate.NOT_TRIED, exc))
-                self._queues.catch_up[name] = None
-                continue
-            runs += _claimed(record, commit.records[name])
-        # What was in time when it was decided may be too late by now.
-        again = {n for n, r in commit.records.items() if any(i.outcome is Outcome.FIRED for i in r.intents)}
-        self._dispatch.carry_out(commit, [run for run in runs if run.entry not in again])
+        work, again = self._decisions.catch_up(now, room)
+        self._dispatch.carry_out(*work)
         if again:
-            self._send_again(sorted(again), now)
-
-
-def _claimed(before: EntryRecord, after: EntryRecord) -> list[Run]:
-    """Return the runs that became intents between the two."""
-    known = {intent.scheduled for intent in before.intents}
-    return [Run(after.name, intent) for intent in after.intents if intent.scheduled not in known]
+            self._dispatch.carry_out(*self._decisions.judge_again(again, now))

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 
 from celery_misfire.conf.problems import MAX_LINE_LENGTH
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 #: The thread stops renewing when the main loop has not been seen for so many seconds: a beat that is stuck
 #: must not keep the others from working.
 STALL_LIMIT = 60.0
+
+#: So many tokens that got no answer are remembered.
+MOST_ASKED = 100
 
 #: Share of the time to live for which the lease is trusted without asking again.
 TRUST = 0.8
@@ -52,6 +56,8 @@ class Lease:
         self._ours: LeaseValue | None = None
         self._trusted_until = 0.0
         self._main_loop_seen = clock()
+        #: The last tokens that were asked for without an answer. A lease that has one of them is ours.
+        self._asked_for: deque[str] = deque(maxlen=MOST_ASKED)
         #: What was found in the place of our lease, and since when it has been the same.
         self._found: LeaseValue | NoState | None = None
         self._found_since = clock()
@@ -98,9 +104,11 @@ class Lease:
         stale = self._found if unchanged and isinstance(self._found, LeaseValue) else None
         left_alone = self._found is not None and not (unchanged and self._found == NoState())
         token, asked, ours = uuid.uuid4().hex, self._clock(), self._ours
+        # A new token each time: none that was used may become valid again.
+        self._asked_for.append(token)
         answer = self._store.acquire(token, self._ttl, ours or stale, needs_state=left_alone)
-        if ours is not None and isinstance(answer, Held) and answer.lease.token == ours.token:
-            # The thread has renewed it in the meantime.
+        if isinstance(answer, Held) and answer.lease.token in {self.token, *self._asked_for} - {""}:
+            # The thread has renewed it in the meantime, or it was taken and we were not told.
             answer = self._store.acquire(token, self._ttl, answer.lease)
         if not isinstance(answer, Taken):
             self._note_other(answer)

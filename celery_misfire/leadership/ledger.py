@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from celery_misfire import fire, records
 from celery_misfire.events import Event
-from celery_misfire.exceptions import LeaseLost, StoreUnavailable
+from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.misfire import threshold_millis
 from celery_misfire.records import Definition, EntryRecord
@@ -33,8 +33,11 @@ logger = logging.getLogger(__name__)
 LARGEST_WRITE = 200
 
 
-class Outdated(Exception):
-    """The records have been read again: what was decided from the old ones is void."""
+class Outdated(MisfireError):
+    """The store holds other records than memory, and is right: they are read when the lease is taken again.
+
+    What was decided from the old ones is void.
+    """
 
 
 @dataclass
@@ -153,25 +156,19 @@ class Ledger(Mapping[str, EntryRecord]):
         self.unusable = texts.keys() - self._records.keys()
 
     def _settle(self) -> None:
-        """Find out what became of a commit with messages, and follow the store in everything else.
+        """Find out what became of a commit without an answer, and follow the store in everything else.
 
         Nobody can carry it out any more: the lease has another token by now.
         """
-        unanswered, self._unanswered = self._unanswered, None
         texts = self._store.load()
-        if unanswered is not None:
-            commit, pushes = unanswered
+        if self._unanswered is not None:
+            commit, pushes = self._unanswered
             new = {name: records.dumps(record) for name, record in commit.records.items()}
             if new and all(texts.get(name) == text for name, text in new.items()):
                 self._done(commit, new)
-            elif not pushes and all(texts.get(name) == self._texts.get(name) for name in new):
-                # It tells of messages that were sent before, so it is worth doing all the same.
-                self.commit(commit)
-                texts |= new
-        self._follow_back(texts)
-
-    def _follow_back(self, texts: dict[str, str]) -> None:
-        """Follow a store that may have gone back in time, together with its queues."""
+            elif pushes or texts != self._texts:
+                # It was not done, and is planned again. Without messages it can simply be repeated.
+                self._unanswered = None
         if texts != self._texts:
             logger.warning(
                 "beat: %s went back in time, and its queues with it; beat plans again from there", self._store
@@ -217,7 +214,7 @@ class Ledger(Mapping[str, EntryRecord]):
         :returns: with what was refused: nothing was done then.
         :raises StoreUnavailable: whether it was done is unknown; :meth:`repeat_unanswered` finds out.
         :raises LeaseLost: it was not done; somebody else leads, or keeps writing.
-        :raises Outdated: it was not done; the store is right, and memory has followed it.
+        :raises Outdated: it was not done.
         """
         if not commit.records and not commit.events:
             return CommitResult()
@@ -240,8 +237,7 @@ class Ledger(Mapping[str, EntryRecord]):
         elif self._restoring:
             raise LeaseLost(f"the state of {len(result.conflicts)} entries was written by somebody else")
         elif self.holds_messages:
-            self._unanswered = None
-            self._follow_back(self._store.load())
+            self._lease.distrust()
             raise Outdated
         else:
             # Only the leader writes, and the lease was found to be ours.
@@ -292,5 +288,7 @@ class Ledger(Mapping[str, EntryRecord]):
             before = self._records.get(name)
             known = {i.scheduled for i in before.intents} if before else set()
             self.untried |= {(name, i.scheduled) for i in record.intents if i.scheduled not in known}
+            # Of one that came from a record of another name nothing is certain.
+            self.untried -= {(name, i.scheduled) for i in record.intents if i.entry}
             self._records[name] = record
         self._after(commit)

@@ -85,8 +85,8 @@ class Member:
             self._stand_by(f"the lease is lost ({exc})" if str(exc) else "the lease is lost")
             return 0.05
         except Outdated:
-            # The records have been read again; what was begun is begun anew.
-            return 0.05
+            # The lease is taken again, and what was begun is begun anew.
+            return 0.0
         except (StoreUnavailable, NewerSchema) as exc:
             if isinstance(exc, StoreRefused) and not self._store_has_answered:
                 # Somebody has just started beat: an end is seen at once, a line in the log later.

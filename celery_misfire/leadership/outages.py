@@ -8,7 +8,7 @@ from collections import deque
 from celery_misfire.misfire import Reason
 from celery_misfire.records import EntryRecord
 
-__all__ = ["Outages"]
+__all__ = ["Outages", "compare_clocks"]
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +16,20 @@ logger = logging.getLogger(__name__)
 REMEMBERED = 16
 #: A wall clock that gains or loses so much on the steady clock between two looks, in milliseconds, was set.
 CLOCK_JUMP = 1_000
+#: The clocks of beat and of the store may differ by so much, in milliseconds, before it is said.
+CLOCK_DIFFERENCE = 5_000
+
+
+def compare_clocks(before: int, theirs: int, after: int) -> None:
+    """Say when beat's clock and the store's differ.
+
+    :param before: beat's clock before the store was asked for its own, in milliseconds; `after`, when it had
+        answered.
+    """
+    ahead = before - theirs if theirs < before else after - theirs if theirs > after else 0
+    if abs(ahead) > CLOCK_DIFFERENCE:
+        way = "ahead of" if ahead > 0 else "behind"
+        logger.warning("beat: the clock of this host is %.0f s %s the clock of Redis", abs(ahead) / 1000, way)
 
 
 class Outages:
@@ -32,8 +46,8 @@ class Outages:
         """Note that what was due up to now is late for this reason."""
         self._ended.append((reason, now))
 
-    def look_at_clock(self, now: int, steady: float) -> None:
-        """Notice when somebody has set the wall clock.
+    def look_at_clock(self, now: int, steady: float) -> bool:
+        """Notice when somebody has set the wall clock; return True when it was set back.
 
         :param steady: a clock that nobody sets, in seconds.
         """
@@ -43,16 +57,17 @@ class Outages:
             logger.warning("beat: the clock was set forward by %.1f s", gained / 1000)
             self.note(Reason.CLOCK_JUMP, now)
         elif gained < -CLOCK_JUMP:
-            logger.warning("beat: the clock was set back by %.1f s; nothing runs twice", -gained / 1000)
+            logger.warning("beat: the clock was set back by %.1f s", -gained / 1000)
         self._clock_offset = offset
+        return gained < -CLOCK_JUMP
 
-    def reason_for(self, record: EntryRecord, scheduled: int, generation: int, *, is_broken: bool) -> Reason:
+    def reason_for(self, record: EntryRecord, scheduled: int, begin: int, *, is_broken: bool) -> Reason:
         """Return why an occurrence is late, if it is.
 
-        :param generation: the one in which the occurrence was planned.
+        :param begin: when its fire times took on the meaning by which the occurrence was planned.
         :param is_broken: the schedule of the entry could not be asked.
         """
-        if scheduled < generation:
+        if scheduled < begin:
             return Reason.START_IN_PAST
         if record.paused_from is not None:
             return Reason.PAUSED

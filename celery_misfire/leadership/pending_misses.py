@@ -72,7 +72,7 @@ class PendingMisses:
                 missed = MissedFire(
                     entry=name,
                     task=record.task,
-                    task_id=self._ledger.task_id(name, lost.generation, first),
+                    task_id=self._ledger.task_id(lost.entry or name, lost.generation, first),
                     first=from_millis(first),
                     last=from_millis(last),
                     count=count,
@@ -133,7 +133,7 @@ def explain(ledger: Ledger, record: EntryRecord, known: int, misfire: Misfire, n
     for reason, alike in groupby(record.missed[known:], lambda miss: miss.reason):
         first, *more = alike
         count = first.count + sum(miss.count for miss in more)
-        id_ = ledger.task_id(record.name, first.generation, first.first)
+        id_ = ledger.task_id(first.entry or record.name, first.generation, first.first)
         lost.append({"reason": reason, "count": count, "id": id_})
     return Misfired(
         entry=record.name,
@@ -167,7 +167,7 @@ def give_up(ledger: Ledger, record: EntryRecord, known: int) -> Sequence[GaveUp]
             now=lost.detected_at,
             reason=lost.reason,
             instruction=lost.instruction,
-            id=ledger.task_id(record.name, lost.generation, lost.first),
+            id=ledger.task_id(lost.entry or record.name, lost.generation, lost.first),
         )
         for lost in record.missed[known:]
     ]

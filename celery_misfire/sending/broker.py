@@ -16,8 +16,9 @@ from typing import Any
 from celery import Celery
 from kombu import Connection, Producer
 
-from celery_misfire.exceptions import BrokerUnavailable, MisfireError
+from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
 from celery_misfire.sending.confirms import Confirms, Interrupted, Receipt
+from celery_misfire.sending.errors import broker_address, name_error
 from celery_misfire.sending.recording import PushRecorder
 from celery_misfire.store.port import Push
 
@@ -44,6 +45,8 @@ class Broker:
         self._blocked = False
         #: Tells whether RabbitMQ has sent something. Of the socket: py-amqp spins for ever on half a frame.
         self._selector: selectors.BaseSelector | None = None
+        #: The producer of the connection that was asked last what it reads, see :meth:`read`.
+        self._asked: WatchedProducer | None = None
         #: Records what is pushed into a Redis.
         self.recorder = PushRecorder()
 
@@ -63,8 +66,9 @@ class Broker:
             try:
                 self._producer = self._connect()
             except Exception as exc:
+                error = self._unavailable(name_error(exc))
                 self.drop()
-                raise BrokerUnavailable(name_error(exc)) from None
+                raise error from None
         return self._producer
 
     def connect(self) -> None:
@@ -77,19 +81,28 @@ class Broker:
     def read(self, key: str) -> str | None:
         """Return what the broker's own connection reads under a key of Redis, without kombu's prefix.
 
-        :returns: None when there is nothing, and for a broker that is no Redis.
+        :returns: None when there is nothing, when we may not read it, and for a broker that is no Redis.
         :raises BrokerUnavailable: when the broker failed.
         """
-        channel: Any = self.producer.channel
+        self._asked = producer = self.producer
+        channel: Any = producer.channel
         if self._connection is None or not _is_redis(self._connection):
             return None
         try:
             with channel.conn_or_acquire() as client:
                 found = client.get(key)
         except Exception as exc:
+            if _about_key(exc):
+                return None
+            error = self._unavailable(name_error(exc))
             self.drop()
-            raise BrokerUnavailable(name_error(exc)) from None
+            raise error from None
         return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+
+    @property
+    def was_asked(self) -> bool:
+        """True while the connection is still the one that :meth:`read` has used, and leads to that server."""
+        return self._producer is not None and self._producer is self._asked
 
     def declare_again(self) -> None:
         """Have exchanges, queues and their bindings declared anew with the next message."""
@@ -142,7 +155,7 @@ class Broker:
                 producer.give_up(exc)
                 return self.drop()
             if self._blocked:
-                raise BrokerUnavailable(_BLOCKED)
+                raise self._unavailable(_BLOCKED)
         # What the broker may still answer to a message that failed would be taken for the next one's answer.
         if producer.has_ended or not connection.connected:
             self.drop()
@@ -188,10 +201,13 @@ class Broker:
         # Raised where an answer is waited for: none will come soon, and what was sent stays on its way. A new
         # connection would be blocked as well, and a second message then be on its way.
         self._blocked = True
-        raise BrokerUnavailable(_BLOCKED)
+        raise self._unavailable(_BLOCKED)
 
     def _unblock(self) -> None:
         self._blocked = False
+
+    def _unavailable(self, reason: str) -> BrokerUnavailable:
+        return _unavailable(self._connection, reason)
 
     def close(self) -> None:
         """Take leave of the broker."""
@@ -206,7 +222,7 @@ class Broker:
         self._connection = self._producer = None
         self._blocked = False
         if producer is not None:
-            producer.give_up(BrokerUnavailable("the connection has ended"))
+            producer.give_up(_unavailable(connection, "the connection has ended"))
         if self._selector is not None:
             self._selector.close()
             self._selector = None
@@ -261,6 +277,11 @@ class WatchedProducer(Producer):
         self._declared.clear()
         if self._client.declared_entities:
             self._client.declared_entities.clear()
+        # Kombu's virtual transports bind a queue once in the life of a process.
+        state = getattr(self.channel, "state", None)
+        if state is not None:
+            state.bindings.clear()
+            state.queue_index.clear()
 
     def publish(self, *args: Any, **kwargs: Any) -> Any:
         # Other messages may be sent meanwhile, such as events.
@@ -279,6 +300,9 @@ class WatchedProducer(Producer):
             with self._confirms.expecting(receipt) if self._confirms else nullcontext():
                 result = super()._publish(*args, **kwargs)
         except Exception as exc:
+            if about_key := _about_key(exc):
+                self._unfinished = False
+                raise PublishRejected(about_key) from None
             failure = self.failure_of(exc)
             if failure is None:
                 # The connection is given up for this, and the others have nothing to do with it.
@@ -331,7 +355,7 @@ class WatchedProducer(Producer):
             return exc
         # Py-amqp may raise anything when a connection has ended.
         if isinstance(exc, self._failures) or not self._client.connected:
-            return BrokerUnavailable(name_error(exc))
+            return _unavailable(self._client, name_error(exc))
         return None
 
 
@@ -340,16 +364,13 @@ def _receipt(answers: Sequence[Any], producer: WatchedProducer) -> Receipt:
     errors = [answer for answer in answers if isinstance(answer, Exception)]
     if not errors:
         return Receipt("", was_taken=True)
-    if not all(_ABOUT_ONE_QUEUE.search(str(error)) for error in errors):
+    reasons = [_about_key(error) for error in errors]
+    if not all(reasons):
         return Receipt("", failure=producer.failure_of(errors[0]) or MisfireError(name_error(errors[0])))
     if len(errors) < len(answers):
         # Of several queues that it was for, some have taken it.
-        return Receipt("", failure=MisfireError(f"refused by a queue ({name_error(errors[0])})"))
-    return Receipt("", rejection=errors[0])
-
-
-#: Errors of Redis that say nothing about other messages. To kombu each error is one of the connection.
-_ABOUT_ONE_QUEUE = re.compile("WRONGTYPE|o permissions to access")
+        return Receipt("", failure=MisfireError(reasons[0]))
+    return Receipt("", rejection=PublishRejected(reasons[0]))
 
 
 def _time_limits(seconds: float) -> dict[str, float]:
@@ -367,8 +388,21 @@ def _is_redis(connection: Connection) -> bool:
     return bool(connection.transport.driver_name == "redis")
 
 
-def name_error(exc: BaseException) -> str:
-    """Return an error without what it may quote: a URL, or arguments."""
-    return f"{type(exc).__name__}" + (
-        f" ({exc.strerror})" if isinstance(exc, OSError) and exc.strerror else ""
-    )
+def _unavailable(connection: Connection | None, reason: str) -> BrokerUnavailable:
+    return BrokerUnavailable(f"{broker_address(connection)}: {reason}" if connection else reason)
+
+
+def _about_key(exc: Exception) -> str:
+    """Return what Redis says about one key, without quoting anything; '' for any other error.
+
+    Kombu takes these for failures of the connection.
+    """
+    found = _ABOUT_KEY.search(str(exc)) if type(exc).__module__ == "redis.exceptions" else None
+    return _IN_WORDS[found[0]] if found else ""
+
+
+_IN_WORDS = {
+    "WRONGTYPE": "a key of its queue in Redis holds something else (WRONGTYPE)",
+    "o permissions": "the Redis user lacks the rights (NOPERM)",
+}
+_ABOUT_KEY = re.compile("|".join(_IN_WORDS))

@@ -56,13 +56,17 @@ class DispatchChoice:
         """Find out where the broker is, if that is not known for this lease.
 
         :raises BrokerUnavailable: when the broker failed.
+        :raises StoreUnavailable, LeaseLost: as :meth:`Store.commit`.
         """
-        if self._token == self._lease.token and self._steady() < self._look_at:
+        known = self._token == self._lease.token and self._steady() < self._look_at
+        if known and self._publisher.was_asked:
             return
-        # Until the answer is there, the safe way is taken.
-        self._ledger.holds_messages = False
+        # Until the answer is there, nothing is sent, and messages are where they were.
         found = self._publisher.read(self._store.lease_key)
         shared = found is not None and LeaseValue.parse(found).token == self._lease.token
+        if self._ledger.holds_messages and not shared:
+            # A lease that is gone says nothing about the place.
+            self._store.commit(self._lease.token, [])
         self._ledger.holds_messages = shared
         self._token, self._look_at = self._lease.token, self._steady() + LOOK_EVERY
         if shared is not self._said:

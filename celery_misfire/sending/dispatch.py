@@ -100,6 +100,10 @@ class Publisher(Protocol):
 class RecordingPublisher(Publisher, Protocol):
     """Builds messages without sending them, for a broker that is a Redis."""
 
+    @property
+    def was_asked(self) -> bool:
+        """True while the connection is still the one that :meth:`read` has used."""
+
     def read(self, key: str) -> str | None:
         """Return what the broker's own connection reads under this key of Redis, without any prefix.
 
@@ -249,7 +253,7 @@ def message_of(ledger: Ledger, run: Run, record: EntryRecord, now: int, *, once:
     return Message(
         definition,
         intent,
-        ledger.task_id(run.entry, intent.generation, intent.scheduled),
+        ledger.task_id(intent.entry or run.entry, intent.generation, intent.scheduled),
         now,
         ledger.threshold(run.entry, intent.scheduled, record),
         resolve(asked, record.state.trigger_type),

@@ -80,6 +80,11 @@ class EntryPublisher:
         """Return what the broker's own connection reads under this key, see :class:`RecordingPublisher`."""
         return self._broker.read(key)
 
+    @property
+    def was_asked(self) -> bool:
+        """True while the connection is still the one that :meth:`read` has used."""
+        return self._broker.was_asked
+
     def sends_early(self, task: str) -> bool:
         """Return True for a task that leaves, or runs, while its message is built.
 
@@ -99,11 +104,18 @@ class EntryPublisher:
 
     def build(self, message: Message) -> tuple[Attempt, list[Push]]:
         """Build a message; return the pushes that send it, see :class:`RecordingPublisher`."""
+        attempt, pushes = self._record(message)
+        if pushes and not self.was_asked:
+            # Connected anew, the broker may be another server than that of the script.
+            return Attempt(Fate.NOT_TRIED, BrokerUnavailable("the connection has ended")), []
+        return attempt, pushes
+
+    def _record(self, message: Message) -> tuple[Attempt, list[Push]]:
         with self._broker.recorder.recording(message.definition.name) as pushes:
             attempt = self._send(message)
         if attempt.fate is Fate.IN_DOUBT:
-            # Nothing has left.
-            return Attempt(Fate.NOT_TRIED, attempt.error), []
+            # Nothing has left. What failed may be the entry's own queue, so it does not come first again.
+            return Attempt(Fate.REFUSED, attempt.error), []
         if attempt.fate is Fate.SENT and not pushes and self._producer_took_it:
             # Kombu drops what no queue is bound for; bindings can be lost, and made again.
             self._broker.declare_again()
@@ -126,7 +138,7 @@ class EntryPublisher:
             return attempt
         if not is_redis:
             return self._send(message, batched=True)
-        attempt, pushes = self.build(message)
+        attempt, pushes = self._record(message)
         if not pushes:
             return attempt
         self._under_way.append(_UnderWay(message, Receipt(message.task_id), pushes))
@@ -247,7 +259,7 @@ def _headers(message: Message) -> dict[str, Any]:
     return {
         "periodic_task_name": message.definition.name,
         fire.HEADER: fire.header(
-            entry=message.definition.name,
+            entry=intent.entry or message.definition.name,
             scheduled=intent.scheduled,
             fire_time=message.fire_time,
             outcome=intent.outcome,

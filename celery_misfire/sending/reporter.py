@@ -194,7 +194,7 @@ class Reporter:
                     "%s: %s of a report is given up (%s): %s",
                     self._who,
                     part,
-                    type(error).__name__,
+                    name_error(error),
                     sentence,
                 )
         self._broken.update(job.left)

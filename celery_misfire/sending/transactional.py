@@ -88,7 +88,7 @@ class Transactional:
         built, failed = self._build(commit, ordered)
         records = self._without_sent(commit, built, failed)
         later = {run.entry for run in in_two_steps}
-        for names in _portions(records.keys() - later, built):
+        for names in _portions([name for name in records if name not in later], built):
             later |= self._commit(commit, records, names, built)
         by_entry = [run for run in ordered if run.entry in later]
         self._two_step.carry_out(_part_of(commit, commit.records, later), [*in_two_steps, *by_entry])
@@ -146,8 +146,10 @@ class Transactional:
             sent.setdefault(one.run.entry, set()).add(one.run.intent.scheduled)
         for name in sent.keys() | {run.entry for run in failed}:
             record, gone = records.get(name) or self._ledger[name], sent.get(name, ())
+            # What has been an intent before may have been sent then.
+            known = {i.scheduled for i in self._ledger[name].intents} if name in self._ledger else ()
             left = [
-                replace(i, unsent=True) if Run(name, i) in failed else i
+                replace(i, unsent=True) if Run(name, i) in failed and i.scheduled not in known else i
                 for i in record.intents
                 if i.scheduled not in gone
             ]
@@ -165,7 +167,7 @@ class Transactional:
     ) -> set[str]:
         """Commit the records of these entries with their messages; return those that must go in two steps."""
         refused: set[str] = set()
-        while names := {name for name in names if name not in refused}:
+        while names := [name for name in names if name not in refused]:
             messages = [one for one in built if one.run.entry in names]
             part = _part_of(commit, records, names)
             part.events += [one.event for one in messages]
@@ -175,6 +177,8 @@ class Transactional:
             if not result.refused:
                 for one in messages:
                     self._note(one.run, Attempt(Fate.SENT))
+                for push, error in result.failed:
+                    self._remind(f"{push.kind.upper()} {quote_name(push.key)} failed in a script ({error})")
                 break
             for refusal in result.refused:
                 self._say(refusal)
@@ -183,7 +187,11 @@ class Transactional:
 
     def _say(self, refusal: Refusal) -> None:
         queue, error = quote_name(refusal.queue), refusal.error
-        text = f"queue {queue} takes no message from a script ({error}); its runs are sent in two steps"
+        self._remind(
+            f"queue {queue} takes no message from a script ({error}); its runs are sent in two steps"
+        )
+
+    def _remind(self, text: str) -> None:
         if self._reminders.is_due(text, self._steady()):
             logger.warning("beat: %s", text)
 
@@ -194,7 +202,7 @@ def _part_of(commit: Commit, records: dict[str, EntryRecord], names: Collection[
     return Commit({name: records[name] for name in names if name in records}, events)
 
 
-def _portions(names: Collection[str], built: Sequence[_Built]) -> Iterator[list[str]]:
+def _portions(names: Iterable[str], built: Sequence[_Built]) -> Iterator[list[str]]:
     """Yield entries whose records and messages make a script of limited size each."""
     messages, lengths = dict[str, int](), dict[str, int]()
     for one in built:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import ssl
 
 import redis
@@ -33,7 +34,7 @@ def is_read_only(exc: Exception) -> bool:
     return "READONLY" in str(exc) or isinstance(exc, redis.ReadOnlyError)
 
 
-def describe(exc: Exception) -> str:
+def describe(exc: BaseException) -> str:
     """Return what happened. The text of a network error can repeat the URL, so only its kind is told."""
     if isinstance(exc, _IN_ITS_WORDS):
         return in_words(str(exc))
@@ -44,6 +45,9 @@ def describe(exc: Exception) -> str:
     kind, cause = type(exc).__name__, exc.__cause__ or exc.__context__ or exc
     if isinstance(cause, ssl.SSLError):
         return f"{kind} ({getattr(cause, 'verify_message', '') or cause.reason or type(cause).__name__})"
+    if isinstance(cause, socket.gaierror):
+        # Its number is none of the system's errors.
+        return f"{kind} ({cause.strerror})"
     if isinstance(cause, OSError) and cause.errno:
         return f"{kind} ({os.strerror(cause.errno)})"
     return kind
@@ -55,6 +59,8 @@ def in_words(answer: str) -> str:
     text = re.sub(r"\.? script: (\w+, )?on @user_script.*", "", answer.split("\n")[0])
     # The arguments of a login that Redis does not understand are user and password.
     text = re.sub(r",? with args beginning with.*", "", text)
+    # In a pipeline redis-py begins with the command and its arguments.
+    text = re.sub(r"^Command # .* of pipeline caused error: ", "", text)
     text = text.removeprefix("ACL failure in script: ")
     # Redis 6.2 begins with the place.
     return re.sub(r"^(Error running script [^@]*)?(@user_script: ?\d+: )*-?", "", text)[:200].rstrip(".")

@@ -195,6 +195,10 @@ class MemoryStore(Store):
     # -- lease ---------------------------------------------------------------------------------------------
 
     @_one_call
+    def time(self) -> int:
+        return self._now()
+
+    @_one_call
     def acquire(
         self, token: str, ttl: float, seen: LeaseValue | None = None, *, needs_state: bool = False
     ) -> Taken | Held | NoState:

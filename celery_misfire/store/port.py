@@ -296,6 +296,9 @@ class Store(Protocol):
         :raises StoreRefused: when it can never work.
         """
 
+    def time(self) -> int:
+        """Return the store's clock, in milliseconds UTC."""
+
     # The lease.
 
     def acquire(

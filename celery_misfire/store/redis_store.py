@@ -106,6 +106,10 @@ class RedisStore(Store):
     def advice(self) -> list[str]:
         return self._connection.advice()
 
+    def time(self) -> int:
+        seconds, microseconds = self._call(self._redis.time)
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
     # -- lease ---------------------------------------------------------------------------------------------
 
     def acquire(

@@ -32,6 +32,7 @@ class AskedTrigger:
     trigger_type = TriggerType.CRON
     interval = None
     runs_foreign_code = True
+    follows_elapsed_time = False
 
     def __init__(self, schedule: Any) -> None:
         self._schedule = schedule

@@ -1,7 +1,7 @@
 """Cron expressions: Quartz's with 6 or 7 fields, Unix's with 5.
 
-The rules are those of Quartz's ``CronExpression`` and of Debian's crontab(5). What Quartz half-accepts (it
-reads ``1W,15W`` as ``1W``) is refused.
+The rules are those of Quartz's ``CronExpression``, version 2.5, and of Debian's crontab(5). What Quartz
+half-accepts is refused.
 
 croniter expands the aliases and draws the values of ``H``. It does not read the fields: it knows no ``LW``,
 ``L-3`` or ``FRIL``, numbers Quartz's weekdays otherwise, takes ``7-7`` for every day of the week, and its
@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
+from operator import and_, or_
 from typing import NamedTuple, NoReturn, overload
 
 from croniter import CroniterError, croniter
@@ -137,11 +138,15 @@ def _without_alias(fields: list[str]) -> list[str]:
 
 def _unix(entry: str | None, minute: str, hour: str, day: str, month: str, weekday: str) -> CronFields:
     day, weekday = ("*" if text == "?" else text for text in (day, weekday))
-    written = (minute, hour, day, month, weekday)
+    # A step without a star is none of crontab(5), and means the same in every program that takes it.
+    written = [_STEP_ALONE.sub("*/", text) for text in (minute, hour, day, month, weekday)]
     # H/15 is */15 that begins later.
     star = [text.startswith(("*", "H/")) for text in written]
     minute, hour, day, month, weekday = (_without_hash(n, text, entry) for n, text in enumerate(written))
     minutes, hours = _values(_MINUTE, minute), _values(_HOUR, hour)
+    if "," in day and (near := re.search("[0-9]+W", day)):
+        # Lists with W are Quartz's alone.
+        _DAY.refuse(near[0])
     (on_day, day_text), (on_weekday, weekday_text) = _days(day), _weekdays(_UNIX_WEEKDAY, weekday)
     # crontab(5): a day that matches either field will do, unless one of them begins with a star.
     either = not star[2] and not star[4]
@@ -154,7 +159,7 @@ def _unix(entry: str | None, minute: str, hour: str, day: str, month: str, weekd
         years=None,
         is_wildcard=star[0] or star[1] or minutes.complete or hours.complete,
         by_minute=True,
-        pick=partial(_either if either else _both, on_day, on_weekday),
+        pick=partial(_any if either else _all_of, (on_day, on_weekday)),
     )
 
 
@@ -239,7 +244,7 @@ WEEKDAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
 _SECOND = _Field("second", 0, 59, 60, 59)
 _MINUTE = _Field("minute", 0, 59, 60, 59)
 _HOUR = _Field("hour", 0, 23, 24, 23)
-_DAY = _Field("day_of_month", 1, 31, 31, 31, also=", or one of L, L-3, LW, L-3W, 15W alone")
+_DAY = _Field("day_of_month", 1, 31, 31, 31, also=", L, L-3, LW, L-3W, and 15W at the beginning")
 _MONTH = _Field("month", 1, 12, 12, 12, _MONTHS)
 _WEEKDAY = _Field("day_of_week", 1, 7, 7, 7, WEEKDAYS, ", or one of L, 6L, FRIL, 6#3, FRI#3 alone")
 _UNIX_MONTH = _MONTH._replace(names_take_steps=True)
@@ -268,6 +273,7 @@ _ITEM = re.compile(
     r"(?:\*|(?P<first>[0-9]{1,4})(?:-(?P<last>[0-9]{1,4}))?|(?P<from>[A-Z]{3})(?:-(?P<to>[A-Z]{3}))?)?"
     r"(?:/(?P<step>[0-9]{1,4}))?"
 )
+_STEP_ALONE = re.compile(r"(?<![^,])/")
 _NAME_WITH_STEP = re.compile(r"[A-Z]{3}/")
 
 
@@ -340,16 +346,34 @@ _WEEKDAY_RULE = re.compile(r"(?P<day>[0-9]{1,4}|[A-Z]{3})(?:L|#(?P<nth>[0-9]{1,4
 
 
 def _days(text: str) -> tuple[_Pick, str]:
-    """Return the rule of a day_of_month field, and its text."""
-    match = _DAY_RULE.fullmatch(text)
-    if match is None:
-        values = _values(_DAY, text)
+    """Return the rule of a day_of_month field, and its text.
+
+    In a list, each rule stands for itself, as in Quartz since 2.5 (2.3 dropped some of them or refused).
+    """
+    rules, plain = dict[str, _Pick](), list[str]()
+    for item in text.split(","):
+        if (match := _DAY_RULE.fullmatch(item)) is None:
+            plain.append(item)
+        elif match["near"] and plain:
+            # In 1,15W the W may be meant for both days, and so most dialects refuse it: 15W,1 is clear.
+            _DAY.refuse(item)
+        else:
+            pick, name = _day_rule(item, match)
+            rules[name] = pick
+    if plain:
+        values = _values(_DAY, ",".join(plain))
         if values.complete:
             return _all, "*"
-        return partial(_on_days, day_bits(values.found)), f"day {_listed(values.found)}"
+        rules[f"day {_listed(values.found)}"] = partial(_on_days, day_bits(values.found))
+    names = sorted(rules)
+    picks = tuple(rules[name] for name in names)
+    return picks[0] if len(picks) == 1 else partial(_any, picks), " or ".join(names)
+
+
+def _day_rule(text: str, match: re.Match[str]) -> tuple[_Pick, str]:
+    """Return a rule for one day of the month, and its text."""
     if match["near"]:
-        day = _DAY.number(match["near"])
-        return partial(_near, day), f"weekday nearest to day {day}"
+        return partial(_near, day := _DAY.number(match["near"])), f"weekday nearest to day {day}"
     before = int(match["before"] or 0)
     if before > 30:
         _DAY.refuse(text)
@@ -389,12 +413,12 @@ def _on_weekdays(weeks: int, month: Month) -> int:
     return weeks >> month.weekday
 
 
-def _both(one: _Pick, other: _Pick, month: Month) -> int:
-    return one(month) & other(month)
+def _all_of(picks: Iterable[_Pick], month: Month) -> int:
+    return reduce(and_, (pick(month) for pick in picks))
 
 
-def _either(one: _Pick, other: _Pick, month: Month) -> int:
-    return one(month) | other(month)
+def _any(picks: Iterable[_Pick], month: Month) -> int:
+    return reduce(or_, (pick(month) for pick in picks))
 
 
 def _last(before: int, month: Month) -> int:

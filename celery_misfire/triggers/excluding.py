@@ -205,6 +205,10 @@ class ExcludingTrigger:
         return self.trigger.runs_foreign_code or self.excluded.runs_foreign_code
 
     @property
+    def follows_elapsed_time(self) -> bool:
+        return self.trigger.follows_elapsed_time
+
+    @property
     def fingerprint(self) -> str:
         return f"{self.trigger.fingerprint} excluding {self.excluded.text}"
 

@@ -120,6 +120,7 @@ class GridTrigger:
     end: int | None = None
 
     runs_foreign_code = False
+    follows_elapsed_time = True
 
     @property
     def trigger_type(self) -> TriggerType:
@@ -155,6 +156,7 @@ class RelativeTrigger:
 
     trigger_type = TriggerType.ENDLESS
     runs_foreign_code = False
+    follows_elapsed_time = True
 
     @property
     def fingerprint(self) -> str:
@@ -166,9 +168,15 @@ class RelativeTrigger:
             wall = self.zone.wall(first_seen) + self.interval
             first = FirstPass(Grid(wall - wall % DAY, DAY), self.zone).after(first_seen)
         else:
-            start = first_seen + self.interval
-            unit = next((unit for unit in (HOUR, MINUTE, SECOND) if unit <= self.interval), 1)
-            first = start - self.zone.wall(start) % unit
+            first = start = first_seen + self.interval
+            unit = next((unit for unit in (HOUR, MINUTE, SECOND) if unit <= self.interval), None)
+            if unit is not None:
+                # Never at or before first sight: the clock may have been set back in between.
+                grid = Grid(0, unit)
+                marks = EveryPass(grid, self.zone)
+                # The hour that a clock leaves out when it goes forward begins after that, as in Celery.
+                first = max(p.before(start + 1) or 0 for p in (marks, FirstPass(grid, self.zone))) or start
+                first = first if first > first_seen else marks.after(first_seen) or start
         return TriggerState(first, first_seen if first is None else first, repeat_count=ENDLESS)
 
     def fire_times(self, state: TriggerState) -> FireTimes:
@@ -197,6 +205,10 @@ class CronTrigger:
     trigger_type = TriggerType.CRON
     interval = None
     runs_foreign_code = False
+
+    @property
+    def follows_elapsed_time(self) -> bool:
+        return isinstance(self.times, EveryPass)
 
     def first_state(self, first_seen: int) -> TriggerState:
         state = TriggerState(None, first_seen, end_time=self.end, max_runs=self.max_runs)
@@ -231,6 +243,10 @@ class CalendarTrigger:
     trigger_type = TriggerType.CRON
     interval = None
     runs_foreign_code = False
+
+    @property
+    def follows_elapsed_time(self) -> bool:
+        return self.unit in ("second", "minute", "hour")
 
     @property
     def fingerprint(self) -> str:

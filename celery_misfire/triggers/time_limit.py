@@ -110,6 +110,10 @@ class _LimitedTrigger:
     def runs_foreign_code(self) -> bool:
         return True
 
+    @property
+    def follows_elapsed_time(self) -> bool:
+        return self._trigger.follows_elapsed_time
+
     @cached_property
     def fingerprint(self) -> str:
         fingerprint: str = self.ask("fingerprint", lambda: self._trigger.fingerprint)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from datetime import UTC, timedelta, tzinfo
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo, available_timezones
+
+from celery import schedules
 
 from celery_misfire.misfire import FireTimes, from_millis
 from celery_misfire.texts import quote, suggestion
@@ -123,8 +126,37 @@ def zone_for(tz: Any) -> Zone:
 
 
 def zone_of(schedule: Any) -> Zone:
-    """Return the zone of a schedule object, UTC when it has none."""
+    """Return the zone of a schedule object, UTC when it has none.
+
+    Where Celery reads the fields in the zone of what ``nowfun`` returns, it is that zone; this calls it.
+    """
+    nowfun = getattr(schedule, "nowfun", None)
+    if callable(nowfun) and _nowfun_has_zone(schedule.__class__):
+        with suppress(Exception):
+            if isinstance(moment := nowfun(), datetime) and moment.tzinfo is not None:
+                return zone_for(moment.tzinfo)
     return zone_for(getattr(schedule, "tz", None))
+
+
+@lru_cache(maxsize=1024)
+def _nowfun_has_zone(cls: type) -> bool:
+    """Whether schedules of this class work in the zone of what their ``nowfun`` returns."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("django_celery_beat."):
+            # Its crontab has a zone of its own.
+            return False
+        if base is schedules.schedule:
+            return True
+        if base is schedules.crontab:
+            # Up to Celery 5.6 that zone counts, later the one of the app.
+            probe: Any = schedules.crontab(nowfun=lambda: _PROBED)
+            probe.tz = UTC
+            start: datetime = probe.remaining_delta(_PROBED)[0]
+            return start.utcoffset() == _PROBED.utcoffset()
+    return False
+
+
+_PROBED = datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=5)))
 
 
 def tzinfo_of(tz: Any) -> tzinfo:

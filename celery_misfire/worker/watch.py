@@ -11,12 +11,15 @@ import logging
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from celery import Celery
 from celery.schedules import maybe_schedule
 
 from celery_misfire import records
+from celery_misfire.conf.names import plainly_named
 from celery_misfire.conf.settings import Settings
 from celery_misfire.events import Missed, decode
 from celery_misfire.exceptions import StoreUnavailable
@@ -60,6 +63,8 @@ class Watch:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._trouble = Trouble()
+        #: The configured entries, as beat calls them.
+        self._entries: Mapping[str, Any] = {}
 
     def start(self) -> None:
         """Start the thread, unless it runs."""
@@ -133,6 +138,7 @@ class Watch:
     def _overdue(self, now: int) -> dict[str, int]:
         """Return the fire times that have passed by more than their threshold, by entry, oldest first."""
         overdue: dict[str, int] = {}
+        self._entries = plainly_named(self._app.conf.beat_schedule)
         for name, text in self._store.load().items():
             try:
                 status = self._status(records.loads(text), now)
@@ -147,7 +153,7 @@ class Watch:
         default = AUTO_THRESHOLD if isinstance(given, str) else round(given * 1000)
         trigger = policy = None
         try:
-            entry = self._app.conf.beat_schedule[record.name]
+            entry = self._entries[record.name]
             schedule = maybe_schedule(entry["schedule"], entry.get("relative", False), app=self._app)
             known = trigger_for(schedule, record.name)
             policy = self._settings.policy_for(record.name, entry.get("misfire"), known.trigger_type)

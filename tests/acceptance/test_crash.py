@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from celery_misfire import fire, records
-from celery_misfire.leadership.leader import LARGEST_BATCH
+from celery_misfire.leadership.decisions import LARGEST_BATCH
 from celery_misfire.store.redis_store import RedisStore
 from tests.support.outcomes import assert_each_ended_once, of_entry, outcomes, scheduled
 from tests.support.processes import NAMESPACE, Message, Project, Tap, wait_for

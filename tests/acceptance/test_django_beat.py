@@ -231,6 +231,57 @@ def test_rows_that_end_are_disabled_and_a_kill_loses_nothing(site: DjangoProject
     assert len(found) - 4 <= counted <= len(found)
 
 
+def test_rows_that_run_once_and_have_not_are_due_although_redis_knows_nothing(
+    site: DjangoProject, redis_server: RedisServer
+) -> None:
+    past, skip = now() - timedelta(hours=1), {"instruction": "do_nothing"}
+    site.add("clocked", clocked=past)
+    site.add("clocked, left out", clocked=past, misfire=skip)
+    site.add("one-off", interval=60, one_off=True)
+    site.add("one-off crontab", crontab={"minute": "*"}, one_off=True)
+    site.add("one-off with a start", interval=60, start_time=past, one_off=True)
+    site.add("later", interval=7200, one_off=True)
+    # Rows are as old as their last edit.
+    rows().update(date_changed=past)
+    site.add("ran", interval=1, one_off=True, total_run_count=1)
+    site.add("every hour", crontab={"minute": "30"})
+    site.configure({})
+    beat = site.leading_beat()
+    ran = ("clocked", "one-off", "one-off crontab", "one-off with a start")
+    wait_for(lambda: not rows().filter(name__in=[*ran, "clocked, left out", "ran"], enabled=True).exists())
+    site.misses("clocked, left out")
+    assert [site.runs_of(name) for name in ran] == [["recovered"]] * 4
+    assert [record.entry for record in missed().all()] == ["clocked, left out"]
+    assert site.runs_of("ran") == site.runs_of("later") == site.runs_of("every hour") == []
+    beat.stop()
+
+    redis_server.client().flushall()
+    site.add("every second", interval=1)
+    beat = site.leading_beat()
+    wait_for(lambda: len(site.runs_of("every second")) >= 2)
+    assert [site.runs_of(name) for name in (*ran, "clocked, left out", "ran", "later")] == [[]] * 7
+    beat.stop()
+
+
+def test_a_row_that_is_renamed_while_beat_is_down_goes_on_as_it_was(any_site: DjangoProject) -> None:
+    site, every = any_site, {"instruction": "ignore_misfire_policy"}
+    row = site.add("old", interval=3, misfire=every)
+    site.configure({})
+    beat = site.leading_beat()
+    wait_for(lambda: len(site.runs_of("old")) >= 2)
+    beat.kill()
+    rows().filter(pk=row.pk).update(name="new")
+    time.sleep(4)
+    beat = site.leading_beat()
+    wait_for(lambda: len(site.runs_of("new")) >= 3)
+    beat.stop()
+    old, new = (outcomes(published(site.url), site.decisions(), name, 3000) for name in ("old", "new"))
+    # No occurrence ran under both names.
+    assert not old.keys() & new.keys()
+    found = old | new
+    assert_each_ended_once(found, range(min(found), max(found) + 1, 3000))
+
+
 def test_entries_of_the_settings_run_beside_the_rows(site: DjangoProject) -> None:
     site.add("row", interval=1)
     site.add("shadowed", interval=1)

@@ -112,7 +112,7 @@ def test_a_rabbitmq_and_then_a_store_that_are_away_for_a_while_cost_no_run(
     settle(project, *REPORTS_AND_STOCKS)
     assert reasons(project) == {"broker_unavailable"}
     (warning,) = broker_warnings(project)
-    assert "the broker failed, nothing is sent until it is back" in warning
+    assert "the broker failed, nothing is sent until it is back. amqp://127.0.0.1:" in warning
     assert project.log().count("the broker is there again") == 1
     # It has led all the time.
     assert len(project.terms()) == 1

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from celery_misfire.leadership.leader import LARGEST_BATCH
+from celery_misfire.leadership.decisions import LARGEST_BATCH
 from celery_misfire.store.redis_store import RedisStore
 from tests.support.outcomes import scheduled
 from tests.support.processes import NAMESPACE, CeleryProcess, Message, Project, Tap, wait_for

@@ -98,6 +98,37 @@ def test_h_in_a_cron_expression_is_drawn_by_the_name_of_each_entry(make: Make) -
     assert minutes == {"reports": 13, "stocks": 25, "weekdays": 5}
 
 
+def test_an_entry_that_celery_called_by_its_arguments_is_sent_counted_and_planned_in_one_pass(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beat = make()
+    given = {"task": "shop.login", "schedule": 3600.0, "misfire": {"threshold": 1}}
+    bob, eve = "shop.login('bob', 'canary')", "shop.login('eve', 'canary')"
+    beat.app.conf.beat_schedule |= {bob: given | {"schedule": 0.2, "misfire": "do_nothing"}, eve: given}
+    beat = type(beat)(beat.app)
+
+    def asked_again(*_: Any) -> Any:
+        raise AssertionError("the check of the configuration has asked")
+
+    monkeypatch.setattr("celery_misfire.beat_entries.trigger_for", asked_again)
+    run(beat, lambda: beat.schedule[bob].total_run_count >= 2)
+    monkeypatch.undo()
+    assert store_of(beat).load().keys() >= {"shop.login(...)", "shop.login(...) #2"}
+    # Numbered anew, each still has the schedule and the policy that are its own.
+    beat.update_from_dict({"shop.login('ann')": given | {"schedule": 7200.0, "misfire": False}})
+    beat.tick()
+    planned = {d.name: (d.trigger.interval, d.policy) for d in beat._definitions()}
+    policies = [planned[f"shop.login(...){number}"] for number in ("", " #2", " #3")]
+    assert [interval for interval, _ in policies] == [7_200_000, 200, 3_600_000]
+    assert [policy and (policy.instruction, policy.threshold) for _, policy in policies] == [
+        None,
+        ("do_nothing", "auto"),
+        ("smart_policy", 1.0),
+    ]
+    assert "canary" not in str(store_of(beat).load())
+    beat.close()
+
+
 class Sparing(MisfireScheduler):
     """Sends nothing, as it could in a time of maintenance."""
 

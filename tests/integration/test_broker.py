@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import re
 import socket
 import threading
 import time
@@ -171,6 +173,48 @@ def test_the_next_broker_is_taken_when_one_is_away(rabbitmq_server: RabbitMQ, pr
     broker.close()
     assert ids(rabbitmq_server) == ["1"]
     app.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        (
+            "amqp://u:secret@127.0.0.1:1/shop",
+            "amqp://127.0.0.1:1/shop: ConnectionRefusedError (Connection refused)",
+        ),
+        ("amqp://u:secret@nosuch.invalid//", "amqp://nosuch.invalid:5672//: gaierror ("),
+        ("redis://u:secret@127.0.0.1:1/2", "redis://127.0.0.1:1/2: ConnectionError (Connection refused)"),
+        ("redis://u:secret@nosuch.invalid/2", "redis://nosuch.invalid:6379/2: ConnectionError ("),
+        ("nosuch://u:secret@h", "No such transport: nosuch"),
+    ],
+)
+def test_a_broker_that_cannot_be_reached_is_told_with_its_address_and_the_reason(url: str, told: str) -> None:
+    app = Celery("away", broker=url, set_as_current=False)
+    with pytest.raises(BrokerUnavailable) as error:
+        Broker(app).connect()
+    assert told in str(error.value)
+    assert "secret" not in str(error.value)
+    # A name that nobody knows has one of several sentences.
+    assert not re.search("Unknown error|gaierror$", str(error.value))
+
+
+def test_a_wrong_password_is_told(
+    rabbitmq_server: RabbitMQ, redis_server: RedisServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis_server.client().config_set("requirepass", "right")
+    urls = [
+        proxy.amqp_url.replace("guest:guest", "guest:secret"),
+        redis_server.url.replace("//", "//:secret@"),
+    ]
+    told = []
+    for url in urls:
+        app = Celery("away", broker=url, set_as_current=False)
+        with pytest.raises(BrokerUnavailable) as error:
+            Broker(app).connect()
+        told.append(str(error.value))
+    assert "AccessRefused (ACCESS_REFUSED - Login was refused" in told[0]
+    assert "WRONGPASS" in told[1] or "invalid username-password" in told[1]
+    assert "secret" not in "".join(told)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------
@@ -352,6 +396,10 @@ def test_a_message_that_cannot_be_made_is_no_failure_of_redis(
     assert "the broker failed" not in caplog.text
 
 
+def two_arguments(shop: str, day: str) -> None:
+    """Take a shop and a day."""
+
+
 class Audited(Task):
     def apply_async(self, *args: Any, **kwargs: Any) -> Any:
         super().apply_async(*args, **kwargs)
@@ -371,6 +419,53 @@ def test_an_error_that_comes_when_the_message_was_taken_makes_no_run_a_missed_on
     assert [m.id for m in published(redis_server.url)][: len(sent)] == sent
     assert "a run of entry 'a' was sent, and an error came after that: RuntimeError" in caplog.text
     assert "4711" not in caplog.text
+
+
+def test_a_message_whose_arguments_do_not_fit_its_task_is_refused_with_pythons_sentence(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = redis_app(redis_server)
+    app.task(two_arguments, name="tick", shared=False)
+    tick = {"task": "tick", "schedule": 0.2, "args": ["secret"]}
+    with beat_on(app, redis_server, {"a": tick}) as beat:
+        turn(beat, lambda: refused(caplog))
+    (line,) = refused(caplog)
+    assert "TypeError" in line
+    assert "missing 1 required positional argument: 'day'" in line
+    assert "secret" not in line
+
+
+def test_arguments_that_celery_takes_for_a_name_reach_neither_state_nor_log(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    app = redis_app(redis_server)
+    task = app.task(login, name="shop.login", shared=False)
+    for user in ("canary-bob", "canary-" + 300 * "x"):
+        app.add_periodic_task(0.2, task.s(user, password="canary"))
+    app.add_periodic_task(0.2, task.s(object(), password="canary"))
+    app.conf.misfire_policies = {name: {"threshold": 0.5} for name in app.conf.beat_schedule}
+    app.conf.misfire_redis_url = redis_server.url
+    beat = MisfireScheduler(app)
+    turn(beat, lambda: decisions(beat, "missed") and len(decisions(beat, "sent")) > 5)
+    beat.close()
+    app.close()
+    messages = published(redis_server.url)
+    names = {"shop.login(...)", "shop.login(...) #2", "shop.login(...) #3"}
+    assert {m.headers["misfire"]["entry"] for m in messages} < names
+    assert "canary-bob" in str([m.args for m in messages])
+    client = redis_server.client()
+    state = [client.hgetall(k) for k in client.scan_iter("celery-misfire:*:state")]
+    state += [client.xrange(k) for k in client.scan_iter("celery-misfire:*:log")]
+    assert len(state) == 2
+    assert "shop.login(...) #3" in str(state)
+    assert "canary" not in str([*client.scan_iter("celery-misfire:*"), *state])
+    assert "shop.login(...)" in caplog.text
+    assert "canary" not in "".join(r.getMessage() for r in caplog.records if "kombu" not in r.name)
+
+
+def login(user: str, *, password: str) -> None:
+    """Stands for a task with secret arguments."""
 
 
 # -- in one process ----------------------------------------------------------------------------------------

@@ -67,6 +67,40 @@ def test_every_enabled_row_is_loaded_at_any_hour(any_site: DjangoProject, app: C
     assert len(stock) < len(table.rows)
 
 
+def test_what_must_be_known_at_once_is_written_at_once(
+    site: DjangoProject, app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from celery_misfire.contrib.django import table as module
+
+    monkeypatch.setattr(module, "WRITE_EVERY", 3600.0)
+    monkeypatch.setattr(module, "WRITE_TIMEOUT", 60.0)
+    site.add("once", clocked=now() - timedelta(hours=1))
+    table = table_of(app)
+    table.start()
+    assert table.was_read.wait(60)
+    row = table.rows["once"]
+    assert row.definition.due_since == to_millis(row.task.date_changed)
+    table.write_now()
+    table.ran("once", to_millis(now()))
+    table.write_now()
+    assert rows().get().total_run_count == 1
+    table.finish(row)
+    table.write_now()
+    assert not rows().get().enabled
+    table.stop(60)
+
+
+def test_while_the_database_is_away_beat_does_not_wait_for_it(site: DjangoProject, app: Celery) -> None:
+    site.add("once", clocked=now() - timedelta(hours=1))
+    table = table_of(app)
+    look(table)
+    table._trouble.fail(time.monotonic())
+    table.ran("once", to_millis(now()))
+    # Nobody would write it: there is no thread.
+    table.write_now()
+    assert table.updates
+
+
 def test_any_way_to_change_a_row_is_seen_and_the_others_stay_the_same(
     any_site: DjangoProject, app: Celery
 ) -> None:

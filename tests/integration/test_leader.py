@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -19,8 +19,10 @@ from celery_misfire.exceptions import (
     PublishRejected,
     StoreUnavailable,
 )
-from celery_misfire.leadership.leader import LARGEST_BATCH, Leader
+from celery_misfire.leadership.decisions import LARGEST_BATCH
+from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease, uptime
+from celery_misfire.leadership.ledger import Outdated
 from celery_misfire.leadership.pending_misses import LARGEST_PORTION
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
 from celery_misfire.records import Definition
@@ -49,6 +51,7 @@ class World:
     broker_is_up: bool = True
     each: bool = False
     resume_misfires: bool = False
+    ahead: int = 0
     leader: Leader | None = None
 
     def entry(
@@ -61,6 +64,8 @@ class World:
 
     def start(self) -> Leader:
         self.store = RedisStore(self.url, "test")
+        # The clock of Redis is as virtual as beat's.
+        self.store.time = lambda: self.now - self.ahead
         self.lease = Lease(self.store, 3600, 1200)
         self.leader = Leader(
             self.store,
@@ -107,6 +112,8 @@ class World:
     def connect(self) -> None:
         if not self.broker_is_up:
             raise BrokerUnavailable("down")
+
+    was_asked = True
 
     def read(self, key: str) -> None:
         """It is no Redis."""
@@ -547,8 +554,8 @@ def test_a_clock_that_was_set_forward_is_the_reason(world):
     assert {r.missed.reason for r in world.missed} == {"clock_jump"}
 
 
-def test_a_clock_that_was_set_back_is_told_and_nothing_runs_twice(world, caplog):
-    world.entry("report", schedule(60))
+def test_a_clock_that_was_set_back_is_told_and_fixed_times_do_not_run_twice(world, caplog):
+    world.entry("report", crontab(minute=",".join(map(str, range(59))), hour="0,1,2"))
     begin = world.now
     world.start()
     world.run(begin + 10 * MINUTE)
@@ -557,6 +564,211 @@ def test_a_clock_that_was_set_back_is_told_and_nothing_runs_twice(world, caplog)
     world.run(begin + 12 * MINUTE)
     assert world.scheduled() == [begin + n * MINUTE for n in range(1, 13)]
     assert [m for m in caplog.messages if "the clock was set back by 300.0 s" in m]
+    assert "clock_jump" not in caplog.text
+
+
+def test_a_clock_that_was_ahead_for_a_while_leaves_no_silence(world, caplog):
+    """As after a first boot with a wrong clock: what is fixed waits for its time, what is short goes on."""
+    world.entry("ticks", schedule(5))
+    world.entry("minutely", crontab())
+    world.entry("fixed", crontab(hour="0", minute="10,20,30,40,50"))
+    begin = world.now
+    world.start()
+    world.run(begin + MINUTE)
+    offset = [0]
+    world.leader._steady = lambda: (world.now - offset[0]) / 1000
+    offset[0], world.now = 2 * HOUR, world.now + 2 * HOUR
+    world.run(world.now + MINUTE)
+    offset[0], world.now = 0, begin + 2 * MINUTE
+    caplog.clear()
+    sent = len(world.sent)
+    world.run(begin + 15 * MINUTE)
+    later = [(m.definition.name, m.intent.scheduled) for m in world.sent[sent:]]
+    assert [t for n, t in later if n == "ticks"] == [begin + 2 * MINUTE + n * 5000 for n in range(1, 157)]
+    assert [t for n, t in later if n == "minutely"] == [begin + n * MINUTE for n in range(3, 16)]
+    assert [t for n, t in later if n == "fixed"] == []
+    assert len({m.task_id for m in world.sent}) == len(world.sent)
+    (warning,) = [m for m in caplog.messages if "clock_jump" in m]
+    assert "entries that are planned from now: 2" in warning
+
+
+def test_a_state_that_lies_in_the_future_does_not_silence_the_next_beat(world, caplog):
+    world.entry("ticks", schedule(5))
+    world.entry("daily", crontab(hour="0", minute="10"))
+    begin = world.now
+    world.now += 10 * 365 * 24 * HOUR
+    world.start()
+    world.run(world.now + HOUR)
+    world.crash()
+    world.now, world.sent = begin, []
+    world.start()
+    world.run(begin + 15 * MINUTE)
+    assert world.scheduled("daily") == [begin + 10 * MINUTE]
+    assert len(world.scheduled("ticks")) == 180
+    assert world.missed == []
+    assert len([m for m in caplog.messages if "clock_jump" in m]) == 1
+
+
+def test_hosts_whose_clocks_differ_by_seconds_plan_nothing_anew_at_a_failover(world, caplog):
+    world.entry("ticks", schedule(1))
+    world.entry("minutely", crontab())
+    begin = world.now
+    for failover in range(1, 7):
+        world.start()
+        world.run(begin + failover * 90 * SECOND)
+        world.crash()
+        world.now -= 4 * SECOND
+    assert "clock_jump" not in caplog.text
+    ids = [m.task_id for m in world.sent]
+    assert len(set(ids)) == len(ids)
+    assert world.scheduled("minutely") == [begin + n * MINUTE for n in range(1, 10)]
+    assert sorted(world.scheduled("ticks")) == [begin + n * SECOND for n in range(1, 541)]
+
+
+def test_a_clock_that_was_set_back_is_followed_although_the_store_went_back_as_well(world):
+    begin = world.now
+    world.entry("hourly", schedule(3600))
+    world.start()
+    before = world.store.load()["hourly"]
+    world.run(begin + 5 * HOUR)
+    ledger = world.leader._ledger
+    # As where the messages are in the same database: memory follows the store.
+    ledger.holds_messages = True
+    world.store.commit(world.lease.token, [Change("hourly", world.store.load()["hourly"], before)])
+    world.sent.clear()
+    world.leader._steady = lambda: (world.now + 10 * HOUR) / 1000
+    world.now = set_back = begin - 5 * HOUR - 10 * MINUTE
+    with pytest.raises(Outdated):
+        world.leader.tick()
+    world.leader.take_over(world.lease.acquire(), world.definitions)
+    ledger.holds_messages = False
+    world.run(set_back + 2 * HOUR)
+    assert len(world.sent) == 2
+
+
+@pytest.mark.parametrize(
+    ("ahead", "told"), [(0, ""), (4_000, ""), (-60_000, "60 s behind"), (9_000, "9 s ahead of")]
+)
+def test_a_clock_that_differs_from_the_one_of_the_store_is_told_at_a_take_over(world, caplog, ahead, told):
+    world.ahead = ahead
+    world.start()
+    lines = [m for m in caplog.messages if "the clock of Redis" in m]
+    assert [told in line for line in lines] == ([True] if told else [])
+
+
+# -- names ---------------------------------------------------------------------------------------------------
+
+
+def keyed(world, **names):
+    """Let each entry have this key; the others have none."""
+    world.definitions = [replace(d, key=names.get(d.name)) for d in world.definitions]
+
+
+def test_an_entry_that_is_renamed_while_beat_is_down_keeps_its_grid_and_what_is_under_way(world):
+    begin = world.now
+    world.entry("old", schedule(3600), "ignore_misfire_policy")
+    keyed(world, old="1")
+    world.start()
+    world.run(begin + HOUR - SECOND)
+    world.refuses = lambda _: BrokerUnavailable("gone")
+    world.run(begin + HOUR + SECOND)
+    world.crash()
+    world.refuses = lambda _: None
+    world.now = begin + 2 * HOUR + 30 * MINUTE
+    world.definitions = []
+    world.entry("new", schedule(3600), "ignore_misfire_policy")
+    keyed(world, new="1")
+    world.start()
+    world.run(world.now + HOUR)
+    assert world.scheduled("new") == [begin + n * HOUR for n in (1, 2, 3)]
+    ids = [world.leader._ledger.task_id("old", begin, begin + HOUR), *(m.task_id for m in world.sent[1:])]
+    assert [m.task_id for m in world.sent] == ids
+    assert [m.intent.entry for m in world.sent] == ["old", "", ""]
+    assert (world.missed, world.told[0].count) == ([], 1)
+
+
+def test_what_is_in_doubt_stays_so_when_its_entry_is_renamed(world):
+    begin = world.now
+    world.entry("old", schedule(3600), "do_nothing")
+    keyed(world, old="1")
+    world.start()
+    world.run(begin + HOUR - SECOND)
+    # The message may have arrived.
+    world.refuses = lambda _: BrokerUnavailable("gone")
+    world.run(begin + HOUR + SECOND)
+    world.crash()
+    world.refuses = lambda _: None
+    world.now = begin + HOUR + 30 * MINUTE
+    world.definitions = []
+    world.entry("new", schedule(3600), "do_nothing")
+    keyed(world, new="1")
+    world.start()
+    world.run(world.now + MINUTE)
+    assert world.scheduled() == [begin + HOUR]
+    assert world.missed == []
+
+
+def test_two_entries_that_have_changed_names_change_records(world):
+    begin = world.now
+    world.entry("a", schedule(3600), "ignore_misfire_policy")
+    world.now += 10 * MINUTE
+    world.entry("b", schedule(7200), "ignore_misfire_policy")
+    keyed(world, a="1", b="2")
+    world.start()
+    world.run(world.now + SECOND)
+    world.crash()
+    world.definitions = []
+    world.entry("b", schedule(3600), "ignore_misfire_policy")
+    world.entry("a", schedule(7200), "ignore_misfire_policy")
+    keyed(world, b="1", a="2")
+    world.start()
+    world.run(begin + 3 * HOUR)
+    start = begin + 10 * MINUTE
+    assert world.scheduled("b") == [start + HOUR, start + 2 * HOUR]
+    assert world.scheduled("a") == [start + 2 * HOUR]
+    world.crash()
+    # Nothing is moved a second time.
+    records_before = dict(world.store.load())
+    world.start()
+    assert world.store.load() == records_before
+
+
+def test_a_new_entry_under_the_name_of_one_that_is_renamed_is_new(world):
+    begin = world.now
+    world.entry("name", schedule(3600))
+    keyed(world, name="1")
+    world.start()
+    world.run(begin + 10 * MINUTE)
+    world.crash()
+    world.entry("renamed", schedule(3600))
+    keyed(world, name="2", renamed="1")
+    world.start()
+    world.run(begin + 75 * MINUTE)
+    assert world.scheduled("renamed") == [begin + HOUR]
+    assert world.scheduled("name") == [begin + 70 * MINUTE]
+
+
+def test_the_misses_of_a_renamed_entry_are_reported_under_the_name_of_their_ids(world):
+    begin = world.now
+    world.entry("old", schedule(60), "do_nothing")
+    keyed(world, old="1")
+    world.start()
+    world.run(begin + SECOND)
+    world.crash()
+    world.now = begin + HOUR
+    world.start()
+    # Decided, and beat is gone before it is reported.
+    world.leader.tick()
+    world.crash()
+    reported, world.missed = world.missed, []
+    world.definitions = []
+    world.entry("new", schedule(60), "do_nothing")
+    keyed(world, new="1")
+    world.start()
+    world.run(begin + HOUR + MINUTE)
+    assert [r.missed.entry for r in world.missed] == ["old"]
+    assert [r.missed.task_id for r in world.missed] == [r.missed.task_id for r in reported]
+    assert world.scheduled("new") == [begin + HOUR + MINUTE]
 
 
 # -- the schedule changes -----------------------------------------------------------------------------------

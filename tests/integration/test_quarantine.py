@@ -12,7 +12,7 @@ import pytest
 from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 
 from celery_misfire.calendars import holiday, weekly
-from celery_misfire.leadership.leader import MOST_BROKEN_TRIES
+from celery_misfire.leadership.decisions import MOST_BROKEN_TRIES
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.schedules import calendar_interval, cron, daily_time_interval, excluding, simple

@@ -450,7 +450,8 @@ def working(app: Celery) -> Iterator[Celery]:
 
     # A worker forbids its process to wait for results, and one that fails to start leaves it so. One that
     # took too long to stop leaves the order to stop, and the next one would never be ready.
-    forbids, worker_state.should_terminate = task_join_will_block(), None
+    forbids, worker_state.should_stop = task_join_will_block(), None
+    worker_state.should_terminate = None
     try:
         with start_worker(app, pool="threads", concurrency=4, perform_ping_check=False, loglevel="ERROR"):
             yield app

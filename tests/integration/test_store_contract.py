@@ -42,6 +42,13 @@ def test_one_beat_holds_the_lease_and_the_others_are_told_who(place: StorePlace,
     assert place.read_lease() == f"mine|{taken.epoch}|0|{store.owner}"
 
 
+def test_the_store_has_a_clock(place: StorePlace, store: Store):
+    first = store.time()
+    assert first <= store.time()
+    # Milliseconds: seconds would be fewer.
+    assert first > 10**12
+
+
 def test_a_lease_that_was_given_up_or_ran_out_can_be_taken(place: StorePlace, store: Store):
     first = take(store, "mine")
     store.release("other")

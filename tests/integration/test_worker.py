@@ -534,7 +534,7 @@ def test_what_fails_of_a_report_in_a_process_of_the_pool_is_done_as_soon_as_it_c
 
 
 def test_a_request_class_of_the_apps_own_stays(app: Celery) -> None:
-    @app.task(Request="shop.requests:Request")
+    @app.task(Request="shop.requests:Request", shared=False)
     def special() -> None: ...
 
     @app.task

@@ -130,13 +130,13 @@ class _Kept:
     :ivar events: those that count, by kind.
     :ivar ran: messages that ran, those in a stretch that was lost not among them.
     :ivar ran_before_loss: runs in a stretch that was lost, by entry and fire time: each may take place again.
-    :ivar gone: entry and fire time of messages and misses that an empty Redis has lost.
+    :ivar gone: entry, first and last fire time of messages and misses that an empty Redis has lost.
     :ivar cold: latest moment from which everything was planned anew.
     """
 
     def __init__(self, history: Iterable[Event]) -> None:
         self.ran_before_loss: dict[tuple[str, int], list[Event]] = defaultdict(list)
-        self.gone: set[tuple[str, int]] = set()
+        self.gone: set[tuple[str, int, int]] = set()
         self.cold: int | None = None
         held: list[Event] = []  # what Redis holds, and runs since its data began
         snapshot = 0
@@ -149,7 +149,8 @@ class _Kept:
                 del held[snapshot:]
             elif event.what is What.FLUSHED:
                 self._lose(held)
-                self.gone |= {(e.entry, e.first) for e in held if e.what in (What.PUSHED, What.MISSED)}
+                lost = (e for e in held if e.what in (What.PUSHED, What.MISSED))
+                self.gone |= {(e.entry, e.first, max(e.first, e.last)) for e in lost}
                 held, snapshot = [], 0
             elif event.what is What.COLD_START:
                 self.cold = max(self.cold or 0, event.at or 0)
@@ -177,14 +178,10 @@ class _Entry:
         self._ran = _by_fire_time(self._of[What.RAN])
         self._recorded = _by_fire_time(self._of[What.RECORDED])
         self._missed = self._covered(self._of[What.MISSED])
-        self._merged = self._covered(
-            # One message, seen in several places, is one.
-            [replace(m, first=m.first + 1) for m in _distinct(self._messages()) if m.last > m.first],
-        )
-
-    def _messages(self) -> list[Event]:
-        lost = [e for (n, _), events in self._kept.ran_before_loss.items() if n == self._name for e in events]
-        return self._of[What.PUSHED] + self._of[What.RAN] + lost
+        self._merged = self._merged_into(self._of[What.PUSHED] + self._of[What.RAN])
+        lost = [e for (n, _), events in kept.ran_before_loss.items() if n == name for e in events]
+        #: Merged into runs of a stretch that was lost: it counts where nothing else became of an occurrence.
+        self._merged_before_loss = self._merged_into(lost)
 
     def check(self, queued_once: bool, drained: bool) -> None:
         for scheduled in self._due:
@@ -205,12 +202,16 @@ class _Entry:
         lost = self._kept.ran_before_loss.get((self._name, scheduled), [])
         missed, merged = self._missed.get(scheduled, 0), self._merged.get(scheduled, 0)
         found: Outcome | None = None
-        if messages or lost:
-            found = (messages or lost)[0].outcome
+        if messages:
+            found = messages[0].outcome
         elif merged:
             found = Outcome.MERGED
         elif missed:
             found = Outcome.MISSED
+        elif lost:
+            found = lost[0].outcome
+        elif self._merged_before_loss.get(scheduled):
+            found = Outcome.MERGED
         elif not self._is_excused(scheduled):
             self._say(scheduled, Fault.LOST)
         self._findings.outcomes[self._name, scheduled] = found
@@ -224,7 +225,8 @@ class _Entry:
     def _is_excused(self, scheduled: int) -> bool:
         """True for what was lost with the data, or was due when everything was planned from now."""
         cold = self._kept.cold is not None and scheduled <= self._kept.cold
-        return cold or (self._name, scheduled) in self._kept.gone
+        gone = (span for span in self._kept.gone if span[0] == self._name)
+        return cold or any(first <= scheduled <= last for _, first, last in gone)
 
     def _check_messages(self, scheduled: int, queued_once: bool, drained: bool) -> None:
         pushed, ran = self._pushed.get(scheduled, []), self._ran.get(scheduled, [])
@@ -266,6 +268,11 @@ class _Entry:
                     or self._findings.outcomes[self._name, scheduled] is Outcome.FIRED
                 ):
                     self._say(scheduled, Fault.OUTSIDE_OF_EPISODE)
+
+    def _merged_into(self, messages: Sequence[Event]) -> dict[int, int]:
+        """Return into how many of these messages each fire time is merged."""
+        # One message, seen in several places, is one.
+        return self._covered([replace(m, first=m.first + 1) for m in _distinct(messages) if m.last > m.first])
 
     def _covered(self, spans: Iterable[Event]) -> dict[int, int]:
         """Return how many of the spans each fire time lies in; an end that is no fire time counts as well."""

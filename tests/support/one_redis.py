@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +12,6 @@ from celery import Celery
 
 from celery_misfire.beat import MisfireScheduler
 from celery_misfire.conf.settings import read_settings
-from celery_misfire.records import loads
 from celery_misfire.schedules import simple
 from celery_misfire.store.redis_store import RedisStore
 from tests.support.processes import wait_for
@@ -76,7 +75,7 @@ def due_now(task: str = "shop.reports", **more: Any) -> dict[str, Any]:
     return {"task": task, "schedule": simple(start=datetime.now(UTC), interval=3600), **more}
 
 
-def fire(beat: MisfireScheduler, names: str = "a", **entry: Any) -> None:
+def fire(beat: MisfireScheduler, names: Iterable[str] = "a", **entry: Any) -> None:
     """Have entries become due and carried out."""
     patient = {"misfire": {"instruction": "do_nothing", "threshold": 600}}
     beat.update_from_dict({name: due_now(**(patient | entry)) for name in names})
@@ -86,13 +85,15 @@ def store_of(beat: MisfireScheduler) -> RedisStore:
     return RedisStore.of(read_settings(beat.app))
 
 
-def is_done(beat: MisfireScheduler, names: str = "a") -> bool:
-    """Return True when all runs of these entries have been sent, as the state says."""
-    records = {name: loads(text) for name, text in store_of(beat).load().items()}
-    return all(n in records and records[n].settled and records[n].state.previous_fire_time for n in names)
+def is_done(beat: MisfireScheduler, names: Iterable[str] = "a") -> bool:
+    """Return True when all runs of these entries have been sent, as far as beat knows."""
+    records = [beat._leader.record(name) for name in names]
+    return beat._member.holds_lease and all(
+        record is not None and record.settled and record.state.previous_fire_time for record in records
+    )
 
 
-def fire_all(beat: MisfireScheduler, names: str = "a", **entry: Any) -> None:
+def fire_all(beat: MisfireScheduler, names: Iterable[str] = "a", **entry: Any) -> None:
     fire(beat, names, **entry)
     run(beat, lambda: is_done(beat, names))
 

@@ -108,6 +108,55 @@ def test_a_day_rule_is_what_it_says(day: str, weekday: str, rule: Callable[[date
     assert times.count(to_millis(noon), to_millis(noon + timedelta(days=1699))) == len(wanted)
 
 
+@pytest.mark.parametrize(
+    ("written", "parts"),
+    [
+        ("1,L", ["1", "L"]),
+        ("L,1", ["1", "L"]),
+        ("L-1W,L-1", ["L-1W", "L-1"]),
+        ("2W,16", ["2W", "16"]),
+        ("16W,2", ["16W", "2"]),
+        ("1W,15W", ["1W", "15W"]),
+        ("1W,15,LW", ["1W", "15", "LW"]),
+        ("1-5,20/5,L,L-1,L-2", ["1-5", "20/5", "L", "L-1", "L-2"]),
+        ("31,L-2", ["31", "L-2"]),
+    ],
+)
+def test_each_rule_in_a_list_of_days_stands_for_itself(written: str, parts: list[str]) -> None:
+    first, last = NOW, NOW + timedelta(days=800)
+    apart = {t for part in parts for t in between(times_of(f"0 0 9 {part} * ?"), first, last)}
+    assert between(times_of(f"0 0 9 {written} * ?"), first, last) == sorted(apart)
+    assert parse_cron(f"0 0 9 {written} * ?") == parse_cron(f"0 0 9 {','.join(parts)} * ?")
+
+
+def test_in_unix_a_list_of_days_may_hold_the_last_one_and_a_weekday_besides() -> None:
+    found = between(times_of("0 9 7,L * *"), NOW, NOW + timedelta(days=60))
+    assert [t.strftime("%m-%d") for t in found] == ["01-07", "01-31", "02-07", "02-28"]
+    with_weekday = between(times_of("0 9 L,1 * MON"), NOW, NOW + timedelta(days=31))
+    assert [t.day for t in with_weekday] == [1, 5, 12, 19, 26, 31]
+
+
+@pytest.mark.parametrize("expression", ["0 9 2W,16 * *", "0 9 1,2W * *", "0 0 9 1,15W * ?", "0 0 9 1,LL * ?"])
+def test_a_list_in_which_a_rule_is_not_clear_is_refused(expression: str) -> None:
+    with pytest.raises(ValueError, match=r"day_of_month: '.*(W|LL)'; allowed are"):
+        parse_cron(expression)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("/5 * * * *", "*/5 * * * *"),
+        ("0 /6 * * *", "0 */6 * * *"),
+        ("0 9 /2 * MON", "0 9 */2 * MON"),
+        ("0 9 13 * /2", "0 9 13 * */2"),
+        ("3,/20 9 * /3 *", "3,*/20 9 * */3 *"),
+    ],
+)
+def test_a_step_alone_is_one_after_a_star(written: str, meant: str) -> None:
+    assert parse_cron(written) == parse_cron(meant)
+    assert trigger_for(cron(written, "UTC")).fingerprint == trigger_for(cron(meant, "UTC")).fingerprint
+
+
 def test_in_unix_a_day_matches_either_field_unless_one_begins_with_a_star() -> None:
     assert [f"{f:%a %d}" for f in forward(times_of("0 0 13 * FRI"), NOW, 4)] == [
         "Fri 02",
@@ -622,11 +671,7 @@ BAD = [
     ("0 0 12 L-W * ?", "day_of_month", "L-W"),
     ("0 0 12 L+1 * ?", "day_of_month", "L+1"),
     ("0 0 12 L/2 * ?", "day_of_month", "L/2"),
-    ("0 0 12 L,1 * ?", "day_of_month", "L"),
-    ("0 0 12 1,L * ?", "day_of_month", "L"),
-    ("0 0 12 1W,15W * ?", "day_of_month", "1W"),
     ("0 0 12 1,15W * ?", "day_of_month", "15W"),
-    ("0 0 12 LW,1 * ?", "day_of_month", "LW"),
     ("0 0 12 1-5W * ?", "day_of_month", "1-5W"),
     ("0 0 12 15W/2 * ?", "day_of_month", "15W/2"),
     ("0 0 12 ?? * ?", "day_of_month", "??"),

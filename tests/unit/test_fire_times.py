@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import celery
 import pytest
 from celery import Celery
 from celery.schedules import BaseSchedule, crontab, schedstate, schedule, solar
@@ -601,6 +602,79 @@ def test_a_relative_interval_first_fires_where_celery_rounds_it_to(every: int, z
     assert trigger_for(celery).first_state(seen).next_fire_time == to_millis(
         now + celery.remaining_estimate(now)
     )
+
+
+@pytest.mark.parametrize(
+    ("every", "seen", "first"),
+    [
+        # At 2:00 the clock goes back to 1:30.
+        (3600, "2026-04-04T14:15", "2026-04-04T15:30"),
+        (3600, "2026-04-04T14:45", "2026-04-04T15:30"),
+        (1800, "2026-04-04T14:45", "2026-04-04T15:15"),
+        (7200, "2026-04-04T14:10", "2026-04-04T15:30"),
+        # At 2:00 it goes on to 2:30.
+        (3600, "2026-10-03T15:10", "2026-10-03T16:00"),
+        (3600, "2026-10-03T14:40", "2026-10-03T15:30"),
+        (5400, "2026-10-03T14:10", "2026-10-03T15:30"),
+        (4 * 3600, "2026-10-03T11:30", "2026-10-03T15:30"),
+    ],
+)
+def test_a_relative_interval_begins_on_the_hour_of_a_clock_that_changes_by_half_an_hour(
+    every: int, seen: str, first: str
+) -> None:
+    trigger = trigger_for(relative(every, "Australia/Lord_Howe"))
+    found = trigger.first_state(to_millis(datetime.fromisoformat(f"{seen}+00:00"))).next_fire_time
+    assert found is not None
+    assert from_millis(found).strftime("%Y-%m-%dT%H:%M") == first
+
+
+@pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery's own errs around changes of the clock")
+@settings(max_examples=300)
+@given(
+    every=st.sampled_from([1, 60, 90, 1800, 3600, 5400, 4 * 3600, 23 * 3600]),
+    zone_and_day=st.sampled_from(
+        [
+            ("Australia/Lord_Howe", "2026-04-04"),
+            ("Australia/Lord_Howe", "2026-10-03"),
+            ("Europe/Berlin", "2026-03-29"),
+            ("Europe/Berlin", "2026-10-25"),
+        ]
+    ),
+    seen=st.integers(0, 24 * 3600 - 1),
+)
+def test_around_a_change_of_the_clocks_a_relative_interval_begins_where_celery_begins_it(
+    every: int, zone_and_day: tuple[str, str], seen: int
+) -> None:
+    zone, day = zone_and_day
+    moment = at(day) + seen * 1000
+    now = from_millis(moment).astimezone(ZoneInfo(zone))
+    theirs = relative(every, zone)
+    theirs.nowfun = lambda: now
+    expected = moment + theirs.remaining_estimate(now) // timedelta(milliseconds=1)
+    assert trigger_for(theirs).first_state(moment).next_fire_time == expected
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York", "Asia/Kolkata"])
+@pytest.mark.parametrize("kind", ["crontab", "a subclass", "relative"])
+def test_the_zone_of_nowfun_is_the_schedules_where_it_is_in_celery(kind: str, zone: str) -> None:
+    """Up to 5.6, Celery's crontab reads its fields in the zone of what nowfun returns."""
+    now = datetime(2026, 1, 15, 12, 34, tzinfo=UTC).astimezone(ZoneInfo(zone))
+    if kind == "relative":
+        made: Any = schedule(timedelta(days=1), relative=True, nowfun=lambda: now, app=app)
+    else:
+        cls = crontab if kind == "crontab" else type("Own", (crontab,), {})
+        made = cls(minute=30, hour=9, nowfun=lambda: now, app=app)
+    expected = to_millis(now + made.remaining_estimate(made.now()))
+    trigger = trigger_for(made)
+    state = trigger.first_state(to_millis(now))
+    assert state.next_fire_time == expected
+    assert trigger.fire_times(state).after(expected) == expected + 86_400_000
+
+
+@pytest.mark.parametrize("nowfun", [lambda: 1 / 0, lambda: None, lambda: datetime(2026, 1, 1)])
+def test_a_nowfun_that_tells_no_zone_leaves_the_one_of_the_app(nowfun: Any) -> None:
+    made = crontab(hour=9, minute=0, nowfun=nowfun, app=app)
+    assert trigger_for(made).fingerprint == trigger_for(crontab(hour=9, minute=0, app=app)).fingerprint
 
 
 def test_a_relative_interval_of_days_stays_on_local_midnight() -> None:

@@ -240,6 +240,33 @@ def test_the_text_of_a_record_stays_what_it_is():
     assert [loads(text) for text in PINNED] == [plain, full]
 
 
+def test_a_renamed_entry_keeps_its_fire_times_and_its_intents_the_name_of_their_ids():
+    record = replace(claimed(unsent(NOW + MINUTE)), key="7")
+    missed = (Unreported(1, 2, 2, Reason.TOO_OLD, MisfireInstruction.DO_NOTHING, 3, 4),)
+    record = replace(record, missed=missed, begun_at=NOW)
+    moved, left = records.renamed(record, "new", None), records.vacated(record, NOW + 1)
+    assert (moved.name, moved.key, moved.state, moved.missed) == ("new", "7", record.state, ())
+    assert [i.entry for i in moved.intents] == [record.name]
+    assert moved.generation > record.generation
+    assert moved.begin == record.begin
+    assert (left.name, left.key, left.missed, left.intents) == (record.name, None, missed, ())
+    assert left.removed_at == NOW + 1
+    for one in (moved, left):
+        assert loads(dumps(one)) == one
+    again = records.renamed(moved, "newer", left)
+    assert [i.entry for i in again.intents] == [record.name]
+    assert again.missed == left.missed
+    lost = records.with_unsent(moved, [(moved.intents[0], Reason.PAUSED)], MisfireInstruction.DO_NOTHING, NOW)
+    assert lost.missed[0].entry == record.name
+
+
+def test_the_begin_of_a_generation_is_written_only_where_the_generation_does_not_tell_it():
+    record = EntryRecord("n", "t", 5, "f", TriggerState(2, 3), begun_at=4)
+    assert dumps(record).startswith('{"begun_at":4,"fingerprint":"f","generation":5,')
+    assert loads(dumps(record)) == record
+    assert (record.begin, replace(record, begun_at=None).begin) == (4, 5)
+
+
 def test_fields_that_an_older_version_did_not_have_take_their_defaults():
     data = json.loads(PINNED[1])
     for field in ("removed_at", "paused_from"):

@@ -20,12 +20,14 @@ from django_celery_beat.clockedschedule import clocked
 
 from celery_misfire.beat import FAREWELL, MisfireMixin
 from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry, policy_keys
+from celery_misfire.conf.names import plain_names
 from celery_misfire.conf.warnings import unknown_policies
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
-from celery_misfire.events import Event, Sent
+from celery_misfire.events import Event, GaveUp, Misfired, Sent
 from celery_misfire.exceptions import PublishRejected
+from celery_misfire.fire import LONGEST_NAME
 from celery_misfire.records import Definition
 from celery_misfire.triggers.asked import AskedTrigger
 from celery_misfire.triggers.kinds import trigger_for
@@ -58,6 +60,8 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         super().setup_schedule()
         self._table = Table(self.app, self._settings, self._written, self.Entry)
         self._table.start()
+        #: True when a row that runs once has just run or was missed.
+        self._has_ended = False
         #: The names of rows that never fire, and of which the log says so.
         self._warned: set[str] = set()
         self._next_check_at = 0.0
@@ -74,7 +78,10 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
         """Take entries of the configuration: as rows, if there is a model for their schedule."""
-        for name, entry in dict(dict_).items():
+        plain = plain_names(dict_)
+        for own_name, entry in dict(dict_).items():
+            # A row keeps Celery's own name, if the column has room for it.
+            name = plain.get(own_name, own_name) if len(own_name) > LONGEST_NAME else own_name
             self._take(name, entry if isinstance(entry, Mapping) else _keys_of(entry))
         self.schedule_has_changed()
 
@@ -135,9 +142,13 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         if self._member.holds_lease and self._table.rows is not self._adopted:
             self.schedule_has_changed()
         delay = super()._tick()
-        if self._member.holds_lease and time.monotonic() >= self._next_check_at:
+        if self._member.holds_lease and (self._has_ended or time.monotonic() >= self._next_check_at):
             self._next_check_at = time.monotonic() + LOOK_EVERY
             self._finish_rows()
+        if self._has_ended:
+            # The table must know it before anything else happens: Redis may lose what it knows.
+            self._has_ended = False
+            self._table.write_now()
         return min(delay, LOOK_EVERY)
 
     def _finish_rows(self) -> None:
@@ -171,8 +182,14 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
 
     def _count_runs(self, events: Sequence[Event]) -> None:
         for event in events:
-            if isinstance(event, Sent) and event.entry not in self._schedule.own:
+            if not isinstance(event, Sent | Misfired | GaveUp):
+                continue
+            if self._entries.own_name(event.entry) in self._schedule.own:
+                continue
+            if isinstance(event, Sent):
                 self._table.ran(event.entry, event.fire_time)
+            row = self._adopted.get(event.entry)
+            self._has_ended = self._has_ended or (row is not None and row.is_single_run)
         super()._count_runs(events)
 
     def should_sync(self) -> bool:

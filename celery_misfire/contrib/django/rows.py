@@ -153,6 +153,10 @@ class _Within:
         return self.trigger.runs_foreign_code
 
     @property
+    def follows_elapsed_time(self) -> bool:
+        return self.trigger.follows_elapsed_time
+
+    @property
     def fingerprint(self) -> str:
         return f"{self.trigger.fingerprint} start={self.start} end={self.end}"
 
@@ -179,6 +183,10 @@ class _OneRun:
     @property
     def runs_foreign_code(self) -> bool:
         return self.trigger.runs_foreign_code
+
+    @property
+    def follows_elapsed_time(self) -> bool:
+        return self.trigger.follows_elapsed_time
 
     @property
     def fingerprint(self) -> str:

@@ -25,7 +25,7 @@ from django_celery_beat.schedulers import ModelEntry
 from celery_misfire.conf.settings import Settings
 from celery_misfire.conf.warnings import unknown_policies
 from celery_misfire.contrib.django.models import MisfirePolicy
-from celery_misfire.contrib.django.moments import now
+from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.recording import forget
 from celery_misfire.contrib.django.rows import (
     entry_of,
@@ -54,6 +54,8 @@ SCAN_EVERY = 30.0
 FORGET_EVERY = 3600.0
 #: Seconds between two writes of what was counted.
 WRITE_EVERY = 1.0
+#: The longest that beat waits until a row that runs once is known to have run, in seconds.
+WRITE_TIMEOUT = 2.0
 #: Seconds after which the log says again that the database fails.
 REMIND_EVERY = 60.0
 
@@ -134,6 +136,8 @@ class Table:
         self.updates = RowUpdates()
         self._thread = threading.Thread(target=self._run, name="misfire-rows", daemon=True)
         self._stop = threading.Event()
+        #: Set to end the thread's wait, and when nothing is left to be written.
+        self._wake, self._written = threading.Event(), threading.Event()
         # Only the thread uses the rest.
         self._by_key: dict[int, Row] = {}
         self._marks: dict[int, int] = {}
@@ -150,8 +154,17 @@ class Table:
     def stop(self, timeout: float) -> None:
         """Write what is to be written within `timeout` seconds, and end the thread."""
         self._stop.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout)
+
+    def write_now(self) -> None:
+        """Have written what waits, and wait for that; not for long, and not while the database is away."""
+        if self._trouble.is_on or not self.updates:
+            return
+        self._written.clear()
+        self._wake.set()
+        self._written.wait(WRITE_TIMEOUT)
 
     def ran(self, name: str, moment: int) -> None:
         """Have a run of this row counted, unless there is no such row."""
@@ -179,7 +192,8 @@ class Table:
                 with suppress(Exception):
                     connections.close_all()
                 return
-            self._stop.wait(WRITE_EVERY)
+            self._wake.wait(WRITE_EVERY)
+            self._wake.clear()
 
     def look_at_once(self, *, scan: bool) -> None:
         """Have the next pass look at the database; with a scan it compares all rows."""
@@ -205,6 +219,8 @@ class Table:
         if self.updates.disables_rows:
             self.look_at_once(scan=True)
         self.updates.write()
+        if not self.updates:
+            self._written.set()
         if looks and not is_last:
             self._read()
             self._forget()
@@ -310,8 +326,15 @@ class Table:
             # A task that runs by the site's policy is better than one that does not run.
             logger.error("beat: the policy of periodic task %r is not used: %s", name, exc)
             policy = site_policy(task, trigger, self._settings)
-        anchor = _anchor(task, trigger)
-        definition = Definition(name, str(task.task), trigger, policy, anchor)
+        definition = Definition(
+            name,
+            str(task.task),
+            trigger,
+            policy,
+            anchor=_anchor(task, trigger),
+            due_since=_due_since(task, trigger),
+            key=str(task.pk),
+        )
         return Row(self._app, task, definition, self._entry_class)
 
     def _policy(self, name: str, misfire: object, type_: TriggerType) -> Policy | None:
@@ -351,6 +374,13 @@ def _raw(rows: QuerySet[Any, tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
         cursor.execute(sql, params)
         values: list[tuple[Any, ...]] = cursor.fetchall()
         return values
+
+
+def _due_since(task: PeriodicTask, trigger: Trigger) -> int | None:
+    """Return since when a row that runs once, and has not, is there: since its last edit, as in stock."""
+    if trigger.trigger_type is not TriggerType.ONCE or task.total_run_count:
+        return None
+    return millis(task.date_changed)
 
 
 def _anchor(task: PeriodicTask, trigger: Trigger) -> int | None:

@@ -120,7 +120,7 @@ class _Known:
 
     def split(self, stretch: Occurrence) -> Iterable[Occurrence]:
         # The fire times of an earlier schedule are not known any more.
-        if not is_current(self.record, self.trigger) or stretch.scheduled < self.record.generation:
+        if not is_current(self.record, self.trigger) or stretch.scheduled < self.record.begin:
             return (stretch,)
         return expand(self.trigger, self.record.state, stretch)
 

@@ -1,0 +1,353 @@
+"""Beats, workers, one database and one clock that the simulation turns, with every trouble drawn by a seed.
+
+The beats are real from the member down; the store is in memory, and Celery and the reporter are stand-ins.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from celery_misfire import fire, records
+from celery_misfire.exceptions import BrokerUnavailable, PublishRejected
+from celery_misfire.leadership.leader import Leader
+from celery_misfire.leadership.lease import Lease
+from celery_misfire.leadership.member import Member
+from celery_misfire.misfire import MisfirePolicy, from_millis
+from celery_misfire.records import Definition
+from celery_misfire.schedules import simple
+from celery_misfire.sending.dispatch import Attempt, Fate, Message
+from celery_misfire.sending.missed_runs import Report
+from celery_misfire.sending.publisher import _headers
+from celery_misfire.store import registers
+from celery_misfire.store.memory import Fault, MemoryDatabase, MemoryStore
+from celery_misfire.store.port import Push
+from celery_misfire.triggers.kinds import trigger_for
+from tests.simulation.history import Event, What, from_log, from_queue, from_times, from_workers
+from tests.support.processes import Message as Published
+
+NAMESPACE = "simulation"
+BEGIN = 1_700_000_000_000
+#: Times of the lease, in seconds.
+TTL, RENEW, POLL = 6.0, 2.0, 1.0
+#: How long there are troubles, in milliseconds, and what follows for everything to come to rest.
+TROUBLES, REST = 40_000, 30_000
+
+#: Interval in milliseconds and policy of each entry. All instructions leave the grid where it is.
+ENTRIES: dict[str, tuple[int, MisfirePolicy]] = {
+    "every": (1500, MisfirePolicy("ignore_misfire_policy", threshold=2)),
+    "merging": (2000, MisfirePolicy("fire_once_now", threshold=1.5)),
+    "strict": (2500, MisfirePolicy("do_nothing", threshold=2)),
+    "patient": (3000, MisfirePolicy("do_nothing", threshold=3600)),
+}
+
+
+class PowerCut(BaseException):
+    """The process of a beat ends here."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which troubles there are, as probabilities.
+
+    :param apart: messages are in another place than the state.
+    :param early: the task of the entry `every` leaves while its message is built.
+    """
+
+    apart: bool = False
+    worker: bool = False
+    beats: int = 2
+    lost: float = 0.01
+    unreachable: float = 0.01
+    late: float = 0.005
+    crash: float = 0.004
+    freeze: float = 0.01
+    refused: float = 0.0
+    down: float = 0.003
+    queue_refuses: float = 0.0
+    early: bool = False
+    back: float = 0.0
+    flush: float = 0.0
+
+
+class _Lease(Lease):
+    """A lease that the simulation renews."""
+
+    def _keep(self) -> None:
+        pass
+
+
+@dataclass
+class Beat:
+    """One process."""
+
+    name: str
+    member: Member
+    lease: Lease
+    next_tick: int
+    next_renewal: int
+    frozen_until: int = 0
+    reports: list[Report] = field(default_factory=list)
+
+
+class Publisher:
+    """Celery and its broker, as one beat sees them."""
+
+    was_asked = True
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def connect(self) -> None:
+        if self._world.is_down:
+            raise BrokerUnavailable("down")
+
+    def read(self, key: str) -> str | None:
+        self.connect()
+        if self._world.plan.apart:
+            return None
+        text, until = self._world.database.contents.expiring.get(key, ("", 0.0))
+        return text if until > self._world.database.clock() else None
+
+    def sends_early(self, task: str) -> bool:
+        return self._world.plan.early and task == "shop.every"
+
+    def build(self, message: Message) -> tuple[Attempt, list[Push]]:
+        self._may_die()
+        if self.sends_early(message.definition.task):
+            return self.publish(message), []
+        if self._world.happens(self._world.plan.refused):
+            return Attempt(Fate.REFUSED, PublishRejected("by chance")), []
+        return Attempt(Fate.SENT), [Push(message.definition.name, "lpush", "celery", _text(message))]
+
+    def publish(self, message: Message) -> Attempt:
+        self._may_die()
+        if self._world.is_down:
+            return Attempt(Fate.IN_DOUBT, BrokerUnavailable("down"))
+        if self._world.happens(self._world.plan.refused):
+            return Attempt(Fate.REFUSED, PublishRejected("by chance"))
+        self._world.queue().append(_text(message))
+        self._may_die()
+        if self._world.happens(self._world.plan.lost):
+            return Attempt(Fate.IN_DOUBT, BrokerUnavailable("no answer"))
+        return Attempt(Fate.SENT)
+
+    def _may_die(self) -> None:
+        if self._world.happens(self._world.plan.crash):
+            raise PowerCut
+
+
+def _text(message: Message) -> str:
+    return json.dumps({"id": message.task_id, "misfire": _headers(message)[fire.HEADER]})
+
+
+class World:
+    """Runs beats through the troubles that a seed draws, and tells what took place."""
+
+    def __init__(self, seed: int, plan: Plan) -> None:
+        self.plan, self._dice = plan, random.Random(seed)
+        self.now = BEGIN
+        self.database = MemoryDatabase(lambda: self.now / 1000)
+        self.database.fault = self._fault
+        self.database.refuse = lambda push: "refused" if self._refuses else ""
+        #: Messages that are not in the database of the state.
+        self.elsewhere: list[str] = []
+        self.is_down = self._refuses = self._troubled = False
+        self._beats: list[Beat] = []
+        self._number = 0
+        self._kept = self.database.snapshot()
+        self._told: list[Event] = []
+
+    # -- chance --------------------------------------------------------------------------------------------
+
+    def happens(self, probability: float) -> bool:
+        return self._troubled and self._dice.random() < probability
+
+    def _fault(self, owner: str, call: str) -> Fault | None:
+        if self.is_down:
+            return Fault.UNREACHABLE
+        if not self._troubled or call in ("log", "is_guarded"):
+            return None
+        point, plan = self._dice.random(), self.plan
+        for fault, share in (
+            (Fault.ANSWER_LOST, plan.lost),
+            (Fault.UNREACHABLE, plan.unreachable),
+            (Fault.LATE, plan.late),
+        ):
+            if point < share:
+                return fault
+            point -= share
+        return None
+
+    # -- beats ---------------------------------------------------------------------------------------------
+
+    def _definitions(self) -> Iterator[Definition]:
+        for name, (interval, policy) in ENTRIES.items():
+            grid = simple(start=from_millis(BEGIN + 1000), interval=timedelta(milliseconds=interval))
+            yield Definition(name, f"shop.{name}", trigger_for(grid), policy)
+
+    def _start(self) -> None:
+        self._number += 1
+        store = MemoryStore(self.database, f"host:{self._number}", history=1_000_000)
+        lease = _Lease(store, TTL, RENEW, lambda: self.now / 1000)
+        beat: Beat
+
+        class Reporter:
+            def submit(self, report: Report) -> None:
+                beat.reports.append(report)
+
+            def finished(self) -> Sequence[Report]:
+                done, beat.reports = beat.reports, []
+                return done
+
+        leader = Leader(
+            store,
+            lease,
+            Publisher(self),
+            Reporter(),
+            namespace=NAMESPACE,
+            wall=lambda: self.now,
+            steady=lambda: self.now / 1000,
+        )
+        member = Member(
+            store,
+            lease,
+            leader,
+            app="",
+            namespace=NAMESPACE,
+            poll=POLL,
+            description=("", ""),
+            definitions=self._definitions,
+        )
+        beat = Beat(f"host:{self._number}", member, lease, self.now, self.now)
+        self._beats.append(beat)
+
+    def _tick(self, beat: Beat) -> None:
+        if beat.next_renewal <= self.now:
+            beat.lease._renew()
+            beat.next_renewal = self.now + round(RENEW * 1000)
+        try:
+            delay = beat.member.tick()
+        except PowerCut:
+            self._beats.remove(beat)
+            return
+        beat.next_tick = self.now + max(1, min(500, round(delay * 1000)))
+
+    # -- workers -------------------------------------------------------------------------------------------
+
+    def queue(self) -> list[Any]:
+        """Return the queue, oldest message first."""
+        return self.elsewhere if self.plan.apart else self.database.contents.queues["celery"]
+
+    def _work(self) -> None:
+        """Let a worker run the oldest message, unless another message of that run was first."""
+        queue = self.queue()
+        if not queue or self.is_down:
+            return
+        message = json.loads(queue.pop(0))
+        header, id_ = message["misfire"], message["id"]
+        if not header.get("once"):
+            worker = MemoryStore(self.database, "worker")
+            before, self.database.fault = self.database.fault, lambda *_: None
+            held, fresh = worker.start(id_, registers.Started(header["nonce"], "w"), entry=header["entry"])
+            self.database.fault = before
+            if not fresh and not (isinstance(held, registers.Started) and held.nonce == header["nonce"]):
+                return
+        run = {"misfire": header, "task_id": id_, "started": self.now / 1000, "retries": 0}
+        self._told += from_workers([run])
+
+    # -- Redis ---------------------------------------------------------------------------------------------
+
+    def _snapshot(self) -> None:
+        self._kept = self.database.snapshot()
+        self._told.append(Event(What.SNAPSHOT))
+
+    def _go_back(self) -> None:
+        self.database.put_back(self._kept)
+        self.database.late_calls.clear()
+        self._told.append(Event(What.ROLLED_BACK))
+
+    def _lose(self) -> None:
+        self._told += [*self._held(), Event(What.FLUSHED)]
+        self.database.lose()
+        self.database.late_calls.clear()
+        self._snapshot()
+
+    def _held(self) -> list[Event]:
+        """Return what the database and the queues tell."""
+        lines = [json.loads(text) for _, text in self.database.contents.log]
+        waiting = [json.loads(text) for text in self.queue()]
+        published = [Published(m["id"], "", {"misfire": m["misfire"]}, [], {}) for m in waiting]
+        return from_log(lines) + from_queue(published)
+
+    # -- the whole -----------------------------------------------------------------------------------------
+
+    def run(self) -> list[Event]:
+        """Run it all, and return the history."""
+        self._start()
+        self._tick(self._beats[0])
+        self._snapshot()
+        self._troubled = True
+        while self.now < BEGIN + TROUBLES:
+            self._trouble()
+            self._step()
+        self._troubled = self.is_down = self._refuses = False
+        for beat in self._beats:
+            beat.frozen_until = 0
+        self.database.carry_out_late()
+        until = self.now + REST
+        while self.now < until or not self._is_settled():
+            assert self.now < until + 10 * REST, "it does not come to rest"
+            self._keep_alive(1)
+            self._step()
+        return [*self._due(), *self._told, *self._held()]
+
+    def _trouble(self) -> None:
+        plan = self.plan
+        self._keep_alive(plan.beats)
+        if self.database.late_calls and self.happens(0.1):
+            self.database.carry_out_late()
+        if self.happens(0.05):
+            self._snapshot()
+        if self.happens(plan.back):
+            self._go_back()
+        if self.happens(plan.flush):
+            self._lose()
+        self._refuses = self.happens(plan.queue_refuses)
+        self.is_down = self.happens(0.95) if self.is_down else self.happens(plan.down)
+        for beat in list(self._beats):
+            if self.happens(plan.crash):
+                self._beats.remove(beat)
+            elif self.happens(plan.freeze):
+                beat.frozen_until = self.now + self._dice.choice([500, 3000, 9000])
+
+    def _keep_alive(self, beats: int) -> None:
+        if len(self._beats) < beats and (not self._troubled or self.happens(0.05)):
+            self._start()
+
+    def _step(self) -> None:
+        for beat in list(self._beats):
+            if beat.next_tick <= self.now and beat.frozen_until <= self.now:
+                self._tick(beat)
+        if self.plan.worker and self._dice.random() < 0.5:
+            self._work()
+        moments = [beat.next_tick for beat in self._beats if beat.next_tick > self.now]
+        self.now = min([self.now + 100, *moments])
+
+    def _is_settled(self) -> bool:
+        found = [records.loads(text) for text in self.database.contents.records.values()]
+        done = all(r.settled and (r.state.next_fire_time or 0) > self.now for r in found)
+        return (
+            len(found) == len(ENTRIES) and done and not any(b.reports and b.lease.held for b in self._beats)
+        )
+
+    def _due(self) -> list[Event]:
+        return [
+            event
+            for name, (interval, _) in ENTRIES.items()
+            for event in from_times(name, range(BEGIN + 1000, self.now + 1, interval))
+        ]
