@@ -222,7 +222,7 @@ class Broker:
         self._connection = self._producer = None
         self._blocked = False
         if producer is not None:
-            producer.give_up(_unavailable(connection, "the connection has ended"))
+            producer.give_up(BrokerUnavailable("the connection has ended"))
         if self._selector is not None:
             self._selector.close()
             self._selector = None
