@@ -131,6 +131,14 @@ class MemoryDatabase:
         )
         return tuple(Refusal.of(messages, error) for messages, error in errors if error)
 
+    def count(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Add to the counts of this hour, and drop those that are too old."""
+        if counts:
+            kept, hour = self.contents.counts, int(self.clock() // 3600)
+            kept.setdefault(hour, Counter()).update(counts)
+            for old in [one for one in kept if one < hour - COUNTS_TTL // 3600]:
+                del kept[old]
+
     def push(self, push: Push) -> str:
         """Carry out one command to the broker; return the error of one that cannot be carried out."""
         if error := self.refuse(push):
@@ -270,17 +278,10 @@ class MemoryStore(Store):
                     records[change.entry] = change.new
                 else:
                     del records[change.entry]
-            self._count(counts)
+            self.database.count(counts)
             self._write_log(*log)
         lengths = {name: len(contents.queues[name]) for name in queues}
         return CommitResult(queue_lengths=lengths, failed=tuple(failed))
-
-    def _count(self, counts: Mapping[tuple[str, str], int]) -> None:
-        if counts:
-            kept, clock = self.database.contents.counts, self.database.clock
-            kept.setdefault(int(clock() // 3600), Counter()).update(counts)
-            for hour in [hour for hour in kept if hour < (clock() - COUNTS_TTL) // 3600]:
-                del kept[hour]
 
     @_one_call
     def counts_since(self, moment: float) -> dict[tuple[str, str], int]:

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -162,22 +162,9 @@ class RedisStore(Store):
         try:
             return _commit_result(self._replace(token, fields, log, queues, others, counts), queues, others)
         except StoreRefused:
-            if refused := self._refused_names(queues):
+            if refused := _refused_names(self._replace, queues, f"{self._connection}: "):
                 return CommitResult(refused=refused)
             raise
-
-    def _refused_names(self, queues: Mapping[str, Sequence[Push]]) -> tuple[Refusal, ...]:
-        """Return the queues whose keys Redis does not let us name together with the state."""
-        found = []
-        for name, messages in queues.items():
-            try:
-                # Nobody's token: whoever may name all the keys is told that the lease is not theirs.
-                self._replace("", [], queues={name: []})
-            except LeaseLost:
-                continue
-            except StoreRefused as exc:
-                found.append(Refusal.of(messages, str(exc).removeprefix(f"{self._connection}: ")))
-        return tuple(found)
 
     def counts_since(self, moment: float) -> dict[tuple[str, str], int]:
         oldest = max(moment, time.time() - COUNTS_TTL)
@@ -354,6 +341,22 @@ def _totals(hours: Iterable[Mapping[bytes, bytes]]) -> dict[tuple[str, str], int
             outcome, _, entry = as_text(name).partition(":")
             totals[entry, outcome] = totals.get((entry, outcome), 0) + int(n)
     return totals
+
+
+def _refused_names(
+    replace: Callable[..., object], queues: Mapping[str, Sequence[Push]], place: str
+) -> tuple[Refusal, ...]:
+    """Return the queues whose keys Redis does not let us name together with the state."""
+    found = []
+    for name, messages in queues.items():
+        try:
+            # Nobody's token: whoever may name all the keys is told that the lease is not theirs.
+            replace("", [], queues={name: []})
+        except LeaseLost:
+            continue
+        except StoreRefused as exc:
+            found.append(Refusal.of(messages, str(exc).removeprefix(place)))
+    return tuple(found)
 
 
 def _line(line: Mapping[str, Any]) -> str:
