@@ -144,7 +144,7 @@ class Decisions:
         :returns: with the entries that have to be judged again before their runs are sent.
         """
         commit, runs = Commit(), list[Run]()
-        # As many as one run each leaves room for.
+        # With one run each, this many entries fit.
         for name in list(islice(filter(self.may_catch_up, self._queues.catch_up), room)):
             if len(runs) >= room:
                 break
@@ -159,7 +159,7 @@ class Decisions:
                 self._queues.catch_up[name] = None
                 continue
             runs += _claimed(record, commit.records[name])
-        # What was in time when it was decided may be too late by now.
+        # A run that was in time when it was decided may be too late by now.
         again = {n for n, r in commit.records.items() if any(i.outcome is Outcome.FIRED for i in r.intents)}
         return (commit, [run for run in runs if run.entry not in again]), sorted(again)
 

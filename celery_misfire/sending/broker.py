@@ -156,7 +156,7 @@ class Broker:
                 return self.drop()
             if self._blocked:
                 raise self._unavailable(_BLOCKED)
-        # What the broker may still answer to a message that failed would be taken for the next one's answer.
+        # The broker may still answer to a message that failed; the next one would take that answer.
         if producer.has_ended or not connection.connected:
             self.drop()
 
@@ -176,7 +176,7 @@ class Broker:
             options = _time_limits(TIMEOUT) | options
             # Repeated by redis-py, a message would be there twice and look like one that came again.
             options["retry_on_timeout"] = False
-        # One try for each broker of the URL. Left to itself, a producer would go on trying for ever.
+        # Each broker of the URL gets one try. A producer would try for ever.
         tries = max(1, len(connection.alt))
         if connection.transport_cls == "sentinel":
             # Each try asks them all, one after the other, and of the limits above none holds for them.
@@ -186,9 +186,9 @@ class Broker:
         connection.transport_options = options
         connection.ensure_connection(max_retries=tries - 1, interval_start=0)
         if _is_amqp(connection):
-            # As an option of py-amqp's it does not hold in the middle of a frame.
+            # The socket gets the limit: py-amqp's own option does not hold in the middle of a frame.
             connection.connection.sock.settimeout(options.get("read_timeout") or TIMEOUT)
-            # Else py-amqp looks for a block before each message, as we do, and spins on half a frame.
+            # Otherwise py-amqp would look for a block before each message, too, and spin on half a frame.
             connection.connection.client_properties["capabilities"] = {}
             self._selector = selectors.DefaultSelector()
             self._selector.register(connection.connection.sock, selectors.EVENT_READ)
@@ -265,7 +265,7 @@ class WatchedProducer(Producer):
         """Declare an exchange or a queue, unless this channel has declared this very object before."""
         if self._declared.get(id(entity)) is entity and entity is not None:
             return False
-        # Else what closes the channel could be this or a message that was published before.
+        # Earlier messages are finished first: if the channel closes now, the declaration is to blame.
         self._finish_others()
         declared = super().maybe_declare(entity, retry, **retry_policy)
         if getattr(entity, "can_cache_declaration", False):
@@ -309,7 +309,7 @@ class WatchedProducer(Producer):
                 self.await_answers()
                 raise
             if self._receipt.error is None:
-                # Else it has been answered, and this is an event that came after it.
+                # A message that has its answer already is not in doubt: an event after it failed.
                 self._receipt.failure = failure
             raise failure from None
         self._unfinished = False
@@ -368,7 +368,7 @@ def _receipt(answers: Sequence[Any], producer: WatchedProducer) -> Receipt:
     if not all(reasons):
         return Receipt("", failure=producer.failure_of(errors[0]) or MisfireError(name_error(errors[0])))
     if len(errors) < len(answers):
-        # Of several queues that it was for, some have taken it.
+        # The message is for several queues, and some have taken it.
         return Receipt("", failure=MisfireError(reasons[0]))
     return Receipt("", rejection=PublishRejected(reasons[0]))
 

@@ -122,12 +122,12 @@ class Confirms:
 
     def _take(self, delivery_tag: int, multiple: bool) -> None:
         for receipt in self._answered(delivery_tag, multiple):
-            # What came back is confirmed as well.
+            # RabbitMQ confirms a message that it returned as well.
             receipt.was_taken = receipt.rejection is None
 
     def _refuse(self, delivery_tag: int, multiple: bool) -> None:
         for receipt in self._answered(delivery_tag, multiple):
-            # Of several queues that it was for, some may have taken it.
+            # A message for several queues may have been taken by some of them.
             receipt.failure = MisfireError("refused by a queue (nack)")
 
     def _answered(self, delivery_tag: int, multiple: bool) -> list[Receipt]:

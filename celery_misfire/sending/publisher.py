@@ -174,7 +174,7 @@ class EntryPublisher:
             pairs = zip(held, receipts, strict=True)
             return self._take_receipts([one._replace(receipt=receipt) for one, receipt in pairs])
         for one in held:
-            # What stopped the batch is said once.
+            # The refusal stopped the whole batch, and is said once.
             self._settled[one.message.task_id] = Attempt(Fate.NOT_TRIED, refusal)
             refusal = None
 
@@ -185,7 +185,7 @@ class EntryPublisher:
             attempt = _attempt(message, receipt, receipt.error or error)
             if isinstance(receipt.failure, BrokerUnavailable | Interrupted):
                 self._apart.add(message.definition.name)
-                # One failure, whose cause may be any of them: it is said once.
+                # Any message of the batch may be the cause of this failure, which is said once.
                 if interruption is not None or isinstance(receipt.failure, Interrupted):
                     attempt = Attempt(Fate.IN_DOUBT)
                 interruption = interruption or receipt.failure
