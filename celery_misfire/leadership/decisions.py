@@ -80,9 +80,10 @@ class Decisions:
     def plan_due(self, names: Sequence[str], now: int) -> Work:
         """Plan entries that are due, and claim their runs in time."""
         commit, runs = Commit(), list[Run]()
-        for name in names:
+        for others, name in zip(reversed(range(len(names))), names, strict=True):
             try:
-                runs += self._plan(name, now, LARGEST_BATCH - len(runs), commit)
+                # Each entry that follows keeps room for one run.
+                runs += self._plan(name, now, LARGEST_BATCH - len(runs) - others, commit)
             except Exception as exc:
                 self._failing.broke(name, exc)
         return commit, runs
@@ -117,9 +118,14 @@ class Decisions:
         return self._outages.reason_for(record, scheduled, begin, is_broken=is_broken)
 
     def judge_again(self, names: Sequence[str], now: int) -> Work:
-        """Judge what was claimed before and not sent: after a crash, a failure, a refusal."""
+        """Judge what was claimed before and not sent: after a crash, a failure, a refusal.
+
+        The entries for which a batch has no room wait for the next one.
+        """
         commit, runs = Commit(), list[Run]()
         for name in names:
+            if len(runs) >= LARGEST_BATCH:
+                break
             try:
                 record, events = self._intents.judge_again(
                     name,

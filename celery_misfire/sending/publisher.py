@@ -24,6 +24,8 @@ __all__ = ["EntryPublisher"]
 logger = logging.getLogger(__name__)
 
 
+#: The most messages that are under way at a time.
+MOST_MESSAGES = 100
 #: The most characters of messages that are held back to be pushed together, but for one that is longer.
 MOST_CHARACTERS = 1_000_000
 
@@ -136,15 +138,18 @@ class EntryPublisher:
             if attempt.fate is Fate.SENT:
                 self._apart.discard(definition.name)
             return attempt
-        if not is_redis:
-            return self._send(message, batched=True)
+        attempt = self._hold_back(message) if is_redis else self._send(message, batched=True)
+        if len(self._under_way) >= MOST_MESSAGES or self._length > MOST_CHARACTERS:
+            self._finish()
+        return attempt
+
+    def _hold_back(self, message: Message) -> Attempt:
+        """Build a message that is pushed with others."""
         attempt, pushes = self._record(message)
         if not pushes:
             return attempt
         self._under_way.append(_UnderWay(message, Receipt(message.task_id), pushes))
         self._length += sum(len(push.value) for push in pushes)
-        if self._length > MOST_CHARACTERS:
-            self._finish()
         return Attempt(Fate.UNDER_WAY)
 
     def settle(self, *, may_send: bool) -> Mapping[str, Attempt]:
