@@ -14,6 +14,7 @@ from celery.schedules import schedule
 from kombu import Queue
 
 from celery_misfire.exceptions import BrokerUnavailable, PublishRejected
+from celery_misfire.leadership.decisions import LARGEST_BATCH
 from celery_misfire.misfire import MisfirePolicy
 from celery_misfire.schedules import simple
 from celery_misfire.sending import broker as broker_module
@@ -363,6 +364,27 @@ def test_a_refusal_in_a_batch_is_the_refused_entrys_own(batching: Batching) -> N
     batching.run(begin + 5 * MINUTE + SECOND)
     assert batching.scheduled("a") == [begin + n * MINUTE for n in range(1, 6)]
     assert {(r.missed.entry, r.missed.reason) for r in batching.missed} == {("b", "publish_rejected")}
+
+
+def test_no_batch_exceeds_its_limit_when_many_entries_have_many_runs_in_time(batching: Batching) -> None:
+    for n in range(90):
+        batching.entry(f"{n:02}", schedule(60), MisfirePolicy("do_nothing", threshold=3600))
+    begin = batching.now
+    batching.start()
+    batching.run(begin + SECOND)
+    sizes = list[int]()
+    settle = batching.settle
+
+    def measured(*, may_send: bool) -> dict[str, Attempt]:
+        sizes.append(len(batching.under_way))
+        return settle(may_send=may_send)
+
+    batching.settle = measured  # type: ignore[method-assign]
+    # Beat stood still for five minutes.
+    batching.now += 5 * MINUTE
+    batching.run(batching.now + 30 * SECOND)
+    assert sum(sizes) == 90 * 5
+    assert max(sizes) <= LARGEST_BATCH
 
 
 def test_what_never_left_before_the_broker_failed_is_known_not_to_have_been_sent(batching: Batching) -> None:
