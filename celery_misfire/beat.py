@@ -266,7 +266,7 @@ class MisfireMixin(Scheduler):
         if advance:
             return super().apply_async(entry, producer=producer, advance=True, **kwargs)
         blocks = _join_will_block(None)
-        # Else a result backend would subscribe to the result, and hang beat when it is away.
+        # Without this, a result backend would subscribe to the result, and hang beat when it is away.
         _join_will_block(True)
         try:
             result = super().apply_async(entry, producer=producer, advance=False, **kwargs)

@@ -60,13 +60,13 @@ class BeatEntries:
 
     def __init__(self, filename: str) -> None:
         self._filename = filename
-        # By the name in Celery's schedule: the plain name, where it is another one; and the reverse.
+        # These two map a name in Celery's schedule to the plain name, where it is another one, and back.
         self._plain_names: dict[str, str] = {}
         self._own_names: dict[str, str] = {}
         #: By the name in Celery's schedule: the key `misfire`, and the key `last_run_at`, as configured.
         self.misfire_keys: dict[str, Any] = {}
         self._given_last_runs: dict[str, Any] = {}
-        # What was found out about an entry, and the schedule that it is true of.
+        # Each value is what was found out about an entry, with the schedule that it is true of.
         self._known: dict[str, tuple[Any, Trigger, MisfirePolicy | None]] = {}
         self._seen: dict[str, Entry] = {}
         self._next_look = 0.0
@@ -144,7 +144,7 @@ class BeatEntries:
             policy = settings.policy_for(name, self.misfire_keys.get(own_name), trigger.trigger_type)
             self._known[own_name] = entry.schedule, trigger, policy
         anchor = None
-        # Only intervals without a start go on from a last run.
+        # An interval goes on from a last run unless it has a start or a number of runs.
         if isinstance(trigger, GridTrigger) and (trigger.start, trigger.repeat_count) == (None, ENDLESS):
             anchor = _anchor(last_run_of(entry))
         ignored = entry.options.get("ignore_result") if entry.options else None

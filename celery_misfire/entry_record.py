@@ -348,7 +348,7 @@ def _depth(value: object) -> int:
 
 
 def _finite(text: str) -> float:
-    # Else 1e999 would be read, and could not be written.
+    # Python reads 1e999 as infinity, which could not be written again.
     if math.isinf(number := float(text)):
         raise ValueError("not a record: a number out of range")
     return number

@@ -383,7 +383,7 @@ class _Episode:
         oldest = self.now - round(self.policy.max_lateness * 1000)
         if self.first >= oldest:
             return self.first, ()
-        # What comes after the last of counted runs is no occurrence, and so not too old either.
+        # A time after the last counted run is no occurrence, and so not too old either.
         too_old = self.times.before(min(oldest, self.last + 1))
         assert too_old is not None
         missed = Missed(self.first, too_old, self.times.count(self.first, too_old), Reason.TOO_OLD)

@@ -57,7 +57,7 @@ class AsyncResult(_AsyncResult):
 
     def ready(self) -> bool:
         """Return True when the run has ended, or never happens."""
-        # Only a final state is cached.
+        # The cache holds a final state and nothing else.
         return self.state in self.backend.READY_STATES or self._cache is not None
 
     def failed(self) -> bool:

@@ -106,7 +106,7 @@ def _resolve_broker(app: Celery, url: str) -> tuple[dict[str, Any], Any]:
     secure = scheme_of(url) == "rediss"
     # Without TLS options of its own, kombu would warn here that it trusts every server. We do not.
     connection = app.connection_for_write(None if by_name else url, ssl=True if secure else None)
-    # What kombu makes of a socket's path has the login of the URL alone.
+    # For a socket, kombu takes the login from the URL alone.
     login = () if scheme_of(url) == "unix" else (connection.userid, connection.password)
     place = (connection.hostname, connection.port, connection.virtual_host)
     resolved = dict(zip(("host", "port", "db", "username", "password"), (*place, *login), strict=False))

@@ -144,7 +144,7 @@ class Adoption:
         definition, record = self._ledger.definitions[name], self._ledger.get(name)
         task, trigger = definition.task, definition.trigger
         if record is None:
-            # One whose record cannot be read is not new: what has begun may have run.
+            # An entry whose record cannot be read is not new: its runs may have been sent.
             from_now = from_now or name in self._ledger.unusable
             anchor, since = definition.anchor, definition.due_since
             return records.first_seen(

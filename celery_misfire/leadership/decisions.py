@@ -80,9 +80,10 @@ class Decisions:
     def plan_due(self, names: Sequence[str], now: int) -> Work:
         """Plan entries that are due, and claim their runs in time."""
         commit, runs = Commit(), list[Run]()
-        for name in names:
+        for others, name in zip(reversed(range(len(names))), names, strict=True):
             try:
-                runs += self._plan(name, now, LARGEST_BATCH - len(runs), commit)
+                # Each entry that follows keeps room for one run.
+                runs += self._plan(name, now, LARGEST_BATCH - len(runs) - others, commit)
             except Exception as exc:
                 self._failing.broke(name, exc)
         return commit, runs
@@ -117,9 +118,14 @@ class Decisions:
         return self._outages.reason_for(record, scheduled, begin, is_broken=is_broken)
 
     def judge_again(self, names: Sequence[str], now: int) -> Work:
-        """Judge what was claimed before and not sent: after a crash, a failure, a refusal."""
+        """Judge what was claimed before and not sent: after a crash, a failure, a refusal.
+
+        The entries for which a batch has no room wait for the next one.
+        """
         commit, runs = Commit(), list[Run]()
         for name in names:
+            if len(runs) >= LARGEST_BATCH:
+                break
             try:
                 record, events = self._intents.judge_again(
                     name,
@@ -144,7 +150,7 @@ class Decisions:
         :returns: with the entries that have to be judged again before their runs are sent.
         """
         commit, runs = Commit(), list[Run]()
-        # As many as one run each leaves room for.
+        # With one run each, this many entries fit.
         for name in list(islice(filter(self.may_catch_up, self._queues.catch_up), room)):
             if len(runs) >= room:
                 break
@@ -159,7 +165,7 @@ class Decisions:
                 self._queues.catch_up[name] = None
                 continue
             runs += _claimed(record, commit.records[name])
-        # What was in time when it was decided may be too late by now.
+        # A run that was in time when it was decided may be too late by now.
         again = {n for n, r in commit.records.items() if any(i.outcome is Outcome.FIRED for i in r.intents)}
         return (commit, [run for run in runs if run.entry not in again]), sorted(again)
 

@@ -115,7 +115,7 @@ class FailingEntries:
         """Let the entry wait before it is tried again."""
         refusal = self._refusals.setdefault(name, _Refusal())
         if not self.waits(name):
-            # Else a later run failed as well: the runs before it do not wait longer for that.
+            # An entry that waits already does not wait longer because a later run failed as well.
             refusal.trouble.fail(self._steady())
         return refusal
 

@@ -246,7 +246,7 @@ class Leader:
         """Return how many late runs may be sent now."""
         if self._dispatch.queue_length <= self._catch_up_queue:
             return LARGEST_BATCH
-        # One run tells how long the queue is by now.
+        # After a single run, the queue's length is asked again.
         return 1 if self._steady() >= self._look_at_queue else 0
 
     def _catch_up(self, now: int) -> None:

@@ -240,7 +240,7 @@ class Ledger(Mapping[str, EntryRecord]):
             self._lease.distrust()
             raise Outdated
         else:
-            # Only the leader writes, and the lease was found to be ours.
+            # The leader alone writes, and the lease was found to be ours, so nobody else changed the records.
             logger.warning("beat: %s went back in time; it is brought up to date from memory", self._store)
             self.restore()
         return result
@@ -288,7 +288,7 @@ class Ledger(Mapping[str, EntryRecord]):
             before = self._records.get(name)
             known = {i.scheduled for i in before.intents} if before else set()
             self.untried |= {(name, i.scheduled) for i in record.intents if i.scheduled not in known}
-            # Of one that came from a record of another name nothing is certain.
+            # An intent that came from a record of another name may have been sent.
             self.untried -= {(name, i.scheduled) for i in record.intents if i.entry}
             self._records[name] = record
         self._after(commit)

@@ -9,19 +9,20 @@ from __future__ import annotations
 import logging
 import re
 import selectors
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
-from amqp.exceptions import MessageNacked
 from celery import Celery
 from kombu import Connection, Producer
 
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
+from celery_misfire.sending.confirms import Confirms, Interrupted, Receipt
 from celery_misfire.sending.errors import broker_address, name_error
 from celery_misfire.sending.recording import PushRecorder
+from celery_misfire.store.port import Push
 
-__all__ = ["TIMEOUT", "Broker", "Receipt", "WatchedProducer", "name_error"]
+__all__ = ["TIMEOUT", "Broker", "WatchedProducer", "name_error"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class Broker:
         self._connection: Connection | None = None
         self._producer: WatchedProducer | None = None
         self._blocked = False
+        #: Tells whether RabbitMQ has sent something. Of the socket: py-amqp spins for ever on half a frame.
+        self._selector: selectors.BaseSelector | None = None
         #: The producer of the connection that was asked last what it reads, see :meth:`read`.
         self._asked: WatchedProducer | None = None
         #: Records what is pushed into a Redis.
@@ -49,7 +52,8 @@ class Broker:
 
     @property
     def producer(self) -> WatchedProducer:
-        """A producer on an open channel. On RabbitMQ each message is confirmed before ``publish`` returns.
+        """A producer on an open channel. On RabbitMQ each message is confirmed before ``publish`` returns,
+        but for those of a batch (:meth:`WatchedProducer.expect`).
 
         Its ``publish`` raises :class:`BrokerUnavailable` when the broker or the way to it failed, a plain
         :class:`MisfireError` when this message was refused and may have arrived all the same, and anything
@@ -102,10 +106,38 @@ class Broker:
 
     def declare_again(self) -> None:
         """Have exchanges, queues and their bindings declared anew with the next message."""
-        if self._connection is not None and self._connection.declared_entities:
-            self._connection.declared_entities.clear()
         if self._producer is not None:
             self._producer.declare_again()
+
+    @property
+    def is_redis(self) -> bool:
+        """True for a broker that is a Redis, once it has been connected to."""
+        return self._connection is not None and _is_redis(self._connection)
+
+    def push(self, messages: Sequence[Sequence[Push]]) -> list[Receipt]:
+        """Do what was recorded of several messages, in one round trip; return what became of each.
+
+        :raises BrokerUnavailable: when the broker can't be reached; nothing has left.
+        """
+        producer = self.producer
+        channel: Any = producer.channel
+        try:
+            with channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipeline:
+                # The recorder has put it before each key.
+                pipeline.global_keyprefix = ""
+                for push in (push for pushes in messages for push in pushes):
+                    pipeline.execute_command(push.kind.upper(), push.key, push.value)
+                answers = iter(pipeline.execute(raise_on_error=False))
+        except Exception as exc:
+            failure = producer.failure_of(exc) or Interrupted(name_error(exc))
+            self.drop()
+            return [Receipt("", failure=failure) for _ in messages]
+        return [_receipt([next(answers) for _ in pushes], producer) for pushes in messages]
+
+    def await_answers(self) -> None:
+        """Wait until the broker has said what became of all messages of a batch."""
+        if self._producer is not None:
+            self._producer.await_answers()
 
     def _look(self) -> None:
         """Find out what has become of the connection since it was used last."""
@@ -114,18 +146,22 @@ class Broker:
             return
         if _is_amqp(connection):
             try:
-                while connection.connected and _can_be_read(connection):
+                while connection.connected and self._can_be_read():
                     connection.drain_events(timeout=TIMEOUT)
             except BrokerUnavailable:
                 pass
             except Exception as exc:
                 logger.debug("the connection to the broker has ended: %s", name_error(exc))
+                producer.give_up(exc)
                 return self.drop()
             if self._blocked:
                 raise self._unavailable(_BLOCKED)
-        # What the broker may still answer to a message that failed would be taken for the next one's answer.
-        if producer.unfinished or not connection.connected:
+        # The broker may still answer to a message that failed; the next one would take that answer.
+        if producer.has_ended or not connection.connected:
             self.drop()
+
+    def _can_be_read(self) -> bool:
+        return self._selector is not None and bool(self._selector.select(0))
 
     def _connect(self) -> WatchedProducer:
         self._connection = connection = self._app.connection_for_write()
@@ -133,13 +169,14 @@ class Broker:
         if _is_amqp(connection):
             options = {"connect_timeout": connection.connect_timeout or TIMEOUT} | options
             # Heartbeats have to be sent while nothing else is, and no wait would end while they come.
-            options |= {"confirm_publish": True, "heartbeat": 0}
+            # Py-amqp's confirmations are awaited one by one; ours are not.
+            options |= {"confirm_publish": False, "heartbeat": 0}
             options |= {"on_blocked": self._block, "on_unblocked": self._unblock}
         elif _is_redis(connection):
             options = _time_limits(TIMEOUT) | options
             # Repeated by redis-py, a message would be there twice and look like one that came again.
             options["retry_on_timeout"] = False
-        # One try for each broker of the URL. Left to itself, a producer would go on trying for ever.
+        # Each broker of the URL gets one try. A producer would try for ever.
         tries = max(1, len(connection.alt))
         if connection.transport_cls == "sentinel":
             # Each try asks them all, one after the other, and of the limits above none holds for them.
@@ -149,8 +186,12 @@ class Broker:
         connection.transport_options = options
         connection.ensure_connection(max_retries=tries - 1, interval_start=0)
         if _is_amqp(connection):
-            # As an option of py-amqp's it does not hold in the middle of a frame.
+            # The socket gets the limit: py-amqp's own option does not hold in the middle of a frame.
             connection.connection.sock.settimeout(options.get("read_timeout") or TIMEOUT)
+            # Otherwise py-amqp would look for a block before each message, too, and spin on half a frame.
+            connection.connection.client_properties["capabilities"] = {}
+            self._selector = selectors.DefaultSelector()
+            self._selector.register(connection.connection.sock, selectors.EVENT_READ)
         producer = self._make_producer(connection)
         if _is_redis(connection):
             self.recorder.install(producer.channel)
@@ -177,25 +218,19 @@ class Broker:
         self._end("collect")
 
     def _end(self, how: str) -> None:
-        connection, self._connection, self._producer = self._connection, None, None
+        connection, producer = self._connection, self._producer
+        self._connection = self._producer = None
         self._blocked = False
+        if producer is not None:
+            producer.give_up(BrokerUnavailable("the connection has ended"))
+        if self._selector is not None:
+            self._selector.close()
+            self._selector = None
         if connection is not None:
             try:
                 getattr(connection, how)()
             except Exception as exc:
                 logger.debug("closing a connection to the broker failed: %s", name_error(exc))
-
-
-@dataclass
-class Receipt:
-    """What the broker did with one message.
-
-    :param failure: why it is in doubt.
-    """
-
-    task_id: str
-    was_taken: bool = False
-    failure: MisfireError | None = None
 
 
 class WatchedProducer(Producer):
@@ -205,21 +240,33 @@ class WatchedProducer(Producer):
         super().__init__(connection.channel(), auto_declare=False)
         self._client = connection
         self._failures = (*connection.connection_errors, *connection.recoverable_connection_errors)
-        self._receipt = Receipt("")
+        self._confirms = Confirms(self.channel) if _is_amqp(connection) else None
+        #: Of the message that is expected, and of the one that is being published: it may be an event.
+        self._receipt = self._current = Receipt("")
         #: What this channel has declared: kombu would work out a hash of each queue for each message.
         self._declared: dict[int, Any] = {}
-        #: True when a message was begun and it is not known to have been taken.
-        self.unfinished = False
+        self._unfinished = False
+        self._is_batched = False
 
-    def expect(self, task_id: str) -> Receipt:
-        """Return what will say what became of the message with this id."""
-        self._receipt = Receipt(task_id)
+    @property
+    def has_ended(self) -> bool:
+        """True when a message was begun and it is not known to have been taken, so nothing may follow it."""
+        return self._unfinished or (self._confirms is not None and self._confirms.have_ended)
+
+    def expect(self, task_id: str, *, batched: bool = False) -> Receipt:
+        """Return what will say what became of the message with this id.
+
+        :param batched: RabbitMQ's answer is awaited by :meth:`await_answers`, not before ``publish`` returns.
+        """
+        self._receipt, self._is_batched = Receipt(task_id), batched
         return self._receipt
 
     def maybe_declare(self, entity: Any, retry: bool = False, **retry_policy: Any) -> Any:
         """Declare an exchange or a queue, unless this channel has declared this very object before."""
         if self._declared.get(id(entity)) is entity and entity is not None:
             return False
+        # Earlier messages are finished first: if the channel closes now, the declaration is to blame.
+        self._finish_others()
         declared = super().maybe_declare(entity, retry, **retry_policy)
         if getattr(entity, "can_cache_declaration", False):
             self._declared[id(entity)] = entity
@@ -228,6 +275,8 @@ class WatchedProducer(Producer):
     def declare_again(self) -> None:
         """Forget what has been declared."""
         self._declared.clear()
+        if self._client.declared_entities:
+            self._client.declared_entities.clear()
         # Kombu's virtual transports bind a queue once in the life of a process.
         state = getattr(self.channel, "state", None)
         if state is not None:
@@ -235,40 +284,93 @@ class WatchedProducer(Producer):
             state.queue_index.clear()
 
     def publish(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().publish(*args, **kwargs)
         # Other messages may be sent meanwhile, such as events.
-        if kwargs.get("correlation_id") == self._receipt.task_id:
-            self._receipt.was_taken = True
-        return result
+        task_id = kwargs.get("correlation_id") or ""
+        self._current = self._receipt if task_id == self._receipt.task_id else Receipt(task_id)
+        return super().publish(*args, **kwargs)
 
     def _publish(self, *args: Any, **kwargs: Any) -> Any:
+        receipt = self._current
+        waits = not (self._is_batched and receipt is self._receipt)
         # Here, not in publish(): what fails before it, while a message is made, is no failure of the broker.
-        self.unfinished = True
+        self._unfinished = True
         try:
-            result = super()._publish(*args, **kwargs)
+            if waits:
+                self._finish_others()
+            with self._confirms.expecting(receipt) if self._confirms else nullcontext():
+                result = super()._publish(*args, **kwargs)
         except Exception as exc:
             if about_key := _about_key(exc):
-                self.unfinished = False
+                self._unfinished = False
                 raise PublishRejected(about_key) from None
-            failure = self._failure_of(exc)
+            failure = self.failure_of(exc)
             if failure is None:
+                # The connection is given up for this, and the others have nothing to do with it.
+                self.await_answers()
                 raise
-            self._receipt.failure = failure
+            if self._receipt.error is None:
+                # A message that has its answer already is not in doubt: an event after it failed.
+                self._receipt.failure = failure
             raise failure from None
-        self.unfinished = False
+        self._unfinished = False
+        if self._confirms is None:
+            receipt.was_taken = True
+            return result
+        if waits:
+            self.await_answers()
+            if receipt.error is not None:
+                raise receipt.error
         return result
 
-    def _failure_of(self, exc: Exception) -> MisfireError | None:
+    def _finish_others(self) -> None:
+        """Await what was published before. :raises MisfireError: the channel has ended with that."""
+        if (failure := self.await_answers()) is not None:
+            raise failure
+
+    def await_answers(self) -> MisfireError | None:
+        """Wait until the broker has said what became of each message; return what ended the channel."""
+        if self._confirms is None:
+            return None
+        failure = None
+        try:
+            self._confirms.wait(TIMEOUT)
+        except Exception as exc:
+            failure = self.give_up(exc)
+        if self._confirms.had_returns:
+            # Queues can be deleted at any time.
+            self._confirms.had_returns = False
+            self.declare_again()
+        return failure
+
+    def give_up(self, exc: Exception) -> MisfireError:
+        """Note that what ended the channel left messages without an answer; return why they are in doubt."""
+        failure = self.failure_of(exc)
+        if self._confirms is not None and self._confirms.are_missing:
+            self._confirms.give_up(failure, exc)
+        return failure or Interrupted(name_error(exc))
+
+    def failure_of(self, exc: Exception) -> MisfireError | None:
         """Return what leaves a message in doubt, None for an error that is the message's own."""
-        if isinstance(exc, MessageNacked):
-            # Of several queues that it was for, some may have taken it.
-            return MisfireError("refused by a queue (nack)")
         if isinstance(exc, MisfireError):
             return exc
         # Py-amqp may raise anything when a connection has ended.
         if isinstance(exc, self._failures) or not self._client.connected:
             return _unavailable(self._client, name_error(exc))
         return None
+
+
+def _receipt(answers: Sequence[Any], producer: WatchedProducer) -> Receipt:
+    """Return what a Redis did with a message, from its answers to the pushes of this message."""
+    errors = [answer for answer in answers if isinstance(answer, Exception)]
+    if not errors:
+        return Receipt("", was_taken=True)
+    reasons = [_about_key(error) for error in errors]
+    if not all(reasons):
+        return Receipt("", failure=producer.failure_of(errors[0]) or MisfireError(name_error(errors[0])))
+    if len(errors) < len(answers):
+        # The message is for several queues, and some have taken it.
+        return Receipt("", failure=MisfireError(reasons[0]))
+    return Receipt("", rejection=PublishRejected(reasons[0]))
 
 
 def _time_limits(seconds: float) -> dict[str, float]:
@@ -284,13 +386,6 @@ def _is_amqp(connection: Connection) -> bool:
 
 def _is_redis(connection: Connection) -> bool:
     return bool(connection.transport.driver_name == "redis")
-
-
-def _can_be_read(connection: Connection) -> bool:
-    # Asked of the socket: py-amqp, told not to wait, spins for ever on half a frame.
-    with selectors.DefaultSelector() as selector:
-        selector.register(connection.connection.sock, selectors.EVENT_READ)
-        return bool(selector.select(0))
 
 
 def _unavailable(connection: Connection | None, reason: str) -> BrokerUnavailable:

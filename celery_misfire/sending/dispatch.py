@@ -1,15 +1,15 @@
 """Carrying runs out: claim them in the store, send their messages, acknowledge what was sent.
 
 :class:`Dispatch` is the port, :class:`TwoStep` the way that works with every broker: a *claim* (one commit
-with an intent for each run), one message after the other, an *ack* (a second commit without the intents that
-were sent). A crash in between leaves intents, which the next leader sends again under the same ids.
+with an intent for each run), the messages, an *ack* (a second commit without the intents that were sent). A
+crash in between leaves intents, which the next leader sends again under the same ids.
 
 Nothing here knows Celery: that is the :class:`Publisher`'s business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
@@ -61,13 +61,15 @@ class Fate(Enum):
     IN_DOUBT = "in doubt"
     #: No attempt was made: the broker could not be reached, or the message could not be worked out.
     NOT_TRIED = "not tried"
+    #: It is known later, together with the fates of others (:meth:`Publisher.settle`).
+    UNDER_WAY = "under way"
 
 
 @dataclass(frozen=True)
 class Attempt:
     """One attempt to send a message.
 
-    :param error: why it failed; None when it was sent.
+    :param error: why it failed; None when it was sent, and when the fault is another message's.
     """
 
     fate: Fate
@@ -86,7 +88,13 @@ class Publisher(Protocol):
         """Make sure that the broker can be reached. :raises BrokerUnavailable: when it cannot."""
 
     def publish(self, message: Message) -> Attempt:
-        """Send a message. Raises nothing but what is to end the process."""
+        """Send a message, now or with :meth:`settle`. Raises nothing but what is to end the process."""
+
+    def settle(self, *, may_send: bool) -> Mapping[str, Attempt]:
+        """Send what has not left yet; return what became of each message under way, by task id.
+
+        :param may_send: False: what has not left yet never does.
+        """
 
 
 class RecordingPublisher(Publisher, Protocol):
@@ -147,43 +155,76 @@ class TwoStep:
         self._ledger.commit(commit)
         ordered = in_order(runs)
         attempts: dict[Run, Attempt] = {}
-        sent: list[Sent] = []
-        failed: set[str] = set()
+        messages: dict[Run, Message] = {}
         try:
-            for run in ordered:
-                if not self._may_send():
-                    break
-                if run.entry in failed and (run.entry, run.intent.scheduled) not in self._ledger.untried:
-                    # It waits for its next try, and holds up no later run.
-                    continue
-                attempt = self._send(run, attempts, sent)
-                if attempt.fate is not Fate.SENT:
-                    failed.add(run.entry)
-                self._note(run, attempt)
-                if attempt.broker_failed:
-                    break
+            self._send_all(ordered, attempts, messages)
+            self._settle(attempts, messages)
         finally:
-            self._acknowledge(ordered, attempts, sent)
+            self._acknowledge(ordered, attempts, messages)
 
-    def _send(self, run: Run, attempts: dict[Run, Attempt], sent: list[Sent]) -> Attempt:
+    def _send_all(
+        self, runs: Sequence[Run], attempts: dict[Run, Attempt], messages: dict[Run, Message]
+    ) -> None:
+        failed: set[str] = set()
+        for run in runs:
+            if not self._may_send():
+                break
+            if run.entry in failed and (run.entry, run.intent.scheduled) not in self._ledger.untried:
+                # It waits for its next try, and holds up no later run.
+                continue
+            attempt = self._send(run, attempts, messages)
+            if attempt.fate is Fate.UNDER_WAY:
+                continue
+            if attempt.fate is not Fate.SENT:
+                failed.add(run.entry)
+            self._note(run, attempt)
+            if attempt.broker_failed:
+                break
+
+    def _send(self, run: Run, attempts: dict[Run, Attempt], messages: dict[Run, Message]) -> Attempt:
         try:
-            self._publisher.connect()
+            if not attempts:
+                self._publisher.connect()
             message = message_of(self._ledger, run, self._ledger[run.entry], self._wall())
         except Exception as exc:
             # The broker is away, or a schedule of the app's own fails: this says nothing about the message.
             return Attempt(Fate.NOT_TRIED, exc)
+        messages[run] = message
         # Whatever interrupts the attempt, the message may have arrived.
         attempts[run] = Attempt(Fate.IN_DOUBT)
-        attempts[run] = attempt = self._publisher.publish(message)
-        if attempt.fate is Fate.SENT:
-            sent.append(event_of(run, message))
+        attempt = self._publisher.publish(message)
+        self._take(run, attempt, attempts)
         return attempt
 
-    def _acknowledge(self, runs: Sequence[Run], attempts: dict[Run, Attempt], sent: list[Sent]) -> None:
+    @staticmethod
+    def _take(run: Run, attempt: Attempt, attempts: dict[Run, Attempt]) -> None:
+        if attempt.fate is Fate.NOT_TRIED:
+            # It is still certain that it was not sent.
+            del attempts[run]
+        else:
+            attempts[run] = attempt
+
+    def _settle(self, attempts: dict[Run, Attempt], messages: dict[Run, Message]) -> None:
+        """Find out what became of the messages under way."""
+        under_way = [run for run, attempt in attempts.items() if attempt.fate is Fate.UNDER_WAY]
+        if not under_way:
+            return
+        settled = self._publisher.settle(may_send=self._may_send())
+        found = [(run, settled[messages[run].task_id]) for run in under_way]
+        # The failure of the broker comes last: it is what is known of it now.
+        for run, attempt in sorted(found, key=lambda pair: pair[1].broker_failed):
+            self._take(run, attempt, attempts)
+            if attempt.fate is Fate.SENT or attempt.error is not None:
+                self._note(run, attempt)
+
+    def _acknowledge(
+        self, runs: Sequence[Run], attempts: dict[Run, Attempt], messages: dict[Run, Message]
+    ) -> None:
         """Take what was sent out of the records, and note what is certain of the rest."""
         self._ledger.untried -= {(run.entry, run.intent.scheduled) for run in attempts}
         made = {(run.entry, run.intent.scheduled): attempt.fate for run, attempt in attempts.items()}
-        commit = Commit(events=list(sent))
+        sent = [run for run, attempt in attempts.items() if attempt.fate is Fate.SENT]
+        commit = Commit(events=[event_of(run, messages[run]) for run in sent])
         for name in dict.fromkeys(run.entry for run in runs):
             record = self._ledger.with_certainty(self._ledger[name])
             left = []

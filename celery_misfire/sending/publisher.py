@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from celery import Celery
 from celery.app.task import Task
 from kombu import Producer
 
 from celery_misfire import fire
-from celery_misfire.exceptions import BrokerUnavailable, PublishRejected
+from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
 from celery_misfire.sending.broker import Broker, name_error
+from celery_misfire.sending.confirms import Interrupted, Receipt
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.store.port import Push
 from celery_misfire.texts import quote_name
@@ -23,10 +24,29 @@ __all__ = ["EntryPublisher"]
 logger = logging.getLogger(__name__)
 
 
+#: The most messages that are under way at a time.
+MOST_MESSAGES = 100
+#: The most characters of messages that are held back to be pushed together, but for one that is longer.
+MOST_CHARACTERS = 1_000_000
+
+
 class Entry(Protocol):
     """Celery's ``ScheduleEntry``."""
 
     options: Any
+
+
+class _UnderWay(NamedTuple):
+    """A message of which it is not known yet whether the broker has it.
+
+    :param pushes: what is still to be done to send it.
+    :param error: what came after it was handed over.
+    """
+
+    message: Message
+    receipt: Receipt
+    pushes: Sequence[Push] = ()
+    error: Exception | None = None
 
 
 class EntryPublisher:
@@ -48,6 +68,11 @@ class EntryPublisher:
         self._error: Exception | None = None
         #: True when the last message went through the producer that it was given.
         self._producer_took_it = False
+        self._under_way: list[_UnderWay] = []
+        self._length = 0
+        self._settled: dict[str, Attempt] = {}
+        #: Entries of which a message was in a batch that failed: each is sent alone, until that works.
+        self._apart: set[str] = set()
 
     def connect(self) -> None:
         """Make sure that the broker can be reached. :raises BrokerUnavailable: when it cannot."""
@@ -81,11 +106,15 @@ class EntryPublisher:
 
     def build(self, message: Message) -> tuple[Attempt, list[Push]]:
         """Build a message; return the pushes that send it, see :class:`RecordingPublisher`."""
-        with self._broker.recorder.recording(message.definition.name) as pushes:
-            attempt = self.publish(message)
+        attempt, pushes = self._record(message)
         if pushes and not self.was_asked:
             # Connected anew, the broker may be another server than that of the script.
             return Attempt(Fate.NOT_TRIED, BrokerUnavailable("the connection has ended")), []
+        return attempt, pushes
+
+    def _record(self, message: Message) -> tuple[Attempt, list[Push]]:
+        with self._broker.recorder.recording(message.definition.name) as pushes:
+            attempt = self._send(message)
         if attempt.fate is Fate.IN_DOUBT:
             # Nothing has left. What failed may be the entry's own queue, so it does not come first again.
             return Attempt(Fate.REFUSED, attempt.error), []
@@ -100,7 +129,82 @@ class EntryPublisher:
         self._error = error
 
     def publish(self, message: Message) -> Attempt:
-        """Send the task of an entry, with what a fire carries."""
+        """Send the task of an entry, with what a fire carries, now or with a batch (:meth:`settle`)."""
+        definition, is_redis = message.definition, self._broker.is_redis
+        if definition.name in self._apart or (is_redis and self.sends_early(definition.task)):
+            # In their order.
+            self._finish()
+            attempt = self._send(message)
+            if attempt.fate is Fate.SENT:
+                self._apart.discard(definition.name)
+            return attempt
+        attempt = self._hold_back(message) if is_redis else self._send(message, batched=True)
+        if len(self._under_way) >= MOST_MESSAGES or self._length > MOST_CHARACTERS:
+            self._finish()
+        return attempt
+
+    def _hold_back(self, message: Message) -> Attempt:
+        """Build a message that is pushed with others."""
+        attempt, pushes = self._record(message)
+        if not pushes:
+            return attempt
+        self._under_way.append(_UnderWay(message, Receipt(message.task_id), pushes))
+        self._length += sum(len(push.value) for push in pushes)
+        return Attempt(Fate.UNDER_WAY)
+
+    def settle(self, *, may_send: bool) -> Mapping[str, Attempt]:
+        """Send what has not left yet; return what became of each message, see :class:`Publisher`."""
+        self._finish(may_send=may_send)
+        settled, self._settled = self._settled, {}
+        return settled
+
+    def _finish(self, *, may_send: bool = True) -> None:
+        """Find out what became of the messages under way."""
+        batch, self._under_way, self._length = self._under_way, [], 0
+        if not batch:
+            return
+        self._broker.await_answers()
+        self._take_receipts([one for one in batch if not one.pushes])
+        if held := [one for one in batch if one.pushes]:
+            self._push(held, may_send=may_send)
+
+    def _push(self, held: Sequence[_UnderWay], *, may_send: bool) -> None:
+        """Push what was held back."""
+        refusal: BrokerUnavailable | None = None
+        try:
+            receipts = self._broker.push([one.pushes for one in held]) if may_send else []
+        except BrokerUnavailable as exc:
+            receipts, refusal = [], exc
+        if receipts:
+            pairs = zip(held, receipts, strict=True)
+            return self._take_receipts([one._replace(receipt=receipt) for one, receipt in pairs])
+        for one in held:
+            # The refusal stopped the whole batch, and is said once.
+            self._settled[one.message.task_id] = Attempt(Fate.NOT_TRIED, refusal)
+            refusal = None
+
+    def _take_receipts(self, batch: Sequence[_UnderWay]) -> None:
+        """Note what became of the messages of a batch, now that it is known."""
+        interruption: MisfireError | None = None
+        for message, receipt, _pushes, error in batch:
+            attempt = _attempt(message, receipt, receipt.error or error)
+            if isinstance(receipt.failure, BrokerUnavailable | Interrupted):
+                self._apart.add(message.definition.name)
+                # Any message of the batch may be the cause of this failure, which is said once.
+                if interruption is not None or isinstance(receipt.failure, Interrupted):
+                    attempt = Attempt(Fate.IN_DOUBT)
+                interruption = interruption or receipt.failure
+            self._settled[message.task_id] = attempt
+        if isinstance(interruption, Interrupted):
+            logger.warning(
+                "beat: a message ended the channel (%s); its batch is sent again, one by one", interruption
+            )
+
+    def _send(self, message: Message, *, batched: bool = False) -> Attempt:
+        try:
+            producer = self._broker.producer
+        except BrokerUnavailable as exc:
+            return Attempt(Fate.NOT_TRIED, exc)
         try:
             entry = self._entry_of(message.definition.name)
             options: dict[str, Any] = entry.options or {}
@@ -120,25 +224,39 @@ class EntryPublisher:
         # Until it is known to have been sent: whoever overrides or patches apply_entry may leave it out.
         self._error = PublishRejected("apply_entry sent nothing")
         try:
-            producer = self._broker.producer
-            delivery = producer.expect(message.task_id)
+            receipt = producer.expect(message.task_id, batched=batched)
             self._apply_entry(entry, producer)
         except BrokerUnavailable as exc:
-            return Attempt(Fate.NOT_TRIED, exc)
+            return Attempt(Fate.IN_DOUBT, exc)
         finally:
             entry.options = options
-        error, self._producer_took_it = self._error, delivery.was_taken
-        if error is None:
-            return Attempt(Fate.SENT)
-        if delivery.was_taken:
-            # The error came from an apply_async of the app's own, or from a receiver of a signal.
-            name, what = quote_name(message.definition.name), delivery.failure or name_error(error)
-            logger.warning("beat: a run of entry %s was sent, and an error came after that: %s", name, what)
-            return Attempt(Fate.SENT)
-        if delivery.failure is not None:
-            return Attempt(Fate.IN_DOUBT, delivery.failure)
-        rejected = error if isinstance(error, PublishRejected) else PublishRejected(name_error(error))
-        return Attempt(Fate.REFUSED, rejected)
+        error: Exception | None = self._error
+        self._producer_took_it = receipt.was_taken
+        if receipt.is_open or isinstance(receipt.failure, Interrupted):
+            self._under_way.append(_UnderWay(message, receipt, error=error))
+            return Attempt(Fate.UNDER_WAY)
+        if batched and not receipt.was_taken:
+            # It may have been answered meanwhile, and nobody was told.
+            error = receipt.error or error
+        return _attempt(message, receipt, error)
+
+
+def _attempt(message: Message, receipt: Receipt, error: Exception | None) -> Attempt:
+    """Return what became of a message that the broker has answered, or that was never handed to it.
+
+    :param error: what the attempt to send it ended with.
+    """
+    if error is None:
+        return Attempt(Fate.SENT)
+    if receipt.was_taken:
+        # The error came from an apply_async of the app's own, or from a receiver of a signal.
+        name, what = quote_name(message.definition.name), receipt.failure or name_error(error)
+        logger.warning("beat: a run of entry %s was sent, and an error came after that: %s", name, what)
+        return Attempt(Fate.SENT)
+    if receipt.failure is not None:
+        return Attempt(Fate.IN_DOUBT, receipt.failure)
+    rejected = error if isinstance(error, PublishRejected) else PublishRejected(name_error(error))
+    return Attempt(Fate.REFUSED, rejected)
 
 
 def _headers(message: Message) -> dict[str, Any]:

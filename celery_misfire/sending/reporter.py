@@ -84,7 +84,7 @@ class Reporter:
     def start(self) -> None:
         """Start the thread, unless it runs."""
         if self._thread is None or not self._thread.is_alive():
-            # By the same sign Celery knows a process of a Django site.
+            # Celery tells a process of a Django site by the same variable.
             if os.environ.get("DJANGO_SETTINGS_MODULE"):
                 with suppress(ImportError):
                     use_django()

@@ -146,7 +146,7 @@ class Transactional:
             sent.setdefault(one.run.entry, set()).add(one.run.intent.scheduled)
         for name in sent.keys() | {run.entry for run in failed}:
             record, gone = records.get(name) or self._ledger[name], sent.get(name, ())
-            # What has been an intent before may have been sent then.
+            # An intent that the record had before may have been sent then.
             known = {i.scheduled for i in self._ledger[name].intents} if name in self._ledger else ()
             left = [
                 replace(i, unsent=True) if Run(name, i) in failed and i.scheduled not in known else i

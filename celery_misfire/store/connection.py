@@ -134,7 +134,7 @@ def _source(script: str) -> str:
 def _client(url: str, options: Mapping[str, Any], call_timeout: float) -> redis.Redis:
     sentinels, named = sentinels_of(url) if scheme_of(url) == "sentinel" else ([], connection_of(url))
     settings: dict[str, Any] = {
-        # So that `as_text` is undone.
+        # This undoes `as_text`.
         "encoding_errors": "surrogateescape",
         **_ONE_MORE_TRY,
         **named,
@@ -142,7 +142,7 @@ def _client(url: str, options: Mapping[str, Any], call_timeout: float) -> redis.
         "decode_responses": False,
     }
     if settings.get("credential_provider"):
-        # As Celery has it; redis-py takes one or the other.
+        # A credential provider wins, as in Celery; redis-py takes no login beside one.
         settings |= {"username": None, "password": None}
     if not sentinels:
         return redis.Redis.from_pool(redis.ConnectionPool(**_limit(settings, call_timeout)))

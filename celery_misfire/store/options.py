@@ -20,7 +20,7 @@ from celery_misfire.texts import quote, suggestion, type_name, unknown_word
 
 __all__ = ["OPTIONS", "check_option", "checked_options", "option_from_query"]
 
-# What the store sets itself. A second try of redis-py's would make a call take longer than beat can wait;
+# The store sets these itself. A second try of redis-py's would make a call take longer than beat can wait;
 # beat tries again by itself.
 _OURS = {
     *("retry", "retry_on_timeout", "retry_on_error"),
@@ -47,7 +47,7 @@ OPTIONS = {
     # ``ssl`` here chooses the class of connection; the others have it in their scheme.
     "sentinel": sorted({*_TLS, "ssl", "master_name", "sentinel_kwargs"}),
 }
-# Of the connections to the sentinels themselves.
+# These options are for the connections to the sentinels themselves.
 _SENTINEL_KWARGS = [*_TLS, "ssl"]
 
 
@@ -106,7 +106,7 @@ def option_from_query(key: str, text: str) -> Any:
 def _checked(key: object, value: Any) -> Any:
     if value is None and key not in _NEVER_NONE:
         return None
-    # What has no check may be anything; redis-py will tell.
+    # An option without a check may be anything; redis-py will tell.
     check = _CHECKS.get(key)
     return value if check is None else check(value)
 

@@ -18,7 +18,7 @@ from celery_misfire.triggers.zones import Zone, zone_for
 
 __all__ = ["PlannedSchedule"]
 
-# Of a schedule that never fires again, stock beat is told that so much time remains, and to ask again later.
+# When a schedule never fires again, stock beat is told that this much time remains, and when to ask again.
 _NEVER = timedelta(days=36_500)
 _ASK_AGAIN = timedelta(days=1)
 
@@ -70,7 +70,7 @@ class PlannedSchedule(BaseSchedule):
         state = trigger.first_state(begun)
         first, times = state.next_fire_time, trigger.fire_times(state)
         if getattr(self, "start", None) is None and last_run_at == self._begun_at:
-            # What stock beat gives as the last run before there was one is when it first saw the entry.
+            # Before the first run, stock beat gives the time when it first saw the entry as the last run.
             due = first
         else:
             due = times.after(to_millis(last_run_at))

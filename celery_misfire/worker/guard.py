@@ -176,7 +176,7 @@ class Guard:
 
     def _give_up(self, delivery: Delivery, reason: Reason, request: Context, late_by: float) -> bool:
         """Make a run a missed one; return False for one that has started already, or may have."""
-        # Only a run whose entry is configured so, or one that has expired, comes here.
+        # A run comes here when its entry is configured so, or when it has expired.
         assert delivery.instruction is not None
         missed = MissedFire(
             entry=delivery.fire.entry,

@@ -160,7 +160,7 @@ class Watch:
             # A worker may be newer or older than beat, and the alarm is about what beat has planned.
             trigger = known if known.fingerprint == record.fingerprint else None
         except Exception:
-            # Only beat knows the entry, or its schedule cannot be read here.
+            # The entry is known to beat alone, or its schedule cannot be read here.
             trigger = None
         return status_of(record, trigger, policy, now, default_threshold=default)
 

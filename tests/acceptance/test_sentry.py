@@ -122,7 +122,8 @@ class Told:
     path: Path
 
     def all(self, kind: str) -> list[dict[str, Any]]:
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        # A process may be in the middle of its last line.
+        lines = self.path.read_text().split("\n")[:-1] if self.path.exists() else []
         return [line["payload"] for line in map(json.loads, lines) if line["kind"] == kind]
 
     def check_ins(self, status: str) -> list[dict[str, Any]]:

@@ -342,7 +342,7 @@ def test_a_run_in_doubt_stays_so_when_its_message_cannot_be_built(
     assert not intent.unsent
     beat.close()
     refused = Attempt(Fate.REFUSED, PublishRejected("too large"))
-    monkeypatch.setattr(type(beat._publisher), "publish", lambda *_: refused)
+    monkeypatch.setattr(type(beat._publisher), "build", lambda *_: (refused, []))
     other = world.beat(beat_schedule=schedule)
     run(other, lambda: log("cannot be sent and is tried again"))
     (intent,) = loads(store_of(other).load()["a"]).intents

@@ -227,7 +227,7 @@ class _Schedule(MutableMapping[str, ScheduleEntry]):
     def __iter__(self) -> Iterator[str]:
         yield from self.own
         for name, row in self._rows().items():
-            # As in django-celery-beat, there is no entry of a row that cannot be read.
+            # A row that cannot be read has no entry, as in django-celery-beat.
             with suppress(PublishRejected):
                 if name not in self.own and row.entry is not None:
                     yield name

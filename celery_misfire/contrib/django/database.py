@@ -28,6 +28,6 @@ def hold_result(model: Any, task_id: str) -> Iterator[str]:
     using = router.db_for_write(model)
     rows = model._default_manager.using(using)
     with transaction.atomic(using=using):
-        # Only a row that exists can be locked.
+        # A lock needs a row that exists.
         rows.get_or_create(task_id=task_id)
         yield rows.select_for_update().get(task_id=task_id).status

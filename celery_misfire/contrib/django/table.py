@@ -138,7 +138,7 @@ class Table:
         self._stop = threading.Event()
         #: Set to end the thread's wait, and when nothing is left to be written.
         self._wake, self._written = threading.Event(), threading.Event()
-        # Only the thread uses the rest.
+        # The fields below belong to the thread alone.
         self._by_key: dict[int, Row] = {}
         self._marks: dict[int, int] = {}
         self._changed_at: object = None

@@ -62,7 +62,7 @@ class RowUpdates:
             _write_runs(runs)
             _write_finished(finished)
         finally:
-            # What is left comes again, together with what has come meanwhile.
+            # The updates that are left come again, together with those that came meanwhile.
             with self._lock:
                 for key, (count, moment) in runs.items():
                     more, later = self._runs.get(key, (0, moment))
@@ -98,7 +98,7 @@ def _write_finished(finished: dict[int, PeriodicTask]) -> None:
         )
         if task.clocked is not None:
             unedited = unedited.filter(clocked__clocked_time=task.clocked.clocked_time)
-        # As django-celery-beat leaves them: a disabled row has no last run, a one-off starts from 0.
+        # Django-celery-beat does the same: a disabled row has no last run, a one-off starts from 0.
         values: dict[str, Any] = {"enabled": False, "last_run_at": None}
         if task.one_off:
             values["total_run_count"] = 0

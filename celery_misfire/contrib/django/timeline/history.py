@@ -130,7 +130,7 @@ class _Found:
 
     def __init__(self, entry: str, known: _Known | None) -> None:
         self._entry, self._known = entry, known
-        # By task id, as an event may be in the log twice.
+        # The key is the task id, as an event may be in the log twice.
         self._runs: dict[str, tuple[Occurrence, int]] = {}
         self._missed: dict[str, Occurrence] = {}
         self._misfires: list[tuple[int, int]] = []

@@ -1,0 +1,146 @@
+"""What RabbitMQ answers to the messages of one channel: taken, refused by a queue, or for no queue at all.
+
+An answer comes some time after its message, and one answer may be for many. So many messages are published
+first, and their answers are awaited together; py-amqp's own way waits for each.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from celery_misfire.exceptions import MisfireError
+
+__all__ = ["Confirms", "Interrupted", "Receipt"]
+
+
+class Interrupted(MisfireError):
+    """The channel was closed, for a fault of one of several messages. This one may have arrived."""
+
+
+@dataclass
+class Receipt:
+    """What the broker did with one message.
+
+    :param is_open: it was published, and no answer has come yet.
+    :param failure: why it is in doubt.
+    :param rejection: why it has not arrived.
+    """
+
+    task_id: str
+    was_taken: bool = False
+    is_open: bool = False
+    failure: MisfireError | None = None
+    rejection: Exception | None = None
+
+    @property
+    def error(self) -> Exception | None:
+        """What the broker's answer says against it."""
+        return self.failure or self.rejection
+
+
+class Confirms:
+    """The answers that come on one channel, which publishes in confirm mode from its first message on.
+
+    Whoever else publishes on the channel, such as a dispatcher of events, gets the answer at once.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self._channel, self._send = channel, channel.basic_publish
+        # The method of the instance hides that of the class.
+        channel.basic_publish = self._publish
+        self._published = 0
+        #: What the next message is; None: one that is awaited at once.
+        self._coming: Receipt | None = None
+        #: By delivery tag: the broker counts the messages of a channel, as we do.
+        self._open: dict[int, Receipt] = {}
+        #: True when a message came back because no queue is bound for it.
+        self.had_returns = False
+        #: True when an answer will never come: the channel counts anew, or is gone.
+        self.have_ended = False
+        channel.confirm_select()
+        channel.events["basic_ack"].add(self._take)
+        channel.events["basic_nack"].add(self._refuse)
+        channel.events["basic_return"].add(self._return)
+
+    @property
+    def are_missing(self) -> bool:
+        """True while the answer to a message is still to come."""
+        return bool(self._open)
+
+    @contextmanager
+    def expecting(self, receipt: Receipt) -> Iterator[None]:
+        """Let the message that is published in the block be this one; :meth:`wait` awaits its answer."""
+        self._coming = receipt
+        try:
+            yield
+        finally:
+            self._coming = None
+
+    def _publish(self, *args: Any, **kwargs: Any) -> Any:
+        result = self._send(*args, **kwargs)
+        receipt, is_expected = self._coming or Receipt(""), self._coming is not None
+        self._published += 1
+        self._open[self._published] = receipt
+        receipt.is_open = True
+        if not is_expected:
+            try:
+                self.wait()
+            except Exception as exc:
+                self.give_up(None, exc)
+                raise
+            if receipt.error is not None:
+                raise receipt.error
+        return result
+
+    def wait(self, seconds: float = math.inf) -> None:
+        """Read until all answers are there. Raises whatever ends the channel, the connection or the wait."""
+        deadline = time.monotonic() + seconds
+        while self._open:
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            # The limit of the socket holds here; one of py-amqp's own does not in the middle of a frame.
+            self._channel.connection.drain_events()
+
+    def give_up(self, failure: MisfireError | None, error: Exception) -> None:
+        """Note that no more answers will come.
+
+        :param failure: why what was published is in doubt; None: one of the messages is to blame.
+        :param error: what ended the channel.
+        """
+        left, self._open, self.have_ended = list(self._open.values()), {}, True
+        for receipt in left:
+            receipt.is_open = False
+            if failure is None and len(left) == 1:
+                receipt.rejection = error
+            else:
+                receipt.failure = failure or Interrupted(type(error).__name__)
+
+    def _take(self, delivery_tag: int, multiple: bool) -> None:
+        for receipt in self._answered(delivery_tag, multiple):
+            # RabbitMQ confirms a message that it returned as well.
+            receipt.was_taken = receipt.rejection is None
+
+    def _refuse(self, delivery_tag: int, multiple: bool) -> None:
+        for receipt in self._answered(delivery_tag, multiple):
+            # A message for several queues may have been taken by some of them.
+            receipt.failure = MisfireError("refused by a queue (nack)")
+
+    def _answered(self, delivery_tag: int, multiple: bool) -> list[Receipt]:
+        tags = [tag for tag in self._open if tag <= delivery_tag] if multiple else [delivery_tag]
+        # Answers to what was given up may still come.
+        found = [self._open.pop(tag) for tag in tags if tag in self._open]
+        for receipt in found:
+            receipt.is_open = False
+        return found
+
+    def _return(self, exc: Exception, _exchange: str, _routing_key: str, message: Any) -> None:
+        self.had_returns = True
+        task_id = message.properties.get("correlation_id") or ""
+        for receipt in self._open.values():
+            if receipt.task_id == task_id:
+                receipt.rejection = exc
