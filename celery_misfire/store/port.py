@@ -427,7 +427,7 @@ class Store(Protocol):
     def last_log_id(self) -> str:
         """Return the id of the newest line of the log; one before all others when there is none."""
 
-    # One of the workers watches beat.
+    # Workers watch beat, one at a time.
 
     def watch(
         self,

@@ -123,7 +123,7 @@ def run(entry: str, scheduled: int) -> dict[str, Any]:
     }
 
 
-# One clean-up each two seconds, of which the second and third misfired.
+# The clean-up is due each two seconds; its second and third run misfired.
 MISFIRE = {"event": "misfire", "entry": "clean-up", "resolved": "fire_once_now", "now": 17_500}
 RECOVERED = sent("clean-up", 14_000, outcome="recovered", merged=1)
 LINES = [sent("clean-up", 12_000), MISFIRE, RECOVERED, sent("clean-up", 18_000)]

@@ -115,7 +115,7 @@ def test_an_edited_schedule_is_planned_from_now(project: Project, redis_server: 
     assert_planned_from_now(project, "other kind", on_the_half_hour(project))
     start = project.state("to the past").state.start_time
     assert_planned_from_now(project, "to the past", from_millis(start + HOUR // 2))
-    # What is no part of the schedule is no edit of it: these have been away for three hours.
+    # A change outside the schedule is no edit of it: these have been away for three hours.
     messages = published(redis_server.url)
     assert Counter((m.misfire["entry"], m.misfire["outcome"], m.task) for m in messages) == {
         ("same", "recovered", "record"): 3,

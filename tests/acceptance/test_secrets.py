@@ -50,7 +50,7 @@ def with_password(server: RedisServer) -> str:
 
 
 def assert_not_in(text: str, where: str) -> None:
-    # What a receiver says in its own error is shown by Celery, to whoever wrote the receiver.
+    # Celery shows a receiver's own error to whoever wrote the receiver.
     text = re.sub(rf"this receiver raises on purpose .*?(\\n|\n){CANARY}", "", text)
     lines = [line for line in text.splitlines() if CANARY in line]
     assert lines == [], f"{len(lines)} lines of {where}"
@@ -121,7 +121,7 @@ def test_no_secret_is_in_a_log_in_a_key_of_ours_or_in_a_result_of_ours(
             what=f"a miss of {name}",
         )
     wait_for(lambda: "can be reported again" in project.log(), 60, what="the reporter to go on")
-    # What was stored before is lost: that Redis keeps nothing on disk.
+    # Earlier results are lost: that Redis keeps nothing on disk.
     wait_for(lambda: results_of(results, project), 60, what="results")
     assert "cannot be planned" in project.log()
     assert "cannot be sent" in project.log()

@@ -69,7 +69,7 @@ app = _build(load)
 
 
 def _ready() -> None:
-    # Whoever waits for the file finds it whole.
+    # A reader who waits for the file finds it whole.
     path = Path(os.environ["BENCH_READY"])
     path.with_suffix(".part").write_text(str(time.time()))
     path.with_suffix(".part").rename(path)

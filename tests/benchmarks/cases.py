@@ -68,7 +68,7 @@ def steady(arena: Arena, contender: Contender, count: int, interval: float, seco
     lags: list[float] = []
     with arena.running(contender, load) as running:
         running.wait_until_ready()
-        # What came before is a start, not a steady state.
+        # The time before that is a start, not a steady state.
         begin = max(load.first, time.time()) + min(5.0, interval)
         while time.time() < begin:
             client.brpop(QUEUE, timeout=0.1)
@@ -100,7 +100,7 @@ def idle(arena: Arena, contender: Contender, count: int, seconds: float) -> Figu
         before, commands = running.cpu(), info("stats")["total_commands_processed"]
         time.sleep(seconds)
         figures["CPU s per minute"] = (running.cpu() - before) / seconds * 60
-        # One of them asks.
+        # The last command is the question itself.
         commands = info("stats")["total_commands_processed"] - commands - 1
         figures["Redis commands per minute"] = max(0, commands) / seconds * 60
         figures["memory, MB"] = running.memory()

@@ -476,7 +476,7 @@ def test_a_worker_runs_it_once_with_its_original_time_and_never_takes_it_for_the
         project.configure({}, misfire_instruction="do_nothing", misfire_threshold=0.001)
         RedisStore(site.url, NAMESPACE).settle([lost], registers.Missed("scheduler_down"))
         run(site.client(*RUN), name_of(record))
-        # As if sending had failed after the message had gone out.
+        # The row is gone, as if sending had failed after the message had left.
         OccurrenceRun.objects.all().delete()
         run(site.client(*RUN), name_of(record))
         assert len(sent(site)) == 2

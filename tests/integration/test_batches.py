@@ -233,7 +233,7 @@ def test_each_answer_of_redis_concerns_its_own_message(
     assert "WRONGTYPE" in str(wrong.rejection)
     assert not both.was_taken
     assert both.failure is not None
-    # As recorded: the recorder has put the prefix before each key.
+    # The keys are pushed as recorded: the recorder has put the prefix before them.
     assert client.lrange("right", 0, -1) == ["4", "3", "1"]
 
 
@@ -273,7 +273,6 @@ def test_in_another_database_a_batch_is_pushed_between_its_claim_and_its_ack(wor
 def test_a_pipeline_that_is_not_answered_is_sent_again_one_by_one_under_the_same_ids(
     world: World, redis_binary: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(broker_module, "TIMEOUT", 2.0)
     names = [f"{n:02}" for n in range(20)]
     with RedisServer(redis_binary) as other:
         beat = world.beat(broker=other.url)

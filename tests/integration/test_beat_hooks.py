@@ -262,7 +262,7 @@ def test_whoever_wraps_the_tick_of_celerys_class_sees_ours(
     beat = make()
     run(beat, lambda: sent(beat, "often"))
     assert {name for name, _ in ticks} == {"MisfireScheduler"}
-    # What is sent is sent inside.
+    # Every message is sent inside a tick.
     assert len(names) == sent(beat, "often")
 
 

@@ -335,7 +335,7 @@ def test_a_message_that_is_not_answered_is_not_repeated_behind_our_back(
     broker = Broker(app)
     send(app, broker, "first", retry=False)
     redis_server.freeze()
-    # As a Redis does that answers late: after the first time limit, and before a second one.
+    # This Redis answers late: after the first time limit, and before a second one.
     later = threading.Timer(LIMIT * 1.5, redis_server.thaw)
     later.start()
     with pytest.raises(BrokerUnavailable):

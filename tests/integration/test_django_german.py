@@ -112,7 +112,7 @@ def catalogue() -> dict[Text, list[str]]:
 
 def test_every_text_of_the_sources_is_in_the_catalogue_and_no_other():
     assert len(texts()) > 200
-    # What is translated with a plural is found without one as well.
+    # A text that is translated with a plural is found without one as well.
     known = {(text.context, text.singular) for text in catalogue()}
     wanted = {(text.context, text.singular) for text in texts()}
     assert wanted - known == set(), HOW

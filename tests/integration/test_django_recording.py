@@ -78,7 +78,7 @@ def test_a_record_waits_until_the_database_is_there(
     recording.install()
     assert missed.recorders.count(recording.keep) == 1
     monkeypatch.setattr(reporter_module, "FIRST_PAUSE", 0.1)
-    # As during a migration, or an outage.
+    # A migration or an outage looks like this.
     path = connections.settings["default"]["NAME"]
     connections.settings["default"]["NAME"] = "/nowhere/at.all"
     app = Celery("records", broker="memory://", backend="cache+memory://", set_as_current=False)

@@ -330,7 +330,7 @@ def test_a_message_that_is_refused_is_tried_again_and_then_recorded_while_the_ot
     assert len(tries) > 10
     assert {r.missed.reason for r in world.missed} == {"publish_rejected"}
     assert {r.missed.entry for r in world.missed} == {"bad"}
-    # What waits for its next try is not tried at every later run as well.
+    # A run that waits for its next try is not tried at every later run as well.
     assert max(Counter(m.intent.scheduled for m in tries).values()) < 8
     world.refuses = lambda _: None
     world.run(begin + 20 * MINUTE + SECOND)
@@ -632,7 +632,7 @@ def test_a_clock_that_was_set_back_is_followed_although_the_store_went_back_as_w
     before = world.store.load()["hourly"]
     world.run(begin + 5 * HOUR)
     ledger = world.leader._ledger
-    # As where the messages are in the same database: memory follows the store.
+    # Memory follows the store, as where the messages are in the same database.
     ledger.holds_messages = True
     world.store.commit(world.lease.token, [Change("hourly", world.store.load()["hourly"], before)])
     world.sent.clear()

@@ -30,7 +30,7 @@ def make_missed() -> MissedFire:
 @pytest.fixture
 def app(redis_server: RedisServer) -> Celery:
     app = Celery("monitored", broker=redis_server.url, set_as_current=False)
-    # Else every later app of this process has it.
+    # A shared task would reach every later app of this process.
     app.task(name="shop.reports", shared=False)(_nothing)
     return app
 

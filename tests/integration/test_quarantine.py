@@ -205,7 +205,7 @@ def test_one_that_does_not_answer_holds_nobody_up_and_is_planned_when_it_does(
     world.start()
     world.run(begin + 3 * MINUTE + SECOND)
     assert len(world.scheduled("good")) == 3
-    # One question is open; it is not put again and again.
+    # The question stays open and is not put again and again.
     assert open_questions() == 1
     late.set()
     wait_for(lambda: open_questions() == 0)
@@ -380,7 +380,7 @@ def test_a_schedule_that_changes_when_it_is_asked_is_itself_at_each_question_and
     begin = world.now
     leader = world.start()
     world.run(begin + 2 * MINUTE + SECOND)
-    # As when any entry is added: each gets a trigger anew.
+    # Each entry gets a new trigger, as when any entry is added.
     world.definitions = [Definition("odd", "shop.odd", trigger_for(moody), MisfirePolicy())]
     leader.adopt(world.definitions)
     world.run(begin + 4 * MINUTE + SECOND)

@@ -167,7 +167,7 @@ def tls_server(program: Path, certificates: Path) -> Iterator[tuple[RedisServer,
         with RedisServer(program, *flags) as server:
             yield server, port
     except RuntimeError as exc:
-        # As Redis and as Valkey say it.
+        # Redis says the one, Valkey the other.
         if "tls-port" in str(exc) or "Failed finding TLS support" in str(exc):
             pytest.skip(f"{program} was built without TLS")
         raise

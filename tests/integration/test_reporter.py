@@ -173,7 +173,7 @@ def test_a_result_backend_that_does_not_answer_holds_up_the_result_alone(
         wait_for(lambda: len(published(server.url)) == 3)
         tries = wait_for(lambda: reporter._waiting and reporter._waiting[0].tries)
         wait_for(lambda: reporter._waiting and max(job.tries for job in reporter._waiting) > tries + 1)
-        # What waits in line behind the one that hangs is not begun later, when nobody waits for it.
+        # A report in line behind the one that hangs is not begun later, when nobody waits for it.
         assert len(waiting) == 1
         # Nothing depends on runs that were never sent.
         wait_for(lambda: reporter._broken == {Part.RESULT})

@@ -459,7 +459,7 @@ def test_a_frozen_result_backend_holds_up_neither_beat_nor_the_alarm(
         try:
             began = time.monotonic()
             project.beat()
-            # By beat itself: its receiver writes to a file.
+            # Beat raises the alarms itself: its receiver writes to a file.
             misses = wait_for(lambda: _two(project.signals("task_missed")), 60, what="both alarms")
             wait_for(lambda: len(_of(project, "on_missed")) == 2, 60, what="both handlers")
             elapsed = time.monotonic() - began

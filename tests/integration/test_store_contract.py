@@ -108,7 +108,7 @@ def test_the_epoch_grows_through_a_loss_and_through_a_clock_that_was_set_back(
     assert second.epoch > first.epoch
     assert second.previous_epoch == 0
     store.release("2")
-    # As if the clock of the store had been an hour ahead at that time.
+    # The clock of the store was an hour ahead at that time.
     ahead = second.epoch + 3_600_000
     place.write_epoch(ahead)
     third = take(store, "3")
@@ -123,7 +123,7 @@ def test_a_state_is_cold_until_it_was_marked_as_complete(store: Store):
     store.release("2")
     assert (taken := take(store, "3")).app == "shop"
     assert not taken.cold
-    # Who began the state stays known.
+    # The app that began the state stays known.
     store.write_meta("3", "another")
     store.release("3")
     assert take(store, "4").app == "shop"
@@ -319,11 +319,11 @@ def test_what_was_sent_before_a_late_run_started_is_merged_into_it(store: Store)
 
     assert start("1", 1000) == (STARTED, True)
     assert start("2", 2000, late_start=5000) == (STARTED, True)
-    # One that was sent before, in time or late, and again.
+    # These runs were sent before, in time or late, and again.
     assert start("3", 4999) == (Merged("2"), True)
     assert start("4", 3000, late_start=6000) == (Merged("2"), True)
     assert start("4", 3000, late_start=6000) == (Merged("2"), False)
-    # One that was sent after, one of another entry, and one that had begun.
+    # These are a run sent after, one of another entry, and one that had begun.
     assert start("5", 5000) == (STARTED, True)
     assert start("6", 3000, entry="another") == (STARTED, True)
     assert start("1", 1000) == (STARTED, False)
@@ -392,7 +392,7 @@ def test_workers_with_the_guard_are_counted_on_for_a_time(place: StorePlace, sto
     assert not store.is_guarded()
     store.watch("watcher", 60)
     assert not store.is_guarded()
-    # One that does not watch says so, too.
+    # A worker that does not watch says so, too.
     assert store.watch("another", 60, guard_ttl=60) is None
     assert store.is_guarded()
     store.watch("watcher", 60, guard_ttl=0.05)

@@ -261,7 +261,7 @@ def test_without_redis_the_pages_say_so_and_do_not_hang(site, elsewhere, monkeyp
     elsewhere.kill()
     response = timeline_of(client, task)
     assert "is not known at the moment" in problems(response)
-    # What is expected can be computed all the same.
+    # The expected times can be computed all the same.
     assert outcomes(response) == {"None": 6}
 
 

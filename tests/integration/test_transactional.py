@@ -59,7 +59,7 @@ class Losing:
 
     def _losing(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def losing(store: RedisStore, *args: Any, **kwargs: Any) -> Any:
-            # Of the commits, those with messages.
+            # A commit counts when it has messages.
             if self.left[name] and (name != "commit" or (len(args) > 3 and args[3])):
                 self.left[name] -= 1
                 if self._arrives:

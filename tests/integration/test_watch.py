@@ -165,7 +165,7 @@ def test_the_threshold_of_an_entry_from_elsewhere_is_that_of_the_app(redis_serve
 def test_an_entry_that_beat_has_planned_by_another_schedule_is_watched_all_the_same(
     redis_server: RedisServer,
 ) -> None:
-    # As while a new version of the app is rolled out, and its beat does not start.
+    # A new version of the app is rolled out, and its beat does not start.
     schedule = {"edited": {"task": "t", "schedule": crontab(minute="*"), "misfire": {"threshold": 900}}}
     place = Place(redis_server, schedule)
     place.due(120, "edited", schedule=3600.0)
@@ -232,7 +232,7 @@ def test_each_new_record_is_logged_once(place: Place, caplog: pytest.LogCaptureF
     for n in range(PAGE + 5):
         place.log(event="sent", entry="noise", n=n)
     place.missed("tick", task="shop.tick", now=1_800_000_090_000)
-    # As the version before wrote it.
+    # The version before wrote it like this.
     place.missed("single", count=1, last=1_800_000_000_000)
     place.missed("told by a worker", worker="worker@test")
     watch.look()

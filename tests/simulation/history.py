@@ -271,7 +271,7 @@ class _Entry:
 
     def _merged_into(self, messages: Sequence[Event]) -> dict[int, int]:
         """Return into how many of these messages each fire time is merged."""
-        # One message, seen in several places, is one.
+        # A message that is seen in several places counts once.
         return self._covered([replace(m, first=m.first + 1) for m in _distinct(messages) if m.last > m.first])
 
     def _covered(self, spans: Iterable[Event]) -> dict[int, int]:

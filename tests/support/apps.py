@@ -198,7 +198,7 @@ def _told(fire: Fire | None) -> dict[str, Any] | None:
 
 
 def _append(path: str, line: dict[str, Any]) -> None:
-    # One write to a file opened for appending: lines of several processes never mix.
+    # Each line is one write to a file opened for appending, so lines of several processes never mix.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         os.write(descriptor, json.dumps(line).encode() + b"\n")

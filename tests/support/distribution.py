@@ -21,7 +21,7 @@ class LongestFirst(LoadScopeScheduling):
 
     def __init__(self, config: pytest.Config, log: Any = None) -> None:
         super().__init__(config, log)
-        # Else the file with the most tests would be the first.
+        # Reordered by xdist, the file with the most tests would be the first.
         config.option.loadscopereorder = False
 
     def _split_scope(self, nodeid: str) -> str:

@@ -89,7 +89,7 @@ class Fires:
         aside = f"aside-{message.options['task_id']}"
         sent = message.clone().set(queue=aside).apply_async()
         envelope = json.loads(client.rpop(aside))
-        # As kombu does it when nobody has acknowledged a message in time.
+        # Kombu does this when nobody has acknowledged a message in time.
         envelope["headers"]["redelivered"] = True
         delivery = envelope["properties"]["delivery_info"]
         delivery.update(redelivered=True, routing_key="celery")

@@ -54,7 +54,7 @@ class OldWorker:
         """
         header, id_ = message.options["headers"]["misfire"], message.options["task_id"]
         assert header["v"] == 1, "an older version knows no other one"
-        # Of a header it reads these fields, and passes over all others.
+        # The old version reads these fields of a header, and passes over all others.
         known = {name: header[name] for name in OLD["headers"]["strict"] if name in header}
         assert known.keys() | {"on_missed"} == OLD["headers"]["strict"].keys()
         nonce = known["nonce"]

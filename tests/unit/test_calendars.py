@@ -248,7 +248,7 @@ def test_what_is_left_is_what_a_walk_finds(made: Any, calendar: Calendar, start:
     expected = brute(inner.fire_times(state), spans, first, last)
     times = trigger.fire_times(state)
     assert times.count(first, last) == len(expected)
-    # What never fires is looked for through 50 years; that is a test of its own.
+    # A schedule that never fires is searched through 50 years; that is a test of its own.
     assume(times.count(last + 1, last + 40 * DAY) and times.count(first - 40 * DAY, first - 1))
     found, moment = [], times.after(first - 1)
     while moment is not None and moment <= last:

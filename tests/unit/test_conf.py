@@ -224,7 +224,7 @@ READ = Settings(
 
 def _module(name: str, values: Mapping[str, Any]) -> types.ModuleType:
     module = types.ModuleType(name)
-    # What a module of settings holds besides: these are no settings.
+    # A module of settings holds other things besides: these are no settings.
     vars(module).update(values, misfire_module=sys, misfire_function=len)
     return module
 
@@ -715,5 +715,5 @@ def test_a_missed_run_tells_what_was_missed_and_survives_pickle(count: int, expe
     error = TaskMissed.from_missed(missed)
     assert error.args == (expected,)
     assert pickle.loads(pickle.dumps(error)).missed == missed
-    # As Celery's JSON results make it again.
+    # Celery makes it again like this, from JSON results.
     assert TaskMissed(*error.args).missed is None

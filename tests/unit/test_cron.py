@@ -220,7 +220,7 @@ def test_five_fields_mean_what_croniter_and_cronsim_take_them_for(expression: st
     times = times_of(expression)
     found = forward(times, start, 8)
     assert found == list(islice(CronSim(expression, start), 8))
-    # Of two day fields croniter takes one for unrestricted by its values, not by its star.
+    # Croniter takes a day field for unrestricted by its values, not by its star.
     if "*" in expression.split()[2::2]:
         other = croniter(expression, start, ret_type=datetime)
         assert found == [other.get_next() for _ in range(8)]
@@ -322,7 +322,7 @@ def test_h_is_a_value_or_a_beginning_that_the_name_of_the_entry_decides(
     latest = last if step is None else min(first + step - 1, last)
     begun = Counter()
     for name in NAMES:
-        # As croniter has it: shifted by the place, so that the fields of one entry differ.
+        # Croniter shifts by the place, so that the fields of one entry differ.
         begin = first + (crc32(name.encode()) >> place) % (latest - first + 1)
         begun[begin] += 1
         expected = (begin,) if step is None else tuple(range(begin, last + 1, step))

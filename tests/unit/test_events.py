@@ -107,12 +107,12 @@ def test_the_texts_in_the_log_stay_what_they_are():
 @pytest.mark.parametrize(
     "line",
     [
-        # As the version before this one wrote them.
+        # The version before this one wrote them like this.
         {"event": "missed", "entry": "a", "first": 1, "last": 2, "count": 2, "reason": "capped"}
         | {"instruction": "do_nothing", "id": "i"},
         {"event": "misfire", "entry": "a", "first": 1, "last": 1, "count": 1, "now": 9, "reason": "failover"}
         | {"instruction": "do_nothing", "resolved": "do_nothing", "outcomes": {"missed": 1}},
-        # As a later version may write them.
+        # A later version may write them like this.
         {"event": "broken", "entry": "a", "error": "E", "since": 12, "colour": "red"},
         {"event": "lead", "epoch": 1, "reason": "a_word_of_tomorrow", "cold": True, "now": 3},
     ],

@@ -245,7 +245,7 @@ def test_an_offset_with_seconds_moves_the_fire_times_by_seconds() -> None:
     assert_agree(times_of("0 0 * * *", zone), [at("1972-01-07 00:44:30")], first, last)
 
 
-# What the fields of a crontab range over, in their order.
+# The fields of a crontab have these ranges, in their order.
 FIELDS = [(0, 59), (0, 23), (1, 31), (1, 12), (0, 6)]
 
 

@@ -47,7 +47,7 @@ def test_a_call_whose_answer_gets_lost_was_carried_out(database: MemoryDatabase,
     database.fault = lambda owner, name: Fault.ANSWER_LOST
     with pytest.raises(StoreUnavailable, match="answer lost"):
         commit(store)
-    # What it would have answered, nobody knows.
+    # Nobody knows what it would have answered.
     with pytest.raises(StoreUnavailable, match="answer lost"):
         commit(store, "another token")
     database.fault = lambda owner, name: None

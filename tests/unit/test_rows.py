@@ -228,7 +228,7 @@ def test_moments_in_a_row_mean_what_django_means_by_them(use_tz: bool) -> None:
     [
         (True, True, NOW),
         (True, False, NOW),
-        # As stock writes them: in the database's zone, and with datetime.utcnow().
+        # Django-celery-beat writes them like this: in the database's zone, and with datetime.utcnow().
         (False, True, datetime(2026, 3, 10, 21, 0)),
         (False, False, datetime(2026, 3, 10, 12, 0)),
     ],

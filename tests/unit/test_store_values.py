@@ -68,7 +68,7 @@ def test_any_text_in_the_place_of_a_register_can_be_read(text: str):
 def test_the_mark_of_a_complete_state():
     assert str(StateMark("shop")) == '{"app": "shop", "schema": 1}'
     assert StateMark.parse('{"app": "shop", "schema": 1}', "here") == StateMark("shop")
-    # What a later version adds under the same schema does no harm.
+    # A field that a later version adds under the same schema does no harm.
     assert StateMark.parse('{"schema": 1, "destination": "0"}', "here") == StateMark("")
     with pytest.raises(NewerSchema, match="here has schema 2"):
         StateMark.parse('{"app": "shop", "schema": 2}', "here")

@@ -270,7 +270,7 @@ def test_an_axis_has_some_ticks_and_never_too_many(start, length, zone):
     found = ticks(zone_for(zone), start, start + length, length / 10)
     assert found == sorted(found)
     assert all(start <= t <= start + length for t in found)
-    # One more for each change of the clocks, of which a year has two.
+    # Each change of the clocks may add one, and a year has two.
     assert len(found) <= 14
 
 
