@@ -102,7 +102,7 @@ class Decisions:
         in_time = sum(r.count for r in made.runs if r.outcome is Outcome.FIRED)
         if in_time:
             # Claimed at once; what is late waits until nothing is due.
-            decided = records.claim(decided, definition.trigger, now, min(in_time, max(1, room)))
+            decided = records.claim(decided, definition.trigger, now, min(in_time, room))
         unfinished.pop(name, None)
         self._failing.mended(name)
         commit.records[name] = decided
