@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 #: What a user may write, each line of it with the types that the documentation promises.
-USER_PROGRAM = '''
+USER_PROGRAM = """
 from datetime import UTC, datetime, timedelta
 
 from celery import Celery
@@ -47,12 +47,17 @@ def tell(sender: str, missed: MissedFire, **_: object) -> None:
 
 
 task_missed.connect(tell)
-'''
+"""
 
 
 def run(*command: object, cwd: Path) -> str:
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        [str(part) for part in command],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -102,7 +107,8 @@ def test_the_wheel_has_the_package_and_nothing_else(built: Path) -> None:
 
 
 def test_the_readme_can_be_shown_by_the_package_index(built: Path) -> None:
-    assert "WARNING" not in run(sys.executable, "-m", "twine", "check", "--strict", *built.iterdir(), cwd=ROOT)
+    said = run(sys.executable, "-m", "twine", "check", "--strict", *built.iterdir(), cwd=ROOT)
+    assert "WARNING" not in said
 
 
 def test_a_user_program_passes_mypy_strict_and_runs(environment: Path, tmp_path: Path) -> None:
