@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from celery_misfire import fire, records
-from celery_misfire.events import Event
+from celery_misfire.events import Event, encode
 from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.leadership.lease import Lease
+from celery_misfire.log_lines import fields
 from celery_misfire.misfire import threshold_millis
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.store.port import Change, CommitResult, Push, Store, Taken
@@ -118,15 +119,21 @@ class Ledger(Mapping[str, EntryRecord]):
                 self.restore()
         else:
             if acquired.cold:
-                logger.warning(
-                    "beat: no %s: every schedule is planned from now, nothing runs at once and "
-                    "nothing counts as missed. Expected at the first start; later it means that Redis lost "
-                    "its data.",
-                    self._store,
-                )
+                self._say_cold()
             self.epoch = 0
             self.load()
         return goes_on
+
+    def _say_cold(self) -> None:
+        """Say that there is no state, and loudly if there has been one."""
+        # Another beat had the lease, or something was decided.
+        if self._lease.superseded or self._store.last_log_id() != "0-0":
+            level, event, what = logging.WARNING, "state_lost", "the saved schedule was lost"
+        else:
+            level, event, what = logging.INFO, "first_start", "first start, no saved schedule"
+        text = "every schedule is planned from now; nothing runs at once, and nothing counts as missed"
+        extra = fields(event, owner=self._store.owner)
+        logger.log(level, "beat: %s (%s): %s", what, self._store, text, extra=extra)
 
     def load(self) -> None:
         """Forget what is in memory and read the store. A text that is no record of ours is left out."""
@@ -221,7 +228,7 @@ class Ledger(Mapping[str, EntryRecord]):
         self._unanswered = commit, pushes
         texts = {name: records.dumps(record) for name, record in commit.records.items()}
         changes = [Change(name, self._texts.get(name, ""), text) for name, text in texts.items()]
-        log, counts = [event.encode() for event in commit.events], Counter[tuple[str, str]]()
+        log, counts = encode(commit.events), Counter[tuple[str, str]]()
         for event in commit.events:
             counts.update(event.counts)
         try:

@@ -34,6 +34,7 @@ from celery_misfire.records import loads as loads_record
 from celery_misfire.store.port import Taken
 from celery_misfire.store.redis_store import RedisStore
 from example_project.child_process import Child
+from tests.support.log_lines import one_by_one
 
 ROOT = Path(__file__).parents[2]
 
@@ -207,7 +208,7 @@ class Project:
 
     def decisions(self) -> list[dict[str, Any]]:
         """Return the lines of the store's log, oldest first: what beat decided and did."""
-        return RedisStore(self.url, NAMESPACE).log()
+        return list(one_by_one(RedisStore(self.url, NAMESPACE).log()))
 
     def terms(self) -> list[dict[str, Any]]:
         """Return the lines of the store's log that say that a beat has taken over."""

@@ -9,7 +9,7 @@ from celery import Celery
 
 from celery_misfire import records
 from celery_misfire.conf.settings import read_settings
-from celery_misfire.events import Event, Led, decode
+from celery_misfire.events import Event, Led, SentTogether, decode
 from celery_misfire.records import EntryRecord
 from celery_misfire.store.redis_store import RedisStore
 
@@ -108,6 +108,8 @@ def log_of(store: RedisStore, entry: str, since: int, until: int) -> list[LogLin
             event = decode(line)
             if line.get("entry") == entry or isinstance(event, Led):
                 found.append(LogLine(written_at, str(line["event"]), event))
+            elif isinstance(event, SentTogether):
+                found += (LogLine(written_at, one.kind, one) for one in event.split(entry))
         if len(page) < PAGE_LINES:
             break
     return found

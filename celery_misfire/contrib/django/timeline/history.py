@@ -69,7 +69,8 @@ def history(
     known = None if record is None or trigger is None else _Known(trigger, record)
     found = _Found(entry, known)
     for event in events:
-        found.add(event)
+        for one in event.split(entry):
+            found.add(one)
     if record is not None:
         found.add_pending(record)
     # A log that begins before `start` is complete, so the silence up to its first event is known.
@@ -230,4 +231,4 @@ def _outages(events: Sequence[Event], last_sign: int | None) -> Iterator[Outage]
 
 def _sign_of_life(event: Event) -> int | None:
     """Return when beat made this event; None for an event of a worker."""
-    return None if isinstance(event, Missed) and event.worker is not None else event.written_at
+    return None if getattr(event, "worker", None) is not None else event.written_at
