@@ -332,16 +332,23 @@ class MemoryStore(Store):
         line: Mapping[str, Any] | None = None,
         merged_line: Mapping[str, Any] | None = None,
         by_hand: bool = False,
-    ) -> tuple[Register, bool]:
+    ) -> tuple[Register, int]:
         started, _, late_run = self._get(f"late:{entry}").partition("|")
         if sent_at is not None and started and sent_at < int(started):
             value, line, late_start = registers.Merged(late_run), merged_line, None
         held, fresh = self._write_register(task_id, value, by_hand=by_hand)
         if fresh and late_start is not None:
             self._set(f"late:{entry}", f"{late_start}|{task_id}", REGISTER_TTL)
-        if fresh and line is not None:
+        if not fresh or line is None:
+            return held, int(fresh)
+        counted = {("", "late"): 1}
+        if isinstance(held, registers.Missed | registers.Merged):
+            counted[entry, str(held).partition(":")[0]] = 1
+        self.database.count(counted)
+        nth = self.database.contents.counts[int(self.database.clock() // 3600)]["", "late"]
+        if nth <= max(10, self._history / 10):
             self._write_log(line)
-        return held, fresh
+        return held, nth
 
     def _write_register(
         self, task_id: str, value: Register, *, by_hand: bool = False

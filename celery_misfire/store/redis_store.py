@@ -18,6 +18,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from celery_misfire.exceptions import LeaseLost, StoreRefused, StoreUnavailable
+from celery_misfire.misfire import Outcome
 from celery_misfire.store import errors, registers
 from celery_misfire.store.connection import LONGEST_CALL, RedisConnection, as_text
 from celery_misfire.store.port import (
@@ -240,16 +241,16 @@ class RedisStore(Store):
         line: Mapping[str, Any] | None = None,
         merged_line: Mapping[str, Any] | None = None,
         by_hand: bool = False,
-    ) -> tuple[Register, bool]:
+    ) -> tuple[Register, int]:
         ttl = _ms(register_ttl(value, by_hand=by_hand))
         key = self._register_prefix + task_id
         if sent_at is None and late_start is None and line is None:
             # The common case, in the fewest bytes; sent twice, it finds the value that is its own.
             if self._call(partial(self._redis.set, nx=True, px=ttl), key, str(value)):
-                return value, True
-            return self.register(task_id) or registers.Unknown(), False
+                return value, 1
+            return self.register(task_id) or registers.Unknown(), 0
         entry_digest = hashlib.sha1(entry.encode("utf-8", "surrogateescape")).hexdigest()
-        keys = [key, self._late_prefix + entry_digest, self.log_key]
+        keys = [key, self._late_prefix + entry_digest, self.log_key, self._counts_key(time.time())]
         mark = "" if late_start is None else f"{late_start}|{task_id}"
         lines = ["" if one is None else _line(one) for one in (line, merged_line)]
         args = [
@@ -259,9 +260,12 @@ class RedisStore(Store):
             mark,
             self._history,
             *lines,
+            _ms(COUNTS_TTL),
+            f"{Outcome.MISSED}:{entry}" if isinstance(value, registers.Missed) else "",
+            f"{Outcome.MERGED}:{entry}",
         ]
-        held, fresh = self._run("start", keys, args)
-        return registers.parse(held), fresh == 1
+        held, nth = self._run("start", keys, args)
+        return registers.parse(held), int(nth)
 
     def register(self, task_id: str) -> Register | None:
         try:

@@ -315,7 +315,10 @@ def test_a_register_is_read_as_it_was_written(store: Store, value: Register):
 def test_what_was_sent_before_a_late_run_started_is_merged_into_it(store: Store):
     def start(task_id: str, sent_at: int, late_start: int | None = None, entry: str = "e") -> object:
         lines = {"line": LINE if late_start else None, "merged_line": MERGED_LINE}
-        return store.start(task_id, STARTED, entry=entry, sent_at=sent_at, late_start=late_start, **lines)
+        held, nth = store.start(
+            task_id, STARTED, entry=entry, sent_at=sent_at, late_start=late_start, **lines
+        )
+        return held, nth > 0
 
     assert start("1", 1000) == (STARTED, True)
     assert start("2", 2000, late_start=5000) == (STARTED, True)
@@ -332,6 +335,30 @@ def test_what_was_sent_before_a_late_run_started_is_merged_into_it(store: Store)
     assert start("7", 5500) == (STARTED, True)
     # A message that cannot be merged passes.
     assert store.start("8", STARTED, entry="e") == (STARTED, True)
+
+
+def test_runs_that_come_late_are_counted(store: Store):
+    take(store)
+    missed = Missed("queue_late", "nonce")
+    lines = {"line": LINE, "merged_line": MERGED_LINE}
+    assert store.start("1", STARTED, entry="a:b") == (STARTED, 1)
+    assert store.start("2", STARTED, entry="a:b", line=LINE) == (STARTED, 1)
+    assert store.start("3", missed, entry="a:b", line=LINE) == (missed, 2)
+    assert store.start("3", missed, entry="a:b", line=LINE) == (missed, 0)
+    assert store.start("4", STARTED, entry="c", sent_at=1, late_start=5, **lines) == (STARTED, 3)
+    assert store.start("5", STARTED, entry="c", sent_at=2, late_start=6, **lines) == (Merged("4"), 4)
+    counts = {("a:b", "missed"): 1, ("c", "merged"): 1, ("", "late"): 4}
+    assert store.counts_since(0) == counts
+
+
+def test_a_backlog_of_late_runs_leaves_most_of_the_log_to_others(place: StorePlace):
+    store = place.store(history=1000)
+    take(store)
+    store.commit("token", [], [{"event": "before"}])
+    nth = [store.start(str(n), STARTED, entry="a", line=LINE)[1] for n in range(300)]
+    assert nth == [*range(1, 301)]
+    lines = events(store.log())
+    assert (lines[0], lines.count("late"), len(lines)) == ("before", 100, 101)
 
 
 # -- the log -----------------------------------------------------------------------------------------------
