@@ -28,15 +28,16 @@ from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
 from celery_misfire.conf.warnings import warnings_for
-from celery_misfire.events import Event, GaveUp, Misfired, Sent
+from celery_misfire.events import Event, Misfired, Sent
 from celery_misfire.exceptions import (
     MisfireConfigError,
     StoreRefused,
 )
 from celery_misfire.leadership.leader import Leader
-from celery_misfire.leadership.lease import Lease
+from celery_misfire.leadership.lease import Lease, uptime
 from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
+from celery_misfire.log_lines import EventLog
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker, WatchedProducer
 from celery_misfire.sending.publisher import EntryPublisher
@@ -105,6 +106,7 @@ class MisfireMixin(Scheduler):
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
         lease = Lease(self._store, settings.lease_ttl, settings.lease_renew)
         self._reporter = Reporter(self.app, settings)
+        self._event_log = EventLog(logger, self.app.timezone, self._store.owner)
         self._leader = Leader(
             self._store,
             lease,
@@ -131,12 +133,7 @@ class MisfireMixin(Scheduler):
 
     def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
         """Return who hears of each event that was written to the log."""
-        return [self._log, self._announce, self._count_runs]
-
-    def _log(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if isinstance(event, Misfired | GaveUp):
-                logger.warning("beat: %s", event.sentence(self.app.timezone))
+        return [self._event_log.listen, self._announce, self._count_runs]
 
     def _announce(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -242,7 +239,9 @@ class MisfireMixin(Scheduler):
     def _tick(self) -> float:
         if self._entries.have_changed(self._own_entries()):
             self.schedule_has_changed()
-        return min(self._member.tick(), float(self.max_interval))  # type: ignore[arg-type] # never None here
+        delay = self._member.tick()
+        self._event_log.write(uptime(), is_complete=delay > 0 or not self._leader.is_behind)
+        return min(delay, float(self.max_interval))  # type: ignore[arg-type] # never None here
 
     # -- sending -------------------------------------------------------------------------------------------
 
@@ -296,6 +295,7 @@ class MisfireMixin(Scheduler):
         if hasattr(self, "_member"):
             self._reporter.stop(FAREWELL)
             self._member.close()
+            self._event_log.close(uptime())
         self._broker.close()
         super().close()
 

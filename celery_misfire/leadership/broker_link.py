@@ -7,12 +7,16 @@ from collections.abc import Callable
 
 from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.leadership.outages import Outages
+from celery_misfire.log_lines import fields
 from celery_misfire.misfire import Reason
 from celery_misfire.trouble import Trouble
 
 __all__ = ["BrokerLink"]
 
 logger = logging.getLogger(__name__)
+
+#: A broker that stays away is mentioned again so often, in seconds.
+REMIND_EVERY = 60.0
 
 
 class BrokerLink:
@@ -24,7 +28,10 @@ class BrokerLink:
 
     def __init__(self, connect: Callable[[], None], outages: Outages, steady: Callable[[], float]) -> None:
         self._connect, self._outages, self._steady = connect, outages, steady
-        self._trouble = Trouble(first_wait=0.2, longest_wait=5.0)
+        self._trouble = Trouble(first_wait=0.2, longest_wait=5.0, remind_every=REMIND_EVERY)
+        self._place = ""
+        #: True when it was said that it can be reached again. It may still take no message.
+        self._is_reached = False
         #: False when the broker has failed, or was not asked yet.
         self.is_up = False
 
@@ -49,16 +56,29 @@ class BrokerLink:
             return False
         if not self.is_up and self._trouble.is_on:
             self._outages.note(Reason.BROKER_UNAVAILABLE, now)
+            self._say_reached()
         self.is_up = True
         return True
 
+    def _say_reached(self) -> None:
+        """Say, before what follows from it, that the broker is back."""
+        if not self._is_reached:
+            place, extra = self._place and f": {self._place}", fields("broker_available")
+            length = self._trouble.length(self._steady())
+            logger.info("beat: the broker is there again after %.0f s%s", length, place, extra=extra)
+        self._is_reached = True
+
     def failed(self, error: Exception) -> None:
         """Note that the broker has failed."""
+        if isinstance(error, BrokerUnavailable):
+            self._place = error.place or self._place
         if self._trouble.fail(self._steady()):
-            logger.warning("beat: the broker failed, nothing is sent until it is back. %s", error)
+            self._is_reached, extra = False, fields("broker_unavailable")
+            logger.warning(
+                "beat: the broker failed, nothing is sent until it is back. %s", error, extra=extra
+            )
         self.is_up = False
 
     def works(self) -> None:
         """Note that the broker took a message."""
-        if (lasted := self._trouble.end(self._steady())) is not None:
-            logger.info("beat: the broker is there again after %.0f s", lasted)
+        self._trouble.end(self._steady())

@@ -99,6 +99,8 @@ class Leader:
         #: True until the records have followed the clock.
         self._clock_was_set_back = False
         self._caught_up_at = 0.0
+        #: True while something may be overdue that is not planned.
+        self.is_behind = True
         self._decisions = Decisions(
             self._ledger, self._adoption, self._intents, self._failing, self._outages, self._queues
         )
@@ -194,12 +196,14 @@ class Leader:
         if not self._broker.connect(now, self._dispatch.look):
             return self._sleep()
         due = self._decisions.due(now)
+        self.is_behind = len(due) >= LARGEST_BATCH
         if due:
             self._dispatch.carry_out(*self._decisions.plan_due(due, now))
             if self._steady() - self._caught_up_at < CATCH_UP_EVERY:
                 return 0.0
         self._caught_up_at = self._steady()
         unsent = [n for n in self._queues.unsent if not self._failing.waits(n)][:LARGEST_BATCH]
+        self.is_behind |= bool(unsent)
         late = self._room() > 0 and any(map(self._decisions.may_catch_up, self._queues.catch_up))
         if unsent:
             self._dispatch.carry_out(*self._decisions.judge_again(unsent, now))

@@ -389,7 +389,7 @@ def _is_redis(connection: Connection) -> bool:
 
 
 def _unavailable(connection: Connection | None, reason: str) -> BrokerUnavailable:
-    return BrokerUnavailable(f"{broker_address(connection)}: {reason}" if connection else reason)
+    return BrokerUnavailable(reason, broker_address(connection) if connection else "")
 
 
 def _about_key(exc: Exception) -> str:
