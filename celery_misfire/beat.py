@@ -37,7 +37,7 @@ from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease, uptime
 from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
-from celery_misfire.log_lines import EventLog
+from celery_misfire.log_lines import EventLog, log_fields
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker, WatchedProducer
 from celery_misfire.sending.publisher import EntryPublisher
@@ -102,7 +102,7 @@ class MisfireMixin(Scheduler):
         super().setup_schedule()
         self._keep_checked(entries)
         for warning in self._warnings(entries):
-            logger.warning("beat: %s", warning)
+            logger.warning("beat: %s", warning, extra=log_fields("advice"))
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
         lease = Lease(self._store, settings.lease_ttl, settings.lease_renew)
         self._reporter = Reporter(self.app, settings)
@@ -222,7 +222,7 @@ class MisfireMixin(Scheduler):
             place = spelling(self.app)("misfire_redis_url")
             raise CannotStart([as_line(place, str(exc))]) from None
         except Exception:
-            logger.exception("beat: unexpected error, going on in 1 s")
+            logger.exception("beat: unexpected error, going on in 1 s", extra=log_fields("unexpected_error"))
             return 1.0
         finally:
             self._ticking = False

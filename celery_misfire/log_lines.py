@@ -17,7 +17,7 @@ from celery_misfire.events import Event, GaveUp, Misfired, Sent
 from celery_misfire.misfire import Outcome, from_millis
 from celery_misfire.texts import one_line
 
-__all__ = ["PREFIX", "EventLog", "fields", "fields_of"]
+__all__ = ["MOST_SINGLE_LINES", "PREFIX", "EventLog", "event_fields", "log_fields"]
 
 #: Begins the name of each field.
 PREFIX = "misfire."
@@ -34,7 +34,7 @@ _MOMENTS = {"first", "last", "scheduled", "fire_time", "next"}
 _LEFT_OUT = {"now", "outcomes", "lost"}
 
 
-def fields(event: str, **values: object) -> dict[str, Any]:
+def log_fields(event: str, **values: object) -> dict[str, Any]:
     """Return the fields of a line, for ``extra``; those that are None are left out.
 
     :param event: what the line tells of, in a word.
@@ -42,7 +42,7 @@ def fields(event: str, **values: object) -> dict[str, Any]:
     return {PREFIX + name: v for name, v in {"event": event, **values}.items() if v is not None}
 
 
-def fields_of(event: Event, owner: str = "") -> dict[str, Any]:
+def event_fields(event: Event, owner: str = "") -> dict[str, Any]:
     """Return the fields of a line about an event, for ``extra``.
 
     :param owner: the beat or the worker that says it, unless the event knows.
@@ -58,7 +58,7 @@ def fields_of(event: Event, owner: str = "") -> dict[str, Any]:
         values["task_id"] = next((part.get("id") for part in event.lost), None)
     elif isinstance(event, GaveUp):
         values["outcome"] = str(Outcome.MISSED)
-    return fields(event.kind, **values)
+    return log_fields(event.kind, **values)
 
 
 #: What is worst comes first: it is the outcome of the line.
@@ -161,7 +161,7 @@ class EventLog:
 
     def _say(self, level: int, event: Event) -> None:
         if self._logger.isEnabledFor(level):
-            sentence, extra = event.sentence(self._zone), fields_of(event, self._owner)
+            sentence, extra = event.sentence(self._zone), event_fields(event, self._owner)
             self._logger.log(level, "beat: %s", sentence, extra=extra)
 
     def _tell(self, reason: str, outage: _Outage) -> None:
@@ -179,7 +179,7 @@ class EventLog:
             since,
             one_line(reason, 80),
             told,
-            extra=fields(
+            extra=log_fields(
                 "outage",
                 reason=one_line(reason, 80),
                 scheduled=_time(outage.since),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.leadership.outages import Outages
-from celery_misfire.log_lines import fields
+from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import Reason
 from celery_misfire.trouble import Trouble
 
@@ -63,7 +63,7 @@ class BrokerLink:
     def _say_reached(self) -> None:
         """Say, before what follows from it, that the broker is back."""
         if not self._is_reached:
-            place, extra = self._place and f": {self._place}", fields("broker_available")
+            place, extra = self._place and f": {self._place}", log_fields("broker_available")
             length = self._trouble.length(self._steady())
             logger.info("beat: the broker is there again after %.0f s%s", length, place, extra=extra)
         self._is_reached = True
@@ -73,7 +73,7 @@ class BrokerLink:
         if isinstance(error, BrokerUnavailable):
             self._place = error.place or self._place
         if self._trouble.fail(self._steady()):
-            self._is_reached, extra = False, fields("broker_unavailable")
+            self._is_reached, extra = False, log_fields("broker_unavailable")
             logger.warning(
                 "beat: the broker failed, nothing is sent until it is back. %s", error, extra=extra
             )

@@ -23,6 +23,7 @@ from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.leadership.outages import Outages, compare_clocks
 from celery_misfire.leadership.pending_misses import PendingMisses, Reporter
 from celery_misfire.leadership.queues import Queues
+from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import Reason
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.sending.choice import DispatchChoice
@@ -147,7 +148,9 @@ class Leader:
         if count := self._adoption.follow_clock(now, self._failing.broke):
             self._outages.note(Reason.CLOCK_JUMP, now)
             what = "the clock is behind what the state knows (clock_jump)"
-            logger.warning("beat: %s: entries that are planned from now: %d", what, count)
+            logger.warning(
+                "beat: %s: entries that are planned from now: %d", what, count, extra=log_fields("clock")
+            )
 
     def _rebuild_queues(self) -> None:
         definitions = self._ledger.definitions
@@ -171,7 +174,9 @@ class Leader:
             try:
                 listener(commit.events)
             except Exception:
-                logger.exception("beat: unexpected error in a listener for events")
+                logger.exception(
+                    "beat: unexpected error in a listener for events", extra=log_fields("unexpected_error")
+                )
 
     def record(self, name: str) -> EntryRecord | None:
         """Return where an entry stands; None when nothing is known of it."""

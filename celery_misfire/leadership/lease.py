@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from celery_misfire.conf.problems import MAX_LINE_LENGTH
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
+from celery_misfire.log_lines import log_fields
 from celery_misfire.store.port import Held, LeaseValue, NoState, Store, Taken
 from celery_misfire.texts import describe_error, one_line
 
@@ -154,7 +155,11 @@ class Lease:
                 self._store.release(self.token)
             except StoreUnavailable as exc:
                 # It stays ours, and is taken again if we go on.
-                logger.warning("beat: the lease could not be given up and will run out: %s", exc)
+                logger.warning(
+                    "beat: the lease could not be given up and will run out: %s",
+                    exc,
+                    extra=log_fields("store_unavailable"),
+                )
                 return
         self.lost()
 
@@ -166,7 +171,11 @@ class Lease:
                     self._renew()
                 except Exception as exc:
                     # Without this thread the lease would run out again and again.
-                    logger.error("beat: the lease could not be renewed: %s", describe_error(exc))
+                    logger.error(
+                        "beat: the lease could not be renewed: %s",
+                        describe_error(exc),
+                        extra=log_fields("unexpected_error"),
+                    )
 
     def _renew(self) -> None:
         ours, asked = self._ours, self._clock()
@@ -184,7 +193,7 @@ class Lease:
         else:
             self._replace(ours, renewed, asked + self._ttl * TRUST)
             if note:
-                logger.warning("beat: %s", one_line(note, MAX_LINE_LENGTH))
+                logger.warning("beat: %s", one_line(note, MAX_LINE_LENGTH), extra=log_fields("beats_differ"))
 
     def _replace(self, ours: LeaseValue, value: LeaseValue | None, trusted_until: float) -> None:
         """Keep what became of our lease, unless the main loop has taken or lost it in the meantime."""

@@ -11,6 +11,7 @@ from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease, uptime
 from celery_misfire.leadership.ledger import Outdated
 from celery_misfire.leadership.peers import difference
+from celery_misfire.log_lines import log_fields
 from celery_misfire.records import Definition
 from celery_misfire.store.port import Store
 from celery_misfire.texts import quote_name
@@ -61,6 +62,8 @@ class Member:
         self._trouble, self._failures = Trouble(), Reminders(REMIND_EVERY)
         self._reminders = Reminders(REMIND_EVERY)
         self._standby_text = ""
+        #: True from a line about its failure to the one that it answers again.
+        self._store_is_away = False
         self._compared_with = ""
 
     @property
@@ -128,6 +131,8 @@ class Member:
             self._stand_by(f"another beat leads ({leader})" if leader else "the other beat's state has gone")
             self._compare()
             return False
+        # Before what follows from it.
+        self._say_back()
         if taken.app not in ("", self._app):
             begun, ours = quote_name(taken.app), quote_name(self._app)
             what = f"the state of {self._namespace!r} was begun by the app {begun}, this is {ours}"
@@ -144,7 +149,8 @@ class Member:
         self._pass_on(advice)
         self._ask_again_at = 0.0
         if not self._leads:
-            logger.info("beat: leading, with %s", self._store)
+            extra = log_fields("lead", owner=self._store.owner, epoch=taken.epoch)
+            logger.info("beat: leading, with %s", self._store, extra=extra)
             # The entries live as long as beat: the collector need not look at them again and again.
             gc.freeze()
         self._leads = True
@@ -154,7 +160,7 @@ class Member:
         """Say, once, what is unwise about a store that works otherwise."""
         self._store_has_answered = True
         for line in advice:
-            logger.warning("beat: %s", line)
+            logger.warning("beat: %s", line, extra=log_fields("advice"))
 
     def _compare(self) -> None:
         """Say once to both, if the beat that leads is configured otherwise than this one."""
@@ -166,7 +172,7 @@ class Member:
         if found := difference(self._description, (theirs, self._store.described_entries())):
             beats = f"{self._store.owner}, which stands by, and {self._lease.holder}, which leads"
             text = f"two beats of one namespace are configured differently, {beats}: {found}. {_NAMESPACES}"
-            logger.warning("beat: %s", text)
+            logger.warning("beat: %s", text, extra=log_fields("beats_differ", owner=self._store.owner))
             self._store.tell_leader(text)
 
     # -- what is said --------------------------------------------------------------------------------------
@@ -174,22 +180,34 @@ class Member:
     def remind(self, text: str) -> None:
         """Say what stays wrong, now and from time to time."""
         if self._reminders.is_due(text, uptime()):
-            logger.warning("beat: %s", text)
+            logger.warning("beat: %s", text, extra=log_fields("problem", owner=self._store.owner))
 
     def _stand_by(self, why: str) -> None:
+        extra = log_fields("standby", owner=self._store.owner)
         if self._leads:
-            logger.warning("beat: %s; standing by", why)
+            logger.warning("beat: %s; standing by", why, extra=extra)
         elif why != self._standby_text:
-            logger.info("beat: %s; standing by", why)
+            logger.info("beat: %s; standing by", why, extra=extra)
         self._standby_text, self._leads = why, False
 
     def _store_failed(self, exc: MisfireError) -> None:
         self._trouble.fail(uptime())
         if self._failures.is_due(str(exc), uptime()):
-            logger.warning("beat: %s; standing by", exc)
+            extra = log_fields("store_unavailable", owner=self._store.owner)
+            logger.warning("beat: %s; standing by", exc, extra=extra)
+            self._store_is_away = True
 
     def _store_answers(self) -> None:
-        length = self._trouble.end(uptime())
-        if length is not None:
-            logger.info("beat: %s answers again after %.0f s", self._store, length)
+        self._say_back()
+        if self._trouble.end(uptime()) is not None:
             self._failures = Reminders(REMIND_EVERY)
+
+    def _say_back(self) -> None:
+        """Say, once after each line about its failure, that the store answers again."""
+        if self._store_is_away:
+            length, extra = (
+                self._trouble.length(uptime()),
+                log_fields("store_available", owner=self._store.owner),
+            )
+            logger.info("beat: %s answers again after %.0f s", self._store, length, extra=extra)
+        self._store_is_away = False

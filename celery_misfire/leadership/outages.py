@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 
+from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import Reason
 from celery_misfire.records import EntryRecord
 
@@ -28,8 +29,13 @@ def compare_clocks(before: int, theirs: int, after: int) -> None:
     """
     ahead = before - theirs if theirs < before else after - theirs if theirs > after else 0
     if abs(ahead) > CLOCK_DIFFERENCE:
-        way = "ahead of" if ahead > 0 else "behind"
-        logger.warning("beat: the clock of this host is %.0f s %s the clock of Redis", abs(ahead) / 1000, way)
+        way, extra = "ahead of" if ahead > 0 else "behind", log_fields("clock")
+        logger.warning(
+            "beat: the clock of this host is %.0f s %s the clock of Redis",
+            abs(ahead) / 1000,
+            way,
+            extra=extra,
+        )
 
 
 class Outages:
@@ -54,10 +60,14 @@ class Outages:
         offset = now - steady * 1000
         gained = offset - self._clock_offset
         if gained > CLOCK_JUMP:
-            logger.warning("beat: the clock was set forward by %.1f s", gained / 1000)
+            logger.warning(
+                "beat: the clock was set forward by %.1f s", gained / 1000, extra=log_fields("clock")
+            )
             self.note(Reason.CLOCK_JUMP, now)
         elif gained < -CLOCK_JUMP:
-            logger.warning("beat: the clock was set back by %.1f s", -gained / 1000)
+            logger.warning(
+                "beat: the clock was set back by %.1f s", -gained / 1000, extra=log_fields("clock")
+            )
         self._clock_offset = offset
         return gained < -CLOCK_JUMP
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.log_lines import log_fields
 from celery_misfire.sending.dispatch import RecordingPublisher, Run, TwoStep
 from celery_misfire.sending.transactional import Transactional
 from celery_misfire.store.port import LeaseValue, Store
@@ -70,7 +71,8 @@ class DispatchChoice:
         self._ledger.holds_messages = shared
         self._token, self._look_at = self._lease.token, self._steady() + LOOK_EVERY
         if shared is not self._said:
-            logger.info("beat: %s", _IN_ONE if shared else _IN_TWO)
+            text = _IN_ONE if shared else _IN_TWO
+            logger.info("beat: %s", text, extra=log_fields("dispatch"))
         self._said = shared
 
     @property

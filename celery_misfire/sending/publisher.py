@@ -13,6 +13,7 @@ from kombu import Producer
 
 from celery_misfire import fire
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
+from celery_misfire.log_lines import log_fields
 from celery_misfire.sending.broker import Broker, name_error
 from celery_misfire.sending.confirms import Interrupted, Receipt
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
@@ -196,9 +197,8 @@ class EntryPublisher:
                 interruption = interruption or receipt.failure
             self._settled[message.task_id] = attempt
         if isinstance(interruption, Interrupted):
-            logger.warning(
-                "beat: a message ended the channel (%s); its batch is sent again, one by one", interruption
-            )
+            what, extra = "its batch is sent again, one by one", log_fields("problem")
+            logger.warning("beat: a message ended the channel (%s); %s", interruption, what, extra=extra)
 
     def _send(self, message: Message, *, batched: bool = False) -> Attempt:
         try:
@@ -251,7 +251,10 @@ def _attempt(message: Message, receipt: Receipt, error: Exception | None) -> Att
     if receipt.was_taken:
         # The error came from an apply_async of the app's own, or from a receiver of a signal.
         name, what = quote_name(message.definition.name), receipt.failure or name_error(error)
-        logger.warning("beat: a run of entry %s was sent, and an error came after that: %s", name, what)
+        extra = log_fields("problem", entry=message.definition.name, task_id=message.task_id)
+        logger.warning(
+            "beat: a run of entry %s was sent, and an error came after that: %s", name, what, extra=extra
+        )
         return Attempt(Fate.SENT)
     if receipt.failure is not None:
         return Attempt(Fate.IN_DOUBT, receipt.failure)

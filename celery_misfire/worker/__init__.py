@@ -29,6 +29,7 @@ from celery.worker.state import task_ready
 from celery_misfire import result
 from celery_misfire.conf import settings as conf
 from celery_misfire.exceptions import MisfireConfigError
+from celery_misfire.log_lines import log_fields
 from celery_misfire.worker.guard import Guard
 from celery_misfire.worker.tracing import describe_span
 from celery_misfire.worker.watch import Watch
@@ -171,7 +172,8 @@ def _start(sender: Any, **_: Any) -> None:
     known = vars(sender.app)
     problem: MisfireConfigError | None = known.pop("_misfire_problem", None)
     if problem is not None:
-        logger.error("worker: runs of beat are neither judged nor deduplicated: %s", problem)
+        what, extra = "runs of beat are neither judged nor deduplicated", log_fields("problem")
+        logger.error("worker: %s: %s", what, problem, extra=extra)
     for part in (_guard_of(sender.app), known.get("_misfire_watch")):
         if part is not None:
             part.start()

@@ -17,7 +17,7 @@ from celery_misfire.conf.settings import Settings
 from celery_misfire.events import Merged, Missed, StartedLate
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.fire import isoformat
-from celery_misfire.log_lines import fields
+from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import MissedFire, Reason, to_millis
 from celery_misfire.sending.missed_runs import Part, Report, report
 from celery_misfire.sending.reporter import Reporter
@@ -241,7 +241,7 @@ class Guard:
         return False
 
     def _fields(self, event: str, delivery: Delivery) -> dict[str, Any]:
-        return fields(
+        return log_fields(
             event,
             entry=one_line(delivery.fire.entry),
             task=one_line(delivery.task),
@@ -299,12 +299,12 @@ class Guard:
         except StoreUnavailable as exc:
             if trouble.fail(time.monotonic()):
                 what = "until it answers, runs are neither judged nor deduplicated"
-                extra = fields("store_unavailable", owner=self._hostname)
+                extra = log_fields("store_unavailable", owner=self._hostname)
                 logger.warning("worker: %s; %s", exc, what, extra=extra)
             return None
         if (away := trouble.end(time.monotonic())) is not None:
             place = address(self._settings.redis_url)
-            extra = fields("store_available", owner=self._hostname)
+            extra = log_fields("store_available", owner=self._hostname)
             logger.info("worker: Redis at %s answers again after %.0f s", place, away, extra=extra)
         return answer
 
@@ -315,7 +315,7 @@ class Guard:
             # The time of the run itself is up.
             raise
         except Exception:
-            extra = fields("unexpected_error", owner=self._hostname)
+            extra = log_fields("unexpected_error", owner=self._hostname)
             logger.exception("worker: unexpected error, the run starts", extra=extra)
             return default
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from celery import Celery
 
 from celery_misfire.events import Missed, StartedLate
-from celery_misfire.log_lines import MOST_SINGLE_LINES, fields, fields_of
+from celery_misfire.log_lines import MOST_SINGLE_LINES, event_fields, log_fields
 
 __all__ = ["LateRuns"]
 
@@ -40,14 +40,14 @@ class LateRuns:
         count = nth or mine
         level = logging.WARNING if count <= MOST_SINGLE_LINES else logging.INFO
         sentence = event.sentence(self._app.timezone)
-        self._logger.log(level, "worker: %s; %s", sentence, what, extra=fields_of(event, self._owner))
+        self._logger.log(level, "worker: %s; %s", sentence, what, extra=event_fields(event, self._owner))
         if count in SUMS:
             since = datetime.fromtimestamp(hour * 3600, UTC)
             self._logger.warning(
                 "worker: %d runs have come late out of the queue since %s; each is told at INFO",
                 count,
                 since.astimezone(self._app.timezone).isoformat(timespec="minutes"),
-                extra=fields(
+                extra=log_fields(
                     "backlog",
                     count=count,
                     since=since.isoformat(timespec="milliseconds"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from celery_misfire.fire import current_fire, isoformat
-from celery_misfire.log_lines import fields
+from celery_misfire.log_lines import log_fields
 
 try:
     from opentelemetry import trace
@@ -27,7 +27,7 @@ def describe_span() -> None:
     if trace is None or not (span := trace.get_current_span()).is_recording():
         return
     if (fire := current_fire()) is not None:
-        values = fields(
+        values = log_fields(
             "run",
             entry=fire.entry,
             scheduled=isoformat(fire.scheduled_fire_time),

@@ -23,7 +23,7 @@ from celery_misfire.conf.names import plainly_named
 from celery_misfire.conf.settings import Settings
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.fire import isoformat
-from celery_misfire.log_lines import fields
+from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import AUTO_THRESHOLD, from_millis
 from celery_misfire.records import EntryRecord
 from celery_misfire.signals import beat_overdue
@@ -171,7 +171,7 @@ class Watch:
             )
 
     def _fields(self, event: str, **values: object) -> dict[str, Any]:
-        return fields(event, owner=self._hostname, **values)
+        return log_fields(event, owner=self._hostname, **values)
 
     def _time(self, moment: int) -> str:
         local: datetime = from_millis(moment).astimezone(self._app.timezone)

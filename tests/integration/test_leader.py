@@ -966,7 +966,20 @@ def test_with_a_lost_store_and_no_memory_nothing_runs_and_nothing_is_missed(worl
     world.start()
     world.run(world.now + 30 * SECOND)
     assert (world.sent, world.missed) == ([], [])
-    assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1
+    # Nothing in the store tells it from a first start.
+    assert [r for r in caplog.records if r.levelname == "WARNING"] == []
+    assert caplog.text.count("first start, or Redis has lost its data") == 1
+
+
+def test_a_state_that_is_gone_although_there_is_a_log_is_a_loss(world, caplog):
+    world.entry("report", schedule(60))
+    world.start()
+    world.stop()
+    world.store._redis.delete(world.store.state_key)
+    caplog.clear()
+    world.start()
+    [warning] = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "the saved schedule was lost" in warning
 
 
 def test_a_beat_that_stood_by_meanwhile_does_not_restore_a_lost_store_from_what_it_remembers(

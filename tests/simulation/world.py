@@ -170,7 +170,7 @@ class World:
     def _fault(self, owner: str, call: str) -> Fault | None:
         if self.is_down:
             return Fault.UNREACHABLE
-        if not self._troubled or call in ("log", "is_guarded"):
+        if not self._troubled or call in ("log", "is_guarded", "last_log_id"):
             return None
         point, plan = self._dice.random(), self.plan
         for fault, share in (

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import redis
 
+from celery_misfire.events import decode
 from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.records import Definition
@@ -67,8 +68,8 @@ class Past:
         at = 0
         # Numbered here, as Redis does it by itself from 7.0 on.
         for number, (_id, fields) in enumerate(rows):
-            line = json.loads(fields[b"d"])
-            at = max(at, line.get("now", line.get("fire_time", at)))
+            event = decode(json.loads(fields[b"d"]))
+            at = max(at, at if event is None else event.written_at or at)
             self._client.xadd(self._store.log_key, fields, id=f"{at}-{number}")
 
     # The publisher

@@ -167,10 +167,16 @@ class Project:
             assert worker.alive, self.log(name)[-2000:]
         return worker
 
-    def celery(self, *arguments: str, name: str, env: Mapping[str, str] | None = None) -> CeleryProcess:
-        """Start any ``celery`` command of the app."""
+    def celery(
+        self,
+        *arguments: str,
+        name: str,
+        env: Mapping[str, str] | None = None,
+        app: str = "tests.support.apps",
+    ) -> CeleryProcess:
+        """Start any ``celery`` command of an app: ours, or that of a module in our directory."""
         process = CeleryProcess(
-            [sys.executable, "-m", "celery", "-A", "tests.support.apps", *arguments],
+            [sys.executable, "-m", "celery", "-A", app, *arguments],
             log=self.directory / f"{name}.log",
             cwd=self.directory,
             env={**os.environ, **self.env, **(env or {})},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC
@@ -11,8 +13,9 @@ from typing import Any
 import pytest
 
 from celery_misfire.events import Event, GaveUp, Misfired, Sent
-from celery_misfire.log_lines import LONGEST_WAIT, STRAGGLERS, EventLog, fields_of
+from celery_misfire.log_lines import LONGEST_WAIT, STRAGGLERS, EventLog, event_fields
 from celery_misfire.misfire import Reason
+from tests.support.processes import ROOT
 
 NINE = 1_772_442_000_000  # 2026-03-02 09:00 UTC
 MISFIRED = Misfired(
@@ -214,7 +217,7 @@ def test_a_line_of_a_misfire_carries_its_fields(log: EventLog, caplog: pytest.Lo
 
 def test_a_missed_misfire_names_its_result():
     lost = ({"reason": "scheduler_down", "count": 2, "id": "the-id"},)
-    found = fields_of(replace(MISFIRED, outcomes={"missed": 2}, lost=lost, next=None))
+    found = event_fields(replace(MISFIRED, outcomes={"missed": 2}, lost=lost, next=None))
     assert (found["misfire.outcome"], found["misfire.task_id"]) == ("missed", "the-id")
     assert "misfire.next" not in found
 
@@ -235,5 +238,28 @@ def test_the_summary_carries_its_fields(log: EventLog, caplog: pytest.LogCapture
     }
 
 
+def test_each_line_of_the_package_says_what_it_tells_of_and_the_documentation_knows_the_word():
+    documented = (ROOT / "docs" / "logs.md").read_text()
+    without, unknown = [], []
+    for path in (ROOT / "celery_misfire").rglob("*.py"):
+        text = path.read_text()
+        unknown += [word for word in _WORDS.findall(text) if f"`{word}`" not in documented]
+        for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
+            name = ast.unparse(call.func)
+            if _LOGS.fullmatch(name) and not any(keyword.arg == "extra" for keyword in call.keywords):
+                without.append(f"{path.name}:{call.lineno}")
+    assert (without, unknown) == ([], [])
+
+
+_LOGS = re.compile(r"(self\._)?logger\.(info|warning|error|exception|critical|log)")
+_WORDS = re.compile(r"log_fields\(\s*\"(\w+)\"")
+
+
+def test_each_kind_of_event_has_fields_that_are_documented():
+    documented = (ROOT / "docs" / "logs.md").read_text()
+    names = {name for event in (MISFIRED, GAVE_UP) for name in event_fields(event)}
+    assert [name for name in names if f"`{name}`" not in documented] == []
+
+
 def test_a_time_that_no_calendar_has_is_left_out():
-    assert "misfire.scheduled" not in fields_of(replace(MISFIRED, first=10**18))
+    assert "misfire.scheduled" not in event_fields(replace(MISFIRED, first=10**18))
