@@ -401,15 +401,15 @@ class Store(Protocol):
         """Write `value` into the register of an occurrence that has none yet.
 
         With `sent_at`, a message that was sent before the entry's last late run started is merged into that
-        run: its register says so, not `value`. What is missed or merged, and has a line, is counted. Of the
-        lines of one hour, the log takes as many as make a tenth of it.
+        run: its register says so, not `value`. What is missed or merged, and has a line, is counted. The log
+        takes a tenth of its length of such lines in an hour.
 
         :param sent_at: when the message was sent, in milliseconds UTC; None: it cannot be merged.
         :param late_start: when the run starts, in milliseconds UTC; None: it is in time.
         :param line: goes to the log with `value`; `merged_line`, if the message is merged.
         :param by_hand: the run was asked for by hand, see :func:`register_ttl`.
         :returns: what the register holds, and 0 when it had been written before; else 1 or, for a run with a
-            line, how many of these there were in this hour. They are counted as ``("", "late")``.
+            line, how many there were in this hour, which are counted as ``("", "late")``.
         """
 
     def register(self, task_id: str) -> Register | None:

@@ -73,7 +73,7 @@ def use_all_of(store: RedisStore) -> None:
     assert store.start("3", x, entry="a") == (x, True)
     assert store.start("3", y, entry="a") == (x, False)
     assert store.start("4", x, entry="a", sent_at=5, late_start=10, line={"event": "3"}) == (x, True)
-    assert store.start("5", x, entry="a", sent_at=5, merged_line={"event": "4"}) == (Merged("4"), True)
+    assert store.start("5", x, entry="a", sent_at=5, merged_line={"event": "4"}) == (Merged("4"), 2)
     assert store.register("3") == x
     assert [line["event"] for line in store.log()] == ["1", "2", "3", "4"]
     assert [line["event"] for _, line in store.log_after("0-0", 10)] == ["1", "2", "3", "4"]

@@ -69,8 +69,7 @@ def history(
     known = None if record is None or trigger is None else _Known(trigger, record)
     found = _Found(entry, known)
     for event in events:
-        for one in event.split(entry):
-            found.add(one)
+        found.add(event)
     if record is not None:
         found.add_pending(record)
     # A log that begins before `start` is complete, so the silence up to its first event is known.
