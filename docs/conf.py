@@ -14,7 +14,7 @@ release = version = _project["version"]
 
 extensions = ["myst_parser"]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
