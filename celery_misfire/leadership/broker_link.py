@@ -30,8 +30,10 @@ class BrokerLink:
         self._connect, self._outages, self._steady = connect, outages, steady
         self._trouble = Trouble(first_wait=0.2, longest_wait=5.0, remind_every=REMIND_EVERY)
         self._place = ""
-        #: True when it was said that it can be reached again. It may still take no message.
-        self._is_reached = False
+        #: True when the last thing that was said of the trouble is that it is over.
+        self._was_said_back = False
+        #: True when that turned out to be wrong: then it is back when it takes a message.
+        self._is_doubtful = False
         #: False when the broker has failed, or was not asked yet.
         self.is_up = False
 
@@ -56,29 +58,35 @@ class BrokerLink:
             return False
         if not self.is_up and self._trouble.is_on:
             self._outages.note(Reason.BROKER_UNAVAILABLE, now)
-            self._say_reached()
+            if not self._is_doubtful:
+                # Before what follows from it.
+                self._say_back()
         self.is_up = True
         return True
 
-    def _say_reached(self) -> None:
-        """Say, before what follows from it, that the broker is back."""
-        if not self._is_reached:
-            place, extra = self._place and f": {self._place}", log_fields("broker_available")
-            length = self._trouble.length(self._steady())
+    def _say_back(self) -> None:
+        if not self._was_said_back:
+            place, length = self._place and f": {self._place}", self._trouble.length(self._steady())
+            extra = log_fields("broker_available")
             logger.info("beat: the broker is there again after %.0f s%s", length, place, extra=extra)
-        self._is_reached = True
+        self._was_said_back = True
 
     def failed(self, error: Exception) -> None:
         """Note that the broker has failed."""
         if isinstance(error, BrokerUnavailable):
             self._place = error.place or self._place
-        if self._trouble.fail(self._steady()):
-            self._is_reached, extra = False, log_fields("broker_unavailable")
-            logger.warning(
-                "beat: the broker failed, nothing is sent until it is back. %s", error, extra=extra
+        self._is_doubtful = self._is_doubtful or self._was_said_back
+        if self._trouble.fail(self._steady()) or self._was_said_back:
+            what, extra = (
+                "the broker failed, nothing is sent until it is back",
+                log_fields("broker_unavailable"),
             )
-        self.is_up = False
+            logger.warning("beat: %s. %s", what, error, extra=extra)
+        self.is_up = self._was_said_back = False
 
     def works(self) -> None:
         """Note that the broker took a message."""
-        self._trouble.end(self._steady())
+        if self._trouble.is_on:
+            self._say_back()
+            self._trouble.end(self._steady())
+            self._is_doubtful = self._was_said_back = False

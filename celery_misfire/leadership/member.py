@@ -62,8 +62,6 @@ class Member:
         self._trouble, self._failures = Trouble(), Reminders(REMIND_EVERY)
         self._reminders = Reminders(REMIND_EVERY)
         self._standby_text = ""
-        #: True from a line about its failure to the one that it answers again.
-        self._store_is_away = False
         self._compared_with = ""
 
     @property
@@ -131,8 +129,6 @@ class Member:
             self._stand_by(f"another beat leads ({leader})" if leader else "the other beat's state has gone")
             self._compare()
             return False
-        # Before what follows from it.
-        self._say_back()
         if taken.app not in ("", self._app):
             begun, ours = quote_name(taken.app), quote_name(self._app)
             what = f"the state of {self._namespace!r} was begun by the app {begun}, this is {ours}"
@@ -195,19 +191,10 @@ class Member:
         if self._failures.is_due(str(exc), uptime()):
             extra = log_fields("store_unavailable", owner=self._store.owner)
             logger.warning("beat: %s; standing by", exc, extra=extra)
-            self._store_is_away = True
 
     def _store_answers(self) -> None:
-        self._say_back()
-        if self._trouble.end(uptime()) is not None:
-            self._failures = Reminders(REMIND_EVERY)
-
-    def _say_back(self) -> None:
-        """Say, once after each line about its failure, that the store answers again."""
-        if self._store_is_away:
-            length, extra = (
-                self._trouble.length(uptime()),
-                log_fields("store_available", owner=self._store.owner),
-            )
+        length = self._trouble.end(uptime())
+        if length is not None:
+            extra = log_fields("store_available", owner=self._store.owner)
             logger.info("beat: %s answers again after %.0f s", self._store, length, extra=extra)
-        self._store_is_away = False
+            self._failures = Reminders(REMIND_EVERY)
