@@ -171,10 +171,10 @@ class EventLog:
             return
         since = from_millis(outage.since).astimezone(self._zone).isoformat(timespec="milliseconds")
         counts = {str(outcome): outage.outcomes[outcome] for outcome in _SUMMARY}
-        told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        told = "{recovered} runs recovered, {merged} merged, {missed} missed".format(**counts)
         self._logger.log(
             _level(reason),
-            "beat: %d entries missed their times since %s (%s): runs %s",
+            "beat: %d entries missed their times since %s (%s): %s",
             len(outage.entries),
             since,
             one_line(reason, 80),

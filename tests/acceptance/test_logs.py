@@ -52,7 +52,7 @@ def test_a_redis_that_was_away_is_one_warning_after_the_line_that_it_is_back(
     [summary] = [line for line in log.splitlines() if "entries missed their times" in line]
     assert "WARNING" in summary
     assert f"beat: {MANY} entries missed their times since 20" in summary
-    assert "(store_unavailable): runs 0 recovered, 0 merged, " in summary
+    assert "(store_unavailable): 0 runs recovered, 0 merged, " in summary
     order = positions(log, "standing by", "answers again after", "misfire of", "entries missed")
     assert order == sorted(order)
     [back] = [line for line in log.splitlines() if "answers again after" in line]

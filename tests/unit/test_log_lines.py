@@ -87,7 +87,7 @@ def test_eleven_entries_are_one_warning_and_their_lines_are_quiet(log: EventLog,
     assert summary == (
         "WARNING",
         "beat: 11 entries missed their times since 2026-03-02T09:00:00.000+00:00 (scheduler_down): "
-        "runs 11 recovered, 11 merged, 0 missed",
+        "11 runs recovered, 11 merged, 0 missed",
     )
 
 
