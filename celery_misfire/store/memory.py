@@ -24,7 +24,6 @@ from celery_misfire.store.port import (
     COUNTS_TTL,
     NOTE_TTL,
     NOTHING,
-    REGISTER_TTL,
     Change,
     CommitResult,
     Held,
@@ -37,9 +36,8 @@ from celery_misfire.store.port import (
     Taken,
     Watched,
     by_queue,
-    register_ttl,
 )
-from celery_misfire.store.registers import Register
+from celery_misfire.store.registers import REGISTER_TTL, Register, register_ttl
 
 __all__ = ["Contents", "Fault", "MemoryDatabase", "MemoryStore"]
 

@@ -16,15 +16,12 @@ from typing import Any, Literal, Protocol
 
 from celery_misfire.exceptions import NewerSchema
 from celery_misfire.records import SCHEMA
-from celery_misfire.store.registers import Missed, Register
+from celery_misfire.store.registers import Register
 from celery_misfire.texts import quote
 
 __all__ = [
-    "BY_HAND_REGISTER_TTL",
     "COUNTS_TTL",
-    "MISSED_REGISTER_TTL",
     "NOTE_TTL",
-    "REGISTER_TTL",
     "Change",
     "CommitResult",
     "Held",
@@ -37,33 +34,16 @@ __all__ = [
     "Taken",
     "Watched",
     "by_queue",
-    "register_ttl",
 ]
 
 #: A note for the leading beat waits so many seconds for its renewal.
 NOTE_TTL = 300.0
-
-#: The register of a run that started is kept for so many seconds, longer than a broker may hold a message.
-REGISTER_TTL = 24 * 3600.0
-
-#: The same for a missed run, whose message may still stand in a queue that no worker reads.
-MISSED_REGISTER_TTL = 7 * REGISTER_TTL
-
-#: The same for a run by hand: as long as the record is kept from which it may be asked for again.
-BY_HAND_REGISTER_TTL = 90 * REGISTER_TTL
 
 #: The counts of an hour are kept for so many seconds.
 COUNTS_TTL = 8 * 24 * 3600.0
 
 #: No counts.
 NOTHING: Mapping[tuple[str, str], int] = MappingProxyType({})
-
-
-def register_ttl(value: Register, *, by_hand: bool = False) -> float:
-    """Return for how many seconds a register with this value is kept."""
-    if by_hand:
-        return BY_HAND_REGISTER_TTL
-    return MISSED_REGISTER_TTL if isinstance(value, Missed) else REGISTER_TTL
 
 
 # -- the lease -----------------------------------------------------------------------------------------------
@@ -406,7 +386,7 @@ class Store(Protocol):
         :param sent_at: when the message was sent, in milliseconds UTC; None: it cannot be merged.
         :param late_start: when the run starts, in milliseconds UTC; None: it is in time.
         :param line: goes to the log with `value`; `merged_line`, if the message is merged.
-        :param by_hand: the run was asked for by hand, see :func:`register_ttl`.
+        :param by_hand: the run was asked for by hand, see :func:`~.registers.register_ttl`.
         :returns: what the register holds, and whether it was written just now.
         """
 

@@ -36,9 +36,8 @@ from celery_misfire.store.port import (
     Taken,
     Watched,
     by_queue,
-    register_ttl,
 )
-from celery_misfire.store.registers import Register
+from celery_misfire.store.registers import Register, register_ttl
 
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
