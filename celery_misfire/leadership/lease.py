@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from celery_misfire.conf.problems import MAX_LINE_LENGTH
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
+from celery_misfire.store import owner
 from celery_misfire.store.port import Held, LeaseValue, NoState, Store, Taken
 from celery_misfire.texts import describe_error, one_line
 
@@ -45,12 +46,19 @@ class Lease:
     :param ttl: seconds for which the store keeps the lease without a renewal.
     :param renew_every: seconds between two renewals.
     :param clock: returns seconds on a clock that nobody sets.
+    :param is_dead: returns whether the owner of a lease is known to have ended.
     """
 
     def __init__(
-        self, store: Store, ttl: float, renew_every: float, clock: Callable[[], float] = uptime
+        self,
+        store: Store,
+        ttl: float,
+        renew_every: float,
+        clock: Callable[[], float] = uptime,
+        is_dead: Callable[[str], bool] = owner.is_dead,
     ) -> None:
         self._store, self._ttl, self._renew_every, self._clock = store, ttl, renew_every, clock
+        self._is_dead = is_dead
         #: Guards `_ours` and `_trusted_until`, which the thread changes too.
         self._lock = threading.Lock()
         self._ours: LeaseValue | None = None
@@ -84,7 +92,7 @@ class Lease:
     @property
     def holder(self) -> str:
         """Host and process of the other beat that holds the lease, as last seen; '' if its state is gone."""
-        return one_line(self._found.owner) if isinstance(self._found, LeaseValue) else ""
+        return one_line(owner.name_of(self._found.owner)) if isinstance(self._found, LeaseValue) else ""
 
     def main_loop_is_alive(self) -> None:
         """Tell the renewing thread that the main loop goes on."""
@@ -94,7 +102,8 @@ class Lease:
         """Try to take the lease; None when another beat holds it.
 
         A lease that has not changed for a whole time to live on our own clock is taken over, whatever the
-        store's clock says (it may have been set back). Our own, when its trust ran out, is taken again. A
+        store's clock says (it may have been set back). Our own, when its trust ran out, is taken again, and
+        that of a process that is known to have ended is taken at once. A
         store that lost its state under another beat is left to that beat for one time to live: if it is
         alive, it restores the state from its memory.
 
@@ -107,8 +116,7 @@ class Lease:
         # A new token each time: none that was used may become valid again.
         self._asked_for.append(token)
         answer = self._store.acquire(token, self._ttl, ours or stale, needs_state=left_alone)
-        if isinstance(answer, Held) and answer.lease.token in {self.token, *self._asked_for} - {""}:
-            # The thread has renewed it in the meantime, or it was taken and we were not told.
+        if isinstance(answer, Held) and self._may_be_taken(answer.lease):
             answer = self._store.acquire(token, self._ttl, answer.lease)
         if not isinstance(answer, Taken):
             self._note_other(answer)
@@ -121,6 +129,16 @@ class Lease:
             self._thread = threading.Thread(target=self._keep, name="misfire-lease", daemon=True)
             self._thread.start()
         return answer
+
+    def _may_be_taken(self, lease: LeaseValue) -> bool:
+        """True for a lease that nobody else will renew."""
+        if lease.token in {self.token, *self._asked_for} - {""}:
+            # The thread has renewed it in the meantime, or it was taken and we were not told.
+            return True
+        if is_dead := self._is_dead(lease.owner):
+            name = one_line(owner.name_of(lease.owner))
+            logger.info("beat: the lease is taken over at once: %s, which held it, has ended", name)
+        return is_dead
 
     def _note_other(self, answer: Held | NoState) -> None:
         found: LeaseValue | NoState = answer.lease if isinstance(answer, Held) else answer

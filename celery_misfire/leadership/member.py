@@ -12,6 +12,7 @@ from celery_misfire.leadership.lease import Lease, uptime
 from celery_misfire.leadership.ledger import Outdated
 from celery_misfire.leadership.peers import difference
 from celery_misfire.records import Definition
+from celery_misfire.store.owner import name_of
 from celery_misfire.store.port import Store
 from celery_misfire.texts import quote_name
 from celery_misfire.trouble import Reminders, Trouble
@@ -164,7 +165,7 @@ class Member:
             return
         self._compared_with = theirs
         if found := difference(self._description, (theirs, self._store.described_entries())):
-            beats = f"{self._store.owner}, which stands by, and {self._lease.holder}, which leads"
+            beats = f"{name_of(self._store.owner)}, which stands by, and {self._lease.holder}, which leads"
             text = f"two beats of one namespace are configured differently, {beats}: {found}. {_NAMESPACES}"
             logger.warning("beat: %s", text)
             self._store.tell_leader(text)

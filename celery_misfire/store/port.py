@@ -56,7 +56,7 @@ class LeaseValue:
     :param token: secret of the beat that took the lease; each of its commits proves itself with it.
     :param epoch: number of this term of leadership, greater than every one before.
     :param renewals: how often the lease was renewed. A standby sees by it that the leader is alive.
-    :param owner: host and process of that beat, for people.
+    :param owner: the process of that beat, see :mod:`~celery_misfire.store.owner`.
     """
 
     token: str
@@ -268,7 +268,7 @@ class Store(Protocol):
 
     @property
     def owner(self) -> str:
-        """Host and process, as the lease will show them."""
+        """This process, as the lease will name it, see :mod:`~celery_misfire.store.owner`."""
 
     def advice(self) -> Sequence[str]:
         """Return what is unwise about this store: one line each, for the log.

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from celery_misfire.exceptions import LeaseLost, StoreRefused, StoreUnavailable
 from celery_misfire.store import errors, registers
 from celery_misfire.store.connection import LONGEST_CALL, RedisConnection, as_text
+from celery_misfire.store.owner import this_process
 from celery_misfire.store.port import (
     COUNTS_TTL,
     NOTE_TTL,
@@ -76,7 +75,6 @@ class RedisStore(Store):
         self._redis = self._connection.client
         self._call, self._run = self._connection.call, self._connection.run
         self._history = history
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
         prefix = f"celery-misfire:{{{namespace}}}"
         self.state_key, self._lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
         self._note_key, self._guard_key = f"{prefix}:note", f"{prefix}:guard"
@@ -100,7 +98,7 @@ class RedisStore(Store):
 
     @property
     def owner(self) -> str:
-        return self._owner
+        return this_process()
 
     def advice(self) -> list[str]:
         return self._connection.advice()
