@@ -8,6 +8,7 @@ in), and replace its loop: which entry is due, and what happens when it is late,
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 from celery import Celery
 from celery import _state as celery_state
 from celery.beat import ScheduleEntry, Scheduler, SchedulingError
-from celery.signals import beat_init
+from celery.signals import beat_embedded_init, beat_init
 from click import ClickException
 from kombu import Connection, Producer
 
@@ -63,6 +64,8 @@ class MisfireMixin(Scheduler):
         self._entries = BeatEntries(kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or "")
         self._ticking = False
         self._asked_to_stop = False
+        #: The worker whose beat this is, None for a beat of its own.
+        self.worker_pid: int | None = None
         self._broker = Broker(app, self._make_producer)
         self._publisher = EntryPublisher(
             app,
@@ -240,6 +243,10 @@ class MisfireMixin(Scheduler):
         return True
 
     def _tick(self) -> float:
+        if self.worker_pid not in (None, os.getppid()):
+            logger.warning("beat: the worker of this beat has ended, and so beat ends")
+            self._asked_to_stop = True
+            return 0.0
         if self._entries.have_changed(self._own_entries()):
             self.schedule_has_changed()
         return min(self._member.tick(), float(self.max_interval))  # type: ignore[arg-type] # never None here
@@ -383,3 +390,10 @@ def _stop_between_ticks(sender: Any, **_: Any) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, scheduler.stop_soon)
+
+
+@beat_embedded_init.connect
+def _end_with_worker(sender: Any, **_: Any) -> None:
+    """Let the beat of a worker that was killed end: a worker that is started in its place has a beat, too."""
+    if isinstance(sender.scheduler, MisfireMixin):
+        sender.scheduler.worker_pid = os.getppid()

@@ -59,9 +59,11 @@ class Lease:
     ) -> None:
         self._store, self._ttl, self._renew_every, self._clock = store, ttl, renew_every, clock
         self._is_dead = is_dead
-        #: Guards `_ours` and `_trusted_until`, which the thread changes too.
+        #: Guards `_ours`, `_known` and `_trusted_until`, which the thread changes too.
         self._lock = threading.Lock()
         self._ours: LeaseValue | None = None
+        #: How many renewals the store is known to have had of it.
+        self._known = 0
         self._trusted_until = 0.0
         self._main_loop_seen = clock()
         #: The last tokens that were asked for without an answer. A lease that has one of them is ours.
@@ -122,7 +124,8 @@ class Lease:
             self._note_other(answer)
             return None
         with self._lock:
-            self._ours, self._trusted_until = answer.lease, asked + self._ttl * TRUST
+            self._ours, self._known = answer.lease, 0
+            self._trusted_until = asked + self._ttl * TRUST
         self._main_loop_seen = self._clock()
         self._found = None
         if self._thread is None or not self._thread.is_alive():
@@ -187,25 +190,28 @@ class Lease:
                     logger.error("beat: the lease could not be renewed: %s", describe_error(exc))
 
     def _renew(self) -> None:
-        ours, asked = self._ours, self._clock()
+        with self._lock:
+            ours, known, asked = self._ours, self._known, self._clock()
         if ours is None:
             return
         renewed = ours.renewed()
         try:
-            note = self._store.renew(renewed, self._ttl)
+            note = self._store.renew(renewed, self._ttl, known)
         except LeaseLost:
-            self._replace(ours, None, 0.0)
+            self._replace(ours, None, 0, 0.0)
         except StoreUnavailable:
             # The trust runs out by itself, or the main loop's next commit fails. The renewal may have
             # arrived, so the next one needs another number: a standby must see that the leader is alive.
-            self._replace(ours, renewed, self._trusted_until)
+            self._replace(ours, renewed, known, self._trusted_until)
         else:
-            self._replace(ours, renewed, asked + self._ttl * TRUST)
+            self._replace(ours, renewed, renewed.renewals, asked + self._ttl * TRUST)
             if note:
                 logger.warning("beat: %s", one_line(note, MAX_LINE_LENGTH))
 
-    def _replace(self, ours: LeaseValue, value: LeaseValue | None, trusted_until: float) -> None:
+    def _replace(
+        self, ours: LeaseValue, value: LeaseValue | None, known: int, trusted_until: float
+    ) -> None:
         """Keep what became of our lease, unless the main loop has taken or lost it in the meantime."""
         with self._lock:
             if self._ours is ours:
-                self._ours, self._trusted_until = value, trusted_until
+                self._ours, self._known, self._trusted_until = value, known, trusted_until

@@ -222,8 +222,10 @@ class MemoryStore(Store):
         return Taken(lease, previous_epoch, cold=not contents.meta, app=app)
 
     @_one_call
-    def renew(self, lease: LeaseValue, ttl: float) -> str:
+    def renew(self, lease: LeaseValue, ttl: float, known: int = 0) -> str:
         self._check(lease.token)
+        if LeaseValue.parse(self._get("lease")).renewals < known:
+            raise LeaseLost
         self._set("lease", str(lease), ttl)
         note = self._get("note")
         self.database.contents.expiring.pop("note", None)

@@ -291,11 +291,13 @@ class Store(Protocol):
         :raises NewerSchema: when another version has written the state. Nothing has been written then.
         """
 
-    def renew(self, lease: LeaseValue, ttl: float) -> str:
+    def renew(self, lease: LeaseValue, ttl: float, known: int = 0) -> str:
         """Prolong the lease with this token and give it this value.
 
+        :param known: how many renewals the store is known to have had.
         :returns: what another beat has to tell the leader, '' for nothing.
-        :raises LeaseLost: when the lease is not ours any more.
+        :raises LeaseLost: when the lease is not ours any more, or has had fewer renewals: the store went back
+            in time.
         """
 
     def release(self, token: str) -> None:

@@ -126,8 +126,9 @@ class RedisStore(Store):
                 case [_, _, previous_epoch, value]:
                     return Taken(LeaseValue.parse(value), int(previous_epoch), cold=not meta, app=app)
 
-    def renew(self, lease: LeaseValue, ttl: float) -> str:
-        answer = self._run("renew", [self.lease_key, self._note_key], [lease.token, str(lease), _ms(ttl)])
+    def renew(self, lease: LeaseValue, ttl: float, known: int = 0) -> str:
+        args = [lease.token, str(lease), _ms(ttl), known]
+        answer = self._run("renew", [self.lease_key, self._note_key], args)
         if not answer:
             raise LeaseLost
         return str(answer[0])

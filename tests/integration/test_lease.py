@@ -271,6 +271,34 @@ def test_the_thread_notices_that_the_lease_was_lost(place: StorePlace, store: St
     assert place.read_lease() == "other|1|0|there"
 
 
+def test_the_thread_notices_that_the_store_went_back_under_the_lease():
+    place = MemoryPlace()
+    lease = Lease(place.store(), ttl=300, renew_every=0.01)
+    assert lease.acquire()
+
+    def renewals() -> int:
+        return LeaseValue.parse(place.read_lease()).renewals
+
+    wait_for(renewals)
+    snapshot = place.contents()
+    before = renewals()
+    # Its answers are lost for a while: what was sent is not known to have been done, and nothing is wrong.
+    place.database.fault = lambda owner, call: Fault.ANSWER_LOST if call == "renew" else None
+    wait_for(lambda: renewals() > before + 5, what="renewals")
+    place.database.fault = lambda owner, call: None
+    before = renewals()
+    wait_for(lambda: renewals() > before + 5, what="renewals")
+    assert lease.held
+    place.database.put_back(snapshot)
+    wait_for(lambda: not lease.held, what="the loss")
+    # It is ours all the same, and taken again; whoever leads compares the records then.
+    token = LeaseValue.parse(place.read_lease()).token
+    assert lease.acquire()
+    assert lease.token != token
+    assert not lease.superseded
+    lease.release()
+
+
 def test_a_renewal_whose_answer_got_lost_is_followed_by_one_with_another_number():
     """Else a standby would see an unchanged lease for longer than it is one."""
     place = MemoryPlace()

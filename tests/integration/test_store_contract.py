@@ -77,6 +77,22 @@ def test_a_renewal_prolongs_ones_own_lease_alone(place: StorePlace, store: Store
     assert place.read_lease() == ""
 
 
+def test_a_renewal_notices_a_lease_that_went_back_to_an_older_number(place: StorePlace, store: Store):
+    """The store went back to a snapshot under the same lease."""
+    first = take(store, "mine").lease
+    second, third = first.renewed(), first.renewed().renewed()
+    store.renew(second, 60, known=0)
+    # It may have been done without an answer, and sent twice.
+    for _ in range(2):
+        store.renew(third, 60, known=0)
+    place.write_lease(str(second))
+    with pytest.raises(LeaseLost):
+        store.renew(third.renewed(), 60, known=2)
+    assert place.read_lease() == str(second)
+    store.renew(third.renewed(), 60, known=1)
+    assert place.read_lease() == str(third.renewed())
+
+
 def test_a_lease_is_taken_over_only_as_it_was_seen(store: Store):
     seen = take(store, "other").lease
     store.renew(seen.renewed(), 60)
