@@ -38,6 +38,7 @@ from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
+from celery_misfire.misfire import Reason
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker, WatchedProducer
 from celery_misfire.sending.publisher import EntryPublisher
@@ -118,6 +119,7 @@ class MisfireMixin(Scheduler):
             app=self.app.main or "",
             each=settings.missed_results == "each",
             resume_misfires=settings.on_resume == "misfire",
+            restart_grace=settings.restart_grace,
             catch_up_queue=settings.catch_up_queue,
         )
         self._member = Member(
@@ -139,7 +141,8 @@ class MisfireMixin(Scheduler):
     def _log(self, events: Sequence[Event]) -> None:
         for event in events:
             if isinstance(event, Misfired | GaveUp):
-                logger.warning("beat: %s", event.sentence(self.app.timezone))
+                level = logging.INFO if event.reason == Reason.RESTARTED else logging.WARNING
+                logger.log(level, "beat: %s", event.sentence(self.app.timezone))
 
     def _announce(self, events: Sequence[Event]) -> None:
         for event in events:

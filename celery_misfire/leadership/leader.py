@@ -23,6 +23,7 @@ from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.leadership.outages import Outages, compare_clocks
 from celery_misfire.leadership.pending_misses import PendingMisses, Reporter
 from celery_misfire.leadership.queues import Queues
+from celery_misfire.leadership.restart import Restart
 from celery_misfire.misfire import Reason
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.sending.choice import DispatchChoice
@@ -49,6 +50,7 @@ class Leader:
     :param listeners: get the events of each commit; they must not wait.
     :param each: report every missed occurrence by itself, not one record per outage and entry.
     :param resume_misfires: see :class:`Adoption`.
+    :param restart_grace: a clean stop and a take-over within so many seconds is a deploy.
     :param catch_up_queue: catching up waits while a queue has more messages than this.
     :param wall: the wall clock, in milliseconds UTC.
     :param steady: a clock that nobody sets, in seconds.
@@ -66,6 +68,7 @@ class Leader:
         app: str = "",
         each: bool = False,
         resume_misfires: bool = False,
+        restart_grace: float = 60.0,
         catch_up_queue: int = 10_000,
         wall: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         steady: Callable[[], float] = uptime,
@@ -73,6 +76,7 @@ class Leader:
         self._store, self._lease, self._app = store, lease, app
         self._listeners = tuple(listeners)
         self._wall, self._steady = wall, steady
+        self._restart_grace = round(restart_grace * 1000)
         self._ledger = Ledger(store, lease, namespace, self._after)
         self._misses = PendingMisses(self._ledger, reporter, each=each)
         self._intents = Intents(store, lease, self._ledger)
@@ -114,17 +118,21 @@ class Leader:
         now = self._wall()
         compare_clocks(now, self._store.time(), self._wall())
         goes_on = self._ledger.take_over(acquired)
-        if goes_on:
-            reason = Reason.STORE_UNAVAILABLE
-        else:
+        reason, restart = Reason.STORE_UNAVAILABLE, None
+        if not goes_on:
             reason = Reason.FAILOVER if self._lease.other_was_alive else Reason.SCHEDULER_DOWN
+            restart = Restart.of(acquired.stop, self._restart_grace)
             self._misses.forget()
         self.adopt(definitions, from_now=acquired.cold and not goes_on)
         if acquired.cold:
             self._store.write_meta(self._lease.token, self._app)
         self._lease.other_was_alive = self._lease.superseded = False
         self._ledger.epoch = acquired.epoch
-        self._outages.note(reason, now)
+        if goes_on:
+            self._outages.note(reason, now)
+        else:
+            self._outages.began(reason, now, restart)
+        reason = Reason.RESTARTED if restart else reason
         self._ledger.note(Led(epoch=acquired.epoch, reason=reason, cold=acquired.cold, now=now))
 
     def adopt(self, definitions: Iterable[Definition], *, from_now: bool = False) -> None:
@@ -170,6 +178,11 @@ class Leader:
                 listener(commit.events)
             except Exception:
                 logger.exception("beat: unexpected error in a listener for events")
+
+    @property
+    def in_time_since(self) -> int | None:
+        """From when on this beat has sent in time, in milliseconds UTC; None while it cannot send."""
+        return self._outages.in_time_since if self._broker.is_up else None
 
     def record(self, name: str) -> EntryRecord | None:
         """Return where an entry stands; None when nothing is known of it."""

@@ -163,8 +163,11 @@ class Lease:
         with self._lock:
             self._ours, self._trusted_until = None, 0.0
 
-    def release(self) -> None:
-        """Stop renewing and give the lease up, if the store can be reached."""
+    def release(self, in_time_since: int | None = None) -> None:
+        """Stop renewing and give the lease up, if the store can be reached.
+
+        :param in_time_since: this is a clean stop, see :meth:`Store.release`.
+        """
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=self._ttl)
@@ -172,7 +175,7 @@ class Lease:
         self._trusted_until = 0.0
         if self.token:
             try:
-                self._store.release(self.token)
+                self._store.release(self.token, in_time_since)
             except StoreUnavailable as exc:
                 # It stays ours, and is taken again if we go on.
                 logger.warning("beat: the lease could not be given up and will run out: %s", exc)
@@ -208,9 +211,7 @@ class Lease:
             if note:
                 logger.warning("beat: %s", one_line(note, MAX_LINE_LENGTH))
 
-    def _replace(
-        self, ours: LeaseValue, value: LeaseValue | None, known: int, trusted_until: float
-    ) -> None:
+    def _replace(self, ours: LeaseValue, value: LeaseValue | None, known: int, trusted_until: float) -> None:
         """Keep what became of our lease, unless the main loop has taken or lost it in the meantime."""
         with self._lock:
             if self._ours is ours:

@@ -102,7 +102,9 @@ class Member:
 
     def close(self) -> None:
         """Give the lease up, so that another beat can go on at once."""
-        self._lease.release()
+        # A beat in trouble leaves no mark: what it could not send is no matter of a restart.
+        works = self._leads and self._lease.held
+        self._lease.release(self._leader.in_time_since if works else None)
 
     def _adopt(self) -> None:
         self.has_changed = False

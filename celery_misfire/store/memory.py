@@ -20,6 +20,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.store import registers
+from celery_misfire.store.clean_stop import STOP_TTL, CleanStop
 from celery_misfire.store.port import (
     COUNTS_TTL,
     NOTE_TTL,
@@ -219,7 +220,9 @@ class MemoryStore(Store):
         contents.epoch = max(previous_epoch + 1, self._now())
         lease = LeaseValue(token, contents.epoch, 0, self.owner)
         self._set("lease", str(lease), ttl)
-        return Taken(lease, previous_epoch, cold=not contents.meta, app=app)
+        stop = CleanStop.parse(self._get("stopped"), previous_epoch, self._now())
+        contents.expiring.pop("stopped", None)
+        return Taken(lease, previous_epoch, cold=not contents.meta, app=app, stop=stop)
 
     @_one_call
     def renew(self, lease: LeaseValue, ttl: float, known: int = 0) -> str:
@@ -232,10 +235,12 @@ class MemoryStore(Store):
         return note
 
     @_one_call
-    def release(self, token: str) -> None:
+    def release(self, token: str, in_time_since: int | None = None) -> None:
         with suppress(LeaseLost):
             self._check(token)
-            del self.database.contents.expiring["lease"]
+            epoch = LeaseValue.parse(self.database.contents.expiring.pop("lease")[0]).epoch
+            if in_time_since is not None:
+                self._set("stopped", f"{epoch}|{self._now()}|{in_time_since}", STOP_TTL)
 
     def _check(self, token: str) -> None:
         if not token or LeaseValue.parse(self._get("lease")).token != token:

@@ -68,9 +68,7 @@ def _stat(process: str) -> tuple[int, str, int]:
     return int(before.split()[0]), fields[0], int(fields[19])
 
 
-def is_dead(
-    owner: str, ours: str | None = None, start_of: Callable[[int], int | None] = _start_of
-) -> bool:
+def is_dead(owner: str, ours: str | None = None, start_of: Callable[[int], int | None] = _start_of) -> bool:
     """Return True when the owner of a lease is known to have ended.
 
     It is known of processes of this host, of its present boot and of our own pid namespace alone. A container

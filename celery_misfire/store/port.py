@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from celery_misfire.exceptions import NewerSchema
 from celery_misfire.records import SCHEMA
+from celery_misfire.store.clean_stop import CleanStop
 from celery_misfire.store.registers import Register
 from celery_misfire.texts import quote
 
@@ -92,12 +93,14 @@ class Taken:
     :param previous_epoch: number of the term before, 0 when the store remembers none.
     :param cold: True when the store holds no state: it is new, or it was lost.
     :param app: name of the app whose beat began the state, '' when that is not known.
+    :param stop: how the term before ended, None unless it was in an orderly way.
     """
 
     lease: LeaseValue
     previous_epoch: int
     cold: bool
     app: str = ""
+    stop: CleanStop | None = None
 
     @property
     def epoch(self) -> int:
@@ -300,8 +303,12 @@ class Store(Protocol):
             in time.
         """
 
-    def release(self, token: str) -> None:
-        """Give the lease up, if it is ours."""
+    def release(self, token: str, in_time_since: int | None = None) -> None:
+        """Give the lease up, if it is ours.
+
+        :param in_time_since: leave a mark of a clean stop, see :class:`~.clean_stop.CleanStop`. The next one
+            that takes the lease is told of it, nobody after.
+        """
 
     # The records, which only the leader writes.
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_misfire.exceptions import LeaseLost, StoreRefused, StoreUnavailable
 from celery_misfire.store import errors, registers
+from celery_misfire.store.clean_stop import STOP_TTL, CleanStop
 from celery_misfire.store.connection import LONGEST_CALL, RedisConnection, as_text
 from celery_misfire.store.owner import this_process
 from celery_misfire.store.port import (
@@ -78,6 +79,7 @@ class RedisStore(Store):
         prefix = f"celery-misfire:{{{namespace}}}"
         self.state_key, self._lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
         self._note_key, self._guard_key = f"{prefix}:note", f"{prefix}:guard"
+        self._stop_key = f"{prefix}:stopped"
         self._watch_keys = (f"{prefix}:watcher", f"{prefix}:watch", self._guard_key, self.lease_key)
         self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
         self._counts_prefix = f"{prefix}:counts:"
@@ -112,7 +114,7 @@ class RedisStore(Store):
     def acquire(
         self, token: str, ttl: float, seen: LeaseValue | None = None, *, needs_state: bool = False
     ) -> Taken | Held | NoState:
-        keys = [self.lease_key, self.state_key, self.log_key]
+        keys = [self.lease_key, self.state_key, self.log_key, self._stop_key]
         meta, app, free = "", "", _NO_STATE if needs_state else ""
         while True:
             answer = self._run("acquire", keys, [token, self.owner, _ms(ttl), str(seen or ""), meta, free])
@@ -123,8 +125,10 @@ class RedisStore(Store):
                     return NoState()
                 case ["HELD", value, description]:
                     return Held(LeaseValue.parse(value), description)
-                case [_, _, previous_epoch, value]:
-                    return Taken(LeaseValue.parse(value), int(previous_epoch), cold=not meta, app=app)
+                case [_, _, previous_epoch, value, now, mark]:
+                    previous = int(previous_epoch)
+                    stop = CleanStop.parse(mark, previous, int(now))
+                    return Taken(LeaseValue.parse(value), previous, cold=not meta, app=app, stop=stop)
 
     def renew(self, lease: LeaseValue, ttl: float, known: int = 0) -> str:
         args = [lease.token, str(lease), _ms(ttl), known]
@@ -133,8 +137,9 @@ class RedisStore(Store):
             raise LeaseLost
         return str(answer[0])
 
-    def release(self, token: str) -> None:
-        self._run("release", [self.lease_key], [token])
+    def release(self, token: str, in_time_since: int | None = None) -> None:
+        since = "" if in_time_since is None else in_time_since
+        self._run("release", [self.lease_key, self._stop_key], [token, since, _ms(STOP_TTL)])
 
     # -- records -------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from celery_misfire.conf.names import plainly_named
 from celery_misfire.conf.settings import Settings
 from celery_misfire.events import Missed, decode
 from celery_misfire.exceptions import StoreUnavailable
-from celery_misfire.misfire import AUTO_THRESHOLD, from_millis
+from celery_misfire.misfire import AUTO_THRESHOLD, Reason, from_millis
 from celery_misfire.records import EntryRecord
 from celery_misfire.signals import beat_overdue
 from celery_misfire.status import Status, status_of
@@ -131,7 +131,8 @@ class Watch:
                 # A worker logs by itself what it has given up.
                 if isinstance(event, Missed) and event.worker is None:
                     sentence = one_line(event.sentence(self._app.timezone), LONGEST_LINE)
-                    logger.warning("worker: beat recorded that %s", sentence)
+                    level = logging.INFO if event.reason == Reason.RESTARTED else logging.WARNING
+                    logger.log(level, "worker: beat recorded that %s", sentence)
 
     # -- beat ----------------------------------------------------------------------------------------------
 
