@@ -107,7 +107,6 @@ class Decisions:
         self._failing.mended(name)
         commit.records[name] = decided
         if made.misfire is not None:
-            self._outages.found_late(made.misfire.first, now)
             commit.events.append(explain(self._ledger, decided, len(record.missed), made.misfire, now))
         else:
             commit.events += give_up(self._ledger, decided, len(record.missed))

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from celery_misfire.events import Event, Led
+from celery_misfire.events import Event, Led, Misfired
 from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.leadership.adoption import Adoption
 from celery_misfire.leadership.broker_link import BrokerLink
@@ -173,6 +173,9 @@ class Leader:
                 self._queues.put(name, record, is_finished=name not in self._adoption.unfinished)
                 if not record.intents:
                     self._failing.sent(name)
+        for event in commit.events:
+            if isinstance(event, Misfired):
+                self._outages.found_late(event.first, event.now)
         for listener in self._listeners if commit.events else ():
             try:
                 listener(commit.events)
