@@ -69,7 +69,12 @@ def _addresses(value: object) -> tuple[str, ...]:
 
 
 def _grace(value: object) -> float:
-    return 0.0 if value == 0 and not isinstance(value, bool) else as_seconds(value)
+    if value == 0 and not isinstance(value, bool):
+        return 0.0
+    try:
+        return as_seconds(value)
+    except ValueError as exc:
+        raise ValueError(str(exc).replace("> 0", ">= 0")) from None
 
 
 def _lease_ttl(value: object) -> float:
