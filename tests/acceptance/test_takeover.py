@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_the_lease_of_a_beat_in_another_pid_namespace_is_left_to_its_time_to_liv
     killed = lease(redis_server)
     place, _, started = killed.owner.rpartition("/")
     boot, _, namespace = place.rpartition("/")
-    elsewhere = LeaseValue(killed.token, killed.epoch, 0, f"{boot}/{int(namespace) + 1}/{started}")
+    elsewhere = replace(killed, owner=f"{boot}/{int(namespace) + 1}/{started}")
     redis_server.client().set(LEASE, str(elsewhere), px=4_000)
     project.beat(name="second")
     wait_for(lambda: f"another beat leads ({socket.gethostname()}:{beat.pid})" in project.log("second"))
