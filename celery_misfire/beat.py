@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -63,10 +64,7 @@ class MisfireMixin(Scheduler):
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
         self._entries = BeatEntries(kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or "")
-        self._ticking = False
-        self._asked_to_stop = False
-        #: The worker whose beat this is, None for a beat of its own.
-        self.worker_pid: int | None = None
+        self._ticking = self._asked_to_stop = False
         self._broker = Broker(app, self._make_producer)
         self._publisher = EntryPublisher(
             app,
@@ -141,8 +139,7 @@ class MisfireMixin(Scheduler):
     def _log(self, events: Sequence[Event]) -> None:
         for event in events:
             if isinstance(event, Misfired | GaveUp):
-                level = logging.INFO if event.reason == Reason.RESTARTED else logging.WARNING
-                logger.log(level, "beat: %s", event.sentence(self.app.timezone))
+                logger.log(_level_of(event), "beat: %s", event.sentence(self.app.timezone))
 
     def _announce(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -246,10 +243,6 @@ class MisfireMixin(Scheduler):
         return True
 
     def _tick(self) -> float:
-        if self.worker_pid not in (None, os.getppid()):
-            logger.warning("beat: the worker of this beat has ended, and so beat ends")
-            self._asked_to_stop = True
-            return 0.0
         if self._entries.have_changed(self._own_entries()):
             self.schedule_has_changed()
         return min(self._member.tick(), float(self.max_interval))  # type: ignore[arg-type] # never None here
@@ -334,6 +327,11 @@ class MisfireScheduler(MisfireMixin):
         self.install_default_entries(self.schedule)
 
 
+def _level_of(event: Misfired | GaveUp) -> int:
+    """Return the level of a line: a deploy is no alarm."""
+    return logging.INFO if event.reason == Reason.RESTARTED else logging.WARNING
+
+
 def _refused_classes(scheduler: Any) -> list[str]:
     """Return what classes of the app's own would do in vain, one line each."""
     classes: tuple[type, ...] = (type(scheduler), scheduler.Entry)
@@ -398,5 +396,13 @@ def _stop_between_ticks(sender: Any, **_: Any) -> None:
 @beat_embedded_init.connect
 def _end_with_worker(sender: Any, **_: Any) -> None:
     """Let the beat of a worker that was killed end: a worker that is started in its place has a beat, too."""
+    worker = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == worker:
+            time.sleep(1)
+        logger.warning("beat: the worker of this beat has ended, and so beat ends")
+        os.kill(os.getpid(), signal.SIGTERM)
+
     if isinstance(sender.scheduler, MisfireMixin):
-        sender.scheduler.worker_pid = os.getppid()
+        threading.Thread(target=watch, name="misfire-worker", daemon=True).start()

@@ -220,8 +220,7 @@ class MemoryStore(Store):
         contents.epoch = max(previous_epoch + 1, self._now())
         lease = LeaseValue(token, contents.epoch, 0, self.owner)
         self._set("lease", str(lease), ttl)
-        stop = CleanStop.parse(self._get("stopped"), previous_epoch, self._now())
-        contents.expiring.pop("stopped", None)
+        stop = CleanStop.parse(self._get("stopped", take=True), previous_epoch, self._now())
         return Taken(lease, previous_epoch, cold=not contents.meta, app=app, stop=stop)
 
     @_one_call
@@ -230,16 +229,14 @@ class MemoryStore(Store):
         if LeaseValue.parse(self._get("lease")).renewals < known:
             raise LeaseLost
         self._set("lease", str(lease), ttl)
-        note = self._get("note")
-        self.database.contents.expiring.pop("note", None)
-        return note
+        return self._get("note", take=True)
 
     @_one_call
     def release(self, token: str, in_time_since: int | None = None) -> None:
         with suppress(LeaseLost):
             self._check(token)
-            epoch = LeaseValue.parse(self.database.contents.expiring.pop("lease")[0]).epoch
-            if in_time_since is not None:
+            epoch = LeaseValue.parse(self._get("lease", take=True)).epoch
+            if in_time_since:
                 self._set("stopped", f"{epoch}|{self._now()}|{in_time_since}", STOP_TTL)
 
     def _check(self, token: str) -> None:
@@ -285,8 +282,7 @@ class MemoryStore(Store):
                     del records[change.entry]
             self.database.count(counts)
             self._write_log(*log)
-        lengths = {name: len(contents.queues[name]) for name in queues}
-        return CommitResult(queue_lengths=lengths, failed=tuple(failed))
+        return CommitResult((), (), {name: len(contents.queues[name]) for name in queues}, tuple(failed))
 
     @_one_call
     def counts_since(self, moment: float) -> dict[tuple[str, str], int]:
@@ -358,8 +354,7 @@ class MemoryStore(Store):
 
     @_one_call
     def register(self, task_id: str) -> Register | None:
-        held = self._get(f"fire:{task_id}")
-        return registers.parse(held) if held else None
+        return registers.parse(held) if (held := self._get(f"fire:{task_id}")) else None
 
     # -- log -----------------------------------------------------------------------------------------------
 
@@ -419,14 +414,13 @@ class MemoryStore(Store):
     def _now(self) -> int:
         return round(self.database.clock() * 1000)
 
-    def _get(self, name: str) -> str:
-        """Return a text that is kept for a time, '' when there is none (any more)."""
-        expiring = self.database.contents.expiring
-        text, until = expiring.get(name, ("", 0.0))
-        if text and until <= self.database.clock():
-            del expiring[name]
-            return ""
-        return text
+    def _get(self, name: str, *, take: bool = False) -> str:
+        """Return a text that is kept for a time, or take it; '' when there is none (any more)."""
+        text, until = self.database.contents.expiring.get(name, ("", 0.0))
+        is_over = until <= self.database.clock()
+        if text and (take or is_over):
+            del self.database.contents.expiring[name]
+        return "" if is_over else text
 
     def _set(self, name: str, text: str, ttl: float) -> None:
         self.database.contents.expiring[name] = (text, self.database.clock() + ttl)

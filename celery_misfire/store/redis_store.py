@@ -126,9 +126,8 @@ class RedisStore(Store):
                 case ["HELD", value, description]:
                     return Held(LeaseValue.parse(value), description)
                 case [_, _, previous_epoch, value, now, mark]:
-                    previous = int(previous_epoch)
-                    stop = CleanStop.parse(mark, previous, int(now))
-                    return Taken(LeaseValue.parse(value), previous, cold=not meta, app=app, stop=stop)
+                    stop = CleanStop.parse(mark, int(previous_epoch), int(now))
+                    return Taken(LeaseValue.parse(value), int(previous_epoch), not meta, app, stop)
 
     def renew(self, lease: LeaseValue, ttl: float, known: int = 0) -> str:
         args = [lease.token, str(lease), _ms(ttl), known]
@@ -138,8 +137,7 @@ class RedisStore(Store):
         return str(answer[0])
 
     def release(self, token: str, in_time_since: int | None = None) -> None:
-        since = "" if in_time_since is None else in_time_since
-        self._run("release", [self.lease_key, self._stop_key], [token, since, _ms(STOP_TTL)])
+        self._run("release", [self.lease_key, self._stop_key], [token, in_time_since or "", _ms(STOP_TTL)])
 
     # -- records -------------------------------------------------------------------------------------------
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from celery.schedules import schedule
 
+from celery_misfire.leadership.outages import Outages
 from celery_misfire.leadership.restart import Restart
-from celery_misfire.misfire import Outcome
+from celery_misfire.misfire import Outcome, Reason
 from celery_misfire.records import EntryRecord, Intent, first_seen
 from celery_misfire.store.clean_stop import CleanStop
 from celery_misfire.triggers.kinds import trigger_for
@@ -80,3 +81,24 @@ def test_an_entry_that_has_ended_is_an_alarm():
 
 def test_without_a_grace_no_restart_is_explained():
     assert not explains(record(), restart=Restart(0, BEGIN))
+
+
+def test_a_beat_sends_in_time_from_when_it_has_judged_all_that_was_late_at_its_start():
+    outages = Outages(0)
+    outages.began(Reason.SCHEDULER_DOWN, NOW, None)
+    assert outages.in_time_since == NOW
+    # With many entries that takes a while, and each batch finds more of them late.
+    outages.found_late(NOW - 9 * SECOND, NOW + SECOND)
+    outages.found_late(NOW + SECOND, NOW + 2 * SECOND)
+    assert outages.in_time_since == NOW + 2 * SECOND
+    # This one was late for something else.
+    outages.found_late(NOW + 60 * SECOND, NOW + 90 * SECOND)
+    assert outages.in_time_since == NOW + 2 * SECOND
+
+
+def test_another_outage_ends_what_the_restart_explains():
+    outages = Outages(0)
+    outages.began(Reason.SCHEDULER_DOWN, NOW, RESTART)
+    assert outages.restart is RESTART
+    outages.note(Reason.BROKER_UNAVAILABLE, NOW + SECOND)
+    assert outages.restart is None
