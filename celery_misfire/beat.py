@@ -8,8 +8,10 @@ in), and replace its loop: which entry is due, and what happens when it is late,
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -19,7 +21,7 @@ from typing import Any
 from celery import Celery
 from celery import _state as celery_state
 from celery.beat import ScheduleEntry, Scheduler, SchedulingError
-from celery.signals import beat_init
+from celery.signals import beat_embedded_init, beat_init
 from click import ClickException
 from kombu import Connection, Producer
 
@@ -62,8 +64,7 @@ class MisfireMixin(Scheduler):
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
         self._entries = BeatEntries(kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or "")
-        self._ticking = False
-        self._asked_to_stop = False
+        self._ticking = self._asked_to_stop = False
         self._broker = Broker(app, self._make_producer)
         self._publisher = EntryPublisher(
             app,
@@ -117,6 +118,7 @@ class MisfireMixin(Scheduler):
             app=self.app.main or "",
             each=settings.missed_results == "each",
             resume_misfires=settings.on_resume == "misfire",
+            restart_grace=settings.restart_grace,
             catch_up_queue=settings.catch_up_queue,
         )
         self._member = Member(
@@ -383,3 +385,18 @@ def _stop_between_ticks(sender: Any, **_: Any) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, scheduler.stop_soon)
+
+
+@beat_embedded_init.connect
+def _end_with_worker(sender: Any, **_: Any) -> None:
+    """Let the beat of a worker that was killed end: a worker that is started in its place has a beat, too."""
+    worker = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == worker:
+            time.sleep(1)
+        logger.warning("beat: the worker of this beat has ended, and so beat ends")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if isinstance(sender.scheduler, MisfireMixin):
+        threading.Thread(target=watch, name="misfire-worker", daemon=True).start()

@@ -68,6 +68,15 @@ def _addresses(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _grace(value: object) -> float:
+    if value == 0 and not isinstance(value, bool):
+        return 0.0
+    try:
+        return as_seconds(value)
+    except ValueError as exc:
+        raise ValueError(str(exc).replace("> 0", ">= 0")) from None
+
+
 def _lease_ttl(value: object) -> float:
     seconds = as_seconds(value)
     if seconds < 0.1:
@@ -138,6 +147,8 @@ class Settings:
     :param result_state: state of the result of a missed run, ``"MISSED"`` or ``"FAILURE"``.
     :param worker_guard: judge a run again that starts late in the worker.
     :param deduplicate: drop a second message of one occurrence before user code runs.
+    :param restart_grace: a clean stop and a take-over within this time is a deploy, and what is missed
+        meanwhile no alarm; 0: every restart is an outage.
     :param check_rate: time between two looks for overdue entries.
     :param lease_ttl: how long the leading beat may be silent before another one takes over.
     :param lease_renew: time between two renewals of the lease; less than half of `lease_ttl`. Not set, it is
@@ -165,6 +176,7 @@ class Settings:
     result_state: str = "MISSED"
     worker_guard: bool = True
     deduplicate: bool = True
+    restart_grace: float = 60.0
     check_rate: float = 60.0
     lease_ttl: float = 30.0
     lease_renew: float = 10.0
@@ -215,6 +227,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "result_state": partial(_one_of, ("MISSED", "FAILURE")),
     "worker_guard": as_bool,
     "deduplicate": as_bool,
+    "restart_grace": _grace,
     "check_rate": as_seconds,
     "lease_ttl": _lease_ttl,
     "lease_renew": as_seconds,

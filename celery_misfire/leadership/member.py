@@ -13,6 +13,7 @@ from celery_misfire.leadership.ledger import Outdated
 from celery_misfire.leadership.peers import difference
 from celery_misfire.log_lines import log_fields
 from celery_misfire.records import Definition
+from celery_misfire.store.owner import name_of
 from celery_misfire.store.port import Store
 from celery_misfire.texts import quote_name
 from celery_misfire.trouble import Reminders, Trouble
@@ -102,7 +103,9 @@ class Member:
 
     def close(self) -> None:
         """Give the lease up, so that another beat can go on at once."""
-        self._lease.release()
+        # A beat in trouble leaves no mark: what it could not send is no matter of a restart.
+        works = self._leads and self._lease.held
+        self._lease.release(self._leader.in_time_since if works else None)
 
     def _adopt(self) -> None:
         self.has_changed = False
@@ -166,7 +169,7 @@ class Member:
             return
         self._compared_with = theirs
         if found := difference(self._description, (theirs, self._store.described_entries())):
-            beats = f"{self._store.owner}, which stands by, and {self._lease.holder}, which leads"
+            beats = f"{name_of(self._store.owner)}, which stands by, and {self._lease.holder}, which leads"
             text = f"two beats of one namespace are configured differently, {beats}: {found}. {_NAMESPACES}"
             logger.warning("beat: %s", text, extra=log_fields("beats_differ", owner=self._store.owner))
             self._store.tell_leader(text)

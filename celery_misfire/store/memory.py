@@ -20,11 +20,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.store import registers
+from celery_misfire.store.clean_stop import STOP_TTL, CleanStop
 from celery_misfire.store.port import (
     COUNTS_TTL,
     NOTE_TTL,
     NOTHING,
-    REGISTER_TTL,
     Change,
     CommitResult,
     Held,
@@ -37,9 +37,8 @@ from celery_misfire.store.port import (
     Taken,
     Watched,
     by_queue,
-    register_ttl,
 )
-from celery_misfire.store.registers import Register
+from celery_misfire.store.registers import REGISTER_TTL, Register, register_ttl
 
 __all__ = ["Contents", "Fault", "MemoryDatabase", "MemoryStore"]
 
@@ -221,21 +220,24 @@ class MemoryStore(Store):
         contents.epoch = max(previous_epoch + 1, self._now())
         lease = LeaseValue(token, contents.epoch, 0, self.owner)
         self._set("lease", str(lease), ttl)
-        return Taken(lease, previous_epoch, cold=not contents.meta, app=app)
+        stop = CleanStop.parse(self._get("stopped", take=True), previous_epoch, self._now())
+        return Taken(lease, previous_epoch, cold=not contents.meta, app=app, stop=stop)
 
     @_one_call
-    def renew(self, lease: LeaseValue, ttl: float) -> str:
+    def renew(self, lease: LeaseValue, ttl: float, known: int = 0) -> str:
         self._check(lease.token)
+        if LeaseValue.parse(self._get("lease")).renewals < known:
+            raise LeaseLost
         self._set("lease", str(lease), ttl)
-        note = self._get("note")
-        self.database.contents.expiring.pop("note", None)
-        return note
+        return self._get("note", take=True)
 
     @_one_call
-    def release(self, token: str) -> None:
+    def release(self, token: str, in_time_since: int | None = None) -> None:
         with suppress(LeaseLost):
             self._check(token)
-            del self.database.contents.expiring["lease"]
+            epoch = LeaseValue.parse(self._get("lease", take=True)).epoch
+            if in_time_since:
+                self._set("stopped", f"{epoch}|{self._now()}|{in_time_since}", STOP_TTL)
 
     def _check(self, token: str) -> None:
         if not token or LeaseValue.parse(self._get("lease")).token != token:
@@ -280,8 +282,7 @@ class MemoryStore(Store):
                     del records[change.entry]
             self.database.count(counts)
             self._write_log(*log)
-        lengths = {name: len(contents.queues[name]) for name in queues}
-        return CommitResult(queue_lengths=lengths, failed=tuple(failed))
+        return CommitResult((), (), {name: len(contents.queues[name]) for name in queues}, tuple(failed))
 
     @_one_call
     def counts_since(self, moment: float) -> dict[tuple[str, str], int]:
@@ -360,8 +361,7 @@ class MemoryStore(Store):
 
     @_one_call
     def register(self, task_id: str) -> Register | None:
-        held = self._get(f"fire:{task_id}")
-        return registers.parse(held) if held else None
+        return registers.parse(held) if (held := self._get(f"fire:{task_id}")) else None
 
     # -- log -----------------------------------------------------------------------------------------------
 
@@ -421,14 +421,13 @@ class MemoryStore(Store):
     def _now(self) -> int:
         return round(self.database.clock() * 1000)
 
-    def _get(self, name: str) -> str:
-        """Return a text that is kept for a time, '' when there is none (any more)."""
-        expiring = self.database.contents.expiring
-        text, until = expiring.get(name, ("", 0.0))
-        if text and until <= self.database.clock():
-            del expiring[name]
-            return ""
-        return text
+    def _get(self, name: str, *, take: bool = False) -> str:
+        """Return a text that is kept for a time, or take it; '' when there is none (any more)."""
+        text, until = self.database.contents.expiring.get(name, ("", 0.0))
+        is_over = until <= self.database.clock()
+        if text and (take or is_over):
+            del self.database.contents.expiring[name]
+        return "" if is_over else text
 
     def _set(self, name: str, text: str, ttl: float) -> None:
         self.database.contents.expiring[name] = (text, self.database.clock() + ttl)

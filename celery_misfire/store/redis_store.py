@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -20,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from celery_misfire.exceptions import LeaseLost, StoreRefused, StoreUnavailable
 from celery_misfire.misfire import Outcome
 from celery_misfire.store import errors, registers
+from celery_misfire.store.clean_stop import STOP_TTL, CleanStop
 from celery_misfire.store.connection import LONGEST_CALL, RedisConnection, as_text
+from celery_misfire.store.owner import this_process
 from celery_misfire.store.port import (
     COUNTS_TTL,
     NOTE_TTL,
@@ -37,9 +37,8 @@ from celery_misfire.store.port import (
     Taken,
     Watched,
     by_queue,
-    register_ttl,
 )
-from celery_misfire.store.registers import Register
+from celery_misfire.store.registers import Register, register_ttl
 
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
@@ -78,10 +77,10 @@ class RedisStore(Store):
         self._redis = self._connection.client
         self._call, self._run = self._connection.call, self._connection.run
         self._history = history
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
         prefix = f"celery-misfire:{{{namespace}}}"
         self.state_key, self._lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
         self._note_key, self._guard_key = f"{prefix}:note", f"{prefix}:guard"
+        self._stop_key = f"{prefix}:stopped"
         self._watch_keys = (f"{prefix}:watcher", f"{prefix}:watch", self._guard_key, self.lease_key)
         self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
         self._counts_prefix = f"{prefix}:counts:"
@@ -102,7 +101,7 @@ class RedisStore(Store):
 
     @property
     def owner(self) -> str:
-        return self._owner
+        return this_process()
 
     def advice(self) -> list[str]:
         return self._connection.advice()
@@ -116,7 +115,7 @@ class RedisStore(Store):
     def acquire(
         self, token: str, ttl: float, seen: LeaseValue | None = None, *, needs_state: bool = False
     ) -> Taken | Held | NoState:
-        keys = [self.lease_key, self.state_key, self.log_key]
+        keys = [self.lease_key, self.state_key, self.log_key, self._stop_key]
         meta, app, free = "", "", _NO_STATE if needs_state else ""
         while True:
             answer = self._run("acquire", keys, [token, self.owner, _ms(ttl), str(seen or ""), meta, free])
@@ -127,17 +126,19 @@ class RedisStore(Store):
                     return NoState()
                 case ["HELD", value, description]:
                     return Held(LeaseValue.parse(value), description)
-                case [_, _, previous_epoch, value]:
-                    return Taken(LeaseValue.parse(value), int(previous_epoch), cold=not meta, app=app)
+                case [_, _, previous_epoch, value, now, mark]:
+                    stop = CleanStop.parse(mark, int(previous_epoch), int(now))
+                    return Taken(LeaseValue.parse(value), int(previous_epoch), not meta, app, stop)
 
-    def renew(self, lease: LeaseValue, ttl: float) -> str:
-        answer = self._run("renew", [self.lease_key, self._note_key], [lease.token, str(lease), _ms(ttl)])
+    def renew(self, lease: LeaseValue, ttl: float, known: int = 0) -> str:
+        args = [lease.token, str(lease), _ms(ttl), known]
+        answer = self._run("renew", [self.lease_key, self._note_key], args)
         if not answer:
             raise LeaseLost
         return str(answer[0])
 
-    def release(self, token: str) -> None:
-        self._run("release", [self.lease_key], [token])
+    def release(self, token: str, in_time_since: int | None = None) -> None:
+        self._run("release", [self.lease_key, self._stop_key], [token, in_time_since or "", _ms(STOP_TTL)])
 
     # -- records -------------------------------------------------------------------------------------------
 

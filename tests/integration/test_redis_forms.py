@@ -904,7 +904,7 @@ def test_all_keys_lie_in_one_slot_of_a_cluster(redis_binary: Path, caplog: pytes
             beat.close()
         keys = client.keys()
         kinds = {key.split(":")[2] for key in keys}
-        assert kinds == {"state", "log", "fire", "late", "counts", "watch", "watcher", "guard"}
+        assert kinds == {"state", "log", "fire", "late", "counts", "watch", "watcher", "guard", "stopped"}
         assert {key_slot(key.encode()) for key in keys} == {key_slot(b"shop")}
         assert {client.cluster("keyslot", key) for key in keys} == {key_slot(b"shop")}
 

@@ -77,6 +77,62 @@ def test_a_renewal_prolongs_ones_own_lease_alone(place: StorePlace, store: Store
     assert place.read_lease() == ""
 
 
+def test_a_clean_stop_is_told_to_the_next_one_that_takes_the_lease(place: StorePlace, store: Store):
+    assert take(store, "1").stop is None
+    store.release("other", 6000)
+    store.release("1", 7000)
+    before = place.time()
+    # Done twice, it has worked once.
+    store.release("1", 8000)
+    place.pass_time(0.05)
+    stop = take(store, "2").stop
+    assert stop is not None
+    assert 50 <= stop.ago <= (place.time() - before) * 1000 + 1
+    assert stop.in_time_since == 7000
+    # One that ends in another way leaves none, and that of the term before is forgotten.
+    store.release("2")
+    assert take(store, "3").stop is None
+
+
+def test_the_mark_of_a_clean_stop_counts_for_the_term_just_before_alone(place: StorePlace, store: Store):
+    store.release(take(store, "1").lease.token, 7000)
+    # An older version takes the lease, and knows nothing of the mark.
+    place.write_epoch(taken_by_another := take(store, "2").epoch + 5)
+    place.write_stop(f"{taken_by_another - 1}|1000|7000")
+    store.release("2")
+    assert take(store, "3").stop is None
+    for text in ("not ours", "1|2", "-1|0|0", "1|2|3|4", "9" * 30 + "|0|0"):
+        store.release("3")
+        place.write_stop(text)
+        place.write_epoch(1)
+        assert take(store, "3").stop is None
+
+
+def test_a_clean_stop_in_the_future_is_told_as_it_is(place: StorePlace, store: Store):
+    """Somebody has set the clock of the store back."""
+    place.write_epoch(5)
+    place.write_stop(f"5|{round(place.time() * 1000) + 60_000}|7000")
+    stop = take(store).stop
+    assert stop is not None
+    assert stop.ago < 0
+
+
+def test_a_renewal_notices_a_lease_that_went_back_to_an_older_number(place: StorePlace, store: Store):
+    """The store went back to a snapshot under the same lease."""
+    first = take(store, "mine").lease
+    second, third = first.renewed(), first.renewed().renewed()
+    store.renew(second, 60, known=0)
+    # It may have been done without an answer, and sent twice.
+    for _ in range(2):
+        store.renew(third, 60, known=0)
+    place.write_lease(str(second))
+    with pytest.raises(LeaseLost):
+        store.renew(third.renewed(), 60, known=2)
+    assert place.read_lease() == str(second)
+    store.renew(third.renewed(), 60, known=1)
+    assert place.read_lease() == str(third.renewed())
+
+
 def test_a_lease_is_taken_over_only_as_it_was_seen(store: Store):
     seen = take(store, "other").lease
     store.renew(seen.renewed(), 60)

@@ -21,7 +21,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -31,7 +31,7 @@ from kombu.utils.json import loads
 
 from celery_misfire.records import EntryRecord
 from celery_misfire.records import loads as loads_record
-from celery_misfire.store.port import Taken
+from celery_misfire.store.port import LeaseValue, Taken
 from celery_misfire.store.redis_store import RedisStore
 from example_project.child_process import Child
 from tests.support.log_lines import one_by_one
@@ -166,6 +166,20 @@ class Project:
             wait_for(lambda: " ready." in self.log(name)[started_at:] or not worker.alive, what="the worker")
             assert worker.alive, self.log(name)[-2000:]
         return worker
+
+    def kill_elsewhere(self, beat: CeleryProcess) -> LeaseValue:
+        """Kill a beat that leads as if it were on another host, where nobody here sees its end.
+
+        :returns: the lease that it leaves, which lasts for its whole time to live.
+        """
+        beat.freeze()
+        with redis.Redis.from_url(self.url, decode_responses=True) as client:
+            key = RedisStore(self.url, NAMESPACE).lease_key
+            held = LeaseValue.parse(client.get(key) or "")
+            lease = replace(held, owner=f"elsewhere:{beat.pid} {held.owner.partition(' ')[2]}")
+            client.set(key, str(lease), keepttl=True)
+        beat.kill()
+        return lease
 
     def celery(
         self,

@@ -114,6 +114,17 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
             (LONG, f"'{'x' * 76}..."),
         )
     ),
+    *(
+        (
+            {"misfire_restart_grace": value},
+            [f"misfire_restart_grace: expected a number of seconds >= 0, got {shown}."],
+        )
+        for value, shown in (("60s", "'60s'"), (False, "False"), (-1, "-1"), (math.nan, "nan"))
+    ),
+    (
+        {"misfire_restart_graze": 5},
+        ["misfire_restart_graze: unknown setting. Did you mean 'misfire_restart_grace'?"],
+    ),
     (
         {"misfire_threshold": "automatic"},
         ["misfire_threshold: expected a number of seconds > 0 or 'auto', got 'automatic'."],
