@@ -29,10 +29,8 @@ from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
 from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.events import Event, GaveUp, Misfired, Sent
-from celery_misfire.exceptions import (
-    MisfireConfigError,
-    StoreRefused,
-)
+from celery_misfire.exceptions import BrokerUnavailable, MisfireConfigError, StoreRefused
+from celery_misfire.leadership.deployment import Deployment
 from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.member import Member
@@ -42,6 +40,7 @@ from celery_misfire.sending.broker import Broker, WatchedProducer
 from celery_misfire.sending.publisher import EntryPublisher
 from celery_misfire.sending.reporter import Reporter
 from celery_misfire.store.redis_store import LONGEST_CALL, RedisStore
+from celery_misfire.store.state_mark import Destination
 from celery_misfire.store.url import address
 from celery_misfire.texts import describe_error, one_line, quote, quote_name
 
@@ -126,8 +125,18 @@ class MisfireMixin(Scheduler):
             poll=settings.standby_poll,
             description=describe(self.app, settings, entries),
             definitions=self._definitions,
+            why_not=Deployment(self._store, self._destination, settings.lease_ttl).why_not,
         )
         self._reporter.start()
+
+    def _destination(self) -> Destination | None:
+        """Return where runs go, None when the broker does not answer; for a beat that does not lead."""
+        try:
+            return self._broker.destination(self._store.place_key)
+        except BrokerUnavailable:
+            return None
+        finally:
+            self._broker.close()
 
     def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
         """Return who hears of each event that was written to the log."""

@@ -18,9 +18,11 @@ from kombu import Connection, Producer
 
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
 from celery_misfire.sending.confirms import Confirms, Interrupted, Receipt
+from celery_misfire.sending.destination import destination_of, redis_get
 from celery_misfire.sending.errors import broker_address, name_error
 from celery_misfire.sending.recording import PushRecorder
 from celery_misfire.store.port import Push
+from celery_misfire.store.state_mark import Destination
 
 __all__ = ["TIMEOUT", "Broker", "WatchedProducer", "name_error"]
 
@@ -85,19 +87,31 @@ class Broker:
         :raises BrokerUnavailable: when the broker failed.
         """
         self._asked = producer = self.producer
-        channel: Any = producer.channel
-        if self._connection is None or not _is_redis(self._connection):
+        if not self.is_redis:
             return None
+        found = self._ask(lambda: redis_get(producer.channel, key))
+        return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+
+    def destination(self, key: str) -> Destination:
+        """Return where the runs of the app go.
+
+        :param key: under which a Redis keeps what tells its database from all others.
+        :raises BrokerUnavailable: when the broker failed.
+        """
+        producer = self.producer
+        found: Destination = self._ask(lambda: destination_of(self._app, producer, key))
+        return found
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        """Return the broker's answer, None when we may not ask that."""
         try:
-            with channel.conn_or_acquire() as client:
-                found = client.get(key)
+            return question()
         except Exception as exc:
             if _about_key(exc):
                 return None
             error = self._unavailable(name_error(exc))
             self.drop()
             raise error from None
-        return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
 
     @property
     def was_asked(self) -> bool:

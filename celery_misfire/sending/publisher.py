@@ -17,6 +17,7 @@ from celery_misfire.sending.broker import Broker, name_error
 from celery_misfire.sending.confirms import Interrupted, Receipt
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.store.port import Push
+from celery_misfire.store.state_mark import Destination
 from celery_misfire.texts import quote_name
 
 __all__ = ["EntryPublisher"]
@@ -86,6 +87,10 @@ class EntryPublisher:
     def was_asked(self) -> bool:
         """True while the connection is still the one that :meth:`read` has used."""
         return self._broker.was_asked
+
+    def destination(self, key: str) -> Destination:
+        """Return where runs go, see :class:`RecordingPublisher`."""
+        return self._broker.destination(key)
 
     def sends_early(self, task: str) -> bool:
         """Return True for a task that leaves, or runs, while its message is built.

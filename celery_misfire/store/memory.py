@@ -32,7 +32,6 @@ from celery_misfire.store.port import (
     NoState,
     Push,
     Refusal,
-    StateMark,
     Store,
     Taken,
     Watched,
@@ -40,6 +39,7 @@ from celery_misfire.store.port import (
     register_ttl,
 )
 from celery_misfire.store.registers import Register
+from celery_misfire.store.state_mark import Destination, StateMark
 
 __all__ = ["Contents", "Fault", "MemoryDatabase", "MemoryStore"]
 
@@ -296,6 +296,24 @@ class MemoryStore(Store):
     def write_meta(self, token: str, app: str) -> None:
         self._check(token)
         self.database.contents.meta = self.database.contents.meta or str(StateMark(app))
+
+    # -- whose state it is ---------------------------------------------------------------------------------
+
+    @property
+    def place_key(self) -> str:
+        return "place"
+
+    @_one_call
+    def look(self) -> tuple[StateMark | None, LeaseValue | None]:
+        meta, lease = self.database.contents.meta, self._get("lease")
+        return StateMark.parse(meta, str(self)) if meta else None, LeaseValue.parse(lease) if lease else None
+
+    @_one_call
+    def write_destination(self, token: str, destination: Destination) -> None:
+        self._check(token)
+        contents = self.database.contents
+        if contents.meta:
+            contents.meta = str(StateMark.parse(contents.meta, str(self)).with_destination(destination))
 
     # -- the configuration of the beat that leads ----------------------------------------------------------
 

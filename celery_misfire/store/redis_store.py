@@ -31,7 +31,6 @@ from celery_misfire.store.port import (
     NoState,
     Push,
     Refusal,
-    StateMark,
     Store,
     Taken,
     Watched,
@@ -39,6 +38,7 @@ from celery_misfire.store.port import (
     register_ttl,
 )
 from celery_misfire.store.registers import Register
+from celery_misfire.store.state_mark import Destination, StateMark
 
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
@@ -62,6 +62,7 @@ class RedisStore(Store):
     :param url: and `options` and `call_timeout`: as for a
         :class:`~celery_misfire.store.connection.RedisConnection`.
     :param history: how many lines the log keeps, roughly.
+    :param key_prefix: goes before the name of each key.
     :raises MisfireConfigError: when redis-py does not take `url` and `options`.
     """
 
@@ -72,25 +73,25 @@ class RedisStore(Store):
         options: Mapping[str, Any] | None = None,
         history: int = 10_000,
         call_timeout: float = LONGEST_CALL,
+        key_prefix: str = "",
     ) -> None:
         self._connection = RedisConnection(url, options or {}, call_timeout)
         self._redis = self._connection.client
         self._call, self._run = self._connection.call, self._connection.run
         self._history = history
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
-        prefix = f"celery-misfire:{{{namespace}}}"
+        prefix = f"{key_prefix}celery-misfire:{{{namespace}}}"
         self.state_key, self._lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
         self._note_key, self._guard_key = f"{prefix}:note", f"{prefix}:guard"
         self._watch_keys = (f"{prefix}:watcher", f"{prefix}:watch", self._guard_key, self.lease_key)
         self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
-        self._counts_prefix = f"{prefix}:counts:"
+        self._counts_prefix, self._place_key = f"{prefix}:counts:", f"{prefix}:place"
 
     @classmethod
     def of(cls, settings: Settings, call_timeout: float = LONGEST_CALL) -> RedisStore:
         """Return the store that an app's settings name."""
-        return cls(
-            settings.redis_url, settings.namespace, settings.redis_options, settings.history, call_timeout
-        )
+        s = settings
+        return cls(s.redis_url, s.namespace, s.redis_options, s.history, call_timeout, s.key_prefix)
 
     def __str__(self) -> str:
         return f"{self.state_key} in {self._connection}"
@@ -178,6 +179,25 @@ class RedisStore(Store):
 
     def write_meta(self, token: str, app: str) -> None:
         self._replace(token, [("_meta", "", str(StateMark(app)))])
+
+    # -- whose state it is ---------------------------------------------------------------------------------
+
+    @property
+    def place_key(self) -> str:
+        return self._place_key
+
+    def look(self) -> tuple[StateMark | None, LeaseValue | None]:
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.hget(self.state_key, "_meta").get(self.lease_key)
+        meta, lease = (as_text(text or "") for text in self._call(pipeline.execute))
+        mark = StateMark.parse(meta, self.state_key) if meta else None
+        return mark, LeaseValue.parse(lease) if lease else None
+
+    def write_destination(self, token: str, destination: Destination) -> None:
+        meta = as_text(self._call(self._redis.hget, self.state_key, "_meta") or "")
+        if meta:
+            mark = StateMark.parse(meta, self.state_key).with_destination(destination)
+            self._replace(token, [("_meta", meta, str(mark))])
 
     def _replace(
         self,

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from celery_misfire.exceptions import NewerSchema
 from celery_misfire.misfire import Reason
 from celery_misfire.store import registers
-from celery_misfire.store.port import LeaseValue, StateMark, Watched
+from celery_misfire.store.port import LeaseValue, Watched
+from celery_misfire.store.state_mark import Destination, StateMark
 from celery_misfire.store.registers import Merged, Missed, Register, Started, Unknown
 
 WORDS = st.text(st.characters(exclude_characters="|:"), min_size=1)
