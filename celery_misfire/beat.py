@@ -132,7 +132,7 @@ class MisfireMixin(Scheduler):
     def _destination(self) -> Destination | None:
         """Return where runs go, None when the broker does not answer; for a beat that does not lead."""
         try:
-            return self._broker.destination(self._store.place_key)
+            return self._broker.destination(self._store.place_keys)
         except BrokerUnavailable:
             return None
         finally:

@@ -136,8 +136,8 @@ class Settings:
     :param redis_options: keywords for redis-py; for sentinel also ``master_name``, ``sentinel_kwargs`` and
         ``ssl``.
     :param namespace: keeps the states of two apps apart on one Redis.
-    :param key_prefix: goes before the name of every key in Redis. Not set, it is the ``global_keyprefix`` of the
-        broker; of the results, where the state is kept with them.
+    :param key_prefix: goes before the name of every key in Redis. Not set, it is the ``global_keyprefix`` of
+        the broker; of the results, where the state is kept with them.
     :param instruction: misfire instruction of every entry without its own.
     :param instructions: the same for one type of trigger; goes before `instruction`.
     :param policies: per entry name, the keys that its policy sets; False = no misfire handling.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from celery_misfire.exceptions import StoreRefused
 from celery_misfire.leadership.lease import uptime
 from celery_misfire.store.port import LeaseValue, Store
 from celery_misfire.store.state_mark import Destination
@@ -44,6 +45,8 @@ class Deployment:
         self._ask_at = 0.0
         #: When the state was found to be another one's, and the lease of that moment.
         self._found: tuple[float, LeaseValue | None] | None = None
+        #: True when there is no state with other keys that we could go on with.
+        self._former_is_settled = False
         #: What is said once a beat whose runs go elsewhere has been seen alive, '' before.
         self._refusal = ""
         self._reminders = Reminders(REMIND_EVERY)
@@ -57,23 +60,57 @@ class Deployment:
         :raises StoreUnavailable, NewerSchema: as :meth:`Store.look`.
         """
         mark, lease = self._store.look()
+        if mark is None and not self._refusal and not self._former_is_settled:
+            return self._about_former()
         theirs = mark.destination if mark else None
         difference = self._difference(theirs) if theirs else ""
         # A state that is gone may be written again by the beat that was seen.
         if not difference and (theirs is not None or not self._refusal):
             self._found, self._refusal = None, ""
             return ""
-        now = self._clock()
-        self._found = self._found or (now, lease)
-        since, first = self._found
-        if not self._refusal and lease not in (None, first):
+        if not self._refusal and self._is_alive(lease):
             self._refusal = self._refused(lease, difference)
             self._store.tell_leader(self._refusal)
         if self._refusal:
-            if self._reminders.is_due(self._refusal, now):
+            if self._reminders.is_due(self._refusal, self._clock()):
                 logger.error("beat: %s", self._refusal)
             return "the state is that of another deployment"
-        return "" if now - since >= self._ttl else "the runs of this state go elsewhere; waiting for its beat"
+        return self._wait()
+
+    def _about_former(self) -> str:
+        """Look after a state that has other keys, as ours have got a prefix: keep it, if it is ours."""
+        mark, lease = self._store.look_at_former()
+        difference = self._difference(mark.destination) if mark and mark.destination else ""
+        if mark is None or (difference and self._is_alive(lease)):
+            self._found, self._former_is_settled = None, True
+            return ""
+        if mark.destination and self._ours is None:
+            return "a state has keys without a prefix, and the broker does not tell whether it is ours"
+        if lease is not None:
+            return f"another beat leads, with keys that have no prefix ({one_line(lease.owner)})"
+        if difference and (reason := self._wait()):
+            return reason
+        try:
+            moved = self._store.take_former()
+        except StoreRefused as exc:
+            logger.warning("beat: a state with keys that have no prefix cannot be moved: %s", exc)
+            moved, self._former_is_settled = False, True
+        if moved:
+            what = "a state was found with keys that have no prefix, and has moved to those that have it"
+            logger.warning("beat: %s%s", what, f"; {difference}. {TWO_DEPLOYMENTS}" if difference else "")
+        self._found = None
+        return "" if moved or self._former_is_settled else "a state with keys that have no prefix has changed"
+
+    def _is_alive(self, lease: LeaseValue | None) -> bool:
+        """Return True when the beat of the state that was found has given a sign of life since then."""
+        self._found = self._found or (self._clock(), lease)
+        return lease not in (None, self._found[1])
+
+    def _wait(self) -> str:
+        """Return why we must still wait for the beat of the state that was found, '' when it had its time."""
+        self._found = self._found or (self._clock(), None)
+        is_over = self._clock() - self._found[0] >= self._ttl
+        return "" if is_over else "the runs of this state go elsewhere; waiting for its beat"
 
     def _difference(self, theirs: Destination) -> str:
         """Return in words how our destination differs from that of the state, '' if not that we know."""

@@ -92,14 +92,14 @@ class Broker:
         found = self._ask(lambda: redis_get(producer.channel, key))
         return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
 
-    def destination(self, key: str) -> Destination:
+    def destination(self, keys: Sequence[str]) -> Destination:
         """Return where the runs of the app go.
 
-        :param key: under which a Redis keeps what tells its database from all others.
+        :param keys: see :attr:`Store.place_keys`.
         :raises BrokerUnavailable: when the broker failed.
         """
         producer = self.producer
-        found: Destination = self._ask(lambda: destination_of(self._app, producer, key))
+        found: Destination = self._ask(lambda: destination_of(self._app, producer, keys))
         return found
 
     def _ask(self, question: Callable[[], Any]) -> Any:

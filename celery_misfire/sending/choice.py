@@ -77,14 +77,16 @@ class DispatchChoice:
 
     def _note_destination(self) -> None:
         """Note in the state where its runs go, so that a beat of another deployment leaves it alone."""
-        ours, (mark, _) = self._publisher.destination(self._store.place_key), self._store.look()
+        ours, (mark, _) = self._publisher.destination(self._store.place_keys), self._store.look()
         known = mark.destination if mark else None
         if known is not None and not (changed := ours.difference(known)) and (known.place or not ours.place):
             return
         if known is not None and changed:
             logger.warning(
                 "beat: the runs of %s go elsewhere from now on: %s (there: until now, here: from now on). %s",
-                self._store, changed, TWO_DEPLOYMENTS,
+                self._store,
+                changed,
+                TWO_DEPLOYMENTS,
             )
         self._store.write_destination(self._lease.token, ours)
 

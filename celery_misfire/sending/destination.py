@@ -8,6 +8,7 @@ each database; its own run id changes at each restart. RabbitMQ tells the name o
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,10 +24,10 @@ __all__ = ["destination_of", "redis_get"]
 ANY_TASK = "celery_misfire.any_task"
 
 
-def destination_of(app: Celery, producer: Producer, key: str) -> Destination:
+def destination_of(app: Celery, producer: Producer, keys: Sequence[str]) -> Destination:
     """Return where the runs of an app go that a producer of its own sends.
 
-    :param key: under which a Redis keeps the word for its database.
+    :param keys: where a Redis may have the word for its database; the first is written if none is there.
     """
     connection: Any = producer.connection
     channel: Any = producer.channel
@@ -36,7 +37,7 @@ def destination_of(app: Celery, producer: Producer, key: str) -> Destination:
         # After a failover the beats of one deployment may stand at different ones of them.
         place = ""
     elif driver == "redis":
-        place = _word_of(channel, key)
+        place = _word_of(channel, keys)
     else:
         properties = getattr(connection.connection, "server_properties", None) or {}
         cluster = properties.get("cluster_name", "")
@@ -50,18 +51,27 @@ def redis_get(channel: Any, key: str) -> Any:
         return client.get(key)
 
 
-def _word_of(channel: Any, key: str) -> str:
+def _word_of(channel: Any, keys: Sequence[str]) -> str:
     """Return the word for this database, '' when it cannot be kept there."""
+    found = next(filter(None, _commands(channel, *(("GET", key) for key in keys))), "")
+    if not found:
+        new = ("SET", keys[0], uuid.uuid4().hex, "NX"), ("GET", keys[0])
+        found = _commands(channel, *new)[1]
+    return f"redis {found}" if found else ""
+
+
+def _commands(channel: Any, *commands: Sequence[str]) -> list[str]:
+    """Return the answers to commands whose keys get no prefix from kombu; '' for errors and for nothing."""
     with channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipeline:
-        # Kombu's client would put it before the key of some commands.
         pipeline.global_keyprefix = ""
-        pipeline.execute_command("SET", key, uuid.uuid4().hex, "NX")
-        pipeline.execute_command("GET", key)
-        _, found = pipeline.execute(raise_on_error=False)
-    if isinstance(found, redis.ConnectionError | redis.TimeoutError):
-        raise found
-    text = found.decode("utf-8", "replace") if isinstance(found, bytes) else found
-    return f"redis {text}" if isinstance(text, str) else ""
+        for command in commands:
+            pipeline.execute_command(*command)
+        answers = pipeline.execute(raise_on_error=False)
+    for answer in answers:
+        if isinstance(answer, redis.ConnectionError | redis.TimeoutError):
+            raise answer
+    texts = (a.decode("utf-8", "replace") if isinstance(a, bytes) else a for a in answers)
+    return [text if isinstance(text, str) else "" for text in texts]
 
 
 def _default_queue(app: Celery) -> str:

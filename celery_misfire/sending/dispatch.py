@@ -112,10 +112,10 @@ class RecordingPublisher(Publisher, Protocol):
         :raises BrokerUnavailable: when the broker failed.
         """
 
-    def destination(self, key: str) -> Destination:
+    def destination(self, keys: Sequence[str]) -> Destination:
         """Return where runs go.
 
-        :param key: under which a Redis may keep what tells its database from all others.
+        :param keys: see :attr:`Store.place_keys`.
         :raises BrokerUnavailable: when the broker failed.
         """
 

@@ -88,9 +88,9 @@ class EntryPublisher:
         """True while the connection is still the one that :meth:`read` has used."""
         return self._broker.was_asked
 
-    def destination(self, key: str) -> Destination:
+    def destination(self, keys: Sequence[str]) -> Destination:
         """Return where runs go, see :class:`RecordingPublisher`."""
-        return self._broker.destination(key)
+        return self._broker.destination(keys)
 
     def sends_early(self, task: str) -> bool:
         """Return True for a task that leaves, or runs, while its message is built.

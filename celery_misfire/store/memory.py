@@ -300,8 +300,8 @@ class MemoryStore(Store):
     # -- whose state it is ---------------------------------------------------------------------------------
 
     @property
-    def place_key(self) -> str:
-        return "place"
+    def place_keys(self) -> tuple[str, str]:
+        return "place", "place"
 
     @_one_call
     def look(self) -> tuple[StateMark | None, LeaseValue | None]:

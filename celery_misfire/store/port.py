@@ -333,14 +333,27 @@ class Store(Protocol):
     # Whose state it is.
 
     @property
-    def place_key(self) -> str:
-        """The name under which a Redis broker keeps a word that tells its database from all others."""
+    def place_keys(self) -> tuple[str, str]:
+        """Where a Redis broker may keep a word that tells its database from all others: now, and before the
+        keys got a prefix. Only the first is ever written.
+        """
 
     def look(self) -> tuple[StateMark | None, LeaseValue | None]:
         """Return the mark of the state and the lease in force, None for what is not there.
 
         :raises NewerSchema: when another version has written the state.
         """
+
+    def look_at_former(self) -> tuple[StateMark | None, LeaseValue | None]:
+        """Return the same of the keys that had no prefix yet; by default there are none."""
+        return None, None
+
+    def take_former(self) -> bool:
+        """Move the state from there to here; False when a beat leads there, or there is nothing to move.
+
+        :raises StoreRefused: when it cannot be moved.
+        """
+        return False
 
     def write_destination(self, token: str, destination: Destination) -> None:
         """Note in the mark of the state where its runs go.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from celery_misfire.exceptions import LeaseLost, StoreRefused, StoreUnavailable
 from celery_misfire.store import errors, registers
 from celery_misfire.store.connection import LONGEST_CALL, RedisConnection, as_text
+from celery_misfire.store.former import FormerKeys, look_at
 from celery_misfire.store.port import (
     COUNTS_TTL,
     NOTE_TTL,
@@ -80,12 +81,13 @@ class RedisStore(Store):
         self._call, self._run = self._connection.call, self._connection.run
         self._history = history
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
-        prefix = f"{key_prefix}celery-misfire:{{{namespace}}}"
+        base = f"celery-misfire:{{{namespace}}}"
+        self._former, prefix = FormerKeys(self._connection, base, key_prefix), key_prefix + base
         self.state_key, self._lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
         self._note_key, self._guard_key = f"{prefix}:note", f"{prefix}:guard"
         self._watch_keys = (f"{prefix}:watcher", f"{prefix}:watch", self._guard_key, self.lease_key)
         self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
-        self._counts_prefix, self._place_key = f"{prefix}:counts:", f"{prefix}:place"
+        self._counts_prefix, self._place_keys = f"{prefix}:counts:", (f"{prefix}:place", f"{base}:place")
 
     @classmethod
     def of(cls, settings: Settings, call_timeout: float = LONGEST_CALL) -> RedisStore:
@@ -183,15 +185,17 @@ class RedisStore(Store):
     # -- whose state it is ---------------------------------------------------------------------------------
 
     @property
-    def place_key(self) -> str:
-        return self._place_key
+    def place_keys(self) -> tuple[str, str]:
+        return self._place_keys
 
     def look(self) -> tuple[StateMark | None, LeaseValue | None]:
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.hget(self.state_key, "_meta").get(self.lease_key)
-        meta, lease = (as_text(text or "") for text in self._call(pipeline.execute))
-        mark = StateMark.parse(meta, self.state_key) if meta else None
-        return mark, LeaseValue.parse(lease) if lease else None
+        return look_at(self._connection, self.state_key, self.lease_key)
+
+    def look_at_former(self) -> tuple[StateMark | None, LeaseValue | None]:
+        return self._former.look()
+
+    def take_former(self) -> bool:
+        return self._former.move()
 
     def write_destination(self, token: str, destination: Destination) -> None:
         meta = as_text(self._call(self._redis.hget, self.state_key, "_meta") or "")

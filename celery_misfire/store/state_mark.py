@@ -1,4 +1,4 @@
-"""The mark of a state: who began it, and where its runs go. Its text is ``_meta``, which all versions share."""
+"""The mark of a state: who began it, and where its runs go. All versions share its text, ``_meta``."""
 
 from __future__ import annotations
 
@@ -77,6 +77,9 @@ class StateMark:
             schema = found.pop("schema")
         except (ValueError, KeyError, TypeError, RecursionError):
             raise NewerSchema(f"{place} holds a _meta that is not ours") from None
+        if isinstance(prefix := found.get("moved_to"), str):
+            fix = "Set misfire_key_prefix to that, or misfire_namespace if these are two deployments"
+            raise NewerSchema(f"{place} has moved to keys with the prefix {quote_name(prefix)}. {fix}")
         if schema != SCHEMA:
             raise NewerSchema(f"{place} has schema {quote(schema)}, this version works with {SCHEMA}")
         destination = Destination.parse(found.pop("destination", None))
@@ -85,6 +88,11 @@ class StateMark:
     def with_destination(self, destination: Destination) -> StateMark:
         """Return the mark of the same state whose runs go there."""
         return replace(self, destination=destination)
+
+    @staticmethod
+    def moved_to(prefix: str) -> str:
+        """Return the mark that is left in the place of a state that has moved; older versions refuse it."""
+        return json.dumps({"schema": SCHEMA + 1, "moved_to": prefix}, sort_keys=True)
 
     def __str__(self) -> str:
         fields = dict(self.others) | {"schema": SCHEMA, "app": self.app}

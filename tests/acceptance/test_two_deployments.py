@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import redis
 
-from tests.support.processes import CeleryProcess, Project, published, wait_for
+from celery_misfire.store.redis_store import RedisStore
+from tests.support.processes import NAMESPACE, CeleryProcess, Project, published, wait_for
 from tests.support.redis_server import RedisServer
 
 LEASE_TTL = 2
@@ -55,9 +56,7 @@ class Deployment:
         return {message.args[0] for message in published(self.broker, self.queue)}
 
     def refusals(self) -> list[str]:
-        return [
-            line for line in self.project.log().splitlines() if ": ERROR/" in line and REFUSAL in line
-        ]
+        return [line for line in self.project.log().splitlines() if ": ERROR/" in line and REFUSAL in line]
 
     def is_heard(self, runs: int) -> bool:
         """Return True when it has refused, or its queue has so many runs."""
@@ -77,7 +76,9 @@ class Pair:
 @pytest.fixture
 def make(tmp_path: Path, redis_server: RedisServer, redis_binary: Path) -> Iterator[Any]:
     """Return a function that makes the two of what tells them apart."""
-    projects = [Project(tmp_path / name, redis_server.url) for name in ("prod", "staging") if _made(tmp_path / name)]
+    projects = [
+        Project(tmp_path / name, redis_server.url) for name in ("prod", "staging") if _made(tmp_path / name)
+    ]
     others = [RedisServer(redis_binary), RedisServer(redis_binary)]
 
     def make(way: str) -> Pair:
@@ -177,3 +178,38 @@ def test_each_run_stands_in_the_queue_of_its_own_deployment_or_one_refuses(
     else:
         assert staging.sent() == {"staging"}
         assert staging.refusals() == []
+
+
+def test_a_beat_and_a_worker_of_a_user_who_is_limited_to_a_prefix(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    url = f"redis://acme:secret@127.0.0.1:{redis_server.port}/0"
+    with redis_server.client() as client, Project(tmp_path, url) as project:
+        # Redis compares the patterns that Celery's worker subscribes to letter by letter.
+        client.execute_command("ACL", "SETUSER", "acme", "on", ">secret", "~acme:*", "&*", "+@all")
+        prefix = {"global_keyprefix": "acme:"}
+        store = RedisStore(url, NAMESPACE, key_prefix="acme:")
+        store.acquire("past", 10)
+        store.write_meta("past", NAMESPACE)
+        store.release("past")
+        project.configure(
+            {
+                "often": {"schedule": {"type": "interval", "seconds": 0.5}},
+                "late": {"schedule": {"type": "simple", "start": time.time() - 60}, "misfire": "fire_now"},
+            },
+            broker_transport_options=prefix,
+            result_backend_transport_options=prefix,
+        )
+        project.worker()
+        project.beat()
+
+        def entries() -> list[str]:
+            return [record["misfire"]["entry"] for record in project.records()]
+
+        wait_for(lambda: len(entries()) > 3 and set(entries()) == {"often", "late"}, 60)
+        late = next(r["task_id"] for r in project.records() if r["misfire"]["entry"] == "late")
+        assert store.register(late) is not None
+        wait_for(lambda: client.exists(f"acme:celery-misfire:{{{NAMESPACE}}}:watcher"))
+        assert [key for key in client.scan_iter() if not key.startswith("acme:")] == []
+        for name in ("beat", "worker"):
+            assert "ermission" not in project.log(name)

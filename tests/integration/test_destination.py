@@ -31,7 +31,7 @@ def ask() -> Iterator[Any]:
         app = Celery("shop", broker=url, set_as_current=False)
         app.conf.update(settings)
         brokers.append(Broker(app))
-        return brokers[-1].destination(KEY)
+        return brokers[-1].destination((KEY, KEY))
 
     yield ask
     for broker in brokers:

@@ -119,7 +119,7 @@ class World:
     def read(self, key: str) -> None:
         """It is no Redis."""
 
-    def destination(self, key: str) -> Destination:
+    def destination(self, keys: Sequence[str]) -> Destination:
         return Destination("memory", "", "celery")
 
     def publish(self, message: Message) -> Attempt:

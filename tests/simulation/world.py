@@ -114,7 +114,7 @@ class Publisher:
         text, until = self._world.database.contents.expiring.get(key, ("", 0.0))
         return text if until > self._world.database.clock() else None
 
-    def destination(self, key: str) -> Destination:
+    def destination(self, keys: Sequence[str]) -> Destination:
         self.connect()
         return Destination("memory", "", "celery")
 

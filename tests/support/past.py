@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import redis
 
@@ -81,7 +81,7 @@ class Past:
     def read(self, key: str) -> None:
         """It is no Redis."""
 
-    def destination(self, key: str) -> Destination:
+    def destination(self, keys: Sequence[str]) -> Destination:
         return Destination("memory", "", "celery")
 
     def publish(self, message: Message) -> Attempt:
