@@ -37,7 +37,7 @@ from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker, WatchedProducer
-from celery_misfire.sending.publisher import EntryPublisher
+from celery_misfire.sending.publisher import EntryPublisher, refuse_coroutine
 from celery_misfire.sending.reporter import Reporter
 from celery_misfire.store.redis_store import LONGEST_CALL, RedisStore
 from celery_misfire.store.state_mark import Destination
@@ -67,7 +67,7 @@ class MisfireMixin(Scheduler):
             app,
             self._broker,
             lambda name: self.schedule[self._entries.own_name(name)],
-            lambda entry, producer: self.apply_entry(entry, producer=producer),
+            self._apply_entry,
         )
         super().__init__(app, *args, **kwargs)
 
@@ -271,24 +271,38 @@ class MisfireMixin(Scheduler):
     def apply_async(
         self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any
     ) -> Any:
-        """Send, and keep the error: ``apply_entry`` would log it with its arguments, and forget it."""
-        if advance:
-            return super().apply_async(entry, producer=producer, advance=True, **kwargs)
+        """Send as Celery's beat does."""
         blocks = _join_will_block(None)
         # Without this, a result backend would subscribe to the result, and hang beat when it is away.
         _join_will_block(True)
         try:
-            result = super().apply_async(entry, producer=producer, advance=False, **kwargs)
-        except Exception as exc:
-            # Celery's beat wraps whatever goes wrong.
-            cause = exc.__context__ if isinstance(exc, SchedulingError) else None
-            self._publisher.note(cause if isinstance(cause, Exception) else exc)
-            return None
-        else:
-            self._publisher.note(None)
-            return result
+            return super().apply_async(entry, producer=producer, advance=advance, **kwargs)
         finally:
             _join_will_block(blocks)
+
+    def _apply_entry(self, entry: ScheduleEntry, producer: Producer) -> Any:
+        """Call ``apply_entry``, and raise the error that it would log with its arguments, and forget.
+
+        What does not raise has succeeded, as in Celery, whoever overrides the one or the other method.
+        """
+        found: list[Exception] = []
+
+        def apply_async(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return refuse_coroutine(type(self).apply_async(self, *args, **kwargs))
+            except Exception as exc:
+                # Celery's beat wraps whatever goes wrong.
+                cause = exc.__context__ if isinstance(exc, SchedulingError) else None
+                found.append(cause if isinstance(cause, Exception) else exc)
+
+        # Celery's apply_entry() finds this one.
+        vars(self)["apply_async"] = apply_async
+        try:
+            refuse_coroutine(self.apply_entry(entry, producer=producer))
+        finally:
+            del vars(self)["apply_async"]
+        if found:
+            raise found[-1]
 
     # -- the end -------------------------------------------------------------------------------------------
 

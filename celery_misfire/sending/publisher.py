@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 from celery import Celery
 from celery.app.task import Task
+from celery.signals import task_prerun
 from kombu import Producer
 
 from celery_misfire import fire
@@ -20,7 +23,7 @@ from celery_misfire.store.port import Push
 from celery_misfire.store.state_mark import Destination
 from celery_misfire.texts import quote_name
 
-__all__ = ["EntryPublisher"]
+__all__ = ["EntryPublisher", "refuse_coroutine"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ class EntryPublisher:
     """Sends the tasks of entries through one function, such as Celery's ``Scheduler.apply_entry``.
 
     :param entry_of: returns the entry of this name.
-    :param apply_entry: sends an entry's task; it reports to :meth:`note`, as Celery's swallows errors.
+    :param apply_entry: sends an entry's task; what does not raise has succeeded.
     """
 
     def __init__(
@@ -66,7 +69,6 @@ class EntryPublisher:
     ) -> None:
         self._broker, self._entry_of, self._apply_entry = broker, entry_of, apply_entry
         self._app = app
-        self._error: Exception | None = None
         #: True when the last message went through the producer that it was given.
         self._producer_took_it = False
         self._under_way: list[_UnderWay] = []
@@ -128,10 +130,6 @@ class EntryPublisher:
             self._broker.declare_again()
             return Attempt(Fate.REFUSED, PublishRejected("no queue is bound for it")), []
         return attempt, pushes if attempt.fate is Fate.SENT else []
-
-    def note(self, error: Exception | None) -> None:
-        """Take what the message under way ended with; None for success."""
-        self._error = error
 
     def publish(self, message: Message) -> Attempt:
         """Send the task of an entry, with what a fire carries, now or with a batch (:meth:`settle`)."""
@@ -226,16 +224,22 @@ class EntryPublisher:
             "headers": headers,
             "retry": False,
         }
-        # Until it is known to have been sent: whoever overrides or patches apply_entry may leave it out.
-        self._error = PublishRejected("apply_entry sent nothing")
+        error: Exception | None = None
+        receipt = producer.expect(message.task_id, batched=batched)
+        early = self.sends_early(message.definition.task)
         try:
-            receipt = producer.expect(message.task_id, batched=batched)
-            self._apply_entry(entry, producer)
-        except BrokerUnavailable as exc:
-            return Attempt(Fate.IN_DOUBT, exc)
+            with _starts() if early else nullcontext([]) as starts:
+                self._apply_entry(entry, producer)
+        except Exception as exc:
+            error = exc
         finally:
             entry.options = options
-        error: Exception | None = self._error
+        if error is not None and starts:
+            name = quote_name(message.definition.name)
+            logger.warning(
+                "beat: a run of entry %s was run here at once and failed: %s", name, name_error(error)
+            )
+            error = None
         self._producer_took_it = receipt.was_taken
         if receipt.is_open or isinstance(receipt.failure, Interrupted):
             self._under_way.append(_UnderWay(message, receipt, error=error))
@@ -258,10 +262,36 @@ def _attempt(message: Message, receipt: Receipt, error: Exception | None) -> Att
         name, what = quote_name(message.definition.name), receipt.failure or name_error(error)
         logger.warning("beat: a run of entry %s was sent, and an error came after that: %s", name, what)
         return Attempt(Fate.SENT)
-    if receipt.failure is not None:
-        return Attempt(Fate.IN_DOUBT, receipt.failure)
+    if receipt.failure is not None or isinstance(error, BrokerUnavailable):
+        return Attempt(Fate.IN_DOUBT, receipt.failure or error)
     rejected = error if isinstance(error, PublishRejected) else PublishRejected(name_error(error))
     return Attempt(Fate.REFUSED, rejected)
+
+
+@contextmanager
+def _starts() -> Iterator[list[str]]:
+    """Give a list of the tasks that start in the block, in this thread: of an app that runs tasks at once."""
+    started, here = list[str](), threading.get_ident()
+
+    def note(task_id: str = "", **_: Any) -> None:
+        if threading.get_ident() == here:
+            started.append(task_id)
+
+    task_prerun.connect(note, weak=False)
+    try:
+        yield started
+    finally:
+        task_prerun.disconnect(note)
+
+
+def refuse_coroutine(result: Any) -> Any:
+    """Return what a function has returned. :raises PublishRejected: when it is still to be awaited."""
+    if isinstance(result, Coroutine):
+        result.close()
+        raise PublishRejected(
+            "apply_async is 'async def', and beat can await nothing. Make it a plain function"
+        )
+    return result
 
 
 def _headers(message: Message) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def look_at(
 ) -> tuple[StateMark | None, LeaseValue | None]:
     """Return the mark of a state and its lease in force, see :meth:`Store.look`."""
     pipeline = connection.client.pipeline(transaction=False)
-    pipeline.hget(state_key, "_meta").get(lease_key)
+    pipeline.hget(state_key, "_meta")
+    pipeline.get(lease_key)
     meta, lease = (as_text(text or "") for text in connection.call(pipeline.execute))
     mark = StateMark.parse(meta, state_key) if meta else None
     return mark, LeaseValue.parse(lease) if lease else None
