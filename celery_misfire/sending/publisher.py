@@ -226,9 +226,9 @@ class EntryPublisher:
         }
         error: Exception | None = None
         receipt = producer.expect(message.task_id, batched=batched)
-        early = self.sends_early(message.definition.task)
+        watched = _starts() if self.sends_early(message.definition.task) else nullcontext(list[str]())
         try:
-            with _starts() if early else nullcontext([]) as starts:
+            with watched as starts:
                 self._apply_entry(entry, producer)
         except Exception as exc:
             error = exc

@@ -30,6 +30,8 @@ def broker(request: pytest.FixtureRequest, world: World) -> dict[str, Any]:
     if request.param == "another database":
         return {"misfire_redis_url": world.server.url.replace("/0", "/1")}
     server: RabbitMQ = request.getfixturevalue("rabbitmq_server")
+    # An app's own producers share connections that remember what earlier tests declared.
+    server.declare("celery")
     return {"broker": server.url}
 
 
