@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import selectors
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: Longest wait for one answer of the broker, in seconds.
 TIMEOUT = 5.0
+#: Which one of several brokers Celery has gone to is looked at so often, in seconds.
+LOOK_AT_SEVERAL_EVERY = 1.0
 
 
 class Broker:
@@ -49,6 +52,7 @@ class Broker:
         self._selector: selectors.BaseSelector | None = None
         #: The producer of the connection that was asked last what it reads, see :meth:`read`.
         self._asked: WatchedProducer | None = None
+        self._asked_at = 0.0
         #: Records what is pushed into a Redis.
         self.recorder = PushRecorder()
 
@@ -87,6 +91,7 @@ class Broker:
         :raises BrokerUnavailable: when the broker failed.
         """
         self._asked = producer = self.producer
+        self._asked_at = time.monotonic()
         if not self.is_redis:
             return None
         found = self._ask(lambda: redis_get(producer.channel, key))
@@ -117,6 +122,12 @@ class Broker:
     def was_asked(self) -> bool:
         """True while the connection is still the one that :meth:`read` has used, and leads to that server."""
         return self._producer is not None and self._producer is self._asked
+
+    @property
+    def may_have_moved(self) -> bool:
+        """True when Celery has several brokers, and :meth:`read` has not looked lately which one it is."""
+        several = self._connection is not None and len(self._connection.alt) > 1
+        return several and time.monotonic() - self._asked_at >= LOOK_AT_SEVERAL_EVERY
 
     def declare_again(self) -> None:
         """Have exchanges, queues and their bindings declared anew with the next message."""

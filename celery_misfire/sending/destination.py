@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import redis
 from celery import Celery
 from kombu import Producer
 
@@ -67,9 +66,6 @@ def _commands(channel: Any, *commands: Sequence[str]) -> list[str]:
         for command in commands:
             pipeline.execute_command(*command)
         answers = pipeline.execute(raise_on_error=False)
-    for answer in answers:
-        if isinstance(answer, redis.ConnectionError | redis.TimeoutError):
-            raise answer
     texts = (a.decode("utf-8", "replace") if isinstance(a, bytes) else a for a in answers)
     return [text if isinstance(text, str) else "" for text in texts]
 

@@ -87,8 +87,8 @@ class EntryPublisher:
 
     @property
     def was_asked(self) -> bool:
-        """True while the connection is still the one that :meth:`read` has used."""
-        return self._broker.was_asked
+        """True while the connection is still the one that :meth:`read` has used, and leads there."""
+        return self._broker.was_asked and not self._broker.may_have_moved
 
     def destination(self, keys: Sequence[str]) -> Destination:
         """Return where runs go, see :class:`RecordingPublisher`."""
@@ -114,7 +114,7 @@ class EntryPublisher:
     def build(self, message: Message) -> tuple[Attempt, list[Push]]:
         """Build a message; return the pushes that send it, see :class:`RecordingPublisher`."""
         attempt, pushes = self._record(message)
-        if pushes and not self.was_asked:
+        if pushes and not self._broker.was_asked:
             # Connected anew, the broker may be another server than that of the script.
             return Attempt(Fate.NOT_TRIED, BrokerUnavailable("the connection has ended")), []
         return attempt, pushes

@@ -16,6 +16,7 @@ from celery_misfire.sending.broker import Broker
 from celery_misfire.store.state_mark import Destination
 from tests.support.one_redis import World, fire_all, run, store_of
 from tests.support.processes import wait_for
+from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.redis_server import RedisServer
 
@@ -164,3 +165,36 @@ def test_a_broker_that_loses_its_data_keeps_its_beats_together(
         leader.close()
         run(standby, lambda: standby._member.holds_lease)
     assert said(caplog, logging.ERROR) == []
+
+
+# -- a list of brokers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_of_a_list_whose_first_broker_is_down_the_next_one_gets_the_runs(
+    world: World, redis_binary: Path, as_list: bool
+) -> None:
+    with RedisServer(redis_binary) as second, second.client() as client:
+        urls = ["redis://127.0.0.1:1/0", second.url]
+        beat = world.beat(broker=urls if as_list else ";".join(urls))
+        fire_all(beat)
+        assert client.llen("celery") == 1
+
+
+def test_runs_follow_the_broker_when_it_fails_over_and_the_state_stays_where_it_is(
+    world: World, redis_binary: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with RedisServer(redis_binary) as second, Proxy(world.server.port) as proxy:
+        beat = world.beat(broker=f"redis://127.0.0.1:{proxy.port}/0;{second.url}")
+        fire_all(beat, "a")
+        assert "in one transaction" in caplog.text
+        # Celery does not reach the first broker any more; beat still reaches the state, which is there.
+        proxy.refusing = True
+        proxy.cut()
+        run(beat, lambda: "in two steps" in caplog.text)
+        fire_all(beat, "b")
+        assert world.runs() == {"a": 1}
+        with second.client() as client:
+            assert client.llen("celery") == 1
+    assert said(caplog, logging.WARNING) == []
