@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from celery import Celery
+from celery.app.routes import MapRoute
 from kombu import Producer
 
 from celery_misfire.store.state_mark import Destination
@@ -72,7 +73,10 @@ def _commands(channel: Any, *commands: Sequence[str]) -> list[str]:
 
 def _default_queue(app: Celery) -> str:
     queue: Any = app.conf.task_default_queue
-    # A router of the app's own may fail for a task that it does not know.
+    router: Any = app.amqp.router
+    # Routes that are wrong are refused with the messages that need them.
     with suppress(Exception):
-        queue = app.amqp.router.route({}, ANY_TASK)["queue"]
+        # A router of the app's own is not asked: it may answer differently each time.
+        routes = [route(ANY_TASK) for route in router.routes if isinstance(route, MapRoute)]
+        queue = next((route["queue"] for route in routes if route and "queue" in route), queue)
     return str(getattr(queue, "name", queue))

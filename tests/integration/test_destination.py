@@ -82,9 +82,12 @@ def test_prefix_and_default_queue_are_those_that_celery_uses(ask: Any, redis_ser
         assert client.keys("*place*") == [KEY]
     assert ask(redis_server.url, task_routes={"*": {"queue": "blue"}}).queue == "blue"
 
-    def router(name: str, *_: Any, **__: Any) -> None:
-        raise KeyError(name)
+    def router(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it may say something else each time")
 
+    routes = [("shop.*", {"queue": "x"}), ("*", {"queue": "y"})]
+    assert ask(redis_server.url, task_routes=(routes,)).queue == "y"
+    assert ask(redis_server.url, task_routes=routes).queue == "celery", "Celery cannot read these either"
     assert ask(redis_server.url, task_routes=(router,), task_default_queue="night").queue == "night"
 
 
