@@ -73,9 +73,9 @@ def _commands(channel: Any, *commands: Sequence[str]) -> list[str]:
 
 def _default_queue(app: Celery) -> str:
     queue: Any = app.conf.task_default_queue
-    router: Any = app.amqp.router
     # Routes that are wrong are refused with the messages that need them.
     with suppress(Exception):
+        router: Any = app.amqp.router
         # A router of the app's own is not asked: it may answer differently each time.
         routes = [route(ANY_TASK) for route in router.routes if isinstance(route, MapRoute)]
         queue = next((route["queue"] for route in routes if route and "queue" in route), queue)
