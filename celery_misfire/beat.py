@@ -67,7 +67,7 @@ class MisfireMixin(Scheduler):
             app,
             self._broker,
             lambda name: self.schedule[self._entries.own_name(name)],
-            self._apply_entry,
+            lambda entry, producer: _apply_entry(self, entry, producer),
         )
         super().__init__(app, *args, **kwargs)
 
@@ -125,18 +125,13 @@ class MisfireMixin(Scheduler):
             poll=settings.standby_poll,
             description=describe(self.app, settings, entries),
             definitions=self._definitions,
-            why_not=Deployment(self._store, self._destination, settings.lease_ttl).why_not,
+            why_not=Deployment(
+                self._store,
+                lambda: _destination(self._broker, self._store.place_keys),
+                settings.lease_ttl,
+            ).why_not,
         )
         self._reporter.start()
-
-    def _destination(self) -> Destination | None:
-        """Return where runs go, None when the broker does not answer; for a beat that does not lead."""
-        try:
-            return self._broker.destination(self._store.place_keys)
-        except BrokerUnavailable:
-            return None
-        finally:
-            self._broker.close()
 
     def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
         """Return who hears of each event that was written to the log."""
@@ -280,30 +275,6 @@ class MisfireMixin(Scheduler):
         finally:
             _join_will_block(blocks)
 
-    def _apply_entry(self, entry: ScheduleEntry, producer: Producer) -> Any:
-        """Call ``apply_entry``, and raise the error that it would log with its arguments, and forget.
-
-        What does not raise has succeeded, as in Celery, whoever overrides the one or the other method.
-        """
-        found: list[Exception] = []
-
-        def apply_async(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return refuse_coroutine(type(self).apply_async(self, *args, **kwargs))
-            except Exception as exc:
-                # Celery's beat wraps whatever goes wrong.
-                cause = exc.__context__ if isinstance(exc, SchedulingError) else None
-                found.append(cause if isinstance(cause, Exception) else exc)
-
-        # Celery's apply_entry() finds this one.
-        vars(self)["apply_async"] = apply_async
-        try:
-            refuse_coroutine(self.apply_entry(entry, producer=producer))
-        finally:
-            del vars(self)["apply_async"]
-        if found:
-            raise found[-1]
-
     # -- the end -------------------------------------------------------------------------------------------
 
     def stop_soon(self, *_: Any) -> None:
@@ -383,6 +354,41 @@ def _plain(text: str, texts: Iterable[str]) -> str:
     """Return a text as one line; a call of a task that is among the texts, without its arguments."""
     task = next((task for task in texts if text.startswith(f"{task}(")), "")
     return one_line(f"{task}(...)" if task else text)
+
+
+def _apply_entry(scheduler: Any, entry: ScheduleEntry, producer: Producer) -> None:
+    """Call ``apply_entry``, and raise the error that Celery's would log with its arguments, and forget.
+
+    What does not raise has succeeded, as in Celery, whoever overrides this method or ``apply_async``.
+    """
+    found: list[Exception] = []
+
+    def apply_async(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return refuse_coroutine(type(scheduler).apply_async(scheduler, *args, **kwargs))
+        except Exception as exc:
+            # Celery's beat wraps whatever goes wrong.
+            cause = exc.__context__ if isinstance(exc, SchedulingError) else None
+            found.append(cause if isinstance(cause, Exception) else exc)
+
+    # Celery's apply_entry() finds this one.
+    scheduler.apply_async = apply_async
+    try:
+        refuse_coroutine(scheduler.apply_entry(entry, producer=producer))
+    finally:
+        del scheduler.apply_async
+    if found:
+        raise found[-1]
+
+
+def _destination(broker: Broker, keys: Sequence[str]) -> Destination | None:
+    """Return where runs go, None when the broker does not answer; for a beat that does not lead."""
+    try:
+        return broker.destination(keys)
+    except BrokerUnavailable:
+        return None
+    finally:
+        broker.close()
 
 
 def _join_will_block(value: bool | None) -> bool:

@@ -183,18 +183,11 @@ class MemoryStore(Store):
     """
 
     def __init__(self, database: MemoryDatabase, owner: str = "localhost:1", history: int = 10_000) -> None:
-        self.database, self._owner, self._history = database, owner, history
+        self.database, self.owner, self._history = database, owner, history
+        self.lease_key, self.place_keys = "lease", ("place", "place")
 
     def __str__(self) -> str:
         return "state in memory"
-
-    @property
-    def lease_key(self) -> str:
-        return "lease"
-
-    @property
-    def owner(self) -> str:
-        return self._owner
 
     @_one_call
     def advice(self) -> list[str]:
@@ -259,8 +252,7 @@ class MemoryStore(Store):
     ) -> CommitResult:
         queues = by_queue(changes, pushes)
         self._check(token)
-        contents = self.database.contents
-        records = contents.records
+        records = self.database.contents.records
         to_do = [change for change in changes if records.get(change.entry, "") != change.new]
         conflicts = [change.entry for change in to_do if records.get(change.entry, "") != change.old]
         if to_do and pushes and not conflicts:
@@ -280,7 +272,7 @@ class MemoryStore(Store):
                     del records[change.entry]
             self.database.count(counts)
             self._write_log(*log)
-        lengths = {name: len(contents.queues[name]) for name in queues}
+        lengths = {name: len(self.database.contents.queues[name]) for name in queues}
         return CommitResult(queue_lengths=lengths, failed=tuple(failed))
 
     @_one_call
@@ -296,12 +288,6 @@ class MemoryStore(Store):
     def write_meta(self, token: str, app: str) -> None:
         self._check(token)
         self.database.contents.meta = self.database.contents.meta or str(StateMark(app))
-
-    # -- whose state it is ---------------------------------------------------------------------------------
-
-    @property
-    def place_keys(self) -> tuple[str, str]:
-        return "place", "place"
 
     @_one_call
     def look(self) -> tuple[StateMark | None, LeaseValue | None]:
@@ -383,8 +369,7 @@ class MemoryStore(Store):
 
     @_one_call
     def log_after(self, seen: str, count: int) -> list[tuple[str, dict[str, Any]]]:
-        moment, _, number = seen.partition("-")
-        after = (int(moment), int(number))
+        after = tuple(map(int, seen.split("-")))
         found = [(id_, text) for id_, text in self.database.contents.log if id_ > after]
         return [(f"{id_[0]}-{id_[1]}", json.loads(text)) for id_, text in found[:count]]
 
@@ -397,8 +382,7 @@ class MemoryStore(Store):
         log = self.database.contents.log
         for line in lines:
             moment, number = log[-1][0] if log else (0, 0)
-            now = self._now()
-            id_ = (now, 0) if now > moment else (moment, number + 1)
+            id_ = max((self._now(), 0), (moment, number + 1))
             log.append((id_, json.dumps(line)))
         del log[: max(0, len(log) - self._history)]
 
@@ -426,8 +410,6 @@ class MemoryStore(Store):
     @_one_call
     def is_guarded(self) -> bool:
         return self._get("guard") != ""
-
-    # -- what expires --------------------------------------------------------------------------------------
 
     def _now(self) -> int:
         return round(self.database.clock() * 1000)

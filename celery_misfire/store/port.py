@@ -250,13 +250,13 @@ class Store(Protocol):
     :class:`~celery_misfire.exceptions.StoreUnavailable`; whether a write took place then is unknown.
     """
 
-    @property
-    def lease_key(self) -> str:
-        """The name under which the lease is found in a Redis; '' for a store that is none."""
-
-    @property
-    def owner(self) -> str:
-        """Host and process, as the lease will show them."""
+    #: The name under which the lease is found in a Redis.
+    lease_key: str
+    #: Host and process, as the lease will show them.
+    owner: str
+    #: Where a Redis broker may keep a word that tells its database from all others: now, and before the keys
+    #: got a prefix. Only the first is ever written.
+    place_keys: tuple[str, str]
 
     def advice(self) -> Sequence[str]:
         """Return what is unwise about this store: one line each, for the log.
@@ -331,12 +331,6 @@ class Store(Protocol):
         """
 
     # Whose state it is.
-
-    @property
-    def place_keys(self) -> tuple[str, str]:
-        """Where a Redis broker may keep a word that tells its database from all others: now, and before the
-        keys got a prefix. Only the first is ever written.
-        """
 
     def look(self) -> tuple[StateMark | None, LeaseValue | None]:
         """Return the mark of the state and the lease in force, None for what is not there.

@@ -80,14 +80,14 @@ class RedisStore(Store):
         self._redis = self._connection.client
         self._call, self._run = self._connection.call, self._connection.run
         self._history = history
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self.owner = f"{socket.gethostname()}:{os.getpid()}"
         base = f"celery-misfire:{{{namespace}}}"
         self._former, prefix = FormerKeys(self._connection, base, key_prefix), key_prefix + base
-        self.state_key, self._lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
+        self.state_key, self.lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
         self._note_key, self._guard_key = f"{prefix}:note", f"{prefix}:guard"
         self._watch_keys = (f"{prefix}:watcher", f"{prefix}:watch", self._guard_key, self.lease_key)
         self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
-        self._counts_prefix, self._place_keys = f"{prefix}:counts:", (f"{prefix}:place", f"{base}:place")
+        self._counts_prefix, self.place_keys = f"{prefix}:counts:", (f"{prefix}:place", f"{base}:place")
 
     @classmethod
     def of(cls, settings: Settings, call_timeout: float = LONGEST_CALL) -> RedisStore:
@@ -97,14 +97,6 @@ class RedisStore(Store):
 
     def __str__(self) -> str:
         return f"{self.state_key} in {self._connection}"
-
-    @property
-    def lease_key(self) -> str:
-        return self._lease_key
-
-    @property
-    def owner(self) -> str:
-        return self._owner
 
     def advice(self) -> list[str]:
         return self._connection.advice()
@@ -181,12 +173,6 @@ class RedisStore(Store):
 
     def write_meta(self, token: str, app: str) -> None:
         self._replace(token, [("_meta", "", str(StateMark(app)))])
-
-    # -- whose state it is ---------------------------------------------------------------------------------
-
-    @property
-    def place_keys(self) -> tuple[str, str]:
-        return self._place_keys
 
     def look(self) -> tuple[StateMark | None, LeaseValue | None]:
         return look_at(self._connection, self.state_key, self.lease_key)
@@ -276,14 +262,7 @@ class RedisStore(Store):
         keys = [key, self._late_prefix + entry_digest, self.log_key]
         mark = "" if late_start is None else f"{late_start}|{task_id}"
         lines = ["" if one is None else _line(one) for one in (line, merged_line)]
-        args = [
-            str(value),
-            ttl,
-            "" if sent_at is None else sent_at,
-            mark,
-            self._history,
-            *lines,
-        ]
+        args = [str(value), ttl, "" if sent_at is None else sent_at, mark, self._history, *lines]
         held, fresh = self._run("start", keys, args)
         return registers.parse(held), fresh == 1
 
