@@ -95,6 +95,7 @@ def test_of_a_list_of_brokers_the_place_is_not_compared(ask: Any, redis_server: 
     assert ask(f"{redis_server.url};redis://localhost:1").place == ""
 
 
+@pytest.mark.takes(20)
 def test_rabbitmq_tells_its_cluster_and_the_virtual_host(ask: Any, rabbitmq_server: RabbitMQ) -> None:
     port = rabbitmq_server.port
     first = ask(f"amqp://guest:guest@127.0.0.1:{port}//")
@@ -102,6 +103,12 @@ def test_rabbitmq_tells_its_cluster_and_the_virtual_host(ask: Any, rabbitmq_serv
     assert first.place.startswith("py-amqp test@")
     assert first.place.endswith(" /")
     assert "guest" not in str(first)
+    rabbitmq_server.control("add_vhost", "staging")
+    rabbitmq_server.control("set_permissions", "--vhost", "staging", "guest", ".*", ".*", ".*")
+    try:
+        assert ask(f"amqp://guest:guest@127.0.0.1:{port}/staging").difference(first)
+    finally:
+        rabbitmq_server.control("delete_vhost", "staging")
 
 
 def test_a_broker_that_is_away_is_said_to_be(ask: Any) -> None:
