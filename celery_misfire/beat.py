@@ -31,10 +31,8 @@ from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
 from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.events import Event, Misfired, Sent
-from celery_misfire.exceptions import (
-    MisfireConfigError,
-    StoreRefused,
-)
+from celery_misfire.exceptions import BrokerUnavailable, MisfireConfigError, StoreRefused
+from celery_misfire.leadership.deployment import Deployment
 from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease, uptime
 from celery_misfire.leadership.member import Member
@@ -42,9 +40,10 @@ from celery_misfire.leadership.peers import describe
 from celery_misfire.log_lines import EventLog, log_fields
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker, WatchedProducer
-from celery_misfire.sending.publisher import EntryPublisher
+from celery_misfire.sending.publisher import EntryPublisher, refuse_coroutine
 from celery_misfire.sending.reporter import Reporter
 from celery_misfire.store.redis_store import LONGEST_CALL, RedisStore
+from celery_misfire.store.state_mark import Destination
 from celery_misfire.store.url import address
 from celery_misfire.texts import describe_error, one_line, quote, quote_name
 
@@ -70,7 +69,7 @@ class MisfireMixin(Scheduler):
             app,
             self._broker,
             lambda name: self.schedule[self._entries.own_name(name)],
-            lambda entry, producer: self.apply_entry(entry, producer=producer),
+            lambda entry, producer: _apply_entry(self, entry, producer),
         )
         super().__init__(app, *args, **kwargs)
 
@@ -130,6 +129,11 @@ class MisfireMixin(Scheduler):
             poll=settings.standby_poll,
             description=describe(self.app, settings, entries),
             definitions=self._definitions,
+            why_not=Deployment(
+                self._store,
+                lambda: _destination(self._broker, self._store.place_keys),
+                settings.lease_ttl,
+            ).why_not,
         )
         self._reporter.start()
 
@@ -263,22 +267,12 @@ class MisfireMixin(Scheduler):
     def apply_async(
         self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any
     ) -> Any:
-        """Send, and keep the error: ``apply_entry`` would log it with its arguments, and forget it."""
-        if advance:
-            return super().apply_async(entry, producer=producer, advance=True, **kwargs)
+        """Send as Celery's beat does."""
         blocks = _join_will_block(None)
         # Without this, a result backend would subscribe to the result, and hang beat when it is away.
         _join_will_block(True)
         try:
-            result = super().apply_async(entry, producer=producer, advance=False, **kwargs)
-        except Exception as exc:
-            # Celery's beat wraps whatever goes wrong.
-            cause = exc.__context__ if isinstance(exc, SchedulingError) else None
-            self._publisher.note(cause if isinstance(cause, Exception) else exc)
-            return None
-        else:
-            self._publisher.note(None)
-            return result
+            return super().apply_async(entry, producer=producer, advance=advance, **kwargs)
         finally:
             _join_will_block(blocks)
 
@@ -362,6 +356,41 @@ def _plain(text: str, texts: Iterable[str]) -> str:
     """Return a text as one line; a call of a task that is among the texts, without its arguments."""
     task = next((task for task in texts if text.startswith(f"{task}(")), "")
     return one_line(f"{task}(...)" if task else text)
+
+
+def _apply_entry(scheduler: Any, entry: ScheduleEntry, producer: Producer) -> None:
+    """Call ``apply_entry``, and raise the error that Celery's would log with its arguments, and forget.
+
+    What does not raise has succeeded, as in Celery, whoever overrides this method or ``apply_async``.
+    """
+    found: list[Exception] = []
+
+    def apply_async(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return refuse_coroutine(type(scheduler).apply_async(scheduler, *args, **kwargs))
+        except Exception as exc:
+            # Celery's beat wraps whatever goes wrong.
+            cause = exc.__context__ if isinstance(exc, SchedulingError) else None
+            found.append(cause if isinstance(cause, Exception) else exc)
+
+    # Celery's apply_entry() finds this one.
+    scheduler.apply_async = apply_async
+    try:
+        refuse_coroutine(scheduler.apply_entry(entry, producer=producer))
+    finally:
+        del scheduler.apply_async
+    if found:
+        raise found[-1]
+
+
+def _destination(broker: Broker, keys: Sequence[str]) -> Destination | None:
+    """Return where runs go, None when the broker does not answer; for a beat that does not lead."""
+    try:
+        return broker.destination(keys)
+    except BrokerUnavailable:
+        return None
+    finally:
+        broker.close()
 
 
 def _join_will_block(value: bool | None) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from celery import Celery
 
-from celery_misfire.conf.celery_redis import redis_of_celery
+from celery_misfire.conf.celery_redis import key_prefix_of_celery, redis_of_celery
 from celery_misfire.conf.entries import (
     ENTRY_KEYS,
     ConfiguredEntry,
@@ -44,6 +44,9 @@ from celery_misfire.triggers.zones import checked_timezone
 __all__ = ["Settings", "read_config", "read_settings"]
 
 _PREFIX = "misfire_"
+
+#: So many characters may go before each key.
+LONGEST_KEY_PREFIX = 200
 
 
 # -- what a value must be ----------------------------------------------------------------------------------
@@ -109,6 +112,15 @@ def _namespace(value: object) -> str:
     return value
 
 
+def _key_prefix(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a string, got {quote(value)}.")
+    if len(value) > LONGEST_KEY_PREFIX or not value.isprintable():
+        allowed = f"at most {LONGEST_KEY_PREFIX} printable characters"
+        raise ValueError(f"{quote(value)} is no prefix for keys. Set it to {allowed}, for example 'acme:'.")
+    return value
+
+
 def _instructions(value: object) -> dict[TriggerType, MisfireInstruction]:
     problems, result = Problems(), {}
     for key, name in as_mapping(value).items():
@@ -133,6 +145,8 @@ class Settings:
     :param redis_options: keywords for redis-py; for sentinel also ``master_name``, ``sentinel_kwargs`` and
         ``ssl``.
     :param namespace: keeps the states of two apps apart on one Redis.
+    :param key_prefix: goes before the name of every key in Redis. Not set, it is the ``global_keyprefix`` of
+        the broker; of the results, where the state is kept with them.
     :param instruction: misfire instruction of every entry without its own.
     :param instructions: the same for one type of trigger; goes before `instruction`.
     :param policies: per entry name, the keys that its policy sets; False = no misfire handling.
@@ -163,6 +177,7 @@ class Settings:
     redis_url: str
     redis_options: Mapping[str, Any] = field(default_factory=dict)
     namespace: str
+    key_prefix: str = ""
     instruction: MisfireInstruction = MisfireInstruction.SMART_POLICY
     instructions: Mapping[TriggerType, MisfireInstruction] = field(default_factory=dict)
     policies: Mapping[str, Any] = field(default_factory=dict)
@@ -214,6 +229,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "redis_url": checked_url,
     "redis_options": checked_options,
     "namespace": _namespace,
+    "key_prefix": _key_prefix,
     "instruction": as_instruction,
     "instructions": _instructions,
     "policies": as_mapping,
@@ -287,6 +303,8 @@ def _read(app: Celery) -> tuple[Settings, Problems]:
     given = {name: app.conf.get(_PREFIX + name) for name in _CHECKS}
     if given["namespace"] is None:
         given["namespace"] = app.main
+    if given["key_prefix"] is None:
+        given["key_prefix"] = key_prefix_of_celery(app, in_results=given["redis_url"] is None)
     with problems.at(spell("timezone")):
         _timezone(app.conf.timezone)
     for name, check in _CHECKS.items():

@@ -37,6 +37,7 @@ class Member:
     :param poll: time between two looks at the lease of another beat, in seconds.
     :param description: what this beat and its entries are configured like, see :mod:`.peers`.
     :param definitions: returns the entries as they are now.
+    :param why_not: returns why this beat must not begin to lead, '' when it may.
     """
 
     def __init__(
@@ -50,10 +51,11 @@ class Member:
         poll: float,
         description: tuple[str, str],
         definitions: Callable[[], Iterable[Definition]],
+        why_not: Callable[[], str] = lambda: "",
     ) -> None:
         self._store, self._lease, self._leader = store, lease, leader
         self._app, self._namespace, self._poll = app, namespace, poll
-        self._description, self._definitions = description, definitions
+        self._description, self._definitions, self._why_not = description, definitions, why_not
         #: True when the entries have changed since they were adopted.
         self.has_changed = False
         #: True while this beat leads, as far as it has been told.
@@ -124,6 +126,11 @@ class Member:
             return False
         self._ask_again_at = uptime() + self._poll
         advice = () if self._store_has_answered else self._store.advice()
+        if not self._leads and (reason := self._why_not()):
+            self._pass_on(advice)
+            self._store_answers()
+            self._stand_by(reason)
+            return False
         taken = self._lease.acquire()
         if taken is None:
             self._pass_on(advice)

@@ -32,13 +32,13 @@ from celery_misfire.store.port import (
     NoState,
     Push,
     Refusal,
-    StateMark,
     Store,
     Taken,
     Watched,
     by_queue,
 )
 from celery_misfire.store.registers import REGISTER_TTL, Register, register_ttl
+from celery_misfire.store.state_mark import Destination, StateMark
 
 __all__ = ["Contents", "Fault", "MemoryDatabase", "MemoryStore"]
 
@@ -182,18 +182,11 @@ class MemoryStore(Store):
     """
 
     def __init__(self, database: MemoryDatabase, owner: str = "localhost:1", history: int = 10_000) -> None:
-        self.database, self._owner, self._history = database, owner, history
+        self.database, self.owner, self._history = database, owner, history
+        self.lease_key, self.place_keys = "lease", ("place", "place")
 
     def __str__(self) -> str:
         return "state in memory"
-
-    @property
-    def lease_key(self) -> str:
-        return "lease"
-
-    @property
-    def owner(self) -> str:
-        return self._owner
 
     @_one_call
     def advice(self) -> list[str]:
@@ -261,8 +254,7 @@ class MemoryStore(Store):
     ) -> CommitResult:
         queues = by_queue(changes, pushes)
         self._check(token)
-        contents = self.database.contents
-        records = contents.records
+        records = self.database.contents.records
         to_do = [change for change in changes if records.get(change.entry, "") != change.new]
         conflicts = [change.entry for change in to_do if records.get(change.entry, "") != change.old]
         if to_do and pushes and not conflicts:
@@ -282,7 +274,8 @@ class MemoryStore(Store):
                     del records[change.entry]
             self.database.count(counts)
             self._write_log(*log)
-        return CommitResult((), (), {name: len(contents.queues[name]) for name in queues}, tuple(failed))
+        lengths = {name: len(self.database.contents.queues[name]) for name in queues}
+        return CommitResult(queue_lengths=lengths, failed=tuple(failed))
 
     @_one_call
     def counts_since(self, moment: float) -> dict[tuple[str, str], int]:
@@ -297,6 +290,18 @@ class MemoryStore(Store):
     def write_meta(self, token: str, app: str) -> None:
         self._check(token)
         self.database.contents.meta = self.database.contents.meta or str(StateMark(app))
+
+    @_one_call
+    def look(self) -> tuple[StateMark | None, LeaseValue | None]:
+        meta, lease = self.database.contents.meta, self._get("lease")
+        return StateMark.parse(meta, str(self)) if meta else None, LeaseValue.parse(lease) if lease else None
+
+    @_one_call
+    def write_destination(self, token: str, destination: Destination) -> None:
+        self._check(token)
+        contents = self.database.contents
+        if contents.meta:
+            contents.meta = str(StateMark.parse(contents.meta, str(self)).with_destination(destination))
 
     # -- the configuration of the beat that leads ----------------------------------------------------------
 
@@ -372,8 +377,7 @@ class MemoryStore(Store):
 
     @_one_call
     def log_after(self, seen: str, count: int) -> list[tuple[str, dict[str, Any]]]:
-        moment, _, number = seen.partition("-")
-        after = (int(moment), int(number))
+        after = tuple(map(int, seen.split("-")))
         found = [(id_, text) for id_, text in self.database.contents.log if id_ > after]
         return [(f"{id_[0]}-{id_[1]}", json.loads(text)) for id_, text in found[:count]]
 
@@ -386,8 +390,7 @@ class MemoryStore(Store):
         log = self.database.contents.log
         for line in lines:
             moment, number = log[-1][0] if log else (0, 0)
-            now = self._now()
-            id_ = (now, 0) if now > moment else (moment, number + 1)
+            id_ = max((self._now(), 0), (moment, number + 1))
             log.append((id_, json.dumps(line)))
         del log[: max(0, len(log) - self._history)]
 
@@ -415,8 +418,6 @@ class MemoryStore(Store):
     @_one_call
     def is_guarded(self) -> bool:
         return self._get("guard") != ""
-
-    # -- what expires --------------------------------------------------------------------------------------
 
     def _now(self) -> int:
         return round(self.database.clock() * 1000)

@@ -7,17 +7,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
-from celery_misfire.exceptions import NewerSchema
-from celery_misfire.records import SCHEMA
 from celery_misfire.store.clean_stop import CleanStop
 from celery_misfire.store.registers import Register
+from celery_misfire.store.state_mark import Destination, StateMark
 from celery_misfire.texts import quote
 
 __all__ = [
@@ -30,7 +28,6 @@ __all__ = [
     "NoState",
     "Push",
     "Refusal",
-    "StateMark",
     "Store",
     "Taken",
     "Watched",
@@ -125,35 +122,6 @@ class NoState:
 
 
 # -- the state -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StateMark:
-    """The mark of a state that is complete: an entry without a record is a new one.
-
-    :param app: name of the app whose beat began the state, '' when that is not known.
-    """
-
-    app: str
-
-    @classmethod
-    def parse(cls, text: str, place: str) -> StateMark:
-        """Return the mark with this text.
-
-        :param place: where it was found, for the error.
-        :raises NewerSchema: when another version has written the state.
-        """
-        try:
-            found = json.loads(text)
-            schema = found["schema"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise NewerSchema(f"{place} holds a _meta that is not ours") from None
-        if schema != SCHEMA:
-            raise NewerSchema(f"{place} has schema {quote(schema)}, this version works with {SCHEMA}")
-        return cls(str(found.get("app") or ""))
-
-    def __str__(self) -> str:
-        return json.dumps({"schema": SCHEMA, "app": self.app}, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -265,13 +233,13 @@ class Store(Protocol):
     :class:`~celery_misfire.exceptions.StoreUnavailable`; whether a write took place then is unknown.
     """
 
-    @property
-    def lease_key(self) -> str:
-        """The name under which the lease is found in a Redis; '' for a store that is none."""
-
-    @property
-    def owner(self) -> str:
-        """This process, as the lease will name it, see :mod:`~celery_misfire.store.owner`."""
+    #: The name under which the lease is found in a Redis.
+    lease_key: str
+    #: This process, as the lease will name it, see :mod:`~celery_misfire.store.owner`.
+    owner: str
+    #: Where a Redis broker may keep a word that tells its database from all others: now, and before the keys
+    #: got a prefix. Only the first is ever written.
+    place_keys: tuple[str, str]
 
     def advice(self) -> Sequence[str]:
         """Return what is unwise about this store: one line each, for the log.
@@ -346,7 +314,32 @@ class Store(Protocol):
         """
 
     def write_meta(self, token: str, app: str) -> None:
-        """Mark the state as complete, see :class:`StateMark`.
+        """Mark a new state as complete, see :class:`StateMark`.
+
+        :raises LeaseLost: as :meth:`commit`.
+        """
+
+    # Whose state it is.
+
+    def look(self) -> tuple[StateMark | None, LeaseValue | None]:
+        """Return the mark of the state and the lease in force, None for what is not there.
+
+        :raises NewerSchema: when another version has written the state.
+        """
+
+    def look_at_former(self) -> tuple[StateMark | None, LeaseValue | None]:
+        """Return the same of the keys that had no prefix yet; by default there are none."""
+        return None, None
+
+    def take_former(self) -> bool:
+        """Move the state from there to here; False when a beat leads there, or there is nothing to move.
+
+        :raises StoreRefused: when it cannot be moved.
+        """
+        return False
+
+    def write_destination(self, token: str, destination: Destination) -> None:
+        """Note in the mark of the state where its runs go.
 
         :raises LeaseLost: as :meth:`commit`.
         """

@@ -20,6 +20,7 @@ from celery_misfire.misfire import Outcome
 from celery_misfire.store import errors, registers
 from celery_misfire.store.clean_stop import STOP_TTL, CleanStop
 from celery_misfire.store.connection import LONGEST_CALL, RedisConnection, as_text
+from celery_misfire.store.former import FormerKeys, look_at
 from celery_misfire.store.owner import this_process
 from celery_misfire.store.port import (
     COUNTS_TTL,
@@ -32,13 +33,13 @@ from celery_misfire.store.port import (
     NoState,
     Push,
     Refusal,
-    StateMark,
     Store,
     Taken,
     Watched,
     by_queue,
 )
 from celery_misfire.store.registers import Register, register_ttl
+from celery_misfire.store.state_mark import Destination, StateMark
 
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
@@ -62,6 +63,7 @@ class RedisStore(Store):
     :param url: and `options` and `call_timeout`: as for a
         :class:`~celery_misfire.store.connection.RedisConnection`.
     :param history: how many lines the log keeps, roughly.
+    :param key_prefix: goes before the name of each key.
     :raises MisfireConfigError: when redis-py does not take `url` and `options`.
     """
 
@@ -72,36 +74,30 @@ class RedisStore(Store):
         options: Mapping[str, Any] | None = None,
         history: int = 10_000,
         call_timeout: float = LONGEST_CALL,
+        key_prefix: str = "",
     ) -> None:
         self._connection = RedisConnection(url, options or {}, call_timeout)
         self._redis = self._connection.client
         self._call, self._run = self._connection.call, self._connection.run
         self._history = history
-        prefix = f"celery-misfire:{{{namespace}}}"
-        self.state_key, self._lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
+        self.owner = this_process()
+        base = f"celery-misfire:{{{namespace}}}"
+        self._former, prefix = FormerKeys(self._connection, base, key_prefix), key_prefix + base
+        self.state_key, self.lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
         self._note_key, self._guard_key = f"{prefix}:note", f"{prefix}:guard"
         self._stop_key = f"{prefix}:stopped"
         self._watch_keys = (f"{prefix}:watcher", f"{prefix}:watch", self._guard_key, self.lease_key)
         self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
-        self._counts_prefix = f"{prefix}:counts:"
+        self._counts_prefix, self.place_keys = f"{prefix}:counts:", (f"{prefix}:place", f"{base}:place")
 
     @classmethod
     def of(cls, settings: Settings, call_timeout: float = LONGEST_CALL) -> RedisStore:
         """Return the store that an app's settings name."""
-        return cls(
-            settings.redis_url, settings.namespace, settings.redis_options, settings.history, call_timeout
-        )
+        s = settings
+        return cls(s.redis_url, s.namespace, s.redis_options, s.history, call_timeout, s.key_prefix)
 
     def __str__(self) -> str:
         return f"{self.state_key} in {self._connection}"
-
-    @property
-    def lease_key(self) -> str:
-        return self._lease_key
-
-    @property
-    def owner(self) -> str:
-        return this_process()
 
     def advice(self) -> list[str]:
         return self._connection.advice()
@@ -180,6 +176,21 @@ class RedisStore(Store):
 
     def write_meta(self, token: str, app: str) -> None:
         self._replace(token, [("_meta", "", str(StateMark(app)))])
+
+    def look(self) -> tuple[StateMark | None, LeaseValue | None]:
+        return look_at(self._connection, self.state_key, self.lease_key)
+
+    def look_at_former(self) -> tuple[StateMark | None, LeaseValue | None]:
+        return self._former.look()
+
+    def take_former(self) -> bool:
+        return self._former.move()
+
+    def write_destination(self, token: str, destination: Destination) -> None:
+        meta = as_text(self._call(self._redis.hget, self.state_key, "_meta") or "")
+        if meta:
+            mark = StateMark.parse(meta, self.state_key).with_destination(destination)
+            self._replace(token, [("_meta", meta, str(mark))])
 
     def _replace(
         self,

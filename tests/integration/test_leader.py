@@ -31,6 +31,7 @@ from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store.port import Change
 from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store.state_mark import Destination
 from celery_misfire.triggers.kinds import trigger_for
 
 DAY = datetime(2026, 3, 2, tzinfo=UTC)
@@ -117,6 +118,9 @@ class World:
 
     def read(self, key: str) -> None:
         """It is no Redis."""
+
+    def destination(self, keys: Sequence[str]) -> Destination:
+        return Destination("memory", "", "celery")
 
     def publish(self, message: Message) -> Attempt:
         error = self.refuses(message)

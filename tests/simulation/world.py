@@ -26,6 +26,7 @@ from celery_misfire.sending.publisher import _headers
 from celery_misfire.store import registers
 from celery_misfire.store.memory import Fault, MemoryDatabase, MemoryStore
 from celery_misfire.store.port import Push
+from celery_misfire.store.state_mark import Destination
 from celery_misfire.triggers.kinds import trigger_for
 from tests.simulation.history import Event, What, from_log, from_queue, from_times, from_workers
 from tests.support.processes import Message as Published
@@ -112,6 +113,10 @@ class Publisher:
             return None
         text, until = self._world.database.contents.expiring.get(key, ("", 0.0))
         return text if until > self._world.database.clock() else None
+
+    def destination(self, keys: Sequence[str]) -> Destination:
+        self.connect()
+        return Destination("memory", "", "celery")
 
     def sends_early(self, task: str) -> bool:
         return self._world.plan.early and task == "shop.every"

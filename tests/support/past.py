@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import redis
 
@@ -14,6 +14,7 @@ from celery_misfire.records import Definition
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store.state_mark import Destination
 
 
 class Past:
@@ -80,6 +81,9 @@ class Past:
 
     def read(self, key: str) -> None:
         """It is no Redis."""
+
+    def destination(self, keys: Sequence[str]) -> Destination:
+        return Destination("memory", "", "celery")
 
     def publish(self, message: Message) -> Attempt:
         self.sent.append(message)

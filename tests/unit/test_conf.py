@@ -177,6 +177,7 @@ GIVEN: dict[str, Any] = {
     "redis_url": "redis://h/1",
     "redis_options": {"socket_timeout": 2, "client_name": "beat"},
     "namespace": "billing",
+    "key_prefix": "acme:",
     "instruction": "do_nothing",
     "instructions": {"endless": "fire_now", TriggerType.CRON: MisfireInstruction.FIRE_ONCE_NOW},
     "policies": {"a": "do_nothing", "b": False, "c": {"threshold": timedelta(minutes=1)}},
@@ -200,6 +201,7 @@ READ = Settings(
     redis_url="redis://h/1",
     redis_options={"socket_timeout": 2.0, "client_name": "beat"},
     namespace="billing",
+    key_prefix="acme:",
     instruction=MisfireInstruction.DO_NOTHING,
     instructions={
         TriggerType.ENDLESS: MisfireInstruction.FIRE_NOW,
