@@ -27,7 +27,7 @@ SHORTEST_SILENCE = AUTO_THRESHOLD
 #: The reasons that mean that beat could not work, and how their outages are called.
 OUTAGES: Mapping[str, str | Promise] = {
     Reason.SCHEDULER_DOWN: gettext_lazy("Beat was down"),
-    Reason.RESTARTED: gettext_lazy("Beat was restarted"),
+    Reason.RESTARTED: gettext_lazy("Beat was down"),
     Reason.FAILOVER: gettext_lazy("Failover"),
     Reason.STORE_UNAVAILABLE: gettext_lazy("Redis was away"),
     Reason.BROKER_UNAVAILABLE: gettext_lazy("Broker was away"),
