@@ -106,7 +106,7 @@ class MisfireMixin(Scheduler):
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
         lease = Lease(self._store, settings.lease_ttl, settings.lease_renew)
         self._reporter = Reporter(self.app, settings)
-        self._event_log = EventLog(logger, self.app.timezone, self._store.owner)
+        self._event_log = EventLog(logger, self.app.timezone, self._store.process)
         self._leader = Leader(
             self._store,
             lease,
@@ -424,7 +424,7 @@ def _end_with_worker(sender: Any, **_: Any) -> None:
     def watch() -> None:
         while os.getppid() == worker:
             time.sleep(1)
-        logger.warning("beat: the worker of this beat has ended, and so beat ends")
+        logger.warning("beat: the worker of this beat has ended, and so beat ends", extra=log_fields("stops"))
         os.kill(os.getpid(), signal.SIGTERM)
 
     if isinstance(sender.scheduler, MisfireMixin):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from celery_misfire.exceptions import StoreRefused
 from celery_misfire.leadership.lease import uptime
+from celery_misfire.log_lines import log_fields
 from celery_misfire.store.port import LeaseValue, Store
 from celery_misfire.store.state_mark import Destination
 from celery_misfire.texts import one_line
@@ -73,7 +74,7 @@ class Deployment:
             self._store.tell_leader(self._refusal)
         if self._refusal:
             if self._reminders.is_due(self._refusal, self._clock()):
-                logger.error("beat: %s", self._refusal)
+                logger.error("beat: %s", self._refusal, extra=log_fields("deployments"))
             return "the state is that of another deployment"
         return self._wait()
 
@@ -93,11 +94,13 @@ class Deployment:
         try:
             moved = self._store.take_former()
         except StoreRefused as exc:
-            logger.warning("beat: a state with keys that have no prefix cannot be moved: %s", exc)
+            what = "a state with keys that have no prefix cannot be moved"
+            logger.warning("beat: %s: %s", what, exc, extra=log_fields("moved"))
             moved, self._former_is_settled = False, True
         if moved:
             what = "a state was found with keys that have no prefix, and has moved to those that have it"
-            logger.warning("beat: %s%s", what, f"; {difference}. {TWO_DEPLOYMENTS}" if difference else "")
+            where = f"; {difference}. {TWO_DEPLOYMENTS}" if difference else ""
+            logger.warning("beat: %s%s", what, where, extra=log_fields("moved"))
         self._found = None
         return "" if moved or self._former_is_settled else "a state with keys that have no prefix has changed"
 
@@ -124,6 +127,7 @@ class Deployment:
         owner = one_line(lease.owner) if lease else ""
         return (
             f"{self._store} is that of another beat ({owner}), whose runs go elsewhere: {difference}. "
-            f"{self._store.owner} sends nothing, so that no run lands in the wrong queue. {TWO_DEPLOYMENTS} "
+            f"{self._store.process} sends nothing, so that no run lands in the wrong queue. "
+            f"{TWO_DEPLOYMENTS} "
             "If the other one was this beat before its configuration changed, end it and restart this one."
         )

@@ -140,8 +140,10 @@ class Lease:
             # The thread has renewed it in the meantime, or it was taken and we were not told.
             return True
         if is_dead := self._is_dead(lease.owner):
-            name = one_line(owner.name_of(lease.owner))
-            logger.info("beat: the lease is taken over at once: %s, which held it, has ended", name)
+            name, extra = one_line(owner.name_of(lease.owner)), log_fields("takes_over")
+            logger.info(
+                "beat: the lease is taken over at once: %s, which held it, has ended", name, extra=extra
+            )
         return is_dead
 
     def _note_other(self, answer: Held | NoState) -> None:

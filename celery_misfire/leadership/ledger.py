@@ -110,7 +110,7 @@ class Ledger(Mapping[str, EntryRecord]):
             # At once: interrupted here, we are still the ones who know best.
             self.epoch = acquired.epoch
             if acquired.cold:
-                extra = log_fields("state_restored", owner=self._store.owner)
+                extra = log_fields("state_restored", owner=self._store.process)
                 logger.warning("beat: %s was lost; it is restored from memory", self._store, extra=extra)
                 self._give_up_messages()
                 self.restore()
@@ -134,7 +134,7 @@ class Ledger(Mapping[str, EntryRecord]):
             level, event = logging.INFO, "first_start"
             what = "first start, or Redis has lost its data: no saved schedule"
         text = "every schedule is planned from now; nothing runs at once, and nothing counts as missed"
-        extra = log_fields(event, owner=self._store.owner)
+        extra = log_fields(event, owner=self._store.process)
         logger.log(level, "beat: %s (%s): %s", what, self._store, text, extra=extra)
 
     def load(self) -> None:

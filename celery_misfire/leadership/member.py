@@ -13,7 +13,6 @@ from celery_misfire.leadership.ledger import Outdated
 from celery_misfire.leadership.peers import difference
 from celery_misfire.log_lines import log_fields
 from celery_misfire.records import Definition
-from celery_misfire.store.owner import name_of
 from celery_misfire.store.port import Store
 from celery_misfire.texts import quote_name
 from celery_misfire.trouble import Reminders, Trouble
@@ -155,7 +154,7 @@ class Member:
         self._pass_on(advice)
         self._ask_again_at = 0.0
         if not self._leads:
-            extra = log_fields("lead", owner=self._store.owner, epoch=taken.epoch)
+            extra = log_fields("lead", owner=self._store.process, epoch=taken.epoch)
             logger.info("beat: leading, with %s", self._store, extra=extra)
             # The entries live as long as beat: the collector need not look at them again and again.
             gc.freeze()
@@ -176,9 +175,9 @@ class Member:
             return
         self._compared_with = theirs
         if found := difference(self._description, (theirs, self._store.described_entries())):
-            beats = f"{name_of(self._store.owner)}, which stands by, and {self._lease.holder}, which leads"
+            beats = f"{self._store.process}, which stands by, and {self._lease.holder}, which leads"
             text = f"two beats of one namespace are configured differently, {beats}: {found}. {_NAMESPACES}"
-            logger.warning("beat: %s", text, extra=log_fields("beats_differ", owner=self._store.owner))
+            logger.warning("beat: %s", text, extra=log_fields("beats_differ", owner=self._store.process))
             self._store.tell_leader(text)
 
     # -- what is said --------------------------------------------------------------------------------------
@@ -186,10 +185,10 @@ class Member:
     def remind(self, text: str) -> None:
         """Say what stays wrong, now and from time to time."""
         if self._reminders.is_due(text, uptime()):
-            logger.warning("beat: %s", text, extra=log_fields("problem", owner=self._store.owner))
+            logger.warning("beat: %s", text, extra=log_fields("problem", owner=self._store.process))
 
     def _stand_by(self, why: str) -> None:
-        extra = log_fields("standby", owner=self._store.owner)
+        extra = log_fields("standby", owner=self._store.process)
         if self._leads:
             logger.warning("beat: %s; standing by", why, extra=extra)
         elif why != self._standby_text:
@@ -199,12 +198,12 @@ class Member:
     def _store_failed(self, exc: MisfireError) -> None:
         self._trouble.fail(uptime())
         if self._failures.is_due(str(exc), uptime()):
-            extra = log_fields("store_unavailable", owner=self._store.owner)
+            extra = log_fields("store_unavailable", owner=self._store.process)
             logger.warning("beat: %s; standing by", exc, extra=extra)
 
     def _store_answers(self) -> None:
         length = self._trouble.end(uptime())
         if length is not None:
-            extra = log_fields("store_available", owner=self._store.owner)
+            extra = log_fields("store_available", owner=self._store.process)
             logger.info("beat: %s answers again after %.0f s", self._store, length, extra=extra)
             self._failures = Reminders(REMIND_EVERY)

@@ -89,6 +89,7 @@ class DispatchChoice:
                 self._store,
                 changed,
                 TWO_DEPLOYMENTS,
+                extra=log_fields("deployments"),
             )
         self._store.write_destination(self._lease.token, ours)
 

@@ -237,7 +237,10 @@ class EntryPublisher:
         if error is not None and starts:
             name = quote_name(message.definition.name)
             logger.warning(
-                "beat: a run of entry %s was run here at once and failed: %s", name, name_error(error)
+                "beat: a run of entry %s was run here at once and failed: %s",
+                name,
+                name_error(error),
+                extra=log_fields("ran_here", entry=message.definition.name),
             )
             error = None
         self._producer_took_it = receipt.was_taken

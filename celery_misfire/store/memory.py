@@ -21,6 +21,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.store import registers
 from celery_misfire.store.clean_stop import STOP_TTL, CleanStop
+from celery_misfire.store.owner import name_of
 from celery_misfire.store.port import (
     COUNTS_TTL,
     NOTE_TTL,
@@ -182,7 +183,7 @@ class MemoryStore(Store):
     """
 
     def __init__(self, database: MemoryDatabase, owner: str = "localhost:1", history: int = 10_000) -> None:
-        self.database, self.owner, self._history = database, owner, history
+        self.database, self.owner, self.process, self._history = database, owner, name_of(owner), history
         self.lease_key, self.place_keys = "lease", ("place", "place")
 
     def __str__(self) -> str:

@@ -237,6 +237,8 @@ class Store(Protocol):
     lease_key: str
     #: This process, as the lease will name it, see :mod:`~celery_misfire.store.owner`.
     owner: str
+    #: The same for people: host and pid.
+    process: str
     #: Where a Redis broker may keep a word that tells its database from all others: now, and before the keys
     #: got a prefix. Only the first is ever written.
     place_keys: tuple[str, str]

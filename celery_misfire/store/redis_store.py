@@ -21,7 +21,7 @@ from celery_misfire.store import errors, registers
 from celery_misfire.store.clean_stop import STOP_TTL, CleanStop
 from celery_misfire.store.connection import LONGEST_CALL, RedisConnection, as_text
 from celery_misfire.store.former import FormerKeys, look_at
-from celery_misfire.store.owner import this_process
+from celery_misfire.store.owner import name_of, this_process
 from celery_misfire.store.port import (
     COUNTS_TTL,
     NOTE_TTL,
@@ -81,6 +81,7 @@ class RedisStore(Store):
         self._call, self._run = self._connection.call, self._connection.run
         self._history = history
         self.owner = this_process()
+        self.process = name_of(self.owner)
         base = f"celery-misfire:{{{namespace}}}"
         self._former, prefix = FormerKeys(self._connection, base, key_prefix), key_prefix + base
         self.state_key, self.lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"

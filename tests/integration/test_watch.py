@@ -129,17 +129,6 @@ def test_an_outage_has_one_alarm_and_one_end(place: Place, caplog: pytest.LogCap
     assert len(place.alarms) == 2
 
 
-def test_what_was_missed_in_a_deploy_is_told_and_no_warning(
-    place: Place, caplog: pytest.LogCaptureFixture
-) -> None:
-    watch = place.watch()
-    watch.look()
-    place.missed("in a deploy", reason="restarted")
-    place.missed("in an outage")
-    watch.look()
-    assert [level for level, _ in said(caplog)] == ["INFO", "WARNING"]
-
-
 def test_many_entries_are_not_all_named_in_the_log(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     place.due(600, *[f"entry {n:03}" for n in range(MOST_NAMES + 7)])
     place.watch().look()
