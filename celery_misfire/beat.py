@@ -7,6 +7,7 @@ in), and replace its loop: which entry is due, and what happens when it is late,
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import threading
@@ -28,7 +29,7 @@ from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
 from celery_misfire.conf.warnings import warnings_for
-from celery_misfire.events import Event, GaveUp, Misfired, Sent
+from celery_misfire.events import Event, GaveUp, Led, Misfired, Sent
 from celery_misfire.exceptions import (
     MisfireConfigError,
     StoreRefused,
@@ -131,7 +132,7 @@ class MisfireMixin(Scheduler):
 
     def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
         """Return who hears of each event that was written to the log."""
-        return [self._log, self._announce, self._count_runs]
+        return [self._log, self._announce, self._count_runs, _spare_the_collector]
 
     def _log(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -322,6 +323,12 @@ class MisfireScheduler(MisfireMixin):
         super().setup_schedule()
         # Once more: Celery's class drops them when it merges the configured entries.
         self.install_default_entries(self.schedule)
+
+
+def _spare_the_collector(events: Sequence[Event]) -> None:
+    """Have the collector leave the entries alone: they live as long as beat."""
+    if any(isinstance(event, Led) for event in events) and not gc.get_freeze_count():
+        gc.freeze()
 
 
 def _refused_classes(scheduler: Any) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Iterable
 
@@ -35,6 +34,7 @@ class Member:
     :param poll: time between two looks at the lease of another beat, in seconds.
     :param description: what this beat and its entries are configured like, see :mod:`.peers`.
     :param definitions: returns the entries as they are now.
+    :param steady: a clock that nobody sets, in seconds.
     """
 
     def __init__(
@@ -48,10 +48,11 @@ class Member:
         poll: float,
         description: tuple[str, str],
         definitions: Callable[[], Iterable[Definition]],
+        steady: Callable[[], float] = uptime,
     ) -> None:
         self._store, self._lease, self._leader = store, lease, leader
         self._app, self._namespace, self._poll = app, namespace, poll
-        self._description, self._definitions = description, definitions
+        self._description, self._definitions, self._steady = description, definitions, steady
         #: True when the entries have changed since they were adopted.
         self.has_changed = False
         #: True while this beat leads, as far as it has been told.
@@ -76,7 +77,7 @@ class Member:
         self._lease.main_loop_is_alive()
         try:
             if not self._lease.held and not self._take_over():
-                return max(0.05, min(self._ask_again_at - uptime(), self._poll))
+                return max(0.05, min(self._ask_again_at - self._steady(), self._poll))
             if self.has_changed:
                 self._adopt()
             delay = self._leader.tick()
@@ -116,9 +117,9 @@ class Member:
 
     def _take_over(self) -> bool:
         """Ask for the lease; True when it is ours and the state is in memory."""
-        if uptime() < self._ask_again_at:
+        if self._steady() < self._ask_again_at:
             return False
-        self._ask_again_at = uptime() + self._poll
+        self._ask_again_at = self._steady() + self._poll
         advice = () if self._store_has_answered else self._store.advice()
         taken = self._lease.acquire()
         if taken is None:
@@ -145,8 +146,6 @@ class Member:
         self._ask_again_at = 0.0
         if not self._leads:
             logger.info("beat: leading, with %s", self._store)
-            # The entries live as long as beat: the collector need not look at them again and again.
-            gc.freeze()
         self._leads = True
         return True
 
@@ -173,7 +172,7 @@ class Member:
 
     def remind(self, text: str) -> None:
         """Say what stays wrong, now and from time to time."""
-        if self._reminders.is_due(text, uptime()):
+        if self._reminders.is_due(text, self._steady()):
             logger.warning("beat: %s", text)
 
     def _stand_by(self, why: str) -> None:
@@ -184,12 +183,12 @@ class Member:
         self._standby_text, self._leads = why, False
 
     def _store_failed(self, exc: MisfireError) -> None:
-        self._trouble.fail(uptime())
-        if self._failures.is_due(str(exc), uptime()):
+        self._trouble.fail(self._steady())
+        if self._failures.is_due(str(exc), self._steady()):
             logger.warning("beat: %s; standing by", exc)
 
     def _store_answers(self) -> None:
-        length = self._trouble.end(uptime())
+        length = self._trouble.end(self._steady())
         if length is not None:
             logger.info("beat: %s answers again after %.0f s", self._store, length)
             self._failures = Reminders(REMIND_EVERY)

@@ -222,6 +222,7 @@ class World:
             poll=POLL,
             description=("", ""),
             definitions=self._definitions,
+            steady=lambda: self.now / 1000,
         )
         beat = Beat(f"host:{self._number}", member, lease, self.now, self.now)
         self._beats.append(beat)
