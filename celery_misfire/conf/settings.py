@@ -238,7 +238,11 @@ def read_settings(app: Celery) -> Settings:
 
 
 def read_config(
-    app: Celery, beat_schedule: Mapping[str, Any], entry_keys: Collection[str] = ENTRY_KEYS
+    app: Celery,
+    beat_schedule: Mapping[str, Any],
+    entry_keys: Collection[str] = ENTRY_KEYS,
+    *,
+    needs_store: bool = True,
 ) -> tuple[Settings, dict[str, ConfiguredEntry]]:
     """Return the settings of an app and its entries, by their plain names (:mod:`celery_misfire.conf.names`).
 
@@ -246,9 +250,10 @@ def read_config(
 
     :param beat_schedule: entry name to dict (as in Celery's setting) or to ``ScheduleEntry``.
     :param entry_keys: the keys that such a dict may have.
+    :param needs_store: False: the state is kept elsewhere, so that no Redis and no namespace need be named.
     :raises MisfireConfigError: with every problem of the settings and of the entries.
     """
-    settings, problems = _read(app)
+    settings, problems = _read(app, needs_store=needs_store)
     entries: dict[str, ConfiguredEntry] = {}
     if isinstance(beat_schedule, Mapping):
         plain = plain_names(beat_schedule)
@@ -266,7 +271,7 @@ def read_config(
     return settings, entries
 
 
-def _read(app: Celery) -> tuple[Settings, Problems]:
+def _read(app: Celery, *, needs_store: bool = True) -> tuple[Settings, Problems]:
     """Return the settings, with the defaults in place of wrong ones, and the problems."""
     spell = spelling(app)
     problems, values, wrong = Problems(spell), dict[str, Any](), set[str]()
@@ -282,11 +287,11 @@ def _read(app: Celery) -> tuple[Settings, Problems]:
             with problems.at(spell(_PREFIX + name)):
                 values[name] = check(given[name])
                 wrong.remove(name)
-    if given["redis_url"] is None:
+    if given["redis_url"] is None and needs_store:
         with problems.at(""):
             values["redis_url"], options = redis_of_celery(app, spell)
             values["redis_options"] = options | values.get("redis_options", {})
-    if given["namespace"] is None:
+    if given["namespace"] is None and needs_store:
         what = "not set and the app has no name (Celery() without main)."
         problems.add(spell("misfire_namespace"), f"{what} Set it, for example to 'shop'.")
     policies: dict[str, Any] = {}
