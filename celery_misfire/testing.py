@@ -318,7 +318,7 @@ class _Requests:
 
     def __init__(self, stack: Any, header: Mapping[str, Any]) -> None:
         # Of blocks inside of each other, the innermost counts.
-        self._stack = stack._stack if isinstance(stack, _Requests) else stack
+        self._stack: Any = stack._stack if isinstance(stack, _Requests) else stack
         self._header = header
 
     def push(self, request: Context) -> None:
