@@ -38,6 +38,7 @@ from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
+from celery_misfire.metrics.beat import BeatNumbers
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker, WatchedProducer
 from celery_misfire.sending.publisher import EntryPublisher
@@ -62,8 +63,7 @@ class MisfireMixin(Scheduler):
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
         self._entries = BeatEntries(kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or "")
-        self._ticking = False
-        self._asked_to_stop = False
+        self._ticking = self._asked_to_stop = False
         self._broker = Broker(app, self._make_producer)
         self._publisher = EntryPublisher(
             app,
@@ -106,6 +106,7 @@ class MisfireMixin(Scheduler):
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
         lease = Lease(self._store, settings.lease_ttl, settings.lease_renew)
         self._reporter = Reporter(self.app, settings)
+        self._numbers = BeatNumbers(settings)
         self._leader = Leader(
             self._store,
             lease,
@@ -128,11 +129,12 @@ class MisfireMixin(Scheduler):
             description=describe(self.app, settings, entries),
             definitions=self._definitions,
         )
+        self._numbers.start(self._member, lease, self._leader)
         self._reporter.start()
 
     def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
         """Return who hears of each event that was written to the log."""
-        return [self._log, self._announce, self._count_runs, _spare_the_collector]
+        return [self._log, self._announce, self._count_runs, self._numbers.hear, _spare_the_collector]
 
     def _log(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -147,9 +149,7 @@ class MisfireMixin(Scheduler):
     def _count_runs(self, events: Sequence[Event]) -> None:
         """Advance the counters of the entries that were sent, which Celery does before it sends them."""
         schedule = self.schedule
-        for event in events:
-            if not isinstance(event, Sent):
-                continue
+        for event in (event for event in events if isinstance(event, Sent)):
             name = self._entries.own_name(event.entry)
             if (entry := schedule.get(name)) is not None:
                 self.reserve(entry)
@@ -218,8 +218,7 @@ class MisfireMixin(Scheduler):
         self._ticking = True
         try:
             # Monitors wrap the method of Celery's class. It asks schedules_equal(), and has no more to do.
-            self._heap: list[Any] = []
-            self._delay = 1.0
+            self._heap, self._delay = list[Any](), 1.0
             super().tick(*args, **kwargs)
             return self._delay
         except StoreRefused as exc:
@@ -243,7 +242,8 @@ class MisfireMixin(Scheduler):
     def _tick(self) -> float:
         if self._entries.have_changed(self._own_entries()):
             self.schedule_has_changed()
-        return min(self._member.tick(), float(self.max_interval))  # type: ignore[arg-type] # never None here
+        with self._numbers.timed("tick_seconds"):
+            return min(self._member.tick(), float(self.max_interval))  # type: ignore[arg-type] # never None
 
     # -- sending -------------------------------------------------------------------------------------------
 
@@ -297,6 +297,7 @@ class MisfireMixin(Scheduler):
         if hasattr(self, "_member"):
             self._reporter.stop(FAREWELL)
             self._member.close()
+            self._numbers.stop()
         self._broker.close()
         super().close()
 

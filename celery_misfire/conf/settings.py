@@ -75,6 +75,13 @@ def _lease_ttl(value: object) -> float:
     return seconds
 
 
+def _port(value: object) -> int:
+    port = as_count(value)
+    if not 0 < port < 65536:
+        raise ValueError(f"expected a port from 1 to 65535, got {quote(value)}. Set it to 9808, for example.")
+    return port
+
+
 def _history(value: object) -> int:
     lines = as_count(value)
     if lines > 10**15:
@@ -138,6 +145,7 @@ class Settings:
     :param result_state: state of the result of a missed run, ``"MISSED"`` or ``"FAILURE"``.
     :param worker_guard: judge a run again that starts late in the worker.
     :param deduplicate: drop a second message of one occurrence before user code runs.
+    :param metrics_port: where Prometheus reads the numbers of beat, and of each worker; None: nowhere.
     :param check_rate: time between two looks for overdue entries.
     :param lease_ttl: how long the leading beat may be silent before another one takes over.
     :param lease_renew: time between two renewals of the lease; less than half of `lease_ttl`. Not set, it is
@@ -165,6 +173,7 @@ class Settings:
     result_state: str = "MISSED"
     worker_guard: bool = True
     deduplicate: bool = True
+    metrics_port: int | None = None
     check_rate: float = 60.0
     lease_ttl: float = 30.0
     lease_renew: float = 10.0
@@ -215,6 +224,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "result_state": partial(_one_of, ("MISSED", "FAILURE")),
     "worker_guard": as_bool,
     "deduplicate": as_bool,
+    "metrics_port": _port,
     "check_rate": as_seconds,
     "lease_ttl": _lease_ttl,
     "lease_renew": as_seconds,

@@ -69,6 +69,11 @@ class Member:
         """True while this beat may decide."""
         return self._lease.held
 
+    @property
+    def store_is_up(self) -> bool:
+        """True while the store answers."""
+        return self._store_has_answered and not self._trouble.is_on
+
     def tick(self) -> float:
         """Do one piece of work; return how many seconds may pass before the next.
 

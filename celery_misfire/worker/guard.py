@@ -16,6 +16,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery_misfire.conf.settings import Settings
 from celery_misfire.events import Merged, Missed, StartedLate
 from celery_misfire.exceptions import StoreUnavailable
+from celery_misfire.metrics.numbers import Note, Numbers
 from celery_misfire.misfire import MissedFire, Reason, to_millis
 from celery_misfire.sending.missed_runs import Part, Report, report
 from celery_misfire.sending.reporter import Reporter
@@ -51,10 +52,11 @@ class Guard:
     No method raises an error: whatever goes wrong is logged, and the run starts.
 
     :param hostname: of the worker, for the registers and the log.
+    :param numbers: what the worker is measured by.
     """
 
-    def __init__(self, app: Celery, settings: Settings, hostname: str) -> None:
-        self._app, self._settings, self._hostname = app, settings, hostname
+    def __init__(self, app: Celery, settings: Settings, hostname: str, numbers: Numbers) -> None:
+        self._app, self._settings, self._hostname, self._numbers = app, settings, hostname, numbers
         self._main_process = os.getpid()
         self._reporters: dict[int, Reporter] = {}
         self._stores: dict[int, RedisStore] = {}
@@ -110,13 +112,12 @@ class Guard:
             return False
         # A class may call before_start of another one that is wrapped as well.
         request.update(misfire_admitted=True)
+        # What comes again may have started in time before.
+        if not (request.retries or delivery.redelivered):
+            self._numbers.take(Note("lateness_seconds", ("worker",), time.time() - delivery.due))
         if late is not None and is_first:
-            logger.warning(
-                "worker: %s; threshold %g s, instruction %s",
-                late.sentence(self._app.timezone),
-                delivery.threshold,
-                delivery.instruction,
-            )
+            judged = f"threshold {delivery.threshold:g} s, instruction {delivery.instruction}"
+            logger.warning("worker: %s; %s", late.sentence(self._app.timezone), judged)
             task_started_late.send(sender=task, fire=delivery.fire, late_by=late_by)
         return True
 
@@ -144,10 +145,13 @@ class Guard:
         self, delivery: Delivery, late: StartedLate | None, task: Task[Any, Any]
     ) -> tuple[bool, bool]:
         """Write into the register that the run starts; return whether it may, and whether it is the first."""
-        merges = self._settings.worker_guard and delivery.late_start is LateStart.MERGE
+        judges, late_start = self._settings.worker_guard, delivery.late_start
+        merges = judges and late_start is LateStart.MERGE
         if not (merges or self._settings.deduplicate):
             return True, True
-        if delivery.once and late is None and not merges and not self._may_be_judged_again(delivery, task):
+        # After the start, the message may come again, and be given up for being late.
+        may_be_missed = judges and late_start is LateStart.MISS and _comes_again(task)
+        if delivery.once and late is None and not merges and not may_be_missed:
             return True, True
         entry = delivery.fire.entry
         merged = Merged(entry=entry, scheduled=delivery.scheduled, id=delivery.task_id, worker=self._hostname)
@@ -167,12 +171,9 @@ class Guard:
         if answer is None:
             return True, True
         register, is_new = answer
+        if is_new and isinstance(register, registers.Merged):
+            self._numbers.hear([merged])
         return self._has_started(delivery, register), is_new
-
-    def _may_be_judged_again(self, delivery: Delivery, task: Task[Any, Any]) -> bool:
-        """Return True when the message may come again after the start, and be given up for being late."""
-        comes_again = task.acks_late or task.reject_on_worker_lost
-        return bool(comes_again and self._settings.worker_guard and delivery.late_start is LateStart.MISS)
 
     def _give_up(self, delivery: Delivery, reason: Reason, request: Context, late_by: float) -> bool:
         """Make a run a missed one; return False for one that has started already, or may have."""
@@ -197,6 +198,7 @@ class Guard:
             return False
         if register != value:
             return not self._has_started(delivery, register)
+        self._numbers.hear([event])
         logger.warning("worker: %s; late by %.3f s", event.sentence(self._app.timezone), late_by)
         self._report(Report(missed, delivery.on_missed, request=_without_arguments(request)))
         return True
@@ -219,6 +221,7 @@ class Guard:
                 if nonce == delivery.nonce or not self._settings.deduplicate:
                     return True
                 why = f"{host} started it from another message"
+                self._numbers.take(Note("duplicates_dropped_total"))
             case registers.Merged(task_id):
                 why = f"merged into the late run {task_id}"
             case registers.Missed(reason):
@@ -293,6 +296,11 @@ class Guard:
         except Exception:
             logger.exception("worker: unexpected error, the run starts")
             return default
+
+
+def _comes_again(task: Task[Any, Any]) -> bool:
+    """Return True for a task whose message is acknowledged late."""
+    return bool(task.acks_late or task.reject_on_worker_lost)
 
 
 def _without_arguments(request: Context) -> Context:
