@@ -17,8 +17,8 @@ PAGE = (ROOT / "docs" / "testing.md").read_text()
 
 
 def example(name: str) -> str:
-    """Return the block of the page that begins with the name of this file."""
-    [block] = re.findall(rf"```python\n# {re.escape(name)}\n(.*?)```", PAGE, re.DOTALL)
+    """Return the block of the page with the name of this file."""
+    [block] = re.findall(rf"```.*? python\n:caption: {re.escape(name)}\n\n(.*?)```", PAGE, re.DOTALL)
     return block
 
 
