@@ -183,7 +183,7 @@ class Leader:
 
     def figures(self) -> Figures:
         """Return where all entries stand. Any thread may ask."""
-        # Copies, as the entries go on.
+        # Copies, as beat goes on.
         records, catch_up = self._ledger.copy(), list(self._queues.catch_up)
         return figures_of(records, self._ledger.definitions, catch_up, self._wall())
 

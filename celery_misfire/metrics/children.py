@@ -29,29 +29,32 @@ class WorkerNumbers(Numbers):
         super().__init__(is_read=is_read(settings))
         self._settings = settings
         self._main_process = os.getpid()
-        self._read_end, self._write_end = os.pipe()
-        # A child must not wait for the main process: what does not fit is not counted.
-        os.set_blocking(self._write_end, False)
+        #: None where there is nothing to tell, or no child that would have it (Windows).
+        self._pipe = os.pipe() if self.is_read and hasattr(os, "fork") else None
+        if self._pipe is not None:
+            # A child must not wait for the main process: what does not fit is not counted.
+            os.set_blocking(self._pipe[1], False)
 
     def start(self, *, has_children: bool) -> None:
         """Let the numbers be read, and count what children tell."""
         export(self, self._settings, "worker")
-        if has_children and self.is_read:
-            threading.Thread(target=self._listen, name="misfire-metrics", daemon=True).start()
+        if has_children and self._pipe is not None:
+            lines = (self._pipe[0],)
+            threading.Thread(target=self._listen, args=lines, name="misfire-metrics", daemon=True).start()
 
     def take(self, note: Note) -> None:
         """Count here, or have it counted in the main process."""
-        if os.getpid() == self._main_process or not self.is_read:
+        if self._pipe is None or os.getpid() == self._main_process:
             super().take(note)
             return
         try:
             # One write of less than PIPE_BUF: lines of several processes never mix.
-            os.write(self._write_end, json.dumps(note).encode() + b"\n")
+            os.write(self._pipe[1], json.dumps(note).encode() + b"\n")
         except OSError as exc:
             logger.debug("worker: a number is lost (%s)", exc)
 
-    def _listen(self) -> None:
-        with os.fdopen(self._read_end) as lines:
+    def _listen(self, read_end: int) -> None:
+        with os.fdopen(read_end) as lines:
             for line in lines:
                 try:
                     metric, labels, value = json.loads(line)

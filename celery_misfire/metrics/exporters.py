@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from celery_misfire.metrics.numbers import METRICS, PREFIX, Metric, Note, Numbers
@@ -29,8 +30,12 @@ def export(numbers: Numbers, settings: Settings, who: str) -> Callable[[], None]
 
     :param who: is measured, in the words of the log.
     """
-    if (api := _opentelemetry()) is not None:
-        _instrument(numbers, api.get_meter(METER))
+    try:
+        if (api := _opentelemetry()) is not None:
+            _instrument(numbers, api.get_meter(METER))
+    except Exception as exc:
+        # A version that knows other arguments, or a provider of the app's own.
+        logger.error("%s: no metrics for OpenTelemetry (%s). All else goes on.", who, type(exc).__name__)
     if settings.metrics_port is None:
         return _nothing
     try:
@@ -126,7 +131,9 @@ def _instrument(numbers: Numbers, meter: Any) -> None:
 
     def observe(note: Note) -> None:
         labels = zip(METRICS[note.metric].labels, note.labels, strict=True)
-        observed[note.metric].record(note.value, dict(labels))
+        # A provider of the app's own must not stop a beat that counts.
+        with suppress(Exception):
+            observed[note.metric].record(note.value, dict(labels))
 
     numbers.observers.append(observe)
 

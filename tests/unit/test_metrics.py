@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from celery_misfire.leadership.figures import figures_of
 from celery_misfire.leadership.peers import describe
 from celery_misfire.metrics import exporters
 from celery_misfire.metrics import numbers as numbers_module
+from celery_misfire.metrics.children import WorkerNumbers
 from celery_misfire.metrics.exporters import export, is_read
 from celery_misfire.metrics.numbers import METRICS, OTHER, Note, Numbers
 from celery_misfire.misfire import MisfirePolicy
@@ -25,6 +28,7 @@ from celery_misfire.records import Definition, first_seen
 from celery_misfire.schedules import simple
 from celery_misfire.triggers.kinds import trigger_for
 from tests.support.metrics import free_port, scrape, values
+from tests.support.processes import wait_for
 from tests.unit.test_imports import modules_added_by
 
 NOW = 1_772_445_600_000
@@ -242,6 +246,35 @@ def test_beats_of_one_namespace_may_have_ports_of_their_own():
     assert describe(app, settings(9808), {}) == describe(app, settings(9809), {})
 
 
+# -- the children of a worker -------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no children that could tell")
+def test_what_children_count_arrives_in_the_main_process_and_a_full_pipe_holds_up_no_run():
+    counted = WorkerNumbers(settings(free_port()))
+
+    def in_a_child(times: int) -> None:
+        child = multiprocessing.get_context("fork").Process(target=count, args=(times,))
+        child.start()
+        child.join(30)
+        assert child.exitcode == 0
+
+    def count(times: int) -> None:
+        for _ in range(times):
+            counted.take(Note("missed_total", ("re\npörts", "queue_late"), 2.0))
+
+    # Nobody listens yet, and a pipe holds 64 kB.
+    in_a_child(20_000)
+    counted.start(has_children=True)
+    wait_for(lambda: counted.totals("missed_total"), what="what did fit")
+    in_a_child(1)
+    counted.take(Note("duplicates_dropped_total"))
+    (labels,) = counted.totals("missed_total")
+    assert labels == ("re\npörts", "queue_late")
+    assert 0 < counted.totals("missed_total")[labels] < 40_000
+    assert counted.totals("duplicates_dropped_total") == {(): 1}
+
+
 # -- OpenTelemetry -----------------------------------------------------------------------------------------
 
 
@@ -272,6 +305,36 @@ def test_opentelemetry_gets_the_same_numbers(monkeypatch):
     assert found["celery_misfire.lateness"].unit == "s"
     assert [p.value for p in found["celery_misfire.leader"].data.data_points] == [1.0]
     provider.shutdown()
+
+
+class _Broken:
+    """A provider of the app's own that fails."""
+
+    def __init__(self, at_start: bool) -> None:
+        self._at_start = at_start
+
+    def get_meter(self, name: str) -> Any:
+        if self._at_start:
+            raise TypeError("unexpected keyword argument")
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: self
+
+    def record(self, *_: Any) -> None:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+def test_a_provider_that_fails_stops_nothing(monkeypatch, caplog, at_start):
+    monkeypatch.setattr(exporters, "_opentelemetry", lambda: _Broken(at_start))
+    counted = Numbers()
+    export(counted, settings(None), "beat")
+    counted.hear([sent()])
+    assert counted.totals("occurrences_total") == {("reports", "fired"): 1}
+    lines = [record.getMessage() for record in caplog.records]
+    told = ["beat: no metrics for OpenTelemetry (TypeError). All else goes on."]
+    assert lines == (told if at_start else [])
 
 
 def test_numbers_are_read_with_a_port_or_with_opentelemetry(monkeypatch):
