@@ -173,7 +173,7 @@ class Beat:
     """
 
     def __init__(self, app: Celery, *, start: datetime) -> None:
-        self._app, self._now = app, to_millis(start)
+        self._app, self._now = _complete(app), to_millis(start)
         self._database = MemoryDatabase(lambda: self._now / 1000)
         self._store = MemoryStore(self._database, history=0)
         self._messages: list[Message] = []
@@ -423,8 +423,7 @@ def check_config(app: Celery, *, warnings: bool = False) -> list[str]:
     :param warnings: also what beat would warn of at its start, and tasks in the schedule that the app does
         not have.
     """
-    app.loader.import_default_modules()
-    app.finalize()
+    _complete(app)
     try:
         settings, entries = read_config(app, app.conf.beat_schedule or {})
     except MisfireConfigError as exc:
@@ -441,3 +440,10 @@ def check_config(app: Celery, *, warnings: bool = False) -> list[str]:
         if (task := str(entry.keys["task"])) not in app.tasks
     ]
     return unknown + warnings_for(app, settings, entries)
+
+
+def _complete(app: Celery) -> Celery:
+    """Have the app know its tasks, and the entries that are added when it does."""
+    app.loader.import_default_modules()
+    app.finalize()
+    return app

@@ -114,7 +114,7 @@ def test_beat_reads_the_schedule_again_when_it_comes_back(app):
     assert beat.next_fire_time("baskets") == at(10)
 
 
-def test_a_year_of_an_hourly_entry_passes_without_the_year_before_it_being_waited_for(app):
+def test_a_year_of_a_daily_entry_is_complete(app):
     beat = Beat(with_entries(app, reports=(crontab(minute=0, hour=3), "do_nothing")), start=at(0))
     beat.run_until(DAY + timedelta(days=365))
     assert beat.counts("reports") == {"fired": 365}
@@ -274,3 +274,13 @@ def test_entries_that_are_added_when_the_app_is_complete_are_checked_too(app, to
         sender.conf.beat_schedule["late"] = {"task": told.name, "schedule": "hourly"}
 
     assert ["'late'" in line for line in check_config(app)] == [True]
+
+
+def test_a_virtual_beat_has_the_entries_that_are_added_when_the_app_is_complete(app, told):
+    @app.on_after_finalize.connect
+    def add(sender: Celery, **_: Any) -> None:
+        sender.add_periodic_task(HOURLY, sender.tasks[told.name].s(), name="late")
+
+    beat = Beat(app, start=at(8, 30))
+    beat.run_until(at(9))
+    assert beat.sent("late").outcomes == ["fired"]
