@@ -22,7 +22,7 @@ from celery_misfire.sending.publisher import headers_of
 from celery_misfire.store import registers
 from celery_misfire.store.memory import Fault, MemoryDatabase, MemoryStore
 from celery_misfire.store.port import Push
-from celery_misfire.testing import BeatProcess
+from celery_misfire.testing.process import BeatProcess
 from celery_misfire.triggers.kinds import trigger_for
 from tests.simulation.history import Event, What, from_log, from_queue, from_times, from_workers
 from tests.support.processes import Message as Published

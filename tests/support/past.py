@@ -10,7 +10,7 @@ import redis
 from celery_misfire.records import Definition
 from celery_misfire.sending.dispatch import Message
 from celery_misfire.store.redis_store import RedisStore
-from celery_misfire.testing import BeatProcess, Unsent
+from celery_misfire.testing.process import BeatProcess, Unsent
 
 
 class Past:
