@@ -19,7 +19,7 @@ from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.store.port import Push
 from celery_misfire.texts import quote_name
 
-__all__ = ["EntryPublisher", "headers_of"]
+__all__ = ["EntryPublisher"]
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class EntryPublisher:
         try:
             entry = self._entry_of(message.definition.name)
             options: dict[str, Any] = entry.options or {}
-            headers = copy.deepcopy(options.get("headers") or {}) | headers_of(message)
+            headers = copy.deepcopy(options.get("headers") or {}) | _headers(message)
         except PublishRejected as exc:
             return Attempt(Fate.REFUSED, exc)
         except Exception as exc:
@@ -259,7 +259,7 @@ def _attempt(message: Message, receipt: Receipt, error: Exception | None) -> Att
     return Attempt(Fate.REFUSED, rejected)
 
 
-def headers_of(message: Message) -> dict[str, Any]:
+def _headers(message: Message) -> dict[str, Any]:
     intent, policy = message.intent, message.definition.policy
     return {
         "periodic_task_name": message.definition.name,

@@ -6,14 +6,12 @@ from datetime import datetime, timedelta
 
 from celery import Celery
 
-from celery_misfire import fire as fires
 from celery_misfire.conf.settings import read_config
-from celery_misfire.fire import HEADER, Fire
+from celery_misfire.fire import Fire
 from celery_misfire.leadership.leader import LONGEST_SLEEP
 from celery_misfire.misfire import MissedFire, Outcome, from_millis, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.sending.dispatch import Message
-from celery_misfire.sending.publisher import headers_of
 from celery_misfire.store.memory import MemoryDatabase, MemoryStore
 from celery_misfire.testing.config import complete
 from celery_misfire.testing.process import BeatProcess, Unsent
@@ -88,9 +86,7 @@ class Beat:
         :raises KeyError: when no entry has this name.
         """
         self._check_name(entry)
-        found = [m for m in self._messages if entry in (None, m.definition.name)]
-        read = (fires.read(headers_of(message)[HEADER]) for message in found)
-        return Fires(run for run in read if run is not None)
+        return Fires(_fire_of(m) for m in self._messages if entry in (None, m.definition.name))
 
     def missed(self, entry: str | None = None) -> list[MissedFire]:
         """Return the records of missed runs so far, of one entry or of all: one for each outage and entry.
@@ -156,6 +152,19 @@ class Beat:
     def _check_name(self, entry: str | None) -> None:
         if entry is not None and entry not in self._definitions:
             raise KeyError(f"no entry is named {quote_name(entry)}.{suggestion(entry, self._definitions)}")
+
+
+def _fire_of(message: Message) -> Fire:
+    """Return the fire that a worker reads from this message."""
+    intent = message.intent
+    return Fire(
+        scheduled_fire_time=from_millis(intent.scheduled),
+        fire_time=from_millis(message.fire_time),
+        entry=message.definition.name,
+        outcome=intent.outcome,
+        missed_count=intent.merged + (intent.outcome is Outcome.RECOVERED),
+        last_missed_fire_time=None if intent.last_missed is None else from_millis(intent.last_missed),
+    )
 
 
 def outage(

@@ -11,7 +11,7 @@ from celery_misfire.leadership.member import Member
 from celery_misfire.records import Definition
 from celery_misfire.sending.dispatch import Attempt, Fate, Message, RecordingPublisher
 from celery_misfire.sending.missed_runs import Report
-from celery_misfire.store.port import Push, Store
+from celery_misfire.store.port import Push, Store, Taken
 
 __all__ = ["BeatProcess", "Unsent"]
 
@@ -20,11 +20,24 @@ _FOR_EVER = 1e9
 
 
 class _Lease(Lease):
-    def _keep(self) -> None:
-        """Leave the renewals to whoever turns the clock."""
+    """A lease that whoever turns the clock renews, from its taking to its release."""
 
-    def renew_now(self) -> None:
+    is_kept = False
+
+    def acquire(self) -> Taken | None:
+        taken = super().acquire()
+        self.is_kept |= taken is not None
+        return taken
+
+    def release(self) -> None:
+        self.is_kept = False
+        super().release()
+
+    def renew(self) -> None:
         self._renew()
+
+    def _keep(self) -> None:
+        """Do nothing: no thread."""
 
 
 class BeatProcess:
@@ -76,8 +89,8 @@ class BeatProcess:
 
     def tick(self) -> float:
         """Renew the lease if it is time for that, and do one piece of work; return the time to sleep."""
-        if self._next_renewal <= self._now():
-            self.lease.renew_now()
+        if self.lease.is_kept and self._next_renewal <= self._now():
+            self.lease.renew()
             self._next_renewal = self._now() + round(self._renew_every * 1000)
         return self.member.tick()
 

@@ -18,7 +18,7 @@ from celery_misfire.misfire import MisfirePolicy, from_millis
 from celery_misfire.records import Definition
 from celery_misfire.schedules import simple
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
-from celery_misfire.sending.publisher import headers_of
+from celery_misfire.sending.publisher import _headers
 from celery_misfire.store import registers
 from celery_misfire.store.memory import Fault, MemoryDatabase, MemoryStore
 from celery_misfire.store.port import Push
@@ -129,7 +129,7 @@ class Publisher:
 
 
 def _text(message: Message) -> str:
-    return json.dumps({"id": message.task_id, "misfire": headers_of(message)[fire.HEADER]})
+    return json.dumps({"id": message.task_id, "misfire": _headers(message)[fire.HEADER]})
 
 
 class World:

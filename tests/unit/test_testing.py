@@ -11,10 +11,12 @@ from celery import Celery
 from celery.schedules import crontab
 
 from celery_misfire import current_fire, simulate
+from celery_misfire import fire as fires
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.misfire import FITTING, MisfirePolicy, TriggerType
 from celery_misfire.schedules import simple
 from celery_misfire.sending.missed_record import missed_dict, missed_from_dict
+from celery_misfire.sending.publisher import _headers
 from celery_misfire.testing import Beat, check_config, fire, make_missed
 
 DAY = datetime(2026, 3, 2, tzinfo=UTC)
@@ -102,6 +104,13 @@ def test_a_fire_time_on_the_edge_belongs_to_the_outage(app, outage):
     with_entries(app, reports=(HOURLY, "ignore_misfire_policy"))
     beat = outage(app, start=at(7, 30), down_at=at(9), up_at=at(11))
     assert beat.sent("reports").outcomes == ["fired", "recovered", "recovered", "recovered"]
+
+
+def test_the_fires_are_those_that_a_worker_reads(app, outage):
+    beat = outage(with_entries(app, reports=(HOURLY, "fire_once_now")), down_at=at(8, 30), up_at=at(10, 15))
+    told = [fires.read(_headers(message)[fires.HEADER]) for message in beat._messages]
+    assert list(beat.sent()) == told
+    assert (told[-1].missed_count, told[-1].last_missed_fire_time) == (2, at(10))
 
 
 def test_beat_reads_the_schedule_again_when_it_comes_back(app):
