@@ -254,7 +254,7 @@ def test_what_children_count_arrives_in_the_main_process_and_a_full_pipe_holds_u
     counted = WorkerNumbers(settings(free_port()))
 
     def in_a_child(times: int) -> None:
-        child = multiprocessing.get_context("fork").Process(target=count, args=(times,))
+        child = multiprocessing.get_context("fork").Process(target=count, args=(times,), daemon=True)
         child.start()
         child.join(30)
         assert child.exitcode == 0
