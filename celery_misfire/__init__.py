@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from celery_misfire.fire import Fire, current_fire
-from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, MissedFire
-from celery_misfire.simulation import simulate
-
 if TYPE_CHECKING:
     from celery import Celery
+
+    from celery_misfire.fire import Fire, current_fire
+    from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, MissedFire
+    from celery_misfire.simulation import simulate
 
 __all__ = [
     "Fire",
@@ -50,9 +50,24 @@ def install(app: Celery) -> Celery:
     return app
 
 
+#: The public names, and their modules. They are loaded on demand: pytest imports this package at each start.
+_MODULES = {
+    "Fire": "fire",
+    "MisfireInstruction": "misfire",
+    "MisfirePolicy": "misfire",
+    "MissedFire": "misfire",
+    "current_fire": "fire",
+    "simulate": "simulation",
+}
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
         return version("celery-misfire")
+    if name in _MODULES:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

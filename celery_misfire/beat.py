@@ -7,6 +7,7 @@ in), and replace its loop: which entry is due, and what happens when it is late,
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -30,7 +31,7 @@ from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
 from celery_misfire.conf.warnings import warnings_for
-from celery_misfire.events import Event, Misfired, Sent
+from celery_misfire.events import Event, Led, Misfired, Sent
 from celery_misfire.exceptions import BrokerUnavailable, MisfireConfigError, StoreRefused
 from celery_misfire.leadership.deployment import Deployment
 from celery_misfire.leadership.leader import Leader
@@ -38,6 +39,7 @@ from celery_misfire.leadership.lease import Lease, uptime
 from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
 from celery_misfire.log_lines import EventLog, log_fields
+from celery_misfire.metrics.beat import BeatNumbers
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker, WatchedProducer
 from celery_misfire.sending.publisher import EntryPublisher, refuse_coroutine
@@ -107,6 +109,7 @@ class MisfireMixin(Scheduler):
         lease = Lease(self._store, settings.lease_ttl, settings.lease_renew)
         self._reporter = Reporter(self.app, settings)
         self._event_log = EventLog(logger, self.app.timezone, self._store.process)
+        self._numbers = BeatNumbers(settings)
         self._leader = Leader(
             self._store,
             lease,
@@ -135,11 +138,18 @@ class MisfireMixin(Scheduler):
                 settings.lease_ttl,
             ).why_not,
         )
+        self._numbers.start(self._member, lease, self._leader)
         self._reporter.start()
 
     def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
         """Return who hears of each event that was written to the log."""
-        return [self._event_log.listen, self._announce, self._count_runs]
+        return [
+            self._event_log.listen,
+            self._announce,
+            self._count_runs,
+            self._numbers.hear,
+            _spare_the_collector,
+        ]
 
     def _announce(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -149,9 +159,7 @@ class MisfireMixin(Scheduler):
     def _count_runs(self, events: Sequence[Event]) -> None:
         """Advance the counters of the entries that were sent, which Celery does before it sends them."""
         schedule = self.schedule
-        for event in events:
-            if not isinstance(event, Sent):
-                continue
+        for event in (event for event in events if isinstance(event, Sent)):
             name = self._entries.own_name(event.entry)
             if (entry := schedule.get(name)) is not None:
                 self.reserve(entry)
@@ -220,8 +228,7 @@ class MisfireMixin(Scheduler):
         self._ticking = True
         try:
             # Monitors wrap the method of Celery's class. It asks schedules_equal(), and has no more to do.
-            self._heap: list[Any] = []
-            self._delay = 1.0
+            self._heap, self._delay = list[Any](), 1.0
             super().tick(*args, **kwargs)
             return self._delay
         except StoreRefused as exc:
@@ -245,7 +252,8 @@ class MisfireMixin(Scheduler):
     def _tick(self) -> float:
         if self._entries.have_changed(self._own_entries()):
             self.schedule_has_changed()
-        delay = self._member.tick()
+        with self._numbers.timed("tick_seconds"):
+            delay = self._member.tick()
         self._event_log.write(uptime(), is_complete=delay > 0 or not self._leader.is_behind)
         return min(delay, float(self.max_interval))  # type: ignore[arg-type] # never None here
 
@@ -292,6 +300,7 @@ class MisfireMixin(Scheduler):
             self._reporter.stop(FAREWELL)
             self._member.close()
             self._event_log.close(uptime())
+            self._numbers.stop()
         self._broker.close()
         super().close()
 
@@ -318,6 +327,12 @@ class MisfireScheduler(MisfireMixin):
         super().setup_schedule()
         # Once more: Celery's class drops them when it merges the configured entries.
         self.install_default_entries(self.schedule)
+
+
+def _spare_the_collector(events: Sequence[Event]) -> None:
+    """Have the collector leave the entries alone: they live as long as beat."""
+    if any(isinstance(event, Led) for event in events) and not gc.get_freeze_count():
+        gc.freeze()
 
 
 def _refused_classes(scheduler: Any) -> list[str]:

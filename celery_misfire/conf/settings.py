@@ -87,6 +87,13 @@ def _lease_ttl(value: object) -> float:
     return seconds
 
 
+def _port(value: object) -> int:
+    port = as_count(value)
+    if not 0 < port < 65536:
+        raise ValueError(f"expected a port from 1 to 65535, got {quote(value)}. Set it to 9808, for example.")
+    return port
+
+
 def _history(value: object) -> int:
     lines = as_count(value)
     if lines > 10**15:
@@ -163,6 +170,7 @@ class Settings:
     :param deduplicate: drop a second message of one occurrence before user code runs.
     :param restart_grace: a clean stop and a take-over within this time is a deploy, and what is missed
         meanwhile no alarm; 0: every restart is an outage.
+    :param metrics_port: where Prometheus reads the numbers of beat, and of each worker; None: nowhere.
     :param check_rate: time between two looks for overdue entries.
     :param lease_ttl: how long the leading beat may be silent before another one takes over.
     :param lease_renew: time between two renewals of the lease; less than half of `lease_ttl`. Not set, it is
@@ -192,6 +200,7 @@ class Settings:
     worker_guard: bool = True
     deduplicate: bool = True
     restart_grace: float = 60.0
+    metrics_port: int | None = None
     check_rate: float = 60.0
     lease_ttl: float = 30.0
     lease_renew: float = 10.0
@@ -244,6 +253,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "worker_guard": as_bool,
     "deduplicate": as_bool,
     "restart_grace": _grace,
+    "metrics_port": _port,
     "check_rate": as_seconds,
     "lease_ttl": _lease_ttl,
     "lease_renew": as_seconds,
@@ -267,7 +277,11 @@ def read_settings(app: Celery) -> Settings:
 
 
 def read_config(
-    app: Celery, beat_schedule: Mapping[str, Any], entry_keys: Collection[str] = ENTRY_KEYS
+    app: Celery,
+    beat_schedule: Mapping[str, Any],
+    entry_keys: Collection[str] = ENTRY_KEYS,
+    *,
+    needs_store: bool = True,
 ) -> tuple[Settings, dict[str, ConfiguredEntry]]:
     """Return the settings of an app and its entries, by their plain names (:mod:`celery_misfire.conf.names`).
 
@@ -275,9 +289,10 @@ def read_config(
 
     :param beat_schedule: entry name to dict (as in Celery's setting) or to ``ScheduleEntry``.
     :param entry_keys: the keys that such a dict may have.
+    :param needs_store: False: the state is kept elsewhere, so that no Redis and no namespace need be named.
     :raises MisfireConfigError: with every problem of the settings and of the entries.
     """
-    settings, problems = _read(app)
+    settings, problems = _read(app, needs_store=needs_store)
     entries: dict[str, ConfiguredEntry] = {}
     if isinstance(beat_schedule, Mapping):
         plain = plain_names(beat_schedule)
@@ -295,7 +310,7 @@ def read_config(
     return settings, entries
 
 
-def _read(app: Celery) -> tuple[Settings, Problems]:
+def _read(app: Celery, *, needs_store: bool = True) -> tuple[Settings, Problems]:
     """Return the settings, with the defaults in place of wrong ones, and the problems."""
     spell = spelling(app)
     problems, values, wrong = Problems(spell), dict[str, Any](), set[str]()
@@ -313,11 +328,11 @@ def _read(app: Celery) -> tuple[Settings, Problems]:
             with problems.at(spell(_PREFIX + name)):
                 values[name] = check(given[name])
                 wrong.remove(name)
-    if given["redis_url"] is None:
+    if given["redis_url"] is None and needs_store:
         with problems.at(""):
             values["redis_url"], options = redis_of_celery(app, spell)
             values["redis_options"] = options | values.get("redis_options", {})
-    if given["namespace"] is None:
+    if given["namespace"] is None and needs_store:
         what = "not set and the app has no name (Celery() without main)."
         problems.add(spell("misfire_namespace"), f"{what} Set it, for example to 'shop'.")
     policies: dict[str, Any] = {}

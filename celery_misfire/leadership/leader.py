@@ -17,6 +17,7 @@ from celery_misfire.leadership.adoption import Adoption
 from celery_misfire.leadership.broker_link import BrokerLink
 from celery_misfire.leadership.decisions import LARGEST_BATCH, Decisions
 from celery_misfire.leadership.failing import FailingEntries
+from celery_misfire.leadership.figures import Figures, figures_of
 from celery_misfire.leadership.intents import Intents
 from celery_misfire.leadership.lease import Lease, uptime
 from celery_misfire.leadership.ledger import Commit, Ledger
@@ -197,6 +198,17 @@ class Leader:
     def record(self, name: str) -> EntryRecord | None:
         """Return where an entry stands; None when nothing is known of it."""
         return self._ledger.get(name)
+
+    @property
+    def broker_is_up(self) -> bool:
+        """False when the broker has failed, or was not asked yet."""
+        return self._broker.is_up
+
+    def figures(self) -> Figures:
+        """Return where all entries stand. Any thread may ask."""
+        # Copies, as beat goes on.
+        records, catch_up = self._ledger.copy(), list(self._queues.catch_up)
+        return figures_of(records, self._ledger.definitions, catch_up, self._wall())
 
     # -- one step ------------------------------------------------------------------------------------------
 

@@ -93,6 +93,11 @@ class Lease:
         return self._ours is not None and self._clock() < self._trusted_until
 
     @property
+    def remaining(self) -> float:
+        """For how many seconds the lease is ours without a renewal, as far as we know."""
+        return max(0.0, self._trusted_until - self._clock()) if self._ours is not None else 0.0
+
+    @property
     def holder(self) -> str:
         """Host and process of the other beat that holds the lease, as last seen; '' if its state is gone."""
         return one_line(owner.name_of(self._found.owner)) if isinstance(self._found, LeaseValue) else ""

@@ -84,6 +84,10 @@ class Ledger(Mapping[str, EntryRecord]):
     def __len__(self) -> int:
         return len(self._records)
 
+    def copy(self) -> dict[str, EntryRecord]:
+        """Return the records as they are now."""
+        return self._records.copy()
+
     def task_id(self, name: str, generation: int, scheduled: int) -> str:
         """Return the task id of an occurrence."""
         return fire.task_id(self._namespace, name, generation, scheduled)

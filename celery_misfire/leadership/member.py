@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Iterable
 
@@ -37,6 +36,7 @@ class Member:
     :param description: what this beat and its entries are configured like, see :mod:`.peers`.
     :param definitions: returns the entries as they are now.
     :param why_not: returns why this beat must not begin to lead, '' when it may.
+    :param steady: a clock that nobody sets, in seconds.
     """
 
     def __init__(
@@ -51,10 +51,12 @@ class Member:
         description: tuple[str, str],
         definitions: Callable[[], Iterable[Definition]],
         why_not: Callable[[], str] = lambda: "",
+        steady: Callable[[], float] = uptime,
     ) -> None:
         self._store, self._lease, self._leader = store, lease, leader
         self._app, self._namespace, self._poll = app, namespace, poll
-        self._description, self._definitions, self._why_not = description, definitions, why_not
+        self._description, self._definitions = description, definitions
+        self._why_not, self._steady = why_not, steady
         #: True when the entries have changed since they were adopted.
         self.has_changed = False
         #: True while this beat leads, as far as it has been told.
@@ -71,6 +73,11 @@ class Member:
         """True while this beat may decide."""
         return self._lease.held
 
+    @property
+    def store_is_up(self) -> bool:
+        """True while the store answers."""
+        return self._store_has_answered and not self._trouble.is_on
+
     def tick(self) -> float:
         """Do one piece of work; return how many seconds may pass before the next.
 
@@ -79,7 +86,7 @@ class Member:
         self._lease.main_loop_is_alive()
         try:
             if not self._lease.held and not self._take_over():
-                return max(0.05, min(self._ask_again_at - uptime(), self._poll))
+                return max(0.05, min(self._ask_again_at - self._steady(), self._poll))
             if self.has_changed:
                 self._adopt()
             delay = self._leader.tick()
@@ -121,9 +128,9 @@ class Member:
 
     def _take_over(self) -> bool:
         """Ask for the lease; True when it is ours and the state is in memory."""
-        if uptime() < self._ask_again_at:
+        if self._steady() < self._ask_again_at:
             return False
-        self._ask_again_at = uptime() + self._poll
+        self._ask_again_at = self._steady() + self._poll
         advice = () if self._store_has_answered else self._store.advice()
         if not self._leads and (reason := self._why_not()):
             self._pass_on(advice)
@@ -156,8 +163,6 @@ class Member:
         if not self._leads:
             extra = log_fields("lead", owner=self._store.process, epoch=taken.epoch)
             logger.info("beat: leading, with %s", self._store, extra=extra)
-            # The entries live as long as beat: the collector need not look at them again and again.
-            gc.freeze()
         self._leads = True
         return True
 
@@ -184,7 +189,7 @@ class Member:
 
     def remind(self, text: str) -> None:
         """Say what stays wrong, now and from time to time."""
-        if self._reminders.is_due(text, uptime()):
+        if self._reminders.is_due(text, self._steady()):
             logger.warning("beat: %s", text, extra=log_fields("problem", owner=self._store.process))
 
     def _stand_by(self, why: str) -> None:
@@ -196,13 +201,13 @@ class Member:
         self._standby_text, self._leads = why, False
 
     def _store_failed(self, exc: MisfireError) -> None:
-        self._trouble.fail(uptime())
-        if self._failures.is_due(str(exc), uptime()):
+        self._trouble.fail(self._steady())
+        if self._failures.is_due(str(exc), self._steady()):
             extra = log_fields("store_unavailable", owner=self._store.process)
             logger.warning("beat: %s; standing by", exc, extra=extra)
 
     def _store_answers(self) -> None:
-        length = self._trouble.end(uptime())
+        length = self._trouble.end(self._steady())
         if length is not None:
             extra = log_fields("store_available", owner=self._store.process)
             logger.info("beat: %s answers again after %.0f s", self._store, length, extra=extra)

@@ -24,8 +24,9 @@ __all__ = ["describe", "difference"]
 #: So many entries are named.
 NAMED = 5
 
-# Not compared: beats may reach one Redis in different ways, and policies are compared entry by entry.
-_MAY_DIFFER = {"redis_url", "redis_options", "namespace", "key_prefix", "policies"}
+# Not compared: beats may reach one Redis in different ways, each has its own port, and policies are compared
+# entry by entry.
+_MAY_DIFFER = {"redis_url", "redis_options", "namespace", "key_prefix", "policies", "metrics_port"}
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 

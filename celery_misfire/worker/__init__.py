@@ -30,6 +30,8 @@ from celery_misfire import result
 from celery_misfire.conf import settings as conf
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.log_lines import log_fields
+from celery_misfire.metrics.children import WorkerNumbers
+from celery_misfire.metrics.numbers import Note
 from celery_misfire.worker.guard import Guard
 from celery_misfire.worker.tracing import describe_span
 from celery_misfire.worker.watch import Watch
@@ -136,10 +138,12 @@ def install(worker: Any) -> None:
         # The worker has not set its log up yet.
         known["_misfire_problem"] = exc
         return
-    known["_misfire_watch"] = Watch(app, settings, worker.hostname)
+    watch = known["_misfire_watch"] = Watch(app, settings, worker.hostname)
+    numbers = known["_misfire_numbers"] = WorkerNumbers(settings)
+    numbers.gauges.append(lambda: [Note("store_up", value=watch.store_is_up)])
     if not (settings.worker_guard or settings.deduplicate):
         return
-    known["_misfire_guard"] = Guard(app, settings, worker.hostname)
+    known["_misfire_guard"] = Guard(app, settings, worker.hostname, numbers)
     for task in app.tasks.values():
         if task.Request == _DEFAULT_REQUEST:
             task.Request = Request  # type: ignore[assignment]
@@ -177,6 +181,10 @@ def _start(sender: Any, **_: Any) -> None:
     for part in (_guard_of(sender.app), known.get("_misfire_watch")):
         if part is not None:
             part.start()
+    numbers: WorkerNumbers | None = known.get("_misfire_numbers")
+    if numbers is not None:
+        # A pool of green threads has no children, and a thread that waits for a pipe would stop it.
+        numbers.start(has_children=not sender.pool.is_green)
 
 
 @worker_shutdown.connect

@@ -18,6 +18,7 @@ from celery_misfire.events import Merged, Missed, StartedLate
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.fire import isoformat
 from celery_misfire.log_lines import log_fields
+from celery_misfire.metrics.numbers import Note, Numbers
 from celery_misfire.misfire import MissedFire, Reason, to_millis
 from celery_misfire.sending.missed_runs import Part, Report, report
 from celery_misfire.sending.reporter import Reporter
@@ -54,10 +55,11 @@ class Guard:
     No method raises an error: whatever goes wrong is logged, and the run starts.
 
     :param hostname: of the worker, for the registers and the log.
+    :param numbers: what the worker is measured by.
     """
 
-    def __init__(self, app: Celery, settings: Settings, hostname: str) -> None:
-        self._app, self._settings, self._hostname = app, settings, hostname
+    def __init__(self, app: Celery, settings: Settings, hostname: str, numbers: Numbers) -> None:
+        self._app, self._settings, self._hostname, self._numbers = app, settings, hostname, numbers
         self._main_process = os.getpid()
         self._reporters: dict[int, Reporter] = {}
         self._stores: dict[int, RedisStore] = {}
@@ -114,6 +116,9 @@ class Guard:
             return False
         # A class may call before_start of another one that is wrapped as well.
         request.update(misfire_admitted=True)
+        # What comes again may have started in time before.
+        if not (request.retries or delivery.redelivered):
+            self._numbers.take(Note("lateness_seconds", ("worker",), time.time() - delivery.due))
         if late is not None and nth != 0:
             what = f"threshold {delivery.threshold:g} s, instruction {delivery.instruction}"
             self._late_runs.log(late, what, nth)
@@ -149,10 +154,13 @@ class Guard:
 
         :returns: with 0 when a message of it was there before; None when nobody has counted.
         """
-        merges = self._settings.worker_guard and delivery.late_start is LateStart.MERGE
+        judges, late_start = self._settings.worker_guard, delivery.late_start
+        merges = judges and late_start is LateStart.MERGE
         if not (merges or self._settings.deduplicate):
             return True, None
-        if delivery.once and late is None and not merges and not self._may_be_judged_again(delivery, task):
+        # After the start, the message may come again, and be given up for being late.
+        may_be_missed = judges and late_start is LateStart.MISS and _comes_again(task)
+        if delivery.once and late is None and not merges and not may_be_missed:
             return True, None
         entry = delivery.fire.entry
         merged = Merged(entry=entry, scheduled=delivery.scheduled, id=delivery.task_id, worker=self._hostname)
@@ -172,12 +180,9 @@ class Guard:
         if answer is None:
             return True, None
         register, nth = answer
+        if nth and isinstance(register, registers.Merged):
+            self._numbers.hear([merged])
         return self._has_started(delivery, register), nth
-
-    def _may_be_judged_again(self, delivery: Delivery, task: Task[Any, Any]) -> bool:
-        """Return True when the message may come again after the start, and be given up for being late."""
-        comes_again = task.acks_late or task.reject_on_worker_lost
-        return bool(comes_again and self._settings.worker_guard and delivery.late_start is LateStart.MISS)
 
     def _give_up(self, delivery: Delivery, reason: Reason, request: Context, late_by: float) -> bool:
         """Make a run a missed one; return False for one that has started already, or may have."""
@@ -203,6 +208,7 @@ class Guard:
         if register != value:
             return not self._has_started(delivery, register)
         self._late_runs.log(event, f"late by {late_by:.3f} s", nth or None)
+        self._numbers.hear([event])
         self._report(Report(missed, delivery.on_missed, request=_without_arguments(request)))
         return True
 
@@ -226,6 +232,7 @@ class Guard:
                 if nonce == delivery.nonce or not self._settings.deduplicate:
                     return True
                 why = f"{host} started it from another message"
+                self._numbers.take(Note("duplicates_dropped_total"))
             case registers.Merged(task_id):
                 why = f"merged into the late run {task_id}"
             case registers.Missed(reason):
@@ -318,6 +325,11 @@ class Guard:
             extra = log_fields("unexpected_error", owner=self._hostname)
             logger.exception("worker: unexpected error, the run starts", extra=extra)
             return default
+
+
+def _comes_again(task: Task[Any, Any]) -> bool:
+    """Return True for a task whose message is acknowledged late."""
+    return bool(task.acks_late or task.reject_on_worker_lost)
 
 
 def _without_arguments(request: Context) -> Context:

@@ -63,6 +63,11 @@ class Watch:
         #: The configured entries, as beat calls them.
         self._entries: Mapping[str, Any] = {}
 
+    @property
+    def store_is_up(self) -> bool:
+        """True while the store answers, as far as the last look tells."""
+        return not self._trouble.is_on
+
     def start(self) -> None:
         """Start the thread, unless it runs."""
         if self._thread is None or not self._thread.is_alive():

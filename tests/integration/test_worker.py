@@ -21,6 +21,7 @@ import celery_misfire
 from celery_misfire import worker as worker_module
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import TaskMissed
+from celery_misfire.metrics.numbers import Numbers
 from celery_misfire.sending.missed_record import MISSED
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store import registers
@@ -497,7 +498,7 @@ def start(app: Celery) -> None:
 
 
 def test_an_error_in_the_guard_is_logged_and_the_run_starts(app: Celery, caplog: Any) -> None:
-    guard = Guard(app, None, "worker@test")  # type: ignore[arg-type] # nothing works without settings
+    guard = Guard(app, None, "worker@test", Numbers())  # type: ignore[arg-type] # nothing works without settings
     message = Fires("redis://").signature("broken")
     fields = {"misfire": message.options["headers"]["misfire"], "id": message.options["task_id"]}
     task = SimpleNamespace(request=fields, name="record")
@@ -513,7 +514,7 @@ def test_what_fails_of_a_report_in_a_process_of_the_pool_is_done_as_soon_as_it_c
     app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app.conf.result_backend = app.conf.broker_url
-    guard = Guard(app, read_settings(app), "worker@test")
+    guard = Guard(app, read_settings(app), "worker@test", Numbers())
     monkeypatch.setattr(guard, "_main_process", 0)
     store_result, tries = RedisBackend.store_result, []
 

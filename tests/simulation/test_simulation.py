@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from celery_misfire.leadership import member
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Ledger
 from celery_misfire.sending.transactional import Transactional
@@ -38,21 +36,17 @@ PLANS = {
 EPISODES = {Fault.SPLIT_EPISODE, Fault.OUTSIDE_OF_EPISODE}
 
 
-def run(seed: int, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Problem]:
+def run(seed: int, plan: Plan) -> list[Problem]:
     """Return what the checker finds."""
-    world = World(seed, plan)
-    monkeypatch.setattr(member, "uptime", lambda: world.now / 1000)
-    # The collector would be told of each of these beats, and never let them go.
-    monkeypatch.setattr(member, "gc", SimpleNamespace(freeze=lambda: None))
     in_one = not (plan.apart or plan.early or plan.queue_refuses)
-    found = check(world.run(), queued_once=in_one).problems
+    found = check(World(seed, plan).run(), queued_once=in_one).problems
     return [problem for problem in found if in_one or problem.fault not in EPISODES]
 
 
 @pytest.mark.parametrize("trouble", PLANS)
-def test_each_occurrence_ends_once(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_occurrence_ends_once(trouble: str) -> None:
     for seed in range(SEEDS):
-        assert run(seed, PLANS[trouble], monkeypatch) == [], f"seed {seed}"
+        assert run(seed, PLANS[trouble]) == [], f"seed {seed}"
 
 
 Changes = Sequence[Change]
@@ -139,4 +133,4 @@ def test_a_rule_that_is_taken_away_is_missed(
     rule: Callable[[pytest.MonkeyPatch], None], trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rule(monkeypatch)
-    assert any(run(seed, PLANS[trouble], monkeypatch) for seed in range(SEEDS))
+    assert any(run(seed, PLANS[trouble]) for seed in range(SEEDS))

@@ -8,33 +8,30 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from celery_misfire import fire, records
 from celery_misfire.exceptions import BrokerUnavailable, PublishRejected
-from celery_misfire.leadership.leader import Leader
-from celery_misfire.leadership.lease import Lease
-from celery_misfire.leadership.member import Member
 from celery_misfire.misfire import MisfirePolicy, from_millis
 from celery_misfire.records import Definition
 from celery_misfire.schedules import simple
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
-from celery_misfire.sending.missed_runs import Report
 from celery_misfire.sending.publisher import _headers
 from celery_misfire.store import registers
 from celery_misfire.store.memory import Fault, MemoryDatabase, MemoryStore
 from celery_misfire.store.port import Push
 from celery_misfire.store.state_mark import Destination
+from celery_misfire.testing.process import BeatProcess
 from celery_misfire.triggers.kinds import trigger_for
 from tests.simulation.history import Event, What, from_log, from_queue, from_times, from_workers
 from tests.support.processes import Message as Published
 
 NAMESPACE = "simulation"
 BEGIN = 1_700_000_000_000
-#: Times of the lease, in seconds.
-TTL, RENEW, POLL = 6.0, 2.0, 1.0
+#: Time to live, time between two renewals, time between two looks of a standby, in seconds.
+LEASE_TIMES = 6.0, 2.0, 1.0
 #: How long there are troubles, in milliseconds, and what follows for everything to come to rest.
 TROUBLES, REST = 40_000, 30_000
 
@@ -75,24 +72,14 @@ class Plan:
     flush: float = 0.0
 
 
-class _Lease(Lease):
-    """A lease that the simulation renews."""
-
-    def _keep(self) -> None:
-        pass
-
-
 @dataclass
 class Beat:
     """One process."""
 
     name: str
-    member: Member
-    lease: Lease
+    process: BeatProcess
     next_tick: int
-    next_renewal: int
     frozen_until: int = 0
-    reports: list[Report] = field(default_factory=list)
 
 
 class Publisher:
@@ -197,46 +184,20 @@ class World:
 
     def _start(self) -> None:
         self._number += 1
-        store = MemoryStore(self.database, f"host:{self._number}", history=1_000_000)
-        lease = _Lease(store, TTL, RENEW, lambda: self.now / 1000)
-        beat: Beat
-
-        class Reporter:
-            def submit(self, report: Report) -> None:
-                beat.reports.append(report)
-
-            def finished(self) -> Sequence[Report]:
-                done, beat.reports = beat.reports, []
-                return done
-
-        leader = Leader(
-            store,
-            lease,
+        name = f"host:{self._number}"
+        process = BeatProcess(
+            MemoryStore(self.database, name, history=1_000_000),
             Publisher(self),
-            Reporter(),
+            lambda: self.now,
+            self._definitions,
             namespace=NAMESPACE,
-            wall=lambda: self.now,
-            steady=lambda: self.now / 1000,
+            lease_times=LEASE_TIMES,
         )
-        member = Member(
-            store,
-            lease,
-            leader,
-            app="",
-            namespace=NAMESPACE,
-            poll=POLL,
-            description=("", ""),
-            definitions=self._definitions,
-        )
-        beat = Beat(f"host:{self._number}", member, lease, self.now, self.now)
-        self._beats.append(beat)
+        self._beats.append(Beat(name, process, self.now))
 
     def _tick(self, beat: Beat) -> None:
-        if beat.next_renewal <= self.now:
-            beat.lease._renew()
-            beat.next_renewal = self.now + round(RENEW * 1000)
         try:
-            delay = beat.member.tick()
+            delay = beat.process.tick()
         except PowerCut:
             self._beats.remove(beat)
             return
@@ -347,7 +308,9 @@ class World:
         found = [records.loads(text) for text in self.database.contents.records.values()]
         done = all(r.settled and (r.state.next_fire_time or 0) > self.now for r in found)
         return (
-            len(found) == len(ENTRIES) and done and not any(b.reports and b.lease.held for b in self._beats)
+            len(found) == len(ENTRIES)
+            and done
+            and not any(b.process.reports and b.process.lease.held for b in self._beats)
         )
 
     def _due(self) -> list[Event]:

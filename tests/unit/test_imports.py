@@ -20,7 +20,7 @@ def modules_added_by(code: str, after: str = "") -> set[str]:
 
 @pytest.fixture(scope="module")
 def imported() -> set[str]:
-    return modules_added_by("import celery_misfire")
+    return modules_added_by("from celery_misfire import *")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,11 @@ def installed() -> set[str]:
 def test_importing_the_package_is_light(imported: set[str], heavy: str) -> None:
     assert "celery_misfire.misfire" in imported
     assert heavy not in imported
+
+
+def test_the_plugin_of_pytest_loads_nothing_until_a_fixture_is_used() -> None:
+    added = modules_added_by("import celery_misfire.pytest_plugin", after="import pytest")
+    assert added == {"celery_misfire", "celery_misfire.pytest_plugin"}
 
 
 def test_beat_loads_what_reads_the_file_of_another_scheduler_only_when_an_interval_asks_for_it() -> None:

@@ -1,0 +1,1 @@
+"""What beat and workers can be measured by, for Prometheus and OpenTelemetry."""
