@@ -17,7 +17,7 @@ from celery_misfire.sending.transactional import Transactional
 from celery_misfire.store import memory
 from celery_misfire.store.memory import MemoryStore
 from celery_misfire.store.port import Change, CommitResult
-from tests.simulation.history import Fault, Problem, check
+from tests.simulation.history import Problem, check
 from tests.simulation.world import Plan, World
 
 #: How many seeds each kind of trouble gets.
@@ -34,9 +34,6 @@ PLANS = {
     "two places": Plan(apart=True, worker=True),
 }
 
-#: Where runs are sent in two steps, what is in doubt is sent with what was decided of it before an outage.
-EPISODES = {Fault.SPLIT_EPISODE, Fault.OUTSIDE_OF_EPISODE}
-
 
 def run(seed: int, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Problem]:
     """Return what the checker finds."""
@@ -45,8 +42,7 @@ def run(seed: int, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Problem]
     # The collector would be told of each of these beats, and never let them go.
     monkeypatch.setattr(member, "gc", SimpleNamespace(freeze=lambda: None))
     in_one = not (plan.apart or plan.early or plan.queue_refuses)
-    found = check(world.run(), queued_once=in_one).problems
-    return [problem for problem in found if in_one or problem.fault not in EPISODES]
+    return check(world.run(), queued_once=in_one).problems
 
 
 @pytest.mark.parametrize("trouble", PLANS)

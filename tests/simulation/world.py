@@ -25,7 +25,7 @@ from celery_misfire.sending.missed_runs import Report
 from celery_misfire.sending.publisher import _headers
 from celery_misfire.store import registers
 from celery_misfire.store.memory import Fault, MemoryDatabase, MemoryStore
-from celery_misfire.store.port import Push
+from celery_misfire.store.port import Push, Taken
 from celery_misfire.triggers.kinds import trigger_for
 from tests.simulation.history import Event, What, from_log, from_queue, from_times, from_workers
 from tests.support.processes import Message as Published
@@ -75,7 +75,18 @@ class Plan:
 
 
 class _Lease(Lease):
-    """A lease that the simulation renews."""
+    """A lease that the simulation renews, from its taking to its release."""
+
+    is_kept = False
+
+    def acquire(self) -> Taken | None:
+        taken = super().acquire()
+        self.is_kept |= taken is not None
+        return taken
+
+    def release(self) -> None:
+        self.is_kept = False
+        super().release()
 
     def _keep(self) -> None:
         pass
@@ -87,7 +98,7 @@ class Beat:
 
     name: str
     member: Member
-    lease: Lease
+    lease: _Lease
     next_tick: int
     next_renewal: int
     frozen_until: int = 0
@@ -227,7 +238,7 @@ class World:
         self._beats.append(beat)
 
     def _tick(self, beat: Beat) -> None:
-        if beat.next_renewal <= self.now:
+        if beat.next_renewal <= self.now and beat.lease.is_kept:
             beat.lease._renew()
             beat.next_renewal = self.now + round(RENEW * 1000)
         try:
