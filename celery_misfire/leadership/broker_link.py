@@ -19,11 +19,18 @@ class BrokerLink:
     """Says when it is worth deciding: what cannot be sent is better judged when it can be.
 
     :param connect: raises BrokerUnavailable when the broker cannot be reached.
+    :param wall: the wall clock, in milliseconds UTC.
     :param steady: a clock that nobody sets, in seconds.
     """
 
-    def __init__(self, connect: Callable[[], None], outages: Outages, steady: Callable[[], float]) -> None:
-        self._connect, self._outages, self._steady = connect, outages, steady
+    def __init__(
+        self,
+        connect: Callable[[], None],
+        outages: Outages,
+        wall: Callable[[], int],
+        steady: Callable[[], float],
+    ) -> None:
+        self._connect, self._outages, self._wall, self._steady = connect, outages, wall, steady
         self._trouble = Trouble(first_wait=0.2, longest_wait=5.0)
         #: False when the broker has failed, or was not asked yet.
         self.is_up = False
@@ -33,7 +40,7 @@ class BrokerLink:
         """When, on the steady clock, a broker that has failed is tried again."""
         return self._trouble.until
 
-    def connect(self, now: int, look: Callable[[], None]) -> bool:
+    def connect(self, look: Callable[[], None]) -> bool:
         """Return True when messages can be sent; try to connect if it is time for that.
 
         :param look: looks at a broker that can be reached; raises BrokerUnavailable.
@@ -48,7 +55,7 @@ class BrokerLink:
             self.failed(exc)
             return False
         if not self.is_up and self._trouble.is_on:
-            self._outages.note(Reason.BROKER_UNAVAILABLE, now)
+            self._outages.note(Reason.BROKER_UNAVAILABLE, self._wall())
         self.is_up = True
         return True
 

@@ -102,7 +102,7 @@ class Leader:
         self._decisions = Decisions(
             self._ledger, self._adoption, self._intents, self._failing, self._outages, self._queues
         )
-        self._broker = BrokerLink(self._dispatch.connect, self._outages, steady)
+        self._broker = BrokerLink(self._dispatch.connect, self._outages, wall, steady)
 
     # -- taking over ---------------------------------------------------------------------------------------
 
@@ -113,19 +113,28 @@ class Leader:
         """
         now = self._wall()
         compare_clocks(now, self._store.time(), self._wall())
+        was_frozen = self._note_freeze(now)
         goes_on = self._ledger.take_over(acquired)
         if goes_on:
-            reason = Reason.STORE_UNAVAILABLE
+            reason = Reason.SCHEDULER_DOWN if was_frozen else Reason.STORE_UNAVAILABLE
         else:
             reason = Reason.FAILOVER if self._lease.other_was_alive else Reason.SCHEDULER_DOWN
             self._misses.forget()
         self.adopt(definitions, from_now=acquired.cold and not goes_on)
+        # Before the mark of the state: without this line, the state counts as cold once more.
+        led = Led(epoch=acquired.epoch, reason=reason, cold=acquired.cold, now=now)
+        self._ledger.commit(Commit(events=[led]))
         if acquired.cold:
             self._store.write_meta(self._lease.token, self._app)
         self._lease.other_was_alive = self._lease.superseded = False
         self._ledger.epoch = acquired.epoch
-        self._outages.note(reason, now)
-        self._ledger.note(Led(epoch=acquired.epoch, reason=reason, cold=acquired.cold, now=now))
+        self._outages.note(reason, self._wall())
+
+    def _note_freeze(self, now: int) -> bool:
+        """Note the end of a time in which this process did not run."""
+        if was_frozen := self._lease.was_frozen():
+            self._outages.note(Reason.SCHEDULER_DOWN, now)
+        return was_frozen
 
     def adopt(self, definitions: Iterable[Definition], *, from_now: bool = False) -> None:
         """Bring the records in line with the schedule: entries added, edited, removed.
@@ -134,7 +143,7 @@ class Leader:
         """
         now = self._wall()
         # Before anything is made of what is in memory.
-        self._repeat_unanswered(now)
+        self._repeat_unanswered()
         mended = self._adoption.adopt(definitions, now, from_now=from_now, failed=self._failing.broke)
         for name in mended:
             self._failing.forget(name)
@@ -185,14 +194,17 @@ class Leader:
         :raises Outdated: take over again.
         """
         now = self._wall()
+        self._note_freeze(now)
         self._clock_was_set_back |= self._outages.look_at_clock(now, self._steady())
-        self._repeat_unanswered(now)
+        self._repeat_unanswered()
         if self._clock_was_set_back:
             self._follow_clock(now)
             self._clock_was_set_back = False
         self._misses.acknowledge()
-        if not self._broker.connect(now, self._dispatch.look):
+        if not self._broker.connect(self._dispatch.look):
             return self._sleep()
+        # What comes due while store and broker are waited for is part of the outage.
+        now = self._wall()
         due = self._decisions.due(now)
         if due:
             self._dispatch.carry_out(*self._decisions.plan_due(due, now))
@@ -223,9 +235,9 @@ class Leader:
             waits.append(self._broker.next_try - steady)
         return max(0.0, min(waits))
 
-    def _repeat_unanswered(self, now: int) -> None:
+    def _repeat_unanswered(self) -> None:
         if self._ledger.repeat_unanswered():
-            self._outages.note(Reason.STORE_UNAVAILABLE, now)
+            self._outages.note(Reason.STORE_UNAVAILABLE, self._wall())
             self._rebuild_queues()
 
     def _may_send(self) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from celery_misfire import fire, records
@@ -21,7 +21,8 @@ from celery_misfire.events import Event
 from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.misfire import threshold_millis
-from celery_misfire.records import Definition, EntryRecord
+from celery_misfire.records import Definition, EntryRecord, Intent
+from celery_misfire.store import registers
 from celery_misfire.store.port import Change, CommitResult, Push, Store, Taken
 from celery_misfire.texts import one_line, quote_name
 
@@ -255,6 +256,19 @@ class Ledger(Mapping[str, EntryRecord]):
             raise StoreUnavailable("the answer to a commit with messages is missing")
         self.commit(commit)
         return True
+
+    def take_back(self, sent: Iterable[tuple[str, str, Intent]]) -> None:
+        """Make intents again of late runs that a worker has left to beat (it closes their registers).
+
+        :param sent: entry, task id and former intent of each. By now it is written that they were sent.
+        """
+        commit = Commit()
+        for name, task_id, intent in sent:
+            register = self._store.register(task_id)
+            if isinstance(register, registers.Missed) and not register.nonce:
+                record = commit.records.get(name, self._records[name])
+                commit.records[name] = replace(record, intents=(*record.intents, intent))
+        self.commit(commit)
 
     def note(self, event: Event) -> None:
         """Write an event that changes no record. The work goes on when it cannot be written."""

@@ -49,6 +49,11 @@ class Message:
     resolved: MisfireInstruction
     once: bool = False
 
+    @property
+    def due(self) -> int:
+        """When the run should start, in milliseconds UTC."""
+        return self.intent.scheduled if self.intent.outcome is Outcome.FIRED else self.fire_time
+
 
 class Fate(Enum):
     """What became of a message."""
@@ -236,6 +241,8 @@ class TwoStep:
                     left.append(replace(intent, unsent=fate is Fate.REFUSED))
             commit.records[name] = replace(record, intents=tuple(left))
         self._ledger.commit(commit)
+        late = (messages[run] for run in sent if self._wall() - messages[run].due >= messages[run].threshold)
+        self._ledger.take_back((m.definition.name, m.task_id, m.intent) for m in late)
 
 
 def in_order(runs: Iterable[Run]) -> list[Run]:

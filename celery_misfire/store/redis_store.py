@@ -76,7 +76,9 @@ class RedisStore(Store):
         self._connection = RedisConnection(url, options or {}, call_timeout)
         self._redis = self._connection.client
         self._call, self._run = self._connection.call, self._connection.run
-        self._history = history
+        self._history, self._call_timeout = history, call_timeout
+        #: The clock of Redis minus the monotonic one, in milliseconds; None when it is not known.
+        self._clock_offset: float | None = None
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         prefix = f"celery-misfire:{{{namespace}}}"
         self.state_key, self._lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
@@ -107,8 +109,11 @@ class RedisStore(Store):
         return self._connection.advice()
 
     def time(self) -> int:
+        asked_at = time.monotonic() * 1000
         seconds, microseconds = self._call(self._redis.time)
-        return int(seconds) * 1000 + int(microseconds) // 1000
+        now = int(seconds) * 1000 + int(microseconds) // 1000
+        self._clock_offset = now - asked_at
+        return now
 
     # -- lease ---------------------------------------------------------------------------------------------
 
@@ -190,7 +195,9 @@ class RedisStore(Store):
     ) -> list[Any]:
         """Replace fields of the state, each given with its old and its new text, and return the answer."""
         keys = [self.lease_key, self.state_key, self.log_key, *queues]
-        args = [token, self._history, len(fields), len(queues), len(others), len(counts), *_flat(fields)]
+        counted = [len(fields), len(queues), len(others), len(counts)]
+        latest = self._latest() if queues else ""
+        args: list[Any] = [token, self._history, *counted, latest, *_flat(fields)]
         if queues or others:
             args += _flat((len(messages), *(push.value for push in messages)) for messages in queues.values())
             args += _flat((push.kind, push.key, push.value) for push in others)
@@ -202,7 +209,19 @@ class RedisStore(Store):
         answer: list[Any] = self._run("commit", keys, args)
         if answer[0] == "FENCED":
             raise LeaseLost
+        if answer[0] == "LATE":
+            self._clock_offset = None
+            raise StoreUnavailable(f"{self._connection}: a call came too late, or the clock of Redis was set")
         return answer
+
+    def _latest(self) -> int | str:
+        """Return when messages are too late to be put into their queues, by the clock of Redis; '' for never.
+
+        Nobody waits for the answer any more then: their runs are planned again.
+        """
+        if self._clock_offset is None:
+            return ""
+        return round((time.monotonic() + self._call_timeout) * 1000 + self._clock_offset)
 
     # -- the configuration of the beat that leads ----------------------------------------------------------
 

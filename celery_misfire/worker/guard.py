@@ -16,7 +16,9 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery_misfire.conf.settings import Settings
 from celery_misfire.events import Merged, Missed, StartedLate
 from celery_misfire.exceptions import StoreUnavailable
+from celery_misfire.fire import task_id
 from celery_misfire.misfire import MissedFire, Reason, to_millis
+from celery_misfire.records import loads
 from celery_misfire.sending.missed_runs import Part, Report, report
 from celery_misfire.sending.reporter import Reporter
 from celery_misfire.signals import task_started_late
@@ -39,6 +41,8 @@ logger = logging.getLogger(__name__)
 CALL_TIMEOUT = 2.0
 #: A store that failed is left alone for so long, in seconds. Each run would wait for it otherwise.
 LEAVE_ALONE = 5.0
+#: A beat that has sent a message writes so within this time, in seconds, unless something is wrong.
+SOON_ACKNOWLEDGED = 1.0
 #: Longest wait for unfinished reports when the worker stops, in seconds.
 STOP_TIMEOUT = 5.0
 
@@ -191,17 +195,36 @@ class Guard:
         )
         event = Missed.of(missed, worker=self._hostname)
         # With the nonce: should this process die now, the message comes again, and is reported then.
-        value = registers.Missed(reason, delivery.nonce)
-        register = self._ask(lambda: self._close(delivery, value, event))
+        is_beats = self._is_claimed(delivery)
+        value = registers.Missed(reason, "" if is_beats else delivery.nonce)
+        register = self._ask(lambda: self._close(delivery, value, None if is_beats else event))
         if register is None:
             return False
         if register != value:
             return not self._has_started(delivery, register)
+        if is_beats:
+            logger.info("worker: a message of %s is dropped: beat has it among what an outage left", delivery)
+            return True
         logger.warning("worker: %s; late by %.3f s", event.sentence(self._app.timezone), late_by)
         self._report(Report(missed, delivery.on_missed, request=_without_arguments(request)))
         return True
 
-    def _close(self, delivery: Delivery, value: Register, event: Missed) -> Register | None:
+    def _is_claimed(self, delivery: Delivery) -> bool:
+        """Return True when beat does not know that the run was sent: it judges it with the whole outage."""
+        if delivery.once or time.time() - delivery.fire.fire_time.timestamp() < SOON_ACKNOWLEDGED:
+            return False
+        entry = delivery.fire.entry
+        found = self._ask(lambda: self._store.load([entry])) or {}
+        try:
+            intents = [i for text in found.values() for i in loads(text).intents]
+        except ValueError:
+            return False
+        ids = [
+            task_id(self._settings.namespace, i.entry or entry, i.generation, i.scheduled) for i in intents
+        ]
+        return delivery.task_id in ids
+
+    def _close(self, delivery: Delivery, value: Register, event: Missed | None) -> Register | None:
         """Write into the register that the run is missed; return what it holds.
 
         A message that is delivered again may be that of a run that has started without a register. So it
@@ -210,7 +233,8 @@ class Guard:
         if delivery.redelivered:
             return self._store.register(delivery.task_id)
         entry = delivery.fire.entry
-        return self._store.start(delivery.task_id, value, entry=entry, line=event.encode())[0]
+        line = None if event is None else event.encode()
+        return self._store.start(delivery.task_id, value, entry=entry, line=line)[0]
 
     def _has_started(self, delivery: Delivery, register: Register) -> bool:
         """Return True when the register says that the run started from this message; else it is dropped."""

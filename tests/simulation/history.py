@@ -9,7 +9,7 @@ What a verdict rests on:
 
 - Two messages are two when their nonces differ; one that is seen in the queue and by a worker is one.
 - What Redis wrote between a snapshot and its restart from that has not happened; that a worker ran it has.
-- A misfire is one episode: all that was overdue when it was detected.
+- A misfire is one episode: all that was overdue when it was detected, up to a run that had been sent by then.
 """
 
 from __future__ import annotations
@@ -263,11 +263,15 @@ class _Entry:
                 self._say(episode.first, Fault.SPLIT_EPISODE)
             seen_until = max(seen_until or 0, episode.at)
             for scheduled in self._between(episode.first, episode.at):
-                if (
-                    scheduled > episode.last
-                    or self._findings.outcomes[self._name, scheduled] is Outcome.FIRED
-                ):
+                fired = self._findings.outcomes[self._name, scheduled] is Outcome.FIRED
+                if fired and scheduled > episode.last and self._was_sent_before(scheduled, episode.at):
+                    # It had ended the episode by then.
+                    continue
+                if fired or scheduled > episode.last:
                     self._say(scheduled, Fault.OUTSIDE_OF_EPISODE)
+
+    def _was_sent_before(self, scheduled: int, moment: int) -> bool:
+        return any(e.at is not None and e.at < moment for e in self._recorded.get(scheduled, ()))
 
     def _merged_into(self, messages: Sequence[Event]) -> dict[int, int]:
         """Return into how many of these messages each fire time is merged."""
