@@ -123,7 +123,9 @@ class Decisions:
         reason = partial(self._outages.reason_for, record, is_broken=is_broken)
         episodes = Episodes(definition.trigger, definition.policy, now, reason)
         was_refused = self._failing.was_refused(record.name)
-        return self._intents.judge(record, episodes, was_refused=was_refused)
+        # Refused runs are given up together, when their turn comes.
+        only_new = was_refused and self._failing.waits(record.name)
+        return self._intents.judge(record, episodes, was_refused=was_refused, only_new=only_new)
 
     def judge_again(self, names: Sequence[str], now: int) -> Work:
         """Send again what was claimed and not sent, after a crash, a failure or a refusal, unless it is late.

@@ -37,7 +37,7 @@ class Intents:
         return any(now - s >= self._ledger.threshold(record.name, s, record) for s in since)
 
     def judge(
-        self, record: EntryRecord, episodes: Episodes, *, was_refused: bool
+        self, record: EntryRecord, episodes: Episodes, *, was_refused: bool, only_new: bool = False
     ) -> tuple[EntryRecord, list[Event]]:
         """Return the record of an entry after all that is overdue was judged, and what explains the change.
 
@@ -46,16 +46,18 @@ class Intents:
         record that says "missed" could be wrong.
 
         :param was_refused: this beat knows that the entry's message cannot be sent as it is.
+        :param only_new: leave all intents as they are.
         """
         record, name = self._ledger.with_certainty(record), record.name
-        held = {i: self._store.register(self._id(name, i)) for i in record.intents}
+        intents = () if only_new else record.intents
+        held = {i: self._store.register(self._id(name, i)) for i in intents}
         refused = [i for i in held if self._cannot_be_sent(name, i, held[i], episodes.now, was_refused)]
         started = [i for i in held if _has_left(held[i])]
         started += self.close_registers(name, refused, Reason.PUBLISH_REJECTED)
         left, stopped = _without(record, started + refused), list[Intent]()
-        asks = any(not i.unsent for i in left.intents) and self._store.is_guarded()
+        asks = any(not i.unsent for i in held) and self._store.is_guarded()
         while True:
-            unsent = [i for i in left.intents if i.unsent or asks or held[i] is not None]
+            unsent = [i for i in left.intents if i in held and (i.unsent or asks or held[i] is not None)]
             steps = episodes.judge(left, unsent)
             judged = steps[-1][0] if steps else left
             gone = self.close_registers(

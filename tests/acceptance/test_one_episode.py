@@ -181,6 +181,7 @@ def test_an_outage_is_one_episode_whatever_the_instruction(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "what",
     [
