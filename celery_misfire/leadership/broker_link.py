@@ -15,6 +15,10 @@ __all__ = ["BrokerLink"]
 logger = logging.getLogger(__name__)
 
 
+#: A broker that has taken no message is trusted again when nothing has failed for so many seconds.
+TRIAL = 60.0
+
+
 class BrokerLink:
     """Says when it is worth deciding: what cannot be sent is better judged when it can be.
 
@@ -34,11 +38,20 @@ class BrokerLink:
         self._trouble = Trouble(first_wait=0.2, longest_wait=5.0)
         #: False when the broker has failed, or was not asked yet.
         self.is_up = False
+        self._flaps, self._failed_at = False, 0.0
 
     @property
     def next_try(self) -> float:
         """When, on the steady clock, a broker that has failed is tried again."""
         return self._trouble.until
+
+    @property
+    def is_flapping(self) -> bool:
+        """True while the broker can be reached, as before its last failure, and has taken no message since.
+
+        Its outage may go on. So nothing is judged that was late then; what is in time is tried.
+        """
+        return self._flaps and self._steady() - self._failed_at < TRIAL
 
     def connect(self, look: Callable[[], None]) -> bool:
         """Return True when messages can be sent; try to connect if it is time for that.
@@ -61,11 +74,13 @@ class BrokerLink:
 
     def failed(self, error: Exception) -> None:
         """Note that the broker has failed."""
+        self._flaps, self._failed_at = self._flaps or (self.is_up and self._trouble.is_on), self._steady()
         if self._trouble.fail(self._steady()):
             logger.warning("beat: the broker failed, nothing is sent until it is back. %s", error)
         self.is_up = False
 
     def works(self) -> None:
         """Note that the broker took a message."""
+        self._flaps = False
         if (lasted := self._trouble.end(self._steady())) is not None:
             logger.info("beat: the broker is there again after %.0f s", lasted)

@@ -78,13 +78,19 @@ class Decisions:
         """Return True when more late runs of this entry may be claimed."""
         return not self._failing.waits(name) and not self._is_full(name)
 
-    def plan_due(self, names: Sequence[str], now: int) -> Work:
-        """Plan entries that are due, and claim their runs in time."""
+    def plan_due(self, names: Sequence[str], now: int, *, hold: bool = False) -> Work:
+        """Plan entries that are due, and claim their runs in time.
+
+        :param hold: judge nothing that is late, the broker may be away.
+        """
         commit, runs = Commit(), list[Run]()
         for others, name in zip(reversed(range(len(names))), names, strict=True):
             try:
                 # Each entry that follows keeps room for one run.
-                runs += self._plan(name, now, LARGEST_BATCH - len(runs) - others, commit)
+                if hold and self._has_misfired(name, now):
+                    self._queues.timeline.put(name, now + LOOK_AGAIN)
+                    continue
+                runs += self._plan(name, now, LARGEST_BATCH - len(runs) - others, commit, hold=hold)
             except MisfireError:
                 for each in names:
                     self._queues.timeline.put(each, now)
@@ -93,13 +99,13 @@ class Decisions:
                 self._failing.broke(name, exc)
         return commit, runs
 
-    def _plan(self, name: str, now: int, room: int, commit: Commit) -> list[Run]:
+    def _plan(self, name: str, now: int, room: int, commit: Commit, *, hold: bool) -> list[Run]:
         """Add what happens to this entry to the commit; return the runs that are to be sent."""
         unfinished, record = self._adoption.unfinished, self._ledger.get(name)
         if name in unfinished:
             record = self._adoption.adopted(name, now, from_now=unfinished[name]) or record
         assert record is not None
-        decided, events = self._judge(record, now, is_new=name in unfinished)
+        decided, events = self._judge(record, now, is_new=name in unfinished, hold=hold)
         in_time = sum(r.count for r in decided.runs if r.outcome is Outcome.FIRED and r not in record.runs)
         if in_time:
             # Claimed at once; what is late waits until nothing is due.
@@ -112,7 +118,7 @@ class Decisions:
         return _claimed(record, decided)
 
     def _judge(
-        self, record: EntryRecord, now: int, *, is_new: bool = False
+        self, record: EntryRecord, now: int, *, is_new: bool = False, hold: bool = False
     ) -> tuple[EntryRecord, list[Event]]:
         """Judge all that is overdue of an entry.
 
@@ -124,10 +130,23 @@ class Decisions:
         episodes = Episodes(definition.trigger, definition.policy, now, reason)
         was_refused = self._failing.was_refused(record.name)
         # Refused runs are given up together, when their turn comes.
-        only_new = was_refused and self._failing.waits(record.name)
+        only_new = hold or (was_refused and self._failing.waits(record.name))
         return self._intents.judge(record, episodes, was_refused=was_refused, only_new=only_new)
 
-    def judge_again(self, names: Sequence[str], now: int) -> Work:
+    def _has_misfired(self, name: str, now: int) -> bool:
+        record = self._ledger.get(name)
+        return record is not None and self._intents.any_late(record, [record.state.next_fire_time], now)
+
+    def may_send_again(self, name: str, now: int, *, hold: bool) -> bool:
+        """Return True when the intents of this entry have their turn.
+
+        :param hold: as for :meth:`plan_due`.
+        """
+        return not self._failing.waits(name) and not (
+            hold and self._intents.would_be_judged(self._ledger[name], now)
+        )
+
+    def judge_again(self, names: Sequence[str], now: int, *, hold: bool = False) -> Work:
         """Send again what was claimed and not sent, after a crash, a failure or a refusal, unless it is late.
 
         The entries for which a batch has no room wait for the next one.
@@ -138,7 +157,7 @@ class Decisions:
                 break
             record, events = self._ledger[name], list[Event]()
             try:
-                if self._intents.is_late(record, now):
+                if not hold and self._intents.is_late(record, now):
                     record, events = self._judge(record, now)
             except MisfireError:
                 raise

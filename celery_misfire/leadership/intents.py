@@ -6,7 +6,7 @@ it. A run becomes missed only by its register, so that "it ran" and "it was miss
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from celery_misfire import records
@@ -32,9 +32,22 @@ class Intents:
 
     def is_late(self, record: EntryRecord, now: int) -> bool:
         """Return True when an intent is too late to be sent as it is, or what is due has misfired."""
-        due = record.state.next_fire_time
-        since = [_since(i) for i in record.intents] + ([] if due is None else [due])
-        return any(now - s >= self._ledger.threshold(record.name, s, record) for s in since)
+        return self.any_late(record, [*map(_since, record.intents), record.state.next_fire_time], now)
+
+    def would_be_judged(self, record: EntryRecord, now: int) -> bool:
+        """Return True when runs in time are among the intents that are too late, and need not be sent."""
+        in_time = [i for i in self._ledger.with_certainty(record).intents if i.outcome is Outcome.FIRED]
+        certain = [i.scheduled for i in in_time if i.unsent]
+        if self.any_late(record, certain, now):
+            return True
+        doubtful = [i.scheduled for i in in_time if not i.unsent]
+        return self.any_late(record, doubtful, now) and self._store.is_guarded()
+
+    def any_late(self, record: EntryRecord, moments: Iterable[int | None], now: int) -> bool:
+        """Return True when a run that should be sent at one of these moments would be too late."""
+        return any(
+            m is not None and now - m >= self._ledger.threshold(record.name, m, record) for m in moments
+        )
 
     def judge(
         self, record: EntryRecord, episodes: Episodes, *, was_refused: bool, only_new: bool = False

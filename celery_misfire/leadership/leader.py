@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 from celery_misfire.events import Event, Led
 from celery_misfire.exceptions import BrokerUnavailable
@@ -205,16 +206,17 @@ class Leader:
             return self._sleep()
         # What comes due while store and broker are waited for is part of the outage.
         now = self._wall()
-        due = self._decisions.due(now)
+        due, hold = self._decisions.due(now), self._broker.is_flapping
         if due:
-            self._dispatch.carry_out(*self._decisions.plan_due(due, now))
+            self._dispatch.carry_out(*self._decisions.plan_due(due, now, hold=hold))
             if self._steady() - self._caught_up_at < CATCH_UP_EVERY:
                 return 0.0
         self._caught_up_at = self._steady()
-        unsent = [n for n in self._queues.unsent if not self._failing.waits(n)][:LARGEST_BATCH]
+        in_turn = (n for n in self._queues.unsent if self._decisions.may_send_again(n, now, hold=hold))
+        unsent = list(islice(in_turn, LARGEST_BATCH))
         late = self._room() > 0 and any(map(self._decisions.may_catch_up, self._queues.catch_up))
         if unsent:
-            self._dispatch.carry_out(*self._decisions.judge_again(unsent, now))
+            self._dispatch.carry_out(*self._decisions.judge_again(unsent, now, hold=hold))
         # Alternate, or steady due work would starve the catch-up.
         if late and (due or not unsent):
             self._catch_up(now)
@@ -233,7 +235,8 @@ class Leader:
                 waits.append((moment - self._wall()) / 1000)
         else:
             waits.append(self._broker.next_try - steady)
-        return max(0.0, min(waits))
+        # While the broker flaps, what has its next try may be held back.
+        return max(0.2 if self._broker.is_flapping else 0.0, min(waits))
 
     def _repeat_unanswered(self) -> None:
         if self._ledger.repeat_unanswered():

@@ -351,6 +351,38 @@ def test_what_was_claimed_when_the_broker_failed_and_what_came_due_after_it_is_o
     }[instruction]
 
 
+@pytest.mark.parametrize("instruction", ["do_nothing", "fire_once_now", "fire_now", "ignore_misfire_policy"])
+def test_a_broker_that_takes_connections_and_no_messages_is_one_outage(world, instruction):
+    world.entry("a", schedule(5), MisfirePolicy(instruction, threshold=2))
+    begin = world.now
+    world.start()
+    world.run(begin + 4 * SECOND)
+    world.store.watch("worker", 3600, 3600)
+    world.refuses = lambda _: BrokerUnavailable("gone")
+    world.run(begin + 63 * SECOND)
+    world.refuses = lambda _: None
+    world.run(begin + 130 * SECOND)
+    [told] = world.told
+    assert told.reason == "broker_unavailable"
+    assert told.first == begin + 5 * SECOND
+    late = [m for m in world.sent if m.intent.outcome == "recovered"]
+    ran = {"do_nothing": 0, "ignore_misfire_policy": told.count}.get(instruction, 1)
+    assert len(late) == ran
+    assert [r.missed.count for r in world.missed] == ([told.count] if instruction == "do_nothing" else [])
+    assert told.count >= 11
+
+
+def test_a_broker_that_takes_connections_and_no_messages_does_not_delay_a_verdict_for_long(world):
+    world.entry("a", schedule(3600), "do_nothing")
+    begin = world.now
+    world.start()
+    world.run(begin + HOUR - SECOND)
+    world.store.watch("worker", 3600, 3600)
+    world.refuses = lambda _: BrokerUnavailable("gone")
+    world.run(begin + HOUR + 5 * MINUTE)
+    assert [r.missed.count for r in world.missed] == [1]
+
+
 def test_what_comes_due_while_the_broker_is_waited_for_is_part_of_the_outage(world, monkeypatch):
     world.entry("a", schedule(60), "do_nothing")
     begin, leader = world.now, world.start()
