@@ -26,7 +26,7 @@ from celery_misfire.store import registers
 from celery_misfire.store.port import Change, CommitResult, Push, Store, Taken
 from celery_misfire.texts import one_line, quote_name
 
-__all__ = ["Commit", "Ledger", "Outdated"]
+__all__ = ["Commit", "Ledger", "Outdated", "take_back"]
 
 logger = logging.getLogger(__name__)
 
@@ -257,19 +257,6 @@ class Ledger(Mapping[str, EntryRecord]):
         self.commit(commit)
         return True
 
-    def take_back(self, sent: Iterable[tuple[str, str, Intent]]) -> None:
-        """Make intents again of late runs that a worker has left to beat (it closes their registers).
-
-        :param sent: entry, task id and former intent of each. By now it is written that they were sent.
-        """
-        commit = Commit()
-        for name, task_id, intent in sent:
-            register = self._store.register(task_id)
-            if isinstance(register, registers.Missed) and not register.nonce:
-                record = commit.records.get(name, self._records[name])
-                commit.records[name] = replace(record, intents=(*record.intents, intent))
-        self.commit(commit)
-
     def note(self, event: Event) -> None:
         """Write an event that changes no record. The work goes on when it cannot be written."""
         try:
@@ -306,3 +293,17 @@ class Ledger(Mapping[str, EntryRecord]):
             self.untried -= {(name, i.scheduled) for i in record.intents if i.entry}
             self._records[name] = record
         self._after(commit)
+
+
+def take_back(ledger: Ledger, sent: Iterable[tuple[str, str, Intent]]) -> None:
+    """Make intents again of late runs that a worker has left to beat (it closes their registers).
+
+    :param sent: entry, task id and former intent of each. By now it is written that they were sent.
+    """
+    commit = Commit()
+    for name, task_id, intent in sent:
+        register = ledger._store.register(task_id)
+        if isinstance(register, registers.Missed) and not register.nonce:
+            record = commit.records.get(name, ledger[name])
+            commit.records[name] = replace(record, intents=(*record.intents, intent))
+    ledger.commit(commit)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from celery_misfire.events import Sent
 from celery_misfire.exceptions import BrokerUnavailable
-from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.leadership.ledger import Commit, Ledger, take_back
 from celery_misfire.misfire import MisfireInstruction, Outcome, resolve
 from celery_misfire.records import Definition, EntryRecord, Intent
 from celery_misfire.store.port import Push
@@ -242,7 +242,7 @@ class TwoStep:
             commit.records[name] = replace(record, intents=tuple(left))
         self._ledger.commit(commit)
         late = (messages[run] for run in sent if self._wall() - messages[run].due >= messages[run].threshold)
-        self._ledger.take_back((m.definition.name, m.task_id, m.intent) for m in late)
+        take_back(self._ledger, ((m.definition.name, m.task_id, m.intent) for m in late))
 
 
 def in_order(runs: Iterable[Run]) -> list[Run]:

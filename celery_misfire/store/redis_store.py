@@ -56,6 +56,27 @@ _flat = chain.from_iterable
 _NO_STATE = "|"
 
 
+class _Clock:
+    """The clock of Redis, as far as it is known.
+
+    :param call_timeout: nobody waits longer for an answer, in seconds.
+    """
+
+    def __init__(self, call_timeout: float) -> None:
+        self._call_timeout = call_timeout
+        #: What it is ahead of the monotonic clock, in milliseconds; None when it is not known.
+        self.offset: float | None = None
+
+    def latest(self) -> int | str:
+        """Return when messages are too late to be put into their queues; '' for never.
+
+        Nobody waits for the answer any more then: their runs are planned again.
+        """
+        if self.offset is None:
+            return ""
+        return round((time.monotonic() + self._call_timeout) * 1000 + self.offset)
+
+
 class RedisStore(Store):
     """The :class:`~celery_misfire.store.port.Store` in Redis.
 
@@ -76,9 +97,7 @@ class RedisStore(Store):
         self._connection = RedisConnection(url, options or {}, call_timeout)
         self._redis = self._connection.client
         self._call, self._run = self._connection.call, self._connection.run
-        self._history, self._call_timeout = history, call_timeout
-        #: The clock of Redis minus the monotonic one, in milliseconds; None when it is not known.
-        self._clock_offset: float | None = None
+        self._history, self._clock = history, _Clock(call_timeout)
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         prefix = f"celery-misfire:{{{namespace}}}"
         self.state_key, self._lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
@@ -112,7 +131,7 @@ class RedisStore(Store):
         asked_at = time.monotonic() * 1000
         seconds, microseconds = self._call(self._redis.time)
         now = int(seconds) * 1000 + int(microseconds) // 1000
-        self._clock_offset = now - asked_at
+        self._clock.offset = now - asked_at
         return now
 
     # -- lease ---------------------------------------------------------------------------------------------
@@ -196,7 +215,7 @@ class RedisStore(Store):
         """Replace fields of the state, each given with its old and its new text, and return the answer."""
         keys = [self.lease_key, self.state_key, self.log_key, *queues]
         counted = [len(fields), len(queues), len(others), len(counts)]
-        latest = self._latest() if queues else ""
+        latest = self._clock.latest() if queues else ""
         args: list[Any] = [token, self._history, *counted, latest, *_flat(fields)]
         if queues or others:
             args += _flat((len(messages), *(push.value for push in messages)) for messages in queues.values())
@@ -210,18 +229,9 @@ class RedisStore(Store):
         if answer[0] == "FENCED":
             raise LeaseLost
         if answer[0] == "LATE":
-            self._clock_offset = None
+            self._clock.offset = None
             raise StoreUnavailable(f"{self._connection}: a call came too late, or the clock of Redis was set")
         return answer
-
-    def _latest(self) -> int | str:
-        """Return when messages are too late to be put into their queues, by the clock of Redis; '' for never.
-
-        Nobody waits for the answer any more then: their runs are planned again.
-        """
-        if self._clock_offset is None:
-            return ""
-        return round((time.monotonic() + self._call_timeout) * 1000 + self._clock_offset)
 
     # -- the configuration of the beat that leads ----------------------------------------------------------
 

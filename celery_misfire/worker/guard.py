@@ -16,9 +16,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery_misfire.conf.settings import Settings
 from celery_misfire.events import Merged, Missed, StartedLate
 from celery_misfire.exceptions import StoreUnavailable
-from celery_misfire.fire import task_id
 from celery_misfire.misfire import MissedFire, Reason, to_millis
-from celery_misfire.records import loads
 from celery_misfire.sending.missed_runs import Part, Report, report
 from celery_misfire.sending.reporter import Reporter
 from celery_misfire.signals import task_started_late
@@ -28,7 +26,7 @@ from celery_misfire.store.registers import Register
 from celery_misfire.store.url import address
 from celery_misfire.texts import one_line
 from celery_misfire.trouble import Trouble
-from celery_misfire.worker.delivery import Delivery, LateStart, is_missed_when_late, read_delivery
+from celery_misfire.worker.delivery import Delivery, LateStart, is_claimed, is_missed_when_late, read_delivery
 
 if TYPE_CHECKING:
     from celery_misfire.worker import Request
@@ -213,16 +211,8 @@ class Guard:
         """Return True when beat does not know that the run was sent: it judges it with the whole outage."""
         if delivery.once or time.time() - delivery.fire.fire_time.timestamp() < SOON_ACKNOWLEDGED:
             return False
-        entry = delivery.fire.entry
-        found = self._ask(lambda: self._store.load([entry])) or {}
-        try:
-            intents = [i for text in found.values() for i in loads(text).intents]
-        except ValueError:
-            return False
-        ids = [
-            task_id(self._settings.namespace, i.entry or entry, i.generation, i.scheduled) for i in intents
-        ]
-        return delivery.task_id in ids
+        found = self._ask(lambda: self._store.load([delivery.fire.entry])) or {}
+        return is_claimed(delivery, found.values(), self._settings.namespace)
 
     def _close(self, delivery: Delivery, value: Register, event: Missed | None) -> Register | None:
         """Write into the register that the run is missed; return what it holds.

@@ -29,6 +29,7 @@ from celery_misfire.records import Definition
 from celery_misfire.schedules import simple
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.missed_runs import Report
+from celery_misfire.store import registers
 from celery_misfire.store.port import Change
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.triggers.kinds import trigger_for
@@ -427,6 +428,25 @@ def test_refused_runs_that_are_given_up_together_have_one_record(world):
         covered.update(span)
     assert set(covered.values()) == {1}
     assert len(world.missed) < sum(covered.values()) / 10
+
+
+def test_a_late_run_that_a_worker_has_left_to_beat_just_before_it_was_acknowledged_is_recorded(world):
+    world.entry("a", schedule(60), MisfirePolicy("do_nothing", threshold=10))
+    begin = world.now
+    world.start()
+
+    def slow(message: Message) -> None:
+        # The broker takes it at last, and so does a worker.
+        world.now += 20 * SECOND
+        world.store.settle([message.task_id], registers.Missed("queue_late"))
+
+    world.refuses = slow
+    world.run(begin + MINUTE)
+    world.refuses = lambda _: None
+    world.run(begin + MINUTE + 40 * SECOND)
+    [report] = world.missed
+    assert (to_millis(report.missed.first), report.missed.count) == (begin + MINUTE, 1)
+    assert len(world.told) == 1
 
 
 def test_a_message_in_doubt_is_sent_again_however_late_and_never_called_missed(world):

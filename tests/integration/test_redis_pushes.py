@@ -331,7 +331,7 @@ def scripts_run(client: redis.Redis) -> int:
 
 def test_a_clock_of_redis_that_was_set_costs_one_try(store: RedisStore):
     store.time()
-    store._clock_offset -= 60_000
+    store._clock.offset -= 60_000
     with pytest.raises(StoreUnavailable, match="too late"):
         store.commit("token", changes("a"), pushes=[push("a")])
     assert store.load() == {}
