@@ -19,7 +19,7 @@ from celery_misfire.leadership.intents import Intents
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.leadership.outages import Outages
 from celery_misfire.leadership.queues import Queues
-from celery_misfire.misfire import Outcome
+from celery_misfire.misfire import Outcome, Reason
 from celery_misfire.records import EntryRecord
 from celery_misfire.sending.dispatch import Attempt, Fate, Run
 
@@ -117,6 +117,17 @@ class Decisions:
         commit.events += events
         return _claimed(record, decided)
 
+    def _reason(
+        self, record: EntryRecord, now: int, scheduled: int, begin: int, *, is_broken: bool
+    ) -> Reason:
+        """Return why an occurrence is late, if it is."""
+        reason = self._outages.reason_for(record, scheduled, begin, is_broken=is_broken)
+        restart = self._outages.restart
+        if restart is None or reason not in (Reason.SCHEDULER_DOWN, Reason.FAILOVER):
+            return reason
+        times = self._ledger.definitions[record.name].trigger.fire_times(record.state)
+        return Reason.RESTARTED if restart.explains(record, times, scheduled, now) else reason
+
     def _judge(
         self, record: EntryRecord, now: int, *, is_new: bool = False, hold: bool = False
     ) -> tuple[EntryRecord, list[Event]]:
@@ -126,7 +137,7 @@ class Decisions:
         """
         definition = self._ledger.definitions[record.name]
         is_broken = is_new or self._failing.is_broken(record.name)
-        reason = partial(self._outages.reason_for, record, is_broken=is_broken)
+        reason = partial(self._reason, record, now, is_broken=is_broken)
         episodes = Episodes(definition.trigger, definition.policy, now, reason)
         was_refused = self._failing.was_refused(record.name)
         # Refused runs are given up together, when their turn comes.
