@@ -38,6 +38,7 @@ class Intent:
     :param unsent: True when it was certainly not sent: nobody tried, or the attempt failed. Then it may be
         judged again. Else it is in doubt, and the only safe thing is to send it (again) under the same id.
     :param entry: the name that its id was made of, when the entry was renamed since; else ''.
+    :param before: as in :class:`~celery_misfire.misfire.Runs`.
     :param unknown_fields: as in :class:`EntryRecord`.
     """
 
@@ -49,7 +50,13 @@ class Intent:
     last_missed: int | None = None
     unsent: bool = False
     entry: str = ""
+    before: TriggerState | None = None
     unknown_fields: str = ""
+
+    @property
+    def end(self) -> int:
+        """The last occurrence that is decided with this run."""
+        return self.scheduled if self.last_missed is None else self.last_missed
 
 
 @dataclass(frozen=True)
@@ -157,8 +164,13 @@ def _state_fields(state: TriggerState) -> dict[str, Any]:
     return _with_unknown(fields, state.unknown_fields)
 
 
+def _before_fields(before: TriggerState | None) -> dict[str, Any]:
+    return {} if before is None else {"before": _state_fields(before)}
+
+
 def _runs_fields(runs: Runs) -> dict[str, Any]:
     fields = {
+        **_before_fields(runs.before),
         "count": runs.count,
         "first": runs.first,
         "last": runs.last,
@@ -171,6 +183,7 @@ def _runs_fields(runs: Runs) -> dict[str, Any]:
 
 def _intent_fields(intent: Intent) -> dict[str, Any]:
     fields = {
+        **_before_fields(intent.before),
         "claimed_at": intent.claimed_at,
         **({"entry": intent.entry} if intent.entry else {}),
         "generation": intent.generation,
@@ -264,8 +277,13 @@ def _runs(data: dict[str, Any]) -> Runs:
         outcome=_word(Outcome, take("outcome")),
         merged=_moment(take("merged", 0)),
         last_missed=_moment_or_none(take("last_missed", None)),
+        before=_before(take("before", None)),
         unknown_fields=_rest(data),
     )
+
+
+def _before(data: dict[str, Any] | None) -> TriggerState | None:
+    return None if data is None else _state(data)
 
 
 def _intent(data: dict[str, Any]) -> Intent:
@@ -279,6 +297,7 @@ def _intent(data: dict[str, Any]) -> Intent:
         last_missed=_moment_or_none(take("last_missed", None)),
         unsent=_flag(take("unsent", False)),
         entry=_text(take("entry", "")),
+        before=_before(take("before", None)),
         unknown_fields=_rest(data),
     )
 

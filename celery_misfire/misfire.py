@@ -164,6 +164,7 @@ class Runs:
 
     :param merged: how many further occurrences the run stands for. Then there is only one run.
     :param last_missed: the last of those occurrences, None when there is none.
+    :param before: the state before `first`, when the grid was started anew with this run; else None.
     :param unknown_fields: as in :class:`TriggerState`.
     """
 
@@ -173,7 +174,13 @@ class Runs:
     outcome: Outcome
     merged: int = 0
     last_missed: int | None = None
+    before: TriggerState | None = None
     unknown_fields: str = ""
+
+    @property
+    def end(self) -> int:
+        """The last occurrence that is decided with these runs."""
+        return self.last if self.last_missed is None else self.last_missed
 
 
 @dataclass(frozen=True)
@@ -357,6 +364,9 @@ class _Episode:
             return self._run_none(self._pass_over(runs=0), Reason.ENDED)
         merged = self.times.count(first, self.last) - 1
         runs = Runs(first, first, 1, Outcome.RECOVERED, merged, self.last if merged else None)
+        if state.start_time != self.state.start_time:
+            used = self.state.times_triggered + sum(m.count for m in missed)
+            runs = replace(runs, before=replace(self.state, next_fire_time=first, times_triggered=used))
         return self._result(state, (runs,), missed)
 
     def _run_none(self, state: TriggerState, reason: Reason | None = None) -> Plan:

@@ -7,7 +7,7 @@ to send, runs being sent, misses to report) and nothing of the task but its name
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from celery_misfire.entry_record import (
@@ -21,7 +21,6 @@ from celery_misfire.entry_record import (
 )
 from celery_misfire.misfire import (
     ENDLESS,
-    Misfire,
     MisfireInstruction,
     MisfirePolicy,
     Missed,
@@ -31,7 +30,6 @@ from celery_misfire.misfire import (
     Trigger,
     TriggerState,
     resolve,
-    threshold_millis,
 )
 
 #: After the clock was set back, a next fire time that comes within so many milliseconds is waited for.
@@ -126,12 +124,12 @@ def removed(record: EntryRecord, now: int, started: Collection[Intent] = ()) -> 
 
     :param started: intents that a worker is known to have started.
     """
-    unsent = [(i, Reason.ENTRY_DELETED) for i in record.intents if i not in started]
-    undone = [Missed(r.first, r.last, r.count, Reason.ENTRY_DELETED) for r in record.runs]
+    unsent = [[i] for i in record.intents if i not in started]
+    undone = [Missed(r.first, r.end, r.count + r.merged, Reason.ENTRY_DELETED) for r in record.runs]
     next_ = record.state.next_fire_time
     state = replace(record.state, next_fire_time=None)
     gone = replace(record, state=state, runs=(), intents=(), removed_at=now, paused_from=next_)
-    gone = with_unsent(gone, unsent, MisfireInstruction.DO_NOTHING, now)
+    gone = with_unsent(gone, unsent, Reason.ENTRY_DELETED, MisfireInstruction.DO_NOTHING, now)
     return with_missed(gone, undone, MisfireInstruction.DO_NOTHING, now)
 
 
@@ -219,41 +217,59 @@ def _from_now(state: TriggerState, next_: int, trigger: Trigger, now: int) -> Tr
     return replace(state, next_fire_time=trigger.fire_times(state).after(now))
 
 
-def with_plan(record: EntryRecord, plan: Plan, now: int) -> EntryRecord:
-    """Return the record after a plan, whose decisions are to be carried out."""
+def with_plan(record: EntryRecord, plan: Plan, now: int, policy: MisfirePolicy | None = None) -> EntryRecord:
+    """Return the record after a plan, whose decisions are to be carried out.
+
+    :param policy: by which it was made.
+    """
     in_time = tuple(r for r in plan.runs if r.outcome is Outcome.FIRED)
     late = tuple(r for r in plan.runs if r.outcome is not Outcome.FIRED)
     # Runs in time go first, or they would wait for the catch-up.
     decided = replace(record, state=plan.state, runs=in_time + record.runs + late, paused_from=None)
-    resolved = plan.misfire.resolved if plan.misfire else MisfireInstruction.DO_NOTHING
-    return with_missed(decided, plan.missed, resolved, now)
+    instruction = plan.misfire.resolved if plan.misfire else resolved(record, policy)
+    return with_missed(decided, plan.missed, instruction, now)
+
+
+def resolved(record: EntryRecord, policy: MisfirePolicy | None) -> MisfireInstruction:
+    """Return what the instruction of a policy stands for on this entry."""
+    asked = policy.instruction if policy else MisfireInstruction.DO_NOTHING
+    return resolve(asked, record.state.trigger_type)
 
 
 def with_missed(
-    record: EntryRecord, missed: Iterable[Missed], instruction: MisfireInstruction, now: int
+    record: EntryRecord,
+    missed: Iterable[Missed],
+    instruction: MisfireInstruction,
+    now: int,
+    claimed: Intent | None = None,
 ) -> EntryRecord:
-    """Return the record with these misses still to be reported."""
+    """Return the record with these misses still to be reported.
+
+    :param claimed: one of them that was claimed. They keep the generation of then, and so their task ids.
+    """
+    generation, entry = (claimed.generation, claimed.entry) if claimed else (record.generation, "")
     new = tuple(
-        Unreported(m.first, m.last, m.count, m.reason, instruction, now, record.generation) for m in missed
+        Unreported(m.first, m.last, m.count, m.reason, instruction, now, generation, entry) for m in missed
     )
     return replace(record, missed=record.missed + new) if new else record
 
 
 def with_unsent(
     record: EntryRecord,
-    lost: Iterable[tuple[Intent, Reason]],
+    lost: Iterable[Sequence[Intent]],
+    reason: Reason,
     instruction: MisfireInstruction,
     now: int,
 ) -> EntryRecord:
-    """Return the record with intents that were given up, and why, still to be reported.
+    """Return the record with intents that were given up still to be reported, and what was merged into them.
 
-    Each keeps the generation in which it was claimed, and so its task id.
+    :param lost: together those that follow one another.
     """
-    new = tuple(
-        Unreported(i.scheduled, i.scheduled, 1, reason, instruction, now, i.generation, i.entry)
-        for i, reason in lost
-    )
-    return replace(record, missed=record.missed + new)
+    for intents in lost:
+        count = sum(1 + i.merged for i in intents)
+        missed = Missed(intents[0].scheduled, intents[-1].end, count, reason)
+        record = with_missed(record, [missed], instruction, now, intents[0])
+    return record
 
 
 def claim(record: EntryRecord, trigger: Trigger, now: int, limit: int) -> EntryRecord:
@@ -265,7 +281,8 @@ def claim(record: EntryRecord, trigger: Trigger, now: int, limit: int) -> EntryR
         times = occurrences(trigger, record.state, stretch.first, stretch.last)
         for taken, scheduled in enumerate(times, start=1):
             merged, last_missed = stretch.merged, stretch.last_missed
-            claimed.append(Intent(scheduled, record.generation, stretch.outcome, now, merged, last_missed))
+            intent = Intent(scheduled, record.generation, stretch.outcome, now, merged, last_missed)
+            claimed.append(replace(intent, before=stretch.before) if stretch.before else intent)
             if len(claimed) == limit:
                 # Ask for the next one: the count is an estimate where a schedule of the app's own is asked.
                 if (following := next(times, None)) is not None:
@@ -292,78 +309,6 @@ def occurrences(trigger: Trigger, state: TriggerState, first: int, last: int) ->
         following = times.after(following)
 
 
-def judge_again(
-    record: EntryRecord,
-    trigger: Trigger,
-    policy: MisfirePolicy | None,
-    now: int,
-    reason: Callable[[Intent], Reason],
-    arbitrable: Collection[int] = (),
-) -> tuple[EntryRecord, Misfire | None]:
-    """Judge runs again that were in time, were certainly not sent, and are too late by now.
-
-    An intent in doubt stays as it is, however late. Sent again under the same id it is the same run, while a
-    record that says "missed" could be wrong.
-
-    :param reason: returns why the occurrence is late.
-    :param arbitrable: scheduled times of intents in doubt that are judged all the same: their registers tell
-        whether they were started.
-    :returns: the new record, and the misfire, None when there is none to tell of.
-    """
-    asked = policy.instruction if policy else MisfireInstruction.DO_NOTHING
-    resolved = resolve(asked, record.state.trigger_type)
-    times = trigger.fire_times(record.state)
-    stay: list[Intent] = []
-    late: list[Intent] = []
-    for intent in record.intents:
-        threshold = threshold_millis(policy, intent.scheduled, times.after(intent.scheduled))
-        certain = intent.unsent or intent.scheduled in arbitrable
-        is_late = intent.outcome is Outcome.FIRED and now - intent.scheduled >= threshold
-        (late if certain and is_late else stay).append(intent)
-    if not late:
-        return record, None
-    late.sort(key=lambda intent: intent.scheduled)
-    first, last = late[0], late[-1]
-    run: list[Intent] = []
-    lost: list[tuple[Intent, Reason]] = []
-    if resolved in _RUNS_NONE:
-        lost = [(i, reason(i)) for i in late]
-    elif resolved is MisfireInstruction.IGNORE_MISFIRE_POLICY:
-        run = [replace(i, outcome=Outcome.RECOVERED) for i in late]
-    else:
-        merged = len(late) - 1
-        last_missed = last.scheduled if merged else None
-        run = [replace(first, outcome=Outcome.RECOVERED, merged=merged, last_missed=last_missed)]
-    judged = replace(record, intents=tuple(stay + run))
-    if policy is None:
-        return judged, None
-    outcomes = {
-        Outcome.RECOVERED: len(run),
-        Outcome.MERGED: sum(i.merged for i in run),
-        Outcome.MISSED: len(lost),
-    }
-    misfire = Misfire(
-        first=first.scheduled,
-        last=last.scheduled,
-        count=len(late),
-        late_by=now - first.scheduled,
-        reason=reason(first),
-        instruction=asked,
-        resolved=resolved,
-        outcomes={outcome: n for outcome, n in outcomes.items() if n},
-    )
-    return with_unsent(judged, lost, resolved, now), misfire
-
-
-_RUNS_NONE = frozenset(
-    {
-        MisfireInstruction.DO_NOTHING,
-        MisfireInstruction.RESCHEDULE_NEXT_WITH_EXISTING_COUNT,
-        MisfireInstruction.RESCHEDULE_NEXT_WITH_REMAINING_COUNT,
-    }
-)
-
-
 __all__ = [
     "MAX_LENGTH",
     "SCHEMA",
@@ -376,11 +321,11 @@ __all__ = [
     "dumps",
     "edited",
     "first_seen",
-    "judge_again",
     "loads",
     "occurrences",
     "removed",
     "renamed",
+    "resolved",
     "resumed",
     "returned",
     "set_back",

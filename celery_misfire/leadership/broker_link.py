@@ -17,32 +17,49 @@ logger = logging.getLogger(__name__)
 
 #: A broker that stays away is mentioned again so often, in seconds.
 REMIND_EVERY = 60.0
+#: A broker that has taken no message is trusted again when nothing has failed for so many seconds.
+TRIAL = 60.0
 
 
 class BrokerLink:
     """Says when it is worth deciding: what cannot be sent is better judged when it can be.
 
     :param connect: raises BrokerUnavailable when the broker cannot be reached.
+    :param wall: the wall clock, in milliseconds UTC.
     :param steady: a clock that nobody sets, in seconds.
     """
 
-    def __init__(self, connect: Callable[[], None], outages: Outages, steady: Callable[[], float]) -> None:
-        self._connect, self._outages, self._steady = connect, outages, steady
+    def __init__(
+        self,
+        connect: Callable[[], None],
+        outages: Outages,
+        wall: Callable[[], int],
+        steady: Callable[[], float],
+    ) -> None:
+        self._connect, self._outages, self._wall, self._steady = connect, outages, wall, steady
         self._trouble = Trouble(first_wait=0.2, longest_wait=5.0, remind_every=REMIND_EVERY)
         self._place = ""
-        #: True when the last thing that was said of the trouble is that it is over.
-        self._was_said_back = False
-        #: True when that turned out to be wrong: then it is back when it takes a message.
-        self._is_doubtful = False
         #: False when the broker has failed, or was not asked yet.
         self.is_up = False
+        #: True when the last thing that was said of the trouble is that it is over.
+        self._was_said_back = False
+        #: True when it has failed again without taking a message: only with a message it is back then.
+        self._flaps, self._failed_at = False, 0.0
 
     @property
     def next_try(self) -> float:
         """When, on the steady clock, a broker that has failed is tried again."""
         return self._trouble.until
 
-    def connect(self, now: int, look: Callable[[], None]) -> bool:
+    @property
+    def is_flapping(self) -> bool:
+        """True while the broker can be reached, as before its last failure, and has taken no message since.
+
+        Its outage may go on. So nothing is judged that was late then; what is in time is tried.
+        """
+        return self._flaps and self._steady() - self._failed_at < TRIAL
+
+    def connect(self, look: Callable[[], None]) -> bool:
         """Return True when messages can be sent; try to connect if it is time for that.
 
         :param look: looks at a broker that can be reached; raises BrokerUnavailable.
@@ -57,8 +74,8 @@ class BrokerLink:
             self.failed(exc)
             return False
         if not self.is_up and self._trouble.is_on:
-            self._outages.note(Reason.BROKER_UNAVAILABLE, now)
-            if not self._is_doubtful:
+            self._outages.note(Reason.BROKER_UNAVAILABLE, self._wall())
+            if not self._flaps:
                 # Before what follows from it.
                 self._say_back()
         self.is_up = True
@@ -73,15 +90,12 @@ class BrokerLink:
 
     def failed(self, error: Exception) -> None:
         """Note that the broker has failed."""
+        self._flaps, self._failed_at = self._flaps or (self.is_up and self._trouble.is_on), self._steady()
         if isinstance(error, BrokerUnavailable):
             self._place = error.place or self._place
-        self._is_doubtful = self._is_doubtful or self._was_said_back
         if self._trouble.fail(self._steady()) or self._was_said_back:
-            what, extra = (
-                "the broker failed, nothing is sent until it is back",
-                log_fields("broker_unavailable"),
-            )
-            logger.warning("beat: %s. %s", what, error, extra=extra)
+            what, extra = "nothing is sent until it is back", log_fields("broker_unavailable")
+            logger.warning("beat: the broker failed, %s. %s", what, error, extra=extra)
         self.is_up = self._was_said_back = False
 
     def works(self) -> None:
@@ -89,4 +103,4 @@ class BrokerLink:
         if self._trouble.is_on:
             self._say_back()
             self._trouble.end(self._steady())
-            self._is_doubtful = self._was_said_back = False
+            self._flaps = self._was_said_back = False

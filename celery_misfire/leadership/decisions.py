@@ -10,15 +10,16 @@ from functools import partial
 from itertools import islice
 
 from celery_misfire import records
+from celery_misfire.episodes import Episodes
+from celery_misfire.events import Event
 from celery_misfire.exceptions import MisfireError
 from celery_misfire.leadership.adoption import Adoption
 from celery_misfire.leadership.failing import FailingEntries
 from celery_misfire.leadership.intents import Intents
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.leadership.outages import Outages
-from celery_misfire.leadership.pending_misses import explain, give_up
 from celery_misfire.leadership.queues import Queues
-from celery_misfire.misfire import Outcome, Reason, plan
+from celery_misfire.misfire import Outcome, Reason
 from celery_misfire.records import EntryRecord
 from celery_misfire.sending.dispatch import Attempt, Fate, Run
 
@@ -77,53 +78,87 @@ class Decisions:
         """Return True when more late runs of this entry may be claimed."""
         return not self._failing.waits(name) and not self._is_full(name)
 
-    def plan_due(self, names: Sequence[str], now: int) -> Work:
-        """Plan entries that are due, and claim their runs in time."""
+    def plan_due(self, names: Sequence[str], now: int, *, hold: bool = False) -> Work:
+        """Plan entries that are due, and claim their runs in time.
+
+        :param hold: judge nothing that is late, the broker may be away.
+        """
         commit, runs = Commit(), list[Run]()
         for others, name in zip(reversed(range(len(names))), names, strict=True):
             try:
                 # Each entry that follows keeps room for one run.
-                runs += self._plan(name, now, LARGEST_BATCH - len(runs) - others, commit)
+                if hold and self._has_misfired(name, now):
+                    self._queues.timeline.put(name, now + LOOK_AGAIN)
+                    continue
+                runs += self._plan(name, now, LARGEST_BATCH - len(runs) - others, commit, hold=hold)
+            except MisfireError:
+                for each in names:
+                    self._queues.timeline.put(each, now)
+                raise
             except Exception as exc:
                 self._failing.broke(name, exc)
         return commit, runs
 
-    def _plan(self, name: str, now: int, room: int, commit: Commit) -> list[Run]:
+    def _plan(self, name: str, now: int, room: int, commit: Commit, *, hold: bool) -> list[Run]:
         """Add what happens to this entry to the commit; return the runs that are to be sent."""
-        definition, unfinished = self._ledger.definitions[name], self._adoption.unfinished
-        record, reason = self._ledger.get(name), Reason.SCHEDULE_ERROR
+        unfinished, record = self._adoption.unfinished, self._ledger.get(name)
         if name in unfinished:
             record = self._adoption.adopted(name, now, from_now=unfinished[name]) or record
-        elif record is not None and (due := record.state.next_fire_time) is not None:
-            reason = self._reason(name, now, due, record.begin)
         assert record is not None
-        made = plan(definition.trigger, record.state, definition.policy, now, reason)
-        decided = records.with_plan(record, made, now)
-        in_time = sum(r.count for r in made.runs if r.outcome is Outcome.FIRED)
+        decided, events = self._judge(record, now, is_new=name in unfinished, hold=hold)
+        in_time = sum(r.count for r in decided.runs if r.outcome is Outcome.FIRED and r not in record.runs)
         if in_time:
             # Claimed at once; what is late waits until nothing is due.
-            decided = records.claim(decided, definition.trigger, now, min(in_time, room))
+            trigger = self._ledger.definitions[name].trigger
+            decided = records.claim(decided, trigger, now, min(in_time, room))
         unfinished.pop(name, None)
         self._failing.mended(name)
         commit.records[name] = decided
-        if made.misfire is not None:
-            commit.events.append(explain(self._ledger, decided, len(record.missed), made.misfire, now))
-        else:
-            commit.events += give_up(self._ledger, decided, len(record.missed))
+        commit.events += events
         return _claimed(record, decided)
 
-    def _reason(self, name: str, now: int, scheduled: int, begin: int) -> Reason:
+    def _reason(
+        self, record: EntryRecord, now: int, scheduled: int, begin: int, *, is_broken: bool
+    ) -> Reason:
         """Return why an occurrence is late, if it is."""
-        record, is_broken = self._ledger[name], self._failing.is_broken(name)
         reason = self._outages.reason_for(record, scheduled, begin, is_broken=is_broken)
         restart = self._outages.restart
         if restart is None or reason not in (Reason.SCHEDULER_DOWN, Reason.FAILOVER):
             return reason
-        times = self._ledger.definitions[name].trigger.fire_times(record.state)
+        times = self._ledger.definitions[record.name].trigger.fire_times(record.state)
         return Reason.RESTARTED if restart.explains(record, times, scheduled, now) else reason
 
-    def judge_again(self, names: Sequence[str], now: int) -> Work:
-        """Judge what was claimed before and not sent: after a crash, a failure, a refusal.
+    def _judge(
+        self, record: EntryRecord, now: int, *, is_new: bool = False, hold: bool = False
+    ) -> tuple[EntryRecord, list[Event]]:
+        """Judge all that is overdue of an entry.
+
+        :param is_new: its record is in line with the schedule only now.
+        """
+        definition = self._ledger.definitions[record.name]
+        is_broken = is_new or self._failing.is_broken(record.name)
+        reason = partial(self._reason, record, now, is_broken=is_broken)
+        episodes = Episodes(definition.trigger, definition.policy, now, reason)
+        was_refused = self._failing.was_refused(record.name)
+        # Refused runs are given up together, when their turn comes.
+        only_new = hold or (was_refused and self._failing.waits(record.name))
+        return self._intents.judge(record, episodes, was_refused=was_refused, only_new=only_new)
+
+    def _has_misfired(self, name: str, now: int) -> bool:
+        record = self._ledger.get(name)
+        return record is not None and self._intents.any_late(record, [record.state.next_fire_time], now)
+
+    def may_send_again(self, name: str, now: int, *, hold: bool) -> bool:
+        """Return True when the intents of this entry have their turn.
+
+        :param hold: as for :meth:`plan_due`.
+        """
+        return not self._failing.waits(name) and not (
+            hold and self._intents.would_be_judged(self._ledger[name], now)
+        )
+
+    def judge_again(self, names: Sequence[str], now: int, *, hold: bool = False) -> Work:
+        """Send again what was claimed and not sent, after a crash, a failure or a refusal, unless it is late.
 
         The entries for which a batch has no room wait for the next one.
         """
@@ -131,13 +166,10 @@ class Decisions:
         for name in names:
             if len(runs) >= LARGEST_BATCH:
                 break
+            record, events = self._ledger[name], list[Event]()
             try:
-                record, events = self._intents.judge_again(
-                    name,
-                    now,
-                    partial(self._reason, name, now),
-                    was_refused=self._failing.was_refused(name),
-                )
+                if not hold and self._intents.is_late(record, now):
+                    record, events = self._judge(record, now)
             except MisfireError:
                 raise
             except Exception as exc:

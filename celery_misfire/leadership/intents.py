@@ -1,4 +1,4 @@
-"""Intents that were not sent in time: judged again by their instruction, and through their registers.
+"""Intents that were not sent in time: judged with all that is overdue, and through their registers.
 
 An intent is a run that was claimed and is not known to have been sent: a crash, a failure or a refusal left
 it. A run becomes missed only by its register, so that "it ran" and "it was missed" cannot both become true.
@@ -6,16 +6,16 @@ it. A run becomes missed only by its register, so that "it ran" and "it was miss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 
 from celery_misfire import records
+from celery_misfire.episodes import Episodes, stretches
 from celery_misfire.events import Event, Sent
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Ledger
 from celery_misfire.leadership.pending_misses import explain, give_up
-from celery_misfire.misfire import MisfireInstruction, Outcome, Reason
+from celery_misfire.misfire import Outcome, Reason
 from celery_misfire.records import EntryRecord, Intent
 from celery_misfire.store import registers
 from celery_misfire.store.port import Store
@@ -30,98 +30,130 @@ class Intents:
     def __init__(self, store: Store, lease: Lease, ledger: Ledger) -> None:
         self._store, self._lease, self._ledger = store, lease, ledger
 
-    def judge_again(
-        self, name: str, now: int, reason: Callable[[int, int], Reason], *, was_refused: bool
-    ) -> tuple[EntryRecord, list[Event]]:
-        """Return the record of an entry after its late intents were judged, and what explains the change.
+    def is_late(self, record: EntryRecord, now: int) -> bool:
+        """Return True when an intent is too late to be sent as it is, or what is due has misfired."""
+        return self.any_late(record, [*map(_since, record.intents), record.state.next_fire_time], now)
 
-        What is known not to have been sent and is too late by now gets what its instruction says.
+    def would_be_judged(self, record: EntryRecord, now: int) -> bool:
+        """Return True when runs in time are among the intents that are too late, and need not be sent."""
+        in_time = [i for i in self._ledger.with_certainty(record).intents if i.outcome is Outcome.FIRED]
+        certain = [i.scheduled for i in in_time if i.unsent]
+        if self.any_late(record, certain, now):
+            return True
+        doubtful = [i.scheduled for i in in_time if not i.unsent]
+        return self.any_late(record, doubtful, now) and self._store.is_guarded()
 
-        :param reason: why an occurrence is late, by its scheduled time and the begin of its generation.
-        :param was_refused: this beat knows that the entry's message cannot be sent as it is.
-        """
-        definition, record = self._ledger.definitions[name], self._ledger.with_certainty(self._ledger[name])
-        hopeless = [i for i in record.intents if self._cannot_be_sent(name, i, now, was_refused)]
-        record, begin = _without(record, hopeless), record.begin
-        judge = partial(
-            records.judge_again,
-            trigger=definition.trigger,
-            policy=definition.policy,
-            now=now,
-            reason=lambda intent: reason(intent.scheduled, min(intent.generation, begin)),
-            arbitrable={i.scheduled for i in record.intents if self._is_for_the_register(name, i, now)},
+    def any_late(self, record: EntryRecord, moments: Iterable[int | None], now: int) -> bool:
+        """Return True when a run that should be sent at one of these moments would be too late."""
+        return any(
+            m is not None and now - m >= self._ledger.threshold(record.name, m, record) for m in moments
         )
-        events: list[Event] = []
-        judged, misfire = judge(record)
-        while started := self._close(events, name, _missing(record, judged), Reason.QUEUE_LATE):
-            # The oldest of what is left is still the oldest, so the verdict stands.
-            record = _without(record, started)
-            judged, misfire = judge(record)
-        if misfire is not None:
-            events.append(explain(self._ledger, judged, len(record.missed), misfire, now))
-        sent = self._close(events, name, hopeless, Reason.PUBLISH_REJECTED)
-        lost = [(i, Reason.PUBLISH_REJECTED) for i in hopeless if i not in sent]
-        known = len(judged.missed)
-        judged = records.with_unsent(judged, lost, MisfireInstruction.DO_NOTHING, now)
-        events += give_up(self._ledger, judged, known)
-        return judged, events
+
+    def judge(
+        self, record: EntryRecord, episodes: Episodes, *, was_refused: bool, only_new: bool = False
+    ) -> tuple[EntryRecord, list[Event]]:
+        """Return the record of an entry after all that is overdue was judged, and what explains the change.
+
+        An intent in doubt is judged where workers ask the registers, and where a beat closed its register and
+        then died. Elsewhere it stays as it is: sent again under the same id it is the same run, while a
+        record that says "missed" could be wrong.
+
+        :param was_refused: this beat knows that the entry's message cannot be sent as it is.
+        :param only_new: leave all intents as they are.
+        """
+        record, name = self._ledger.with_certainty(record), record.name
+        intents = () if only_new else record.intents
+        held = {i: self._store.register(self._id(name, i)) for i in intents}
+        refused = [i for i in held if self._cannot_be_sent(name, i, held[i], episodes.now, was_refused)]
+        started = [i for i in held if _has_left(held[i])]
+        started += self.close_registers(name, refused, Reason.PUBLISH_REJECTED)
+        left, stopped = _without(record, started + refused), list[Intent]()
+        asks = any(not i.unsent for i in held) and self._store.is_guarded()
+        while True:
+            unsent = [i for i in left.intents if i in held and (i.unsent or asks or held[i] is not None)]
+            steps = episodes.judge(left, unsent)
+            judged = steps[-1][0] if steps else left
+            gone = self.close_registers(
+                name, [i for i in left.intents if not _runs(judged, i)], Reason.QUEUE_LATE
+            )
+            # A worker would drop a run whose register is closed.
+            closed = [i for i in unsent if held[i] is not None and _runs(judged, i)]
+            if not gone and not closed:
+                break
+            started, stopped = started + gone, stopped + closed
+            left = _without(left, gone + closed)
+        # The beat that sent them could not write so.
+        events: list[Event] = [self._sent(name, i) for i in dict.fromkeys(started)]
+        known = len(record.missed)
+        for after, misfire in steps:
+            if misfire is None:
+                events += give_up(self._ledger, after, known)
+            else:
+                events.append(explain(self._ledger, after, known, misfire, episodes.now))
+            known = len(after.missed)
+        self._note_doubt(left, judged)
+        instruction = records.resolved(record, episodes.policy)
+        refused = [i for i in refused if i not in started]
+        for lost, reason in ((refused, Reason.PUBLISH_REJECTED), (stopped, Reason.FAILOVER)):
+            together = stretches(record, episodes.trigger, lost)
+            judged = records.with_unsent(judged, together, reason, instruction, episodes.now)
+        return judged, [*events, *give_up(self._ledger, judged, known)]
 
     def close_registers(self, name: str, intents: Sequence[Intent], reason: Reason) -> list[Intent]:
-        """See to it that no worker starts what is to be missed; return what one has started already."""
-        ids = [self._ledger.task_id(i.entry or name, i.generation, i.scheduled) for i in intents]
+        """See to it that no worker starts what is to be missed; return what has reached one already."""
+        if not intents:
+            return []
+        ids = [self._id(name, intent) for intent in intents]
         held = self._store.settle(ids, registers.Missed(reason), token=self._lease.token)
-        return [i for i, value in zip(intents, held, strict=True) if not isinstance(value, registers.Missed)]
+        return [intent for intent, register in zip(intents, held, strict=True) if _has_left(register)]
 
-    def _close(
-        self, events: list[Event], name: str, intents: Sequence[Intent], reason: Reason
-    ) -> list[Intent]:
-        """Close registers; return the intents that were sent after all, and add that to the events."""
-        started = self.close_registers(name, intents, reason)
-        # The beat that sent them could not write so.
-        events += [
-            Sent(
-                entry=name,
-                outcome=i.outcome,
-                scheduled=i.scheduled,
-                fire_time=i.claimed_at,
-                merged=i.merged,
-                id=self._ledger.task_id(i.entry or name, i.generation, i.scheduled),
-            )
-            for i in started
-        ]
-        return started
-
-    def _is_for_the_register(self, name: str, intent: Intent, now: int) -> bool:
-        """True for a late run that may be judged again although it is in doubt: its register decides.
-
-        So it does where workers ask the registers, and where a beat closed the register and then died.
-        """
-        if intent.unsent or intent.outcome is not Outcome.FIRED:
-            return False
-        if now - intent.scheduled < self._ledger.threshold(name, intent.scheduled):
-            return False
-        return self._store.is_guarded() or isinstance(self._register(name, intent), registers.Missed)
-
-    def _cannot_be_sent(self, name: str, intent: Intent, now: int, was_refused: bool) -> bool:
+    def _cannot_be_sent(
+        self, name: str, intent: Intent, register: Register | None, now: int, was_refused: bool
+    ) -> bool:
         """True for a run whose message was refused for longer than the run may be late.
 
         Also for one of which a beat has said so in its register, and then died.
         """
-        since = intent.scheduled if intent.outcome is Outcome.FIRED else intent.claimed_at
-        if not intent.unsent or now - since < self._ledger.threshold(name, intent.scheduled):
+        if not intent.unsent or now - _since(intent) < self._ledger.threshold(name, intent.scheduled):
             return False
-        return was_refused or self._register(name, intent) == registers.Missed(Reason.PUBLISH_REJECTED)
+        return was_refused or register == registers.Missed(Reason.PUBLISH_REJECTED)
 
-    def _register(self, name: str, intent: Intent) -> Register | None:
-        return self._store.register(
-            self._ledger.task_id(intent.entry or name, intent.generation, intent.scheduled)
+    def _note_doubt(self, before: EntryRecord, after: EntryRecord) -> None:
+        """Note the runs of which a message may stand in a queue, although they are no intents any more."""
+        intents = {i.scheduled for i in after.intents}
+        moments = [i.scheduled for i in before.intents if not i.unsent and i.scheduled not in intents]
+        self._ledger.doubtful_until = max([self._ledger.doubtful_until, *moments])
+
+    def _id(self, name: str, intent: Intent) -> str:
+        return self._ledger.task_id(intent.entry or name, intent.generation, intent.scheduled)
+
+    def _sent(self, name: str, intent: Intent) -> Sent:
+        return Sent(
+            entry=name,
+            outcome=intent.outcome,
+            scheduled=intent.scheduled,
+            fire_time=intent.claimed_at,
+            merged=intent.merged,
+            id=self._id(name, intent),
         )
 
 
-def _missing(before: EntryRecord, after: EntryRecord) -> list[Intent]:
-    """Return the intents that are gone."""
-    left = {i.scheduled for i in after.intents}
-    return [i for i in before.intents if i.scheduled not in left]
+def _since(intent: Intent) -> int:
+    """Return since when the intent should have been sent."""
+    return intent.scheduled if intent.outcome is Outcome.FIRED else intent.claimed_at
+
+
+def _has_left(register: Register | None) -> bool:
+    """True when a worker has written the register: it started the run, or gave it up itself."""
+    return register is not None and not (isinstance(register, registers.Missed) and not register.nonce)
+
+
+def _runs(record: EntryRecord, intent: Intent) -> bool:
+    """Return True when this run is still to be sent."""
+    if any(i.scheduled == intent.scheduled and i.generation == intent.generation for i in record.intents):
+        return True
+    ours = intent.generation == record.generation
+    return ours and any(r.first <= intent.scheduled <= r.last for r in record.runs)
 
 
 def _without(record: EntryRecord, intents: Collection[Intent]) -> EntryRecord:

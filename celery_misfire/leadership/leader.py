@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 from celery_misfire.events import Event, Led, Misfired
 from celery_misfire.exceptions import BrokerUnavailable
@@ -110,7 +111,7 @@ class Leader:
         self._decisions = Decisions(
             self._ledger, self._adoption, self._intents, self._failing, self._outages, self._queues
         )
-        self._broker = BrokerLink(self._dispatch.connect, self._outages, steady)
+        self._broker = BrokerLink(self._dispatch.connect, self._outages, wall, steady)
 
     # -- taking over ---------------------------------------------------------------------------------------
 
@@ -121,23 +122,33 @@ class Leader:
         """
         now = self._wall()
         compare_clocks(now, self._store.time(), self._wall())
+        was_frozen = self._note_freeze(now)
         goes_on = self._ledger.take_over(acquired)
-        reason, restart = Reason.STORE_UNAVAILABLE, None
+        reason = Reason.SCHEDULER_DOWN if was_frozen else Reason.STORE_UNAVAILABLE
+        restart = None
         if not goes_on:
             reason = Reason.FAILOVER if self._lease.other_was_alive else Reason.SCHEDULER_DOWN
             restart = Restart.of(acquired.stop, self._restart_grace)
             self._misses.forget()
         self.adopt(definitions, from_now=acquired.cold and not goes_on)
+        # Before the mark of the state: without this line, the state counts as cold once more.
+        told = Reason.RESTARTED if restart else reason
+        led = Led(epoch=acquired.epoch, reason=told, cold=acquired.cold, now=now)
+        self._ledger.commit(Commit(events=[led]))
         if acquired.cold:
             self._store.write_meta(self._lease.token, self._app)
         self._lease.other_was_alive = self._lease.superseded = False
         self._ledger.epoch = acquired.epoch
         if goes_on:
-            self._outages.note(reason, now)
+            self._outages.note(reason, self._wall())
         else:
-            self._outages.began(reason, now, restart)
-        reason = Reason.RESTARTED if restart else reason
-        self._ledger.note(Led(epoch=acquired.epoch, reason=reason, cold=acquired.cold, now=now))
+            self._outages.began(reason, self._wall(), restart)
+
+    def _note_freeze(self, now: int) -> bool:
+        """Note the end of a time in which this process did not run."""
+        if was_frozen := self._lease.was_frozen():
+            self._outages.note(Reason.SCHEDULER_DOWN, now)
+        return was_frozen
 
     def adopt(self, definitions: Iterable[Definition], *, from_now: bool = False) -> None:
         """Bring the records in line with the schedule: entries added, edited, removed.
@@ -146,7 +157,7 @@ class Leader:
         """
         now = self._wall()
         # Before anything is made of what is in memory.
-        self._repeat_unanswered(now)
+        self._repeat_unanswered()
         mended = self._adoption.adopt(definitions, now, from_now=from_now, failed=self._failing.broke)
         for name in mended:
             self._failing.forget(name)
@@ -220,26 +231,30 @@ class Leader:
         :raises Outdated: take over again.
         """
         now = self._wall()
+        self._note_freeze(now)
         self._clock_was_set_back |= self._outages.look_at_clock(now, self._steady())
-        self._repeat_unanswered(now)
+        self._repeat_unanswered()
         if self._clock_was_set_back:
             self._follow_clock(now)
             self._clock_was_set_back = False
         self._misses.acknowledge()
-        if not self._broker.connect(now, self._dispatch.look):
+        if not self._broker.connect(self._dispatch.look):
             return self._sleep()
-        due = self._decisions.due(now)
+        # What comes due while store and broker are waited for is part of the outage.
+        now = self._wall()
+        due, hold = self._decisions.due(now), self._broker.is_flapping
         self.is_behind = len(due) >= LARGEST_BATCH
         if due:
-            self._dispatch.carry_out(*self._decisions.plan_due(due, now))
+            self._dispatch.carry_out(*self._decisions.plan_due(due, now, hold=hold))
             if self._steady() - self._caught_up_at < CATCH_UP_EVERY:
                 return 0.0
         self._caught_up_at = self._steady()
-        unsent = [n for n in self._queues.unsent if not self._failing.waits(n)][:LARGEST_BATCH]
+        in_turn = (n for n in self._queues.unsent if self._decisions.may_send_again(n, now, hold=hold))
+        unsent = list(islice(in_turn, LARGEST_BATCH))
         self.is_behind |= bool(unsent)
         late = self._room() > 0 and any(map(self._decisions.may_catch_up, self._queues.catch_up))
         if unsent:
-            self._dispatch.carry_out(*self._decisions.judge_again(unsent, now))
+            self._dispatch.carry_out(*self._decisions.judge_again(unsent, now, hold=hold))
         # Alternate, or steady due work would starve the catch-up.
         if late and (due or not unsent):
             self._catch_up(now)
@@ -258,11 +273,12 @@ class Leader:
                 waits.append((moment - self._wall()) / 1000)
         else:
             waits.append(self._broker.next_try - steady)
-        return max(0.0, min(waits))
+        # While the broker flaps, what has its next try may be held back.
+        return max(0.2 if self._broker.is_flapping else 0.0, min(waits))
 
-    def _repeat_unanswered(self, now: int) -> None:
+    def _repeat_unanswered(self) -> None:
         if self._ledger.repeat_unanswered():
-            self._outages.note(Reason.STORE_UNAVAILABLE, now)
+            self._outages.note(Reason.STORE_UNAVAILABLE, self._wall())
             self._rebuild_queues()
 
     def _may_send(self) -> bool:

@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 #: must not keep the others from working.
 STALL_LIMIT = 60.0
 
+#: The thread wakes so often, in seconds. When it has not for longer than FROZEN, the process was not running.
+PULSE = 0.5
+FROZEN = 2.0
+
 #: So many tokens that got no answer are remembered.
 MOST_ASKED = 100
 
@@ -67,6 +71,10 @@ class Lease:
         self._known = 0
         self._trusted_until = 0.0
         self._main_loop_seen = clock()
+        #: When the thread has woken last, None while it is at work; and whether it woke too late since the
+        #: last look.
+        self._pulse: float | None = None
+        self._has_frozen = False
         #: The last tokens that were asked for without an answer. A lease that has one of them is ours.
         self._asked_for: deque[str] = deque(maxlen=MOST_ASKED)
         #: What was found in the place of our lease, and since when it has been the same.
@@ -194,19 +202,41 @@ class Lease:
                 return
         self.lost()
 
+    def was_frozen(self) -> bool:
+        """Return True when this process was stopped or suspended for a while since the last call."""
+        has_frozen, self._has_frozen = self._has_frozen, False
+        return has_frozen or self._is_overdue()
+
+    def _is_overdue(self) -> bool:
+        pulse = self._pulse
+        return pulse is not None and self._clock() - pulse > FROZEN
+
     def _keep(self) -> None:
-        stop = self._stop
-        while not stop.wait(self._renew_every):
-            if self._clock() - self._main_loop_seen < STALL_LIMIT:
-                try:
-                    self._renew()
-                except Exception as exc:
-                    # Without this thread the lease would run out again and again.
-                    logger.error(
-                        "beat: the lease could not be renewed: %s",
-                        describe_error(exc),
-                        extra=log_fields("unexpected_error"),
-                    )
+        stop, pulse = self._stop, min(PULSE, self._renew_every)
+        renew_in = pulses = round(self._renew_every / pulse)
+        self._pulse = self._clock()
+        while not stop.wait(pulse):
+            is_late = self._is_overdue()
+            self._has_frozen |= is_late
+            renew_in -= 1
+            if is_late or not renew_in:
+                # A call that takes its time is no freeze.
+                self._pulse, renew_in = None, pulses
+                self._renew_safely()
+            self._pulse = self._clock()
+        self._pulse = None
+
+    def _renew_safely(self) -> None:
+        if self._clock() - self._main_loop_seen < STALL_LIMIT:
+            try:
+                self._renew()
+            except Exception as exc:
+                # Without this thread the lease would run out again and again.
+                logger.error(
+                    "beat: the lease could not be renewed: %s",
+                    describe_error(exc),
+                    extra=log_fields("unexpected_error"),
+                )
 
     def _renew(self) -> None:
         with self._lock:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from celery_misfire import fire, records
@@ -22,11 +22,12 @@ from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import threshold_millis
-from celery_misfire.records import Definition, EntryRecord
+from celery_misfire.records import Definition, EntryRecord, Intent
+from celery_misfire.store import registers
 from celery_misfire.store.port import Change, CommitResult, Push, Store, Taken
 from celery_misfire.texts import one_line, quote_name
 
-__all__ = ["Commit", "Ledger", "Outdated"]
+__all__ = ["Commit", "Ledger", "Outdated", "take_back"]
 
 logger = logging.getLogger(__name__)
 
@@ -307,3 +308,17 @@ class Ledger(Mapping[str, EntryRecord]):
             self.untried -= {(name, i.scheduled) for i in record.intents if i.entry}
             self._records[name] = record
         self._after(commit)
+
+
+def take_back(ledger: Ledger, sent: Iterable[tuple[str, str, Intent]]) -> None:
+    """Make intents again of late runs that a worker has left to beat (it closes their registers).
+
+    :param sent: entry, task id and former intent of each. By now it is written that they were sent.
+    """
+    commit = Commit()
+    for name, task_id, intent in sent:
+        register = ledger._store.register(task_id)
+        if isinstance(register, registers.Missed) and not register.nonce:
+            record = commit.records.get(name, ledger[name])
+            commit.records[name] = replace(record, intents=(*record.intents, intent))
+    ledger.commit(commit)

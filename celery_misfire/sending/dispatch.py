@@ -16,7 +16,7 @@ from typing import Protocol
 
 from celery_misfire.events import Sent
 from celery_misfire.exceptions import BrokerUnavailable
-from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.leadership.ledger import Commit, Ledger, take_back
 from celery_misfire.misfire import MisfireInstruction, Outcome, resolve
 from celery_misfire.records import Definition, EntryRecord, Intent
 from celery_misfire.store.port import Push
@@ -49,6 +49,11 @@ class Message:
     threshold: int
     resolved: MisfireInstruction
     once: bool = False
+
+    @property
+    def due(self) -> int:
+        """When the run should start, in milliseconds UTC."""
+        return self.intent.scheduled if self.intent.outcome is Outcome.FIRED else self.fire_time
 
 
 class Fate(Enum):
@@ -244,6 +249,8 @@ class TwoStep:
                     left.append(replace(intent, unsent=fate is Fate.REFUSED))
             commit.records[name] = replace(record, intents=tuple(left))
         self._ledger.commit(commit)
+        late = (messages[run] for run in sent if self._wall() - messages[run].due >= messages[run].threshold)
+        take_back(self._ledger, ((m.definition.name, m.task_id, m.intent) for m in late))
 
 
 def in_order(runs: Iterable[Run]) -> list[Run]:

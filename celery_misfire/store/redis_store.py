@@ -57,6 +57,27 @@ _flat = chain.from_iterable
 _NO_STATE = "|"
 
 
+class _Clock:
+    """The clock of Redis, as far as it is known.
+
+    :param call_timeout: nobody waits longer for an answer, in seconds.
+    """
+
+    def __init__(self, call_timeout: float) -> None:
+        self._call_timeout = call_timeout
+        #: What it is ahead of the monotonic clock, in milliseconds; None when it is not known.
+        self.offset: float | None = None
+
+    def latest(self) -> int | str:
+        """Return when messages are too late to be put into their queues; '' for never.
+
+        Nobody waits for the answer any more then: their runs are planned again.
+        """
+        if self.offset is None:
+            return ""
+        return round((time.monotonic() + self._call_timeout) * 1000 + self.offset)
+
+
 class RedisStore(Store):
     """The :class:`~celery_misfire.store.port.Store` in Redis.
 
@@ -79,7 +100,7 @@ class RedisStore(Store):
         self._connection = RedisConnection(url, options or {}, call_timeout)
         self._redis = self._connection.client
         self._call, self._run = self._connection.call, self._connection.run
-        self._history = history
+        self._history, self._clock = history, _Clock(call_timeout)
         self.owner = this_process()
         self.process = name_of(self.owner)
         base = f"celery-misfire:{{{namespace}}}"
@@ -104,8 +125,11 @@ class RedisStore(Store):
         return self._connection.advice()
 
     def time(self) -> int:
+        asked_at = time.monotonic() * 1000
         seconds, microseconds = self._call(self._redis.time)
-        return int(seconds) * 1000 + int(microseconds) // 1000
+        now = int(seconds) * 1000 + int(microseconds) // 1000
+        self._clock.offset = now - asked_at
+        return now
 
     # -- lease ---------------------------------------------------------------------------------------------
 
@@ -204,7 +228,9 @@ class RedisStore(Store):
     ) -> list[Any]:
         """Replace fields of the state, each given with its old and its new text, and return the answer."""
         keys = [self.lease_key, self.state_key, self.log_key, *queues]
-        args = [token, self._history, len(fields), len(queues), len(others), len(counts), *_flat(fields)]
+        counted = [len(fields), len(queues), len(others), len(counts)]
+        latest = self._clock.latest() if queues else ""
+        args: list[Any] = [token, self._history, *counted, latest, *_flat(fields)]
         if queues or others:
             args += _flat((len(messages), *(push.value for push in messages)) for messages in queues.values())
             args += _flat((push.kind, push.key, push.value) for push in others)
@@ -216,6 +242,9 @@ class RedisStore(Store):
         answer: list[Any] = self._run("commit", keys, args)
         if answer[0] == "FENCED":
             raise LeaseLost
+        if answer[0] == "LATE":
+            self._clock.offset = None
+            raise StoreUnavailable(f"{self._connection}: a call came too late, or the clock of Redis was set")
         return answer
 
     # -- the configuration of the beat that leads ----------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -14,9 +15,10 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery_misfire import fire
 from celery_misfire.fire import Fire, isoformat
 from celery_misfire.misfire import MisfireInstruction, Outcome, to_millis
+from celery_misfire.records import loads
 from celery_misfire.texts import one_line, quote_name
 
-__all__ = ["Delivery", "LateStart", "is_missed_when_late", "read_delivery"]
+__all__ = ["Delivery", "LateStart", "is_claimed", "is_missed_when_late", "read_delivery"]
 
 _NONCE = re.compile(r"\w{1,64}", re.ASCII)
 
@@ -130,6 +132,22 @@ def read_delivery(message: Fields, app: Celery, namespace: str) -> Delivery | No
         once=raw.get("once") is True,
         redelivered=bool((message.get("delivery_info") or {}).get("redelivered")),
         by_hand=generation < 0,
+    )
+
+
+def is_claimed(delivery: Delivery, texts: Iterable[str], namespace: str) -> bool:
+    """Return True when beat has claimed the run, and not written that it was sent.
+
+    :param texts: what the store keeps of the entry.
+    """
+    entry = delivery.fire.entry
+    try:
+        intents = [intent for text in texts for intent in loads(text).intents]
+    except ValueError:
+        return False
+    return any(
+        delivery.task_id == fire.task_id(namespace, i.entry or entry, i.generation, i.scheduled)
+        for i in intents
     )
 
 

@@ -29,7 +29,7 @@ from celery_misfire.store.registers import Register
 from celery_misfire.store.url import address
 from celery_misfire.texts import one_line
 from celery_misfire.trouble import Trouble
-from celery_misfire.worker.delivery import Delivery, LateStart, is_missed_when_late, read_delivery
+from celery_misfire.worker.delivery import Delivery, LateStart, is_claimed, is_missed_when_late, read_delivery
 from celery_misfire.worker.late_runs import LateRuns
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 CALL_TIMEOUT = 2.0
 #: A store that failed is left alone for so long, in seconds. Each run would wait for it otherwise.
 LEAVE_ALONE = 5.0
+#: A beat that has sent a message writes so within this time, in seconds, unless something is wrong.
+SOON_ACKNOWLEDGED = 1.0
 #: Longest wait for unfinished reports when the worker stops, in seconds.
 STOP_TIMEOUT = 5.0
 
@@ -201,19 +203,32 @@ class Guard:
         )
         event = Missed.of(missed, worker=self._hostname)
         # With the nonce: should this process die now, the message comes again, and is reported then.
-        value = registers.Missed(reason, delivery.nonce)
-        register, nth = self._ask(lambda: self._close(delivery, value, event)) or (None, None)
+        is_beats = self._is_claimed(delivery)
+        value = registers.Missed(reason, "" if is_beats else delivery.nonce)
+        line = None if is_beats else event
+        register, nth = self._ask(lambda: self._close(delivery, value, line)) or (None, None)
         if register is None:
             return False
         if register != value:
             return not self._has_started(delivery, register)
+        if is_beats:
+            what = "a message of %s is dropped: beat has it among what an outage left"
+            logger.info(f"worker: {what}", delivery, extra=self._fields("dropped", delivery))
+            return True
         self._late_runs.log(event, f"late by {late_by:.3f} s", nth or None)
         self._numbers.hear([event])
         self._report(Report(missed, delivery.on_missed, request=_without_arguments(request)))
         return True
 
+    def _is_claimed(self, delivery: Delivery) -> bool:
+        """Return True when beat does not know that the run was sent: it judges it with the whole outage."""
+        if delivery.once or time.time() - delivery.fire.fire_time.timestamp() < SOON_ACKNOWLEDGED:
+            return False
+        found = self._ask(lambda: self._store.load([delivery.fire.entry])) or {}
+        return is_claimed(delivery, found.values(), self._settings.namespace)
+
     def _close(
-        self, delivery: Delivery, value: Register, event: Missed
+        self, delivery: Delivery, value: Register, event: Missed | None
     ) -> tuple[Register | None, int | None]:
         """Write into the register that the run is missed; return what it holds, and what `start` has counted.
 
@@ -223,7 +238,8 @@ class Guard:
         if delivery.redelivered:
             return self._store.register(delivery.task_id), None
         entry = delivery.fire.entry
-        return self._store.start(delivery.task_id, value, entry=entry, line=event.encode())
+        line = None if event is None else event.encode()
+        return self._store.start(delivery.task_id, value, entry=entry, line=line)
 
     def _has_started(self, delivery: Delivery, register: Register) -> bool:
         """Return True when the register says that the run started from this message; else it is dropped."""

@@ -14,7 +14,7 @@ from celery.schedules import schedule
 
 from celery_misfire import records
 from celery_misfire.fire import task_id
-from celery_misfire.misfire import Outcome
+from celery_misfire.misfire import Outcome, to_millis
 from celery_misfire.records import Intent
 from celery_misfire.sending.dispatch import Message
 from celery_misfire.store import registers
@@ -176,9 +176,11 @@ def test_of_several_each_has_one_fate(world: World, instruction: str, started: t
             for id_ in later:
                 fates[id_].add("merged")
     for report in world.missed:
-        count = report.missed.count
-        assert count == 1
-        fates[report.missed.task_id].add("missed")
+        covered = range(to_millis(report.missed.first), to_millis(report.missed.last) + 1, MINUTE)
+        assert len(covered) == report.missed.count
+        assert report.missed.task_id == ids[times.index(covered[0])]
+        for moment in covered:
+            fates[ids[times.index(moment)]].add("missed")
     assert all(len(fate) == 1 for fate in fates.values()), fates
     for n in started:
         assert fates[ids[n]] == {"ran"}

@@ -29,6 +29,7 @@ from celery_misfire.records import Definition
 from celery_misfire.schedules import simple
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.missed_runs import Report
+from celery_misfire.store import registers
 from celery_misfire.store.port import Change
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.store.state_mark import Destination
@@ -268,6 +269,42 @@ def test_what_was_claimed_and_not_acknowledged_is_sent_again_under_the_same_id(w
     assert world.missed == []
 
 
+def test_a_cold_take_over_that_was_interrupted_leaves_its_line_in_the_log(world, monkeypatch):
+    world.entry("a", schedule(60))
+    world.start()
+    world.stop()
+    world.store._redis.delete("celery-misfire:{test}:state", "celery-misfire:{test}:log")
+    commit = RedisStore.commit
+
+    def away(store, token, changes, log=(), *more):
+        if any(line["event"] == "lead" for line in log):
+            raise StoreUnavailable("away")
+        return commit(store, token, changes, log, *more)
+
+    monkeypatch.setattr(RedisStore, "commit", away)
+    with pytest.raises(StoreUnavailable):
+        world.start()
+    monkeypatch.undo()
+    world.lease.release()
+    world.start()
+    assert [line["cold"] for line in world.store.log() if line["event"] == "lead"] == [True]
+
+
+@pytest.mark.parametrize(("frozen", "reason"), [(True, "scheduler_down"), (False, "store_unavailable")])
+def test_a_beat_that_was_frozen_does_not_blame_the_store(world, monkeypatch, frozen, reason):
+    world.entry("a", schedule(60), "do_nothing")
+    begin, leader = world.now, world.start()
+    world.run(begin + 30 * SECOND)
+    # The lease has run out meanwhile, and nobody else has taken it.
+    world.now = begin + 5 * MINUTE
+    monkeypatch.setattr(world.lease, "was_frozen", lambda: frozen)
+    leader.take_over(world.lease.acquire(), world.definitions)
+    world.run(world.now + SECOND)
+    assert [line["reason"] for line in world.store.log() if line["event"] == "lead"][1:] == [reason]
+    (report,) = world.missed
+    assert (report.missed.reason, report.missed.count) == (reason, 5)
+
+
 # -- the broker ---------------------------------------------------------------------------------------------
 
 
@@ -291,6 +328,129 @@ def test_while_the_broker_is_away_nothing_is_claimed_and_what_is_late_then_is_ju
     ]
     assert sorted(on_time + lost) == [begin + n * MINUTE for n in range(1, 7)]
     assert {r.missed.reason for r in world.missed} == {"broker_unavailable"}
+
+
+@pytest.mark.parametrize("instruction", ["do_nothing", "fire_once_now", "ignore_misfire_policy"])
+def test_what_was_claimed_when_the_broker_failed_and_what_came_due_after_it_is_one_episode(
+    world, instruction
+):
+    world.entry("a", schedule(60), instruction)
+    begin = world.now
+    world.start()
+    world.run(begin + MINUTE - SECOND)
+    world.store.watch("worker", 3600, 3600)
+    world.refuses = lambda _: BrokerUnavailable("gone")
+    world.run(begin + MINUTE)
+    world.broker_is_up = False
+    world.run(begin + 3 * MINUTE + 40 * SECOND)
+    world.broker_is_up, world.refuses = True, lambda _: None
+    world.run(begin + 3 * MINUTE + 50 * SECOND)
+    [told] = world.told
+    assert (told.first, told.count, told.reason) == (begin + MINUTE, 3, "broker_unavailable")
+    runs = [(m.intent.scheduled, m.intent.merged) for m in world.sent]
+    records = [(to_millis(r.missed.first), r.missed.count) for r in world.missed]
+    assert (runs, records) == {
+        "do_nothing": ([], [(begin + MINUTE, 3)]),
+        "fire_once_now": ([(begin + MINUTE, 2)], []),
+        "ignore_misfire_policy": ([(begin + n * MINUTE, 0) for n in (1, 2, 3)], []),
+    }[instruction]
+
+
+@pytest.mark.parametrize("instruction", ["do_nothing", "fire_once_now", "fire_now", "ignore_misfire_policy"])
+def test_a_broker_that_takes_connections_and_no_messages_is_one_outage(world, instruction):
+    world.entry("a", schedule(5), MisfirePolicy(instruction, threshold=2))
+    begin = world.now
+    world.start()
+    world.run(begin + 4 * SECOND)
+    world.store.watch("worker", 3600, 3600)
+    world.refuses = lambda _: BrokerUnavailable("gone")
+    world.run(begin + 63 * SECOND)
+    world.refuses = lambda _: None
+    world.run(begin + 130 * SECOND)
+    [told] = world.told
+    assert told.reason == "broker_unavailable"
+    assert told.first == begin + 5 * SECOND
+    late = [m for m in world.sent if m.intent.outcome == "recovered"]
+    ran = {"do_nothing": 0, "ignore_misfire_policy": told.count}.get(instruction, 1)
+    assert len(late) == ran
+    assert [r.missed.count for r in world.missed] == ([told.count] if instruction == "do_nothing" else [])
+    assert told.count >= 11
+
+
+def test_a_broker_that_takes_connections_and_no_messages_does_not_delay_a_verdict_for_long(world):
+    world.entry("a", schedule(3600), "do_nothing")
+    begin = world.now
+    world.start()
+    world.run(begin + HOUR - SECOND)
+    world.store.watch("worker", 3600, 3600)
+    world.refuses = lambda _: BrokerUnavailable("gone")
+    world.run(begin + HOUR + 5 * MINUTE)
+    assert [r.missed.count for r in world.missed] == [1]
+
+
+def test_what_comes_due_while_the_broker_is_waited_for_is_part_of_the_outage(world, monkeypatch):
+    world.entry("a", schedule(60), "do_nothing")
+    begin, leader = world.now, world.start()
+    world.run(begin + 30 * SECOND)
+    leader._broker.failed(BrokerUnavailable("gone"))
+    connect = leader._dispatch.connect
+
+    def slow() -> None:
+        world.now = begin + 3 * MINUTE + 10 * SECOND
+        connect()
+
+    monkeypatch.setattr(leader._broker, "_connect", slow)
+    world.now = begin + 2 * MINUTE + 45 * SECOND
+    leader.tick()
+    [told] = world.told
+    assert (told.first, told.count, told.reason) == (begin + MINUTE, 3, "broker_unavailable")
+
+
+def test_a_record_of_a_refused_run_says_which_instruction_was_asked_for(world):
+    world.entry("a", schedule(60), MisfirePolicy("fire_once_now", threshold=10))
+    world.entry("b", simple(start=DAY, interval=60, repeat_count=9), MisfirePolicy(threshold=10))
+    world.refuses = lambda _: PublishRejected("EncodeError")
+    begin = world.now
+    world.start()
+    world.run(begin + 2 * MINUTE + 30 * SECOND)
+    told = {(r.missed.entry, str(r.missed.reason), str(r.missed.instruction)) for r in world.missed}
+    rejected = {(entry, instruction) for entry, reason, instruction in told if reason == "publish_rejected"}
+    assert ("a", "fire_once_now") in rejected
+    assert ("b", "reschedule_now_with_existing_repeat_count") in rejected
+
+
+def test_refused_runs_that_are_given_up_together_have_one_record(world):
+    world.entry("a", schedule(1), MisfirePolicy("fire_once_now", threshold=5))
+    world.refuses = lambda _: PublishRejected("EncodeError")
+    begin = world.now
+    world.start()
+    world.run(begin + 20 * MINUTE)
+    covered = Counter()
+    for report in world.missed:
+        span = range(to_millis(report.missed.first), to_millis(report.missed.last) + 1, SECOND)
+        assert len(span) == report.missed.count
+        covered.update(span)
+    assert set(covered.values()) == {1}
+    assert len(world.missed) < sum(covered.values()) / 10
+
+
+def test_a_late_run_that_a_worker_has_left_to_beat_just_before_it_was_acknowledged_is_recorded(world):
+    world.entry("a", schedule(60), MisfirePolicy("do_nothing", threshold=10))
+    begin = world.now
+    world.start()
+
+    def slow(message: Message) -> None:
+        # The broker takes it at last, and so does a worker.
+        world.now += 20 * SECOND
+        world.store.settle([message.task_id], registers.Missed("queue_late"))
+
+    world.refuses = slow
+    world.run(begin + MINUTE)
+    world.refuses = lambda _: None
+    world.run(begin + MINUTE + 40 * SECOND)
+    [report] = world.missed
+    assert (to_millis(report.missed.first), report.missed.count) == (begin + MINUTE, 1)
+    assert len(world.told) == 1
 
 
 def test_a_message_in_doubt_is_sent_again_however_late_and_never_called_missed(world):
@@ -1070,7 +1230,9 @@ def test_a_refused_run_that_is_too_late_by_now_is_not_sent_along_with_the_next_o
     world.refuses = lambda _: None
     world.run(begin + 30 * SECOND)
     assert max(m.fire_time - m.intent.scheduled for m in world.sent) < SECOND
-    decided = Counter(world.scheduled()) + Counter(to_millis(r.missed.first) for r in world.missed)
+    decided = Counter(world.scheduled())
+    for report in world.missed:
+        decided.update(range(to_millis(report.missed.first), to_millis(report.missed.last) + 1, SECOND))
     assert decided == Counter(begin + n * SECOND for n in range(1, 31))
 
 

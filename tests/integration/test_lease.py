@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
-from celery_misfire.leadership.lease import STALL_LIMIT, TRUST, Lease
+from celery_misfire.leadership.lease import FROZEN, STALL_LIMIT, TRUST, Lease
 from celery_misfire.store.memory import Fault
 from celery_misfire.store.owner import name_of
 from celery_misfire.store.port import LeaseValue, Store, Taken
@@ -228,6 +228,32 @@ def test_a_thread_renews_the_lease_until_the_main_loop_stands_still(place: Store
     finally:
         lease.release()
     assert place.read_lease() == ""
+
+
+def test_a_process_that_was_frozen_is_told_from_one_that_waited_for_the_store(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    clock = Clock()
+    lease = Lease(store, ttl=300, renew_every=0.05, clock=clock)
+    assert lease.acquire()
+    renew, renewals = store.renew, []
+
+    def slow(*args: Any) -> str:
+        clock.now += FROZEN + 1
+        renewals.append(args)
+        return renew(*args)
+
+    try:
+        assert not lease.was_frozen()
+        monkeypatch.setattr(store, "renew", slow)
+        wait_for(lambda: len(renewals) >= 2, what="slow renewals")
+        monkeypatch.setattr(store, "renew", renew)
+        assert not lease.was_frozen()
+        clock.now += FROZEN + 1
+        assert wait_for(lease.was_frozen, what="the end of the freeze")
+        wait_for(lambda: not lease.was_frozen(), what="the thread")
+    finally:
+        lease.release()
 
 
 def test_the_thread_outlives_an_error(

@@ -305,3 +305,34 @@ def test_counts_that_are_not_ours_stop_nothing(client: redis.Redis, store: Redis
     result = store.commit("token", changes("b"), [LINE], [push("b")], FIRED)
     assert result == CommitResult(queue_lengths={"celery": 1})
     assert (set(store.load()), store.log()) == ({"a", "b"}, [LINE])
+
+
+# -- calls that come too late ------------------------------------------------------------------------------
+
+
+def test_a_redis_that_was_frozen_pushes_nothing_for_which_nobody_waits_any_more(redis_server: RedisServer):
+    with redis_server.client() as client:
+        store = leading(RedisStore(redis_server.url, "test", call_timeout=0.5))
+        store.time()
+        scripts = scripts_run(client)
+        redis_server.freeze()
+        with pytest.raises(StoreUnavailable):
+            store.commit("token", changes("a"), [LINE], [push("a")])
+        redis_server.thaw()
+        wait_for(lambda: scripts_run(client) > scripts, what="the script that came too late")
+        assert (client.llen("celery"), store.load(), store.log()) == (0, {}, [])
+        assert store.commit("token", changes("a"), [LINE], [push("a")]).queue_lengths == {"celery": 1}
+
+
+def scripts_run(client: redis.Redis) -> int:
+    stats = client.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
+
+
+def test_a_clock_of_redis_that_was_set_costs_one_try(store: RedisStore):
+    store.time()
+    store._clock.offset -= 60_000
+    with pytest.raises(StoreUnavailable, match="too late"):
+        store.commit("token", changes("a"), pushes=[push("a")])
+    assert store.load() == {}
+    assert store.commit("token", changes("a"), pushes=[push("a")]).queue_lengths == {"celery": 1}

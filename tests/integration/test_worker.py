@@ -22,11 +22,13 @@ from celery_misfire import worker as worker_module
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import TaskMissed
 from celery_misfire.metrics.numbers import Numbers
+from celery_misfire.misfire import Outcome, TriggerState
+from celery_misfire.records import EntryRecord, Intent, dumps
 from celery_misfire.sending.missed_record import MISSED
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store import registers
 from celery_misfire.worker import Guard, Request
-from tests.support.fires import Fires
+from tests.support.fires import GENERATION, Fires
 from tests.support.missed import make_missed
 from tests.support.processes import NAMESPACE, Project, wait_for
 from tests.support.redis_server import RedisServer
@@ -53,6 +55,28 @@ def test_a_run_in_time_runs(shop: Shop) -> None:
     held = shop.store.register(id_)
     assert isinstance(held, registers.Started)
     assert held.host == "worker@test"
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    ["do_nothing", "reschedule_next_with_existing_count", "reschedule_next_with_remaining_count"],
+)
+def test_a_late_run_of_which_beat_does_not_know_that_it_was_sent_is_left_to_beat(
+    shop: Shop, instruction: str
+) -> None:
+    entry, scheduled = f"claimed {instruction}", time.time() - 60
+    moment = round(scheduled * 1000)
+    intent = Intent(moment, GENERATION, Outcome.FIRED, moment)
+    state = TriggerState(None, moment)
+    record = EntryRecord(entry, "record", GENERATION, "f", state, intents=(intent,))
+    shop.store._redis.hset(shop.store.state_key, f"e:{entry}", dumps(record))
+    id_ = shop.send(entry, scheduled=scheduled, instruction=instruction)
+
+    assert shop.runs(entry) == []
+    # Beat has the register for closed, and reports the run with all else that was late.
+    assert wait_for(lambda: shop.store.register(id_)) == registers.Missed("queue_late")
+    assert [line for line in shop.store.log() if line.get("entry") == entry] == []
+    assert shop.result(id_) is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ What a verdict rests on:
 
 - Two messages are two when their nonces differ; one that is seen in the queue and by a worker is one.
 - What Redis wrote between a snapshot and its restart from that has not happened; that a worker ran it has.
-- A misfire is one episode: all that was overdue when it was detected.
+- A misfire is one episode: all that was overdue when it was detected, up to a run that had been sent by then.
 """
 
 from __future__ import annotations
@@ -257,18 +257,23 @@ class _Entry:
 
     def _check_episodes(self) -> None:
         seen_until: int | None = None
-        for episode in self._of[What.MISFIRED]:
+        for episode in sorted(self._of[What.MISFIRED], key=lambda e: (e.at or 0, e.first)):
             if episode.at is None:
                 raise ValueError(f"a misfire needs the time when it was detected: {episode}")
             if seen_until is not None and episode.first <= seen_until:
                 self._say(episode.first, Fault.SPLIT_EPISODE)
-            seen_until = max(seen_until or 0, episode.at)
-            for scheduled in self._between(episode.first, episode.at):
-                if (
-                    scheduled > episode.last
-                    or self._findings.outcomes[self._name, scheduled] is Outcome.FIRED
-                ):
+            # A run that had been sent by then had ended the episode.
+            later = self._between(episode.last + 1, episode.at)
+            ended = next((s for s in later if self._was_sent_before(s, episode.at)), episode.at + 1)
+            seen_until = max(seen_until or 0, ended - 1)
+            for scheduled in self._between(episode.first, ended - 1):
+                fired = self._findings.outcomes[self._name, scheduled] is Outcome.FIRED
+                if fired or scheduled > episode.last:
                     self._say(scheduled, Fault.OUTSIDE_OF_EPISODE)
+
+    def _was_sent_before(self, scheduled: int, moment: int) -> bool:
+        fired = self._findings.outcomes[self._name, scheduled] is Outcome.FIRED
+        return fired and any(e.at is not None and e.at < moment for e in self._recorded.get(scheduled, ()))
 
     def _merged_into(self, messages: Sequence[Event]) -> dict[int, int]:
         """Return into how many of these messages each fire time is merged."""

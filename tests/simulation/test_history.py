@@ -32,6 +32,7 @@ def missed(first: int, last: int, count: int) -> Event:
 
 
 EPISODE = Event(What.MISFIRED, "e", first=30, last=40, count=2, at=45)
+EPISODE_UNTIL_52 = replace(EPISODE, at=52)
 RECOVERY = sent(30, at=45, outcome=RECOVERED, last=40, count=2)
 GOOD = [*DUE, *sent(10), *sent(20), EPISODE, *RECOVERY, *sent(50), *sent(60)]
 
@@ -89,7 +90,7 @@ def instead(old: Event, new: Event) -> Callable[[list[Event]], list[Event]]:
         (instead(EPISODE, replace(EPISODE, count=3)), 30, Fault.WRONG_COUNT),
         (instead(RECOVERY[0], replace(RECOVERY[0], count=3)), 30, Fault.WRONG_COUNT),
         (with_(Event(What.MISFIRED, "e", first=40, last=40, at=46)), 40, Fault.SPLIT_EPISODE),
-        (instead(EPISODE, replace(EPISODE, at=52)), 50, Fault.OUTSIDE_OF_EPISODE),
+        (lambda _: [*DUE, EPISODE_UNTIL_52, *RECOVERY, *sent(50, at=53)], 50, Fault.OUTSIDE_OF_EPISODE),
         (instead(RECOVERY[0], replace(RECOVERY[0], outcome=FIRED)), 30, Fault.OUTSIDE_OF_EPISODE),
     ],
 )
@@ -99,6 +100,10 @@ def test_a_planted_violation_is_found(
     planted = plant(list(GOOD))
     assert planted != GOOD
     assert fault in faults(planted).get(scheduled, set())
+
+
+def test_a_run_that_was_sent_in_between_ends_an_episode() -> None:
+    assert faults([*DUE, *sent(10), *sent(20), *sent(50), EPISODE_UNTIL_52, *RECOVERY, *sent(60)]) == {}
 
 
 def test_a_miss_that_is_recorded_twice_is_found() -> None:

@@ -15,7 +15,7 @@ from celery_misfire.sending.transactional import Transactional
 from celery_misfire.store import memory
 from celery_misfire.store.memory import MemoryStore
 from celery_misfire.store.port import Change, CommitResult
-from tests.simulation.history import Fault, Problem, check
+from tests.simulation.history import Problem, check
 from tests.simulation.world import Plan, World
 
 #: How many seeds each kind of trouble gets.
@@ -32,15 +32,11 @@ PLANS = {
     "two places": Plan(apart=True, worker=True),
 }
 
-#: Where runs are sent in two steps, what is in doubt is sent with what was decided of it before an outage.
-EPISODES = {Fault.SPLIT_EPISODE, Fault.OUTSIDE_OF_EPISODE}
-
 
 def run(seed: int, plan: Plan) -> list[Problem]:
     """Return what the checker finds."""
     in_one = not (plan.apart or plan.early or plan.queue_refuses)
-    found = check(World(seed, plan).run(), queued_once=in_one).problems
-    return [problem for problem in found if in_one or problem.fault not in EPISODES]
+    return check(World(seed, plan).run(), queued_once=in_one).problems
 
 
 @pytest.mark.parametrize("trouble", PLANS)

@@ -18,14 +18,14 @@ class Site:
 
     def __init__(self) -> None:
         self.now, self.is_there = 0.0, True
-        self.link = BrokerLink(self._connect, Outages(0), lambda: self.now)
+        self.link = BrokerLink(self._connect, Outages(0), lambda: round(self.now * 1000), lambda: self.now)
 
     def _connect(self) -> None:
         if not self.is_there:
             raise BrokerUnavailable("Connection refused", PLACE)
 
     def connect(self) -> bool:
-        return self.link.connect(round(self.now * 1000), lambda: None)
+        return self.link.connect(lambda: None)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_misfire import records
+from celery_misfire.episodes import Episodes
 from celery_misfire.misfire import (
     MisfireInstruction,
     MisfirePolicy,
@@ -29,7 +30,7 @@ from tests.support.old_state import read_dump, records_of
 from tests.support.schedules import build_schedule
 
 NOW = to_millis(datetime(2026, 3, 2, tzinfo=UTC))
-MINUTE = 60_000
+MINUTE, HOUR = 60_000, 3_600_000
 
 moments = st.integers(0, 4 * 10**12)
 counts = st.integers(0, 10**7)
@@ -256,7 +257,7 @@ def test_a_renamed_entry_keeps_its_fire_times_and_its_intents_the_name_of_their_
     again = records.renamed(moved, "newer", left)
     assert [i.entry for i in again.intents] == [record.name]
     assert again.missed == left.missed
-    lost = records.with_unsent(moved, [(moved.intents[0], Reason.PAUSED)], MisfireInstruction.DO_NOTHING, NOW)
+    lost = records.with_unsent(moved, [moved.intents], Reason.PAUSED, MisfireInstruction.DO_NOTHING, NOW)
     assert lost.missed[0].entry == record.name
 
 
@@ -265,6 +266,23 @@ def test_the_begin_of_a_generation_is_written_only_where_the_generation_does_not
     assert dumps(record).startswith('{"begun_at":4,"fingerprint":"f","generation":5,')
     assert loads(dumps(record)) == record
     assert (record.begin, replace(record, begun_at=None).begin) == (4, 5)
+
+
+def test_what_was_merged_into_a_run_that_is_given_up_is_missed_with_it():
+    given_up = Intent(NOW, NOW, Outcome.RECOVERED, NOW, merged=2, last_missed=NOW + 2 * MINUTE)
+    waits = Runs(NOW + 3 * MINUTE, NOW + 3 * MINUTE, 1, Outcome.RECOVERED, 4, NOW + 7 * MINUTE)
+    record = replace(claimed(given_up), runs=(waits,))
+    gone = records.removed(record, NOW + HOUR)
+    spans = [(m.first, m.last, m.count) for m in gone.missed]
+    assert spans == [(NOW, NOW + 2 * MINUTE, 3), (NOW + 3 * MINUTE, NOW + 7 * MINUTE, 5)]
+
+
+def test_a_run_keeps_the_state_that_it_has_put_an_end_to():
+    before = TriggerState(14, 3, times_triggered=1, repeat_count=7)
+    runs = Runs(14, 14, 1, Outcome.RECOVERED, before=before)
+    intent = Intent(2, 3, Outcome.RECOVERED, 4, before=before)
+    record = EntryRecord("n", "t", 1, "f", TriggerState(19, 20), runs=(runs,), intents=(intent,))
+    assert loads(dumps(record)) == record
 
 
 def test_fields_that_an_older_version_did_not_have_take_their_defaults():
@@ -357,7 +375,9 @@ def test_a_record_with_new_fields_is_planned_claimed_and_judged_and_keeps_them()
     record = records.with_plan(record, plan(trigger, record.state, policy, late), late)
     assert record.state.next_fire_time == NOW + 6 * MINUTE
     record = records.claim(record, trigger, late, 3)
-    record, misfire = records.judge_again(record, trigger, policy, late, lambda _: Reason.FAILOVER)
+    later = late + 2 * MINUTE
+    episodes = Episodes(trigger, policy, later, lambda *_: Reason.FAILOVER)
+    *_, (record, misfire) = episodes.judge(record, record.intents)
     assert misfire is not None
     data = json.loads(dumps(record))
     intents = {intent["scheduled"]: intent for intent in data["intents"]}
@@ -444,7 +464,7 @@ def test_what_was_counted_wrong_is_claimed_in_the_same_portions_and_to_the_end(c
     assert portions == [20, 20]
 
 
-# -- judging again ------------------------------------------------------------------------------------------
+# -- entries that change ------------------------------------------------------------------------------------
 
 
 def claimed(*intents: Intent) -> EntryRecord:
@@ -454,54 +474,6 @@ def claimed(*intents: Intent) -> EntryRecord:
 
 def unsent(scheduled: int, **changes) -> Intent:
     return Intent(scheduled, NOW, Outcome.FIRED, scheduled, unsent=True, **changes)
-
-
-@pytest.mark.parametrize(
-    ("instruction", "run", "merged", "missed"),
-    [
-        ("ignore_misfire_policy", 2, 0, 0),
-        ("fire_once_now", 1, 1, 0),
-        ("fire_now", 1, 1, 0),
-        ("reschedule_now_with_existing_repeat_count", 1, 1, 0),
-        ("do_nothing", 0, 0, 2),
-        ("smart_policy", 0, 0, 2),
-        ("reschedule_next_with_existing_count", 0, 0, 2),
-    ],
-)
-def test_what_was_surely_not_sent_and_is_too_late_gets_what_its_instruction_says(
-    instruction, run, merged, missed
-):
-    record = claimed(unsent(NOW + MINUTE), unsent(NOW + 2 * MINUTE))
-    judged, misfire = records.judge_again(
-        record,
-        trigger_for(schedule(60)),
-        MisfirePolicy(instruction),
-        NOW + 5 * MINUTE,
-        lambda _: Reason.BROKER_UNAVAILABLE,
-    )
-    assert [i.outcome for i in judged.intents] == [Outcome.RECOVERED] * run
-    assert sum(i.merged for i in judged.intents) == merged
-    assert sum(m.count for m in judged.missed) == missed
-    assert misfire.reason is Reason.BROKER_UNAVAILABLE
-    assert sum(misfire.outcomes.values()) == 2
-
-
-def test_what_is_in_doubt_in_time_or_late_already_is_sent_as_it_is():
-    in_doubt = replace(unsent(NOW + MINUTE), unsent=False)
-    in_time = unsent(NOW + 5 * MINUTE - MINUTE)
-    recovered = replace(unsent(NOW + 2 * MINUTE), outcome=Outcome.RECOVERED)
-    record = claimed(in_doubt, in_time, recovered)
-    judged, misfire = records.judge_again(
-        record,
-        trigger_for(schedule(60)),
-        MisfirePolicy("do_nothing"),
-        NOW + 4 * MINUTE + 10_000,
-        lambda _: Reason.FAILOVER,
-    )
-    assert (judged, misfire) == (record, None)
-
-
-# -- entries that change ------------------------------------------------------------------------------------
 
 
 def test_an_edited_entry_keeps_what_was_claimed_and_gets_a_generation_of_its_own():

@@ -1,11 +1,11 @@
 -- Replace records and put messages into their queues, all or nothing, and log why.
 -- KEYS: lease, state, log, then q queues, then the counts of this hour, if there are any counts.
--- ARGV: token, length of the log, n, q, o, c, then n times (field, old, new), q times (number of messages,
+-- ARGV: token, length of the log, n, q, o, c, the latest moment for messages in ms or '', then n times (field, old, new), q times (number of messages,
 -- messages...), o times (command, key or channel, value) for PEXPIRE and PUBLISH, the time to live of the counts
 -- in ms if there are any, c times (field, count), then log lines.
 -- '' stands for an absent record. Whole texts are compared and nothing is decoded.
 -- Returns {'OK'}, or with queues or commands {'OK', {length of each queue, -1 = not known}, {number of a command,
--- its error, ...}}, {'FENCED'}, {'CONFLICT', fields...}, or {'REFUSED', number of a queue, command, its error, ...}.
+-- its error, ...}}, {'FENCED'}, {'LATE'}, {'CONFLICT', fields...}, or {'REFUSED', number of a queue, command, its error, ...}.
 -- Sent twice, it does its work once: redis-py repeats a script whose answer it did not get.
 local function expect(key, wanted)
   local found = redis.call('TYPE', key)['ok']
@@ -18,9 +18,15 @@ if wrong then return wrong end
 local lease = redis.call('GET', KEYS[1]) or ''
 if ARGV[1] == '' or string.sub(lease, 1, #ARGV[1] + 1) ~= ARGV[1] .. '|' then return {'FENCED'} end
 
+if ARGV[7] ~= '' then
+  -- A Redis that was frozen reads what came meanwhile, although nobody waits for the answer any more.
+  local now = redis.pcall('TIME')
+  if not now['err'] and now[1] * 1000 + now[2] / 1000 > tonumber(ARGV[7]) then return {'LATE'} end
+end
+
 local n, q, o, c = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local writes, removals, conflicts, done = {}, {}, {'CONFLICT'}, {'CONFLICT'}
-local at = 7
+local at = 8
 for i = 1, n do
   local field, old, new = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local current = redis.call('HGET', KEYS[2], field) or ''
