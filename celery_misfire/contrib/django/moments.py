@@ -17,7 +17,7 @@ from django_celery_beat.utils import make_aware
 
 from celery_misfire.misfire import from_millis, to_millis
 
-__all__ = ["as_duration", "as_stored", "as_text", "millis", "now"]
+__all__ = ["as_duration", "as_range", "as_stored", "as_text", "millis", "now"]
 
 
 def now() -> int:
@@ -45,3 +45,10 @@ def as_duration(length: int) -> str:
     if length < 60_000:
         return _("%(n)d s") % {"n": length // 1000}
     return timesince(from_millis(0), from_millis(length))
+
+
+def as_range(first: int, last: int) -> str:
+    """Return from when to when, both included, in local time."""
+    if first == last:
+        return as_text(first)
+    return _("%(first)s to %(last)s") % {"first": as_text(first), "last": as_text(last)}

@@ -46,10 +46,10 @@ def overviews_of(tasks: Sequence[PeriodicTask], now: int) -> tuple[dict[int, Ove
     """Return what is known of these tasks, by primary key, and the problem ('' for none)."""
     prefetch_related_objects(tasks, "interval", "crontab", "solar", "clocked", "misfire_policy")
     missed = MissedFire.objects.filter(
-        entry__in=[task.name for task in tasks], detected_at__gte=as_stored(now - MISSED_WITHIN)
+        periodic_task__in=[task.pk for task in tasks], detected_at__gte=as_stored(now - MISSED_WITHIN)
     )
-    counts = dict(missed.order_by().values_list("entry").annotate(Sum("count")))
-    found = {task.pk: Overview(missed=counts.get(task.name, 0)) for task in tasks}
+    counts = dict(missed.order_by().values_list("periodic_task_id").annotate(Sum("count")))
+    found = {task.pk: Overview(missed=counts.get(task.pk, 0)) for task in tasks}
     try:
         settings = read_settings(current_app)
     except MisfireConfigError as exc:

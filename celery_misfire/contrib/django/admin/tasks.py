@@ -20,7 +20,8 @@ from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.admin.missed import MissedFireAdmin
 from celery_misfire.contrib.django.admin.overview import MISSED_WITHIN, Overview, overviews_of
 from celery_misfire.contrib.django.admin.policy_form import PolicyInline
-from celery_misfire.contrib.django.models import MissedFire
+from celery_misfire.contrib.django.admin.rerun_page import RerunAdmin
+from celery_misfire.contrib.django.models import MissedFire, Rerun
 from celery_misfire.contrib.django.rows import from_last_run_at
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def replace_registered(site: admin.AdminSite = admin.site) -> None:
         admin.autodiscover()
     if not site.is_registered(MissedFire):
         site.register(MissedFire, MissedFireAdmin)
+    if not site.is_registered(Rerun):
+        site.register(Rerun, RerunAdmin)
     registered = site._registry.get(PeriodicTask)
     if registered is not None and not isinstance(registered, PeriodicTaskMixin):
         known = type(registered)
@@ -144,7 +147,7 @@ class PeriodicTaskMixin(_ModelAdmin):
         except NoReverseMatch:
             return count
         since = moments.as_stored(moments.now() - MISSED_WITHIN)
-        query = urlencode({"entry": task.name, "detected_at__gte": since.isoformat()})
+        query = urlencode({"periodic_task": task.pk, "detected_at__gte": since.isoformat()})
         return format_html('<a href="{}?{}">{}</a>', url, query, count)
 
 
