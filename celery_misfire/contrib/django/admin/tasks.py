@@ -21,6 +21,8 @@ from celery_misfire.contrib.django.admin.missed import MissedFireAdmin
 from celery_misfire.contrib.django.admin.overview import MISSED_WITHIN, Overview, overviews_of
 from celery_misfire.contrib.django.admin.policy_form import PolicyInline
 from celery_misfire.contrib.django.admin.rerun_page import RerunAdmin
+from celery_misfire.contrib.django.admin.timeline_page import timeline_view
+from celery_misfire.contrib.django.admin.whatif_page import whatif_view
 from celery_misfire.contrib.django.models import MissedFire, Rerun
 from celery_misfire.contrib.django.rows import from_last_run_at
 
@@ -92,16 +94,14 @@ class PeriodicTaskMixin(_ModelAdmin):
     def get_urls(self) -> list[URLPattern]:
         name = "django_celery_beat_periodictask_%s"
         ours = [
-            path("<path:object_id>/timeline/", self._view("timeline_view"), name=name % "timeline"),
-            path("<path:object_id>/what-if/", self._view("whatif_view"), name=name % "whatif"),
+            path("<path:object_id>/timeline/", self._view(timeline_view), name=name % "timeline"),
+            path("<path:object_id>/what-if/", self._view(whatif_view), name=name % "whatif"),
         ]
         return [*ours, *super().get_urls()]
 
-    def _view(self, name: str) -> Any:
+    def _view(self, show: Any) -> Any:
         def view(request: HttpRequest, object_id: str) -> HttpResponse:
-            from celery_misfire.contrib.django.admin import views
-
-            response: HttpResponse = getattr(views, name)(self, request, object_id)
+            response: HttpResponse = show(self, request, object_id)
             return response
 
         return self.admin_site.admin_view(view)
