@@ -302,6 +302,11 @@ class RedisStore(Store):
         answer = self._run("watch", self._watch_keys, [token, _ms(ttl), _ms(guard_ttl), *pairs])
         return Watched.parse(answer[0] == 1, *answer[1:]) if answer else None
 
+    def leader(self) -> LeaseValue | None:
+        """Return the lease as the leading beat holds it; None when nobody leads."""
+        held = self._call(self._redis.get, self.lease_key)
+        return None if held is None else LeaseValue.parse(as_text(held))
+
     def is_guarded(self) -> bool:
         return bool(self._call(self._redis.exists, self._guard_key))
 

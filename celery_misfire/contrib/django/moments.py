@@ -11,13 +11,15 @@ from datetime import datetime
 
 from django.conf import settings
 from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
+from django.utils.translation import pgettext
 from django_celery_beat.utils import make_aware
 
 from celery_misfire.misfire import from_millis, to_millis
 
-__all__ = ["as_duration", "as_range", "as_stored", "as_text", "millis", "now"]
+__all__ = ["as_duration", "as_range", "as_short", "as_stored", "as_text", "millis", "now"]
 
 
 def now() -> int:
@@ -40,11 +42,25 @@ def as_text(moment: int) -> str:
     return timezone.localtime(from_millis(moment)).isoformat(" ", "seconds")
 
 
-def as_duration(length: int) -> str:
-    """Return milliseconds in words, in the two largest units."""
+def as_short(moment: int, now: int) -> str:
+    """Return local date and time as short as can be: without the date for today, without this year."""
+    local, today = (timezone.localtime(from_millis(at)) for at in (moment, now))
+    clock = date_format(local, "H:i:s" if local.second else "H:i")
+    if local.date() == today.date():
+        return clock
+    form = (
+        pgettext("as Django's filter date takes it", "D j M")
+        if local.year == today.year
+        else pgettext("as Django's filter date takes it", "j M Y")
+    )
+    return f"{date_format(local, form)}, {clock}"
+
+
+def as_duration(length: int, parts: int = 2) -> str:
+    """Return milliseconds in words, in so many of the largest units."""
     if length < 60_000:
         return _("%(n)d s") % {"n": length // 1000}
-    return timesince(from_millis(0), from_millis(length))
+    return timesince(from_millis(0), from_millis(length), depth=parts)
 
 
 def as_range(first: int, last: int) -> str:

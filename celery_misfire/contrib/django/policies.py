@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf.settings import Settings
@@ -16,6 +17,7 @@ __all__ = [
     "policy_in_words",
     "policy_of",
     "resolved_in_words",
+    "short_label_of",
 ]
 
 
@@ -71,6 +73,26 @@ _OFFERED: dict[TriggerType | None, tuple[Instruction, ...]] = {
     TriggerType.FIXED: tuple(Instruction),
 }
 _OFFERED[TriggerType.ENDLESS] = _OFFERED[None] = (*_OFFERED[TriggerType.CRON], Instruction.FIRE_NOW)
+
+
+#: The labels in two words.
+_SHORT = {
+    Instruction.IGNORE_MISFIRE_POLICY: gettext_lazy("run every"),
+    Instruction.FIRE_ONCE_NOW: gettext_lazy("run once"),
+    Instruction.DO_NOTHING: gettext_lazy("skip missed"),
+    Instruction.FIRE_NOW: gettext_lazy("run and restart"),
+}
+
+
+def short_label_of(policy: MisfirePolicy | None, trigger_type: TriggerType) -> str:
+    """Return in two words what a policy does with a type of schedule."""
+    if policy is None:
+        return _("off")
+    choice = Instruction(resolve(policy.instruction, trigger_type).value)
+    choice = _SAME_WITHOUT_COUNT.get(choice, choice)
+    if trigger_type is TriggerType.ONCE and choice in _RUN_ONE:
+        return _("run late")
+    return str(_SHORT[choice])
 
 
 def choices_for(trigger_type: TriggerType | None, chosen: str = "") -> list[Instruction]:

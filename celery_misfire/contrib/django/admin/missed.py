@@ -5,12 +5,11 @@ from __future__ import annotations
 from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
-from django.db.models import BigIntegerField, Case, Count, F, OuterRef, QuerySet, Subquery, Sum, When
-from django.db.models.functions import Coalesce
-from django.http import HttpRequest, HttpResponse
-from django.urls import URLPattern, path
+from django.db.models import Count, F, QuerySet, Sum
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django_celery_beat.models import PeriodicTask
@@ -19,8 +18,10 @@ from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.admin.dismissing import DismissMixin
 from celery_misfire.contrib.django.admin.missed_page import about
 from celery_misfire.contrib.django.admin.missed_running import RunningMixin
+from celery_misfire.contrib.django.admin.open_runs import with_open_runs
 from celery_misfire.contrib.django.admin.running import tasks_of
-from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
+from celery_misfire.contrib.django.database import NOT_MIGRATED, is_migrated
+from celery_misfire.contrib.django.models import MissedFire
 from celery_misfire.contrib.django.timeline.timeline import format_number
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 else:
     _ModelAdmin = admin.ModelAdmin
 
-__all__ = ["MissedFireAdmin", "with_open_runs"]
+__all__ = ["MissedFireAdmin"]
 
 
 class _MostFrequent(admin.AllValuesFieldListFilter):
@@ -185,6 +186,14 @@ class MissedFireAdmin(RunningMixin, DismissMixin, _ModelAdmin):
 
     # -- one record ----------------------------------------------------------------------------------------
 
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        if self.has_view_permission(request) and not is_migrated():
+            messages.error(request, NOT_MIGRATED)
+            return HttpResponseRedirect(reverse(f"{self.admin_site.name}:index"))
+        return super().changelist_view(request, extra_context)
+
     def change_view(
         self,
         request: HttpRequest,
@@ -196,13 +205,3 @@ class MissedFireAdmin(RunningMixin, DismissMixin, _ModelAdmin):
         if missed is not None and self.has_view_permission(request, missed):
             extra_context = {**(extra_context or {}), **about(self, request, missed)}
         return super().change_view(request, object_id, form_url, extra_context)
-
-
-def with_open_runs(records: QuerySet[MissedFire]) -> QuerySet[MissedFire]:
-    """Return the records with how many of their runs were made after all, and how many wait for somebody."""
-    made = OccurrenceRun.objects.filter(missed=OuterRef("pk")).order_by().values("missed")
-    runs_made = Coalesce(Subquery(made.annotate(n=Count("pk")).values("n")), 0)
-    is_open = When(dismissed_at=None, then=F("count") - F("runs_made"))
-    return records.annotate(runs_made=runs_made).annotate(
-        open_runs=Case(is_open, default=0, output_field=BigIntegerField())
-    )
