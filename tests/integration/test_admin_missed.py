@@ -564,6 +564,18 @@ def test_one_that_cannot_be_sent_ends_nothing_and_is_told_before_and_after(site:
     assert broken.enabled
 
 
+def test_what_an_edit_has_made_unknown_is_told_before_and_after(site: AdminSite) -> None:
+    hourly()
+    record = missed(count=5, step=timedelta(minutes=20))
+    client = site.client(*RUN)
+    question = page(client, f"{LIST}run/?run={record.pk}")
+    assert "Re-run these 2 occurrences?" in question
+    assert re.search(r"<td>3</td><td>The schedule was edited since", question)
+    text = run(client, record.pk)
+    assert "2 occurrences were sent." in text
+    assert "3 not sent. The schedule was edited since" in text
+
+
 @pytest.mark.takes(40)
 @pytest.mark.timeout(300)
 def test_five_thousand_records_are_run_in_order_with_progress(site: AdminSite) -> None:

@@ -43,7 +43,7 @@ def as_text(moment: int) -> str:
 
 
 def as_short(moment: int, now: int) -> str:
-    """Return local date and time as short as can be: without the date for today, without this year."""
+    """Return local date and time as short as can be: seconds for today alone, no year for this one."""
     local, today = (timezone.localtime(from_millis(at)) for at in (moment, now))
     clock = date_format(local, "H:i:s" if local.second else "H:i")
     if local.date() == today.date():
@@ -53,7 +53,7 @@ def as_short(moment: int, now: int) -> str:
         if local.year == today.year
         else pgettext("as Django's filter date takes it", "j M Y")
     )
-    return f"{date_format(local, form)}, {clock}"
+    return f"{date_format(local, form)}, {date_format(local, 'H:i')}"
 
 
 def as_duration(length: int, parts: int = 2) -> str:

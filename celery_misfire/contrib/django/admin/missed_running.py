@@ -21,7 +21,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.admin.rerun_page import failures_in_words, go_on
-from celery_misfire.contrib.django.admin.reruns import Part, Preview, previews, start
+from celery_misfire.contrib.django.admin.reruns import EDITED, Part, Preview, previews, start
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
 
 if TYPE_CHECKING:
@@ -94,11 +94,10 @@ class RunningMixin(_ModelAdmin):
         return parts
 
     def _ask(self, request: HttpRequest, parts: Sequence[Part], hidden: _Hidden) -> HttpResponse:
-        found = [preview for preview in previews(current_app, parts) if preview.count or preview.unknown]
+        found = [preview for preview in previews(current_app, parts) if preview.total]
         sendable = [preview for preview in found if not preview.problem]
-        refused = [(p.part.missed, p.count, p.problem) for p in found if p.problem and p.count]
-        text = _("The schedule was edited since: only the first and the last fire time are known.")
-        refused += [(p.part.missed, p.unknown, text) for p in found if p.unknown > 0]
+        refused = [(p.part.missed, p.total, p.problem) for p in found if p.problem]
+        refused += [(p.part.missed, p.unknown, str(EDITED)) for p in found if p.unknown and not p.problem]
         rows = _rows(sendable)
         request.current_app = self.admin_site.name
         context = {
@@ -118,7 +117,7 @@ class RunningMixin(_ModelAdmin):
 
     def _start(self, request: HttpRequest, parts: Sequence[Part]) -> HttpResponse:
         """Begin a re-run of all that is named, also of what is known not to go: its page says so."""
-        wanted = [preview for preview in previews(current_app, parts) if preview.count]
+        wanted = [preview for preview in previews(current_app, parts) if preview.total]
         where = f"{self.admin_site.name}:celery_misfire_"
         if not wanted:
             messages.warning(request, _("Nothing was sent: it was already re-run, or its record is gone."))

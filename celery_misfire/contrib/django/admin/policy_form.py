@@ -192,7 +192,7 @@ class PolicyInline(_Inline):
         # Django shows the fields of an empty form also to those who may only look, and saves nothing.
         return int(_may_edit_task(request, obj) and self.has_add_permission(request, obj))
 
-    @admin.display(description="")
+    @admin.display(description=gettext_lazy("Choices"))
     def explanation(self, policy: MisfirePolicy | None) -> str:
         task = policy.periodic_task if policy is not None and policy.periodic_task_id else None
         trigger = _trigger_of(task)

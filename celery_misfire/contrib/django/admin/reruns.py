@@ -15,6 +15,7 @@ from typing import Any
 from celery import Celery
 from django.db.models import Count, Q
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.contrib.django import moments
@@ -29,8 +30,10 @@ from celery_misfire.contrib.django.admin.running import (
 from celery_misfire.contrib.django.admin.sending import BrokerAway, CannotRun, Sender
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun, Rerun
 
-__all__ = ["Part", "Preview", "Step", "previews", "start", "take_step"]
+__all__ = ["EDITED", "Part", "Preview", "Step", "previews", "start", "take_step"]
 
+#: Why some occurrences of a record cannot be sent.
+EDITED = gettext_lazy("The schedule was edited since: only the first and the last fire time are known.")
 #: A step sends for about so long, in seconds: somebody waits for the page.
 STEP_SECONDS = 1.0
 #: A step that has not ended after so long has been killed, and another one may go on.
@@ -79,6 +82,11 @@ class Preview:
     unknown: int = 0
     problem: str = ""
 
+    @property
+    def total(self) -> int:
+        """How many occurrences are not dealt with."""
+        return self.count + self.unknown
+
 
 def previews(app: Celery, parts: Sequence[Part]) -> list[Preview]:
     """Return what would become of these parts; nothing is sent, and the broker is not asked."""
@@ -89,8 +97,7 @@ def previews(app: Celery, parts: Sequence[Part]) -> list[Preview]:
     for part, runs in zip(parts, made, strict=True):
         task = tasks.get(part.missed.periodic_task_id or 0)
         known = occurrences_of(part.missed, task)
-        whole = part.first is None and part.last is None
-        unknown = part.missed.count - 2 if known.was_edited and whole else 0
+        unknown = _unknown(part.missed, known, *part.bounds)
         problem = _problem(sender, part.missed, task)
         found.append(
             Preview(part, task, known, max(0, known.times.count(*part.bounds) - runs), unknown, problem)
@@ -127,11 +134,17 @@ def _problem(sender: Sender, missed: MissedFire, task: PeriodicTask | None) -> s
     return ""
 
 
+def _unknown(missed: MissedFire, known: Occurrences, first: int, last: int) -> int:
+    """Return how many occurrences there are between these whose fire times nobody knows."""
+    ends = (moments.millis(missed.first), moments.millis(missed.last))
+    return missed.count - 2 if known.was_edited and (first, last) == ends else 0
+
+
 def start(wanted: Sequence[Preview], user: Any) -> Rerun:
     """Return a new re-run of these parts, of which nothing has been sent yet."""
     parts = [(preview.part.missed.pk, *preview.part.bounds) for preview in wanted]
     return Rerun.objects.create(
-        requested_by=user, wanted=parts, total=sum(preview.count for preview in wanted)
+        requested_by=user, wanted=parts, total=sum(preview.total for preview in wanted)
     )
 
 
@@ -202,13 +215,14 @@ class _Progress:
         self, missed: MissedFire, task: PeriodicTask | None, first: int, last: int, deadline: float
     ) -> bool:
         """Run the occurrences of one record; return False when the time is up before the last of them."""
-        rerun, sent = self._rerun, list[OccurrenceRun]()
+        rerun, sent, known = self._rerun, list[OccurrenceRun](), occurrences_of(missed, task)
+        unknown = _unknown(missed, known, first, last)
         if rerun.dealt_with is not None:
             first = rerun.dealt_with + 1
-        known, made = occurrences_of(missed, task), self._made(missed, first)
+        made = self._made(missed, first)
         if problem := _problem(self._runner.sender, missed, task):
             left = known.times.count(first, last) - sum(first <= moment <= last for moment in made)
-            self._fail(missed.entry, problem, left, first, last)
+            self._fail(missed.entry, problem, left + unknown, first, last)
             return True
         try:
             for moment in known.between(first, last):
@@ -227,6 +241,7 @@ class _Progress:
         finally:
             if sent:
                 self._step.sent.append((missed, sent))
+        self._fail(missed.entry, str(EDITED), unknown, first, last)
         return True
 
     def _made(self, missed: MissedFire, first: int) -> set[int]:

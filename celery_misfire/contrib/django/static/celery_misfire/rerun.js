@@ -7,6 +7,7 @@
   const wait = (time) => new Promise((resolve) => setTimeout(resolve, time));
 
   const goOn = async () => {
+    form.hidden = true;
     for (;;) {
       const answer = await fetch(form.action, {
         method: "POST",
@@ -18,7 +19,10 @@
       bar.max = step.total;
       bar.value = step.done;
       told.textContent = step.problem || step.sentence;
-      if (step.problem) return;
+      if (step.problem) {
+        form.hidden = false;
+        return;
+      }
       if (step.finished) {
         location.replace(location.pathname);
         return;
