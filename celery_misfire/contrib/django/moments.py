@@ -19,7 +19,7 @@ from django_celery_beat.utils import make_aware
 
 from celery_misfire.misfire import from_millis, to_millis
 
-__all__ = ["as_duration", "as_range", "as_short", "as_stored", "as_text", "millis", "now"]
+__all__ = ["as_duration", "as_range", "as_short", "as_short_range", "as_stored", "as_text", "millis", "now"]
 
 
 def now() -> int:
@@ -49,11 +49,21 @@ def as_short(moment: int, now: int) -> str:
     if local.date() == today.date():
         return clock
     form = (
-        pgettext("as Django's filter date takes it", "D j M")
+        pgettext("as Django's filter date takes it", "j M")
         if local.year == today.year
         else pgettext("as Django's filter date takes it", "j M Y")
     )
     return f"{date_format(local, form)}, {date_format(local, 'H:i')}"
+
+
+def as_short_range(first: int, last: int, now: int) -> str:
+    """Return from when to when as short as can be."""
+    text = as_short(first, now)
+    if first == last:
+        return text
+    ends = [timezone.localtime(from_millis(at)) for at in (first, last)]
+    same_day = ends[0].date() == ends[1].date() and ends[0].utcoffset() == ends[1].utcoffset()
+    return f"{text} \u2013 {date_format(ends[1], 'H:i') if same_day else as_short(last, now)}"
 
 
 def as_duration(length: int, parts: int = 2) -> str:

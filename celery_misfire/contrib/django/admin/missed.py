@@ -10,6 +10,7 @@ from django.contrib.admin.views.main import ChangeList
 from django.db.models import Count, F, QuerySet, Sum
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django_celery_beat.models import PeriodicTask
@@ -104,9 +105,9 @@ class MissedFireAdmin(RunningMixin, DismissMixin, _ModelAdmin):
 
     list_display = (
         "entry_now",
+        "still_open",
         "fire_times",
         "count",
-        "still_open",
         "reason",
         "detected_time",
         "instruction",
@@ -171,11 +172,15 @@ class MissedFireAdmin(RunningMixin, DismissMixin, _ModelAdmin):
 
     @admin.display(description=gettext_lazy("Scheduled fire times"), ordering="first")
     def fire_times(self, missed: MissedFire) -> str:
-        return moments.as_range(moments.millis(missed.first), moments.millis(missed.last))
+        first, last = moments.millis(missed.first), moments.millis(missed.last)
+        text = moments.as_short_range(first, last, moments.now())
+        return format_html('<span title="{}">{}</span>', moments.as_range(first, last), text)
 
     @admin.display(description=gettext_lazy("Detected at"), ordering="detected_at")
     def detected_time(self, missed: MissedFire) -> str:
-        return moments.as_text(moments.millis(missed.detected_at))
+        at = moments.millis(missed.detected_at)
+        short = moments.as_short(at, moments.now())
+        return format_html('<span title="{}">{}</span>', moments.as_text(at), short)
 
     @admin.display(description=gettext_lazy("Open"), ordering="open_runs")
     def still_open(self, missed: MissedFire) -> str:

@@ -168,8 +168,11 @@ class PolicyInline(_Inline):
     fields = (
         "instruction",
         "explanation",
-        ("threshold", "max_catch_up", "max_lateness"),
-        ("on_missed", "mail_to"),
+        "threshold",
+        "max_catch_up",
+        "max_lateness",
+        "on_missed",
+        "mail_to",
     )
     readonly_fields = ("explanation",)
     # There is always one form. An empty one is the policy of the site.
