@@ -67,7 +67,7 @@ class _State(admin.SimpleListFilter):
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        return [("open", _("open")), ("rerun", _("re-run")), ("dismissed", _("dismissed"))]
+        return [("open", _("open")), ("rerun", _("all re-run")), ("dismissed", _("dismissed"))]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         match self.value():
@@ -187,7 +187,7 @@ class MissedFireAdmin(RunningMixin, DismissMixin, _ModelAdmin):
         if missed.dismissed_at is not None:
             return _("dismissed")
         words = {"n": missed.open_runs, "all": missed.count}  # type: ignore[attr-defined]  # see get_queryset
-        return _("%(n)d of %(all)d") % words if words["n"] else _("re-run")
+        return _("%(n)d of %(all)d") % words if words["n"] else _("all re-run")
 
     # -- one record ----------------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ class _TaskList(ChangeList):
 
 
 class _MisfireFilter(admin.SimpleListFilter):
-    title = gettext_lazy("misfires")
+    title = gettext_lazy("Misfires")
     parameter_name = "misfires"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
