@@ -173,13 +173,47 @@ def test_an_app_that_made_itself_the_default_is_taken_for_one(app: Celery) -> No
         celery._state.set_default_app(before)
 
 
-def test_redis_and_tables_are_looked_for_before_a_deployment_only(
-    app: Celery, site: DjangoProject, tmp_path: Any
+def test_redis_is_looked_for_before_a_deployment_only_and_missing_tables_always(
+    app: Celery, site: DjangoProject, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from celery_misfire.contrib.django import checks, database
+
+    monkeypatch.setattr(database, "_migrated", set())
     app.conf.misfire_redis_url = "redis://:hunter2@127.0.0.1:1/0"
     with connected(sqlite(tmp_path / "empty.sqlite3")):
-        assert said() == []
-        lines = said(deploy=True)
+        [line] = said()
+        assert line.startswith("celery_misfire.W007: The tables of misfire handling are missing")
+        lines = said(deploy=True)[1:]
+        # It is about to make them.
+        assert checks.check_tables(None, databases=["default"]) == []
     assert [line.split(":")[0] for line in lines] == ["celery_misfire.W005", "celery_misfire.E002"]
     assert "hunter2" not in str(lines)
     assert "celery_misfire, django_celery_beat" in lines[1]
+
+
+def test_a_database_that_is_away_is_no_problem_of_the_set_up(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from django.db import OperationalError
+
+    from celery_misfire.contrib.django import checks
+
+    def away() -> bool:
+        raise OperationalError("away")
+
+    monkeypatch.setattr(checks, "is_migrated", away)
+    assert said() == []
+
+
+def test_crontabs_that_run_in_another_zone_than_they_say_are_told(app: Celery) -> None:
+    from django.test import override_settings
+    from django_celery_beat.models import CrontabSchedule, PeriodicTask
+
+    app.conf.timezone = "Europe/Berlin"
+    for zone, enabled in (("Asia/Tokyo", True), ("Europe/Berlin", True), ("Asia/Dubai", False)):
+        crontab = CrontabSchedule.objects.create(minute="0", timezone=zone)
+        PeriodicTask.objects.create(name=zone, task="x", crontab=crontab, enabled=enabled)
+    assert said() == []
+    with override_settings(DJANGO_CELERY_BEAT_TZ_AWARE=False):
+        [line] = said()
+    assert line.startswith("celery_misfire.W008: DJANGO_CELERY_BEAT_TZ_AWARE is off, so 1 crontabs")
