@@ -541,6 +541,33 @@ def test_what_could_not_be_sent_can_be_run_again_and_the_rest_is_left(site: Admi
     assert times(sent(site)) == ["08:00", "09:00", "10:00"]
 
 
+def test_a_broker_that_fails_in_the_middle_loses_nothing_and_doubles_nothing(
+    site: AdminSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from celery_misfire.contrib.django.admin import sending
+    from celery_misfire.contrib.django.models import Rerun
+
+    hourly("gone").delete()
+    hourly()
+    record, names = missed(count=4), []
+    real = sending._Message.send
+
+    def fails_at_the_third(self: Any, id_: str, scheduled: int) -> None:
+        if len(names) == 2:
+            raise sending.BrokerAway("away")
+        names.append(id_)
+        real(self, id_, scheduled)
+
+    client = site.client(*RUN)
+    with monkeypatch.context() as patch:
+        patch.setattr(sending._Message, "send", fails_at_the_third)
+        run(client, missed("gone").pk, record.pk)
+    rerun = Rerun.objects.get()
+    assert (rerun.runs.count(), rerun.finished_at) == (2, None)
+    assert "5 of 5: 4 sent, 1 not sent." in finished(client, client.get(f"{RERUNS}{rerun.pk}/change/"))
+    assert times(sent(site)) == ["08:00", "09:00", "10:00", "11:00"]
+
+
 def test_one_that_cannot_be_sent_ends_nothing_and_is_told_before_and_after(site: AdminSite) -> None:
     hourly("a")
     gone, broken = hourly("b"), hourly("c", args="[secret")

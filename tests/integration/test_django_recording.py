@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import celery._state
@@ -54,6 +54,58 @@ def test_a_record_is_kept_once_however_often_it_comes(any_site: DjangoProject) -
     assert records().count() == 2
     found = records().get(task_id=MISSED.task_id)
     assert {field.name: getattr(found, field.name) for field in fields(MISSED)} == vars(MISSED)
+
+
+def test_a_record_belongs_to_the_row_whatever_becomes_of_its_name(any_site: DjangoProject) -> None:
+    row = any_site.add("reports", interval=3600)
+    keep(replace(MISSED, task_id="first", entry="reports"))
+    row.name = "new name"
+    row.save()
+    # Found out before the rename, and reported after it.
+    keep(replace(MISSED, task_id="second", entry="reports"))
+    row.delete()
+    keep(replace(MISSED, task_id="third", entry="new name"))
+    keep(replace(MISSED, task_id="other", entry="never a row"))
+    found = dict(records().values_list("task_id", "periodic_task_id"))
+    assert found["first"] == found["second"] is not None
+    assert (found["third"], found["other"]) == (None, None)
+
+
+def test_records_of_an_earlier_version_find_their_rows(any_site: DjangoProject) -> None:
+    from django.core.management import call_command
+
+    row = any_site.add("reports", interval=3600)
+    keep(replace(MISSED, task_id="a", entry="reports"))
+    keep(replace(MISSED, task_id="b", entry="never a row"))
+    for target in ("0001", "0003"):
+        call_command("migrate", "celery_misfire", target, verbosity=0)
+    assert dict(records().values_list("task_id", "periodic_task_id")) == {"a": row.pk, "b": None}
+    call_command("makemigrations", "celery_misfire", check=True, dry_run=True, verbosity=0)
+
+
+def test_missed_runs_are_re_run_on_any_database(any_site: DjangoProject) -> None:
+    from celery import Celery
+    from django_celery_beat.models import PeriodicTask
+
+    from celery_misfire.contrib.django.admin.open_runs import with_open_runs
+    from celery_misfire.contrib.django.admin.overview import with_missed
+    from celery_misfire.contrib.django.admin.reruns import Part, previews, start, take_step
+    from celery_misfire.contrib.django.models import OccurrenceRun
+    from celery_misfire.contrib.django.moments import millis
+
+    any_site.add("reports", interval=3600)
+    hours = [MISSED.first + timedelta(hours=n) for n in range(3)]
+    keep(replace(MISSED, entry="reports", first=hours[0], last=hours[2], count=3))
+    app = Celery("shop", broker=any_site.url, set_as_current=False)
+    app.conf.update(misfire_redis_url=any_site.url)
+    rerun = start(previews(app, [Part(records().get(), None, millis(hours[1]))]), None)
+    take_step(app, rerun, None)
+    assert rerun.finished_at is not None
+    assert OccurrenceRun.objects.count() == 2
+    assert with_open_runs(records().all()).get().open_runs == 1
+    [listed] = with_missed(PeriodicTask.objects.filter(name="reports"), millis(MISSED.detected_at))
+    assert listed.misfire_missed == 1
+    app.close()
 
 
 def test_any_name_can_be_kept(any_site: DjangoProject) -> None:

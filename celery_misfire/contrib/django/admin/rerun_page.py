@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import current_app
 from django.contrib import admin, messages
+from django.contrib.admin.models import LogEntry
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
-from django.db import transaction
+from django.db import router, transaction
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
 from django.template.response import TemplateResponse
@@ -34,8 +35,10 @@ _ROWS = 100
 def go_on(model_admin: admin.ModelAdmin[Any], request: HttpRequest, rerun: Rerun) -> Step:
     """Take a step of a re-run, and note in the history of each record who did it."""
     step = take_step(current_app, rerun, request.user)
-    for missed, runs in step.sent:
-        model_admin.log_change(request, missed, _sent_in_words(runs))
+    # In one transaction, which takes a fraction of the time of many.
+    with transaction.atomic(using=router.db_for_write(LogEntry)):
+        for missed, runs in step.sent:
+            model_admin.log_change(request, missed, _sent_in_words(runs))
     return step
 
 

@@ -7,7 +7,7 @@ when somebody closes the page: the next step goes on where the last one ended.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -38,6 +38,8 @@ EDITED = gettext_lazy("The schedule was edited since: only the first and the las
 STEP_SECONDS = 1.0
 #: A step that has not ended after so long has been killed, and another one may go on.
 LONGEST_STEP = timedelta(minutes=2)
+#: So many occurrences are noted in one transaction: others who write wait for it.
+BATCH = 50
 #: One query reads at most this many records.
 RECORDS_AT_ONCE = 200
 
@@ -184,10 +186,11 @@ def take_step(app: Celery, rerun: Rerun, user: Any) -> Step:
 
 
 class _Progress:
-    """Works off the records of a re-run."""
+    """Works off the records of a re-run, a batch of occurrences at a time."""
 
     def __init__(self, rerun: Rerun, runner: Runner, step: Step) -> None:
         self._rerun, self._runner, self._step = rerun, runner, step
+        self._batch: list[tuple[MissedFire, PeriodicTask | None, int]] = []
 
     def close(self) -> None:
         self._runner.close()
@@ -195,8 +198,25 @@ class _Progress:
     def go_on(self, deadline: float) -> None:
         """Run what comes next, until all is done or the time is up.
 
-        :raises BrokerAway: the occurrence whose turn it is was not sent, and is the next one.
+        :raises BrokerAway: the next step begins with the batch that was under way; what was sent is noted.
         """
+        rerun = self._rerun
+        done = self._place()
+        try:
+            for _full in self._batches():
+                self._send()
+                done = self._place()
+                if time.monotonic() >= deadline:
+                    return
+        finally:
+            rerun.position, rerun.dealt_with, rerun.failures = done
+
+    def _place(self) -> tuple[int, int | None, list[list[Any]]]:
+        rerun = self._rerun
+        return rerun.position, rerun.dealt_with, [list(failure) for failure in rerun.failures]
+
+    def _batches(self) -> Iterator[None]:
+        """Fill the batch, and yield whenever it is to be sent: when it is full, and at the end."""
         rerun = self._rerun
         while rerun.position < len(rerun.wanted):
             parts = rerun.wanted[rerun.position : rerun.position + RECORDS_AT_ONCE]
@@ -206,16 +226,15 @@ class _Progress:
                 missed = records.get(key)
                 if missed is None:
                     self._fail(str(key), _("Its record is gone."), 1, first, last)
-                elif not self._run(missed, tasks.get(missed.periodic_task_id or 0), first, last, deadline):
-                    return
+                else:
+                    yield from self._record(missed, tasks.get(missed.periodic_task_id or 0), first, last)
                 rerun.position += 1
                 rerun.dealt_with = None
+        yield
 
-    def _run(
-        self, missed: MissedFire, task: PeriodicTask | None, first: int, last: int, deadline: float
-    ) -> bool:
-        """Run the occurrences of one record; return False when the time is up before the last of them."""
-        rerun, sent, known = self._rerun, list[OccurrenceRun](), occurrences_of(missed, task)
+    def _record(self, missed: MissedFire, task: PeriodicTask | None, first: int, last: int) -> Iterator[None]:
+        """Put the occurrences of one record into the batch."""
+        rerun, known = self._rerun, occurrences_of(missed, task)
         unknown = _unknown(missed, known, first, last)
         if rerun.dealt_with is not None:
             first = rerun.dealt_with + 1
@@ -223,26 +242,30 @@ class _Progress:
         if problem := _problem(self._runner.sender, missed, task):
             left = known.times.count(first, last) - sum(first <= moment <= last for moment in made)
             self._fail(missed.entry, problem, left + unknown, first, last)
-            return True
-        try:
-            for moment in known.between(first, last):
-                if time.monotonic() >= deadline:
-                    return False
-                if moment not in made:
-                    try:
-                        sent.append(self._runner.run(missed, task, moment))
-                    except AlreadyRun:
-                        rerun.skipped += 1
-                    except BrokerAway:
-                        raise
-                    except CannotRun as exc:
-                        self._fail(missed.entry, str(exc), 1, moment, moment)
-                rerun.dealt_with = moment
-        finally:
-            if sent:
-                self._step.sent.append((missed, sent))
+            return
+        for moment in known.between(first, last):
+            if moment not in made:
+                self._batch.append((missed, task, moment))
+            rerun.dealt_with = moment
+            if len(self._batch) >= BATCH:
+                yield
         self._fail(missed.entry, str(EDITED), unknown, first, last)
-        return True
+
+    def _send(self) -> None:
+        """Run the batch, and note what became of it."""
+        batch, self._batch = self._batch, []
+        ends = self._runner.run_all(batch)
+        for (missed, _task, moment), end in zip(batch, ends, strict=False):
+            if isinstance(end, BrokerAway):
+                raise end
+            if isinstance(end, AlreadyRun):
+                self._rerun.skipped += 1
+            elif isinstance(end, CannotRun):
+                self._fail(missed.entry, str(end), 1, moment, moment)
+            elif self._step.sent and self._step.sent[-1][0] is missed:
+                self._step.sent[-1][1].append(end)
+            else:
+                self._step.sent.append((missed, [end]))
 
     def _made(self, missed: MissedFire, first: int) -> set[int]:
         """Return which occurrences of a record have been run from `first` on."""
