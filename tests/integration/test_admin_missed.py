@@ -238,6 +238,34 @@ def test_the_page_tells_the_log_of_the_outage(site: AdminSite) -> None:
         assert words in log
 
 
+def test_many_runs_push_nothing_out_of_the_log_of_the_outage(site: AdminSite) -> None:
+    hourly()
+    at = now()
+    lost = {"first": at, "last": at, "count": 1, "reason": "scheduler_down", "now": at}
+    told = {"instruction": "do_nothing", "resolved": "do_nothing", "outcomes": {"missed": 1}}
+
+    def runs(count: int) -> list[dict[str, Any]]:
+        run_ = {"event": "sent", "entry": "reports", "outcome": "fired", "fire_time": at}
+        return [{**run_, "scheduled": at + n * 1000, "id": f"id {n}"} for n in range(count)]
+
+    late = {"event": "late", "entry": "reports", "scheduled": at, "late_by": 9000}
+    site.write(
+        [],
+        {"event": "lead", "epoch": 2, "reason": "scheduler_down", "cold": False, "now": at},
+        {"event": "misfire", "entry": "reports", **lost, **told},
+        *runs(60),
+        *({**late, "id": f"late {n}"} for n in range(60)),
+    )
+    moment = datetime.fromtimestamp(at / 1000, UTC)
+    text = page(site.client(*SEE), f"{LIST}{missed(first=moment, detected_at=moment).pk}/change/")
+    log = text[text.index('id="misfire-log"') :]
+    assert "Beat started. Before that" in log
+    assert "came due late" in log
+    # All of them in one line, which gave way to newer ones of its kind.
+    assert log.count("was sent") == 0
+    assert log.count("started late by") == 48
+
+
 def test_without_redis_the_page_is_there_without_the_log(site: AdminSite) -> None:
     hourly()
     record = missed(count=2)

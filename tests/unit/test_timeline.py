@@ -547,6 +547,18 @@ def test_an_outage_of_a_year_is_counted_and_not_walked_through(instruction, told
     assert len(picture(answer.timeline)) < 100_000
 
 
+def test_a_bar_does_not_run_over_an_outage():
+    every_minute = [Occurrence(START + n * MINUTE, Outcome.FIRED, START + n * MINUTE) for n in range(24 * 60)]
+    outage = Outage(START + 10 * HOUR, START + 11 * HOUR, "Beat was down")
+    kept = [o for o in every_minute if not outage.start <= o.scheduled < outage.end]
+
+    def bars(*outages: Outage) -> int:
+        shown = Timeline("x", START, START + 4 * DAY, UTC, kept, outages)
+        return len(re.findall('<g class="mf-fired"><title>', strip(shown, "x")))
+
+    assert (bars(), bars(outage)) == (1, 2)
+
+
 def test_no_past_is_invented():
     begin, end = (datetime.fromisoformat(f"2026-03-10 {t}").replace(tzinfo=UTC) for t in ("08:30", "10:15"))
     with timezone.override(UTC):
