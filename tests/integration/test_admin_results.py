@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html import unescape
@@ -27,11 +28,23 @@ def site(server: RedisServer) -> Iterator[AdminSite]:
         had = admin.site.is_registered(TaskResult)
         if not had:
             admin.site.register(TaskResult)
+        load_urls()
         try:
             yield site
         finally:
             if not had:
                 admin.site.unregister(TaskResult)
+            load_urls()
+
+
+def load_urls() -> None:
+    """Have the site serve what is registered now: another test may have loaded its URLs."""
+    from django.urls import clear_url_caches
+
+    from tests.support import admin_urls
+
+    importlib.reload(admin_urls)
+    clear_url_caches()
 
 
 def test_a_re_run_tells_its_result_and_leads_to_it_whoever_may_see_it(site: AdminSite) -> None:
