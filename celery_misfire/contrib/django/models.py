@@ -61,7 +61,7 @@ class MissReason(models.TextChoices):
     CLOCK_JUMP = Reason.CLOCK_JUMP.value, _("The clock was set forward")
     EXPIRED = Reason.EXPIRED.value, _("Expired in the queue")
     START_IN_PAST = Reason.START_IN_PAST.value, _("Start time was already in the past")
-    RESTARTED = "restarted", _("Beat was restarted")
+    RESTARTED = Reason.RESTARTED.value, _("Beat was restarted")
 
 
 def reason_in_words(reason: str) -> str:
