@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -22,7 +23,15 @@ from celery_misfire.records import occurrences
 from celery_misfire.texts import type_name
 from celery_misfire.triggers.kinds import trigger_for
 
-__all__ = ["SimulatedFire", "SimulatedMiss", "Simulation", "simulate", "simulate_trigger"]
+__all__ = [
+    "SimulatedFire",
+    "SimulatedMiss",
+    "Simulation",
+    "Step",
+    "simulate",
+    "simulate_trigger",
+    "steps",
+]
 
 
 @dataclass(frozen=True)
@@ -121,45 +130,48 @@ def simulate_trigger(
     seen, down, up, end = (to_millis(t) for t in (start, down_at, up_at, until))
     if not down <= up <= end:
         raise ValueError("down_at, up_at and until must follow each other in this order")
-    clock = _VirtualBeat(trigger, policy, state)
-    clock.run(seen, down - 1)
-    clock.run(max(up, seen), end)
-    return clock.result()
+    fires: list[SimulatedFire] = []
+    missed: list[SimulatedMiss] = []
+    misfired = False
+    for step in steps(trigger, state, policy, start=seen, down_at=down, up_at=up, until=end):
+        misfired = misfired or step.plan.misfire is not None
+        now = from_millis(step.now)
+        for stretch in step.plan.runs:
+            for scheduled in occurrences(trigger, state, stretch.first, stretch.last):
+                fires.append(SimulatedFire(from_millis(scheduled), now, stretch.outcome, stretch.merged))
+        for lost in step.plan.missed:
+            ends = (from_millis(lost.first), from_millis(lost.last))
+            missed.append(SimulatedMiss(*ends, lost.count, lost.reason))
+        state = step.plan.state
+    following = state.next_fire_time
+    next_ = None if following is None else from_millis(following)
+    return Simulation(tuple(fires), tuple(missed), misfired, next_, state)
 
 
-class _VirtualBeat:
-    def __init__(self, trigger: Trigger, policy: MisfirePolicy, state: TriggerState) -> None:
-        self._trigger, self._policy, self._state = trigger, policy, state
-        self._fires: list[SimulatedFire] = []
-        self._missed: list[SimulatedMiss] = []
-        self._misfired = False
+@dataclass(frozen=True)
+class Step:
+    """What beat decides at one moment, in milliseconds UTC."""
 
-    def run(self, now: int, until: int) -> None:
-        """Let beat run from `now` to `until`, both included."""
-        while (due := self._state.next_fire_time) is not None and max(due, now) <= until:
-            now = max(due, now)
-            before, after = self._state, plan(self._trigger, self._state, self._policy, now)
-            self._state = after.state
-            self._record(before, after, now)
+    now: int
+    plan: Plan
 
-    def _record(self, before: TriggerState, done: Plan, now: int) -> None:
-        self._misfired = self._misfired or done.misfire is not None
-        for stretch in done.runs:
-            for scheduled in occurrences(self._trigger, before, stretch.first, stretch.last):
-                self._fires.append(
-                    SimulatedFire(from_millis(scheduled), from_millis(now), stretch.outcome, stretch.merged)
-                )
-        for lost in done.missed:
-            self._missed.append(
-                SimulatedMiss(from_millis(lost.first), from_millis(lost.last), lost.count, lost.reason)
-            )
 
-    def result(self) -> Simulation:
-        following = self._state.next_fire_time
-        return Simulation(
-            fires=tuple(self._fires),
-            missed=tuple(self._missed),
-            misfired=self._misfired,
-            next_fire_time=None if following is None else from_millis(following),
-            state=self._state,
-        )
+def steps(
+    trigger: Trigger,
+    state: TriggerState,
+    policy: MisfirePolicy,
+    *,
+    start: int,
+    down_at: int,
+    up_at: int,
+    until: int,
+) -> Iterator[Step]:
+    """Yield what beat decides, as in :func:`simulate_trigger`; moments are milliseconds UTC.
+
+    An outage is one step, however long: its occurrences are counted and not walked through.
+    """
+    for first, last in ((start, down_at - 1), (max(up_at, start), until)):
+        while (due := state.next_fire_time) is not None and (now := max(due, first)) <= last:
+            step = Step(now, plan(trigger, state, policy, now))
+            yield step
+            state = step.plan.state

@@ -24,10 +24,11 @@ def test_two_clicks_at_the_same_moment_send_one_message(redis_server: RedisServe
         from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
 
         crontab = CrontabSchedule.objects.create(minute="0")
-        PeriodicTask.objects.create(name="reports", task="shop.reports", crontab=crontab)
+        task = PeriodicTask.objects.create(name="reports", task="shop.reports", crontab=crontab)
         record = MissedFire.objects.create(
             task_id="x",
             entry="reports",
+            periodic_task=task,
             task="shop.reports",
             first=NINE,
             last=NINE,

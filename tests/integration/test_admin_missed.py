@@ -40,6 +40,8 @@ def hourly(name: str = "reports", **fields: Any) -> Any:
 
 
 def missed(entry: str = "reports", first: datetime = NINE, count: int = 1, **fields: Any) -> Any:
+    from django_celery_beat.models import PeriodicTask
+
     from celery_misfire.contrib.django.models import MissedFire
 
     step = fields.pop("step", HOUR)
@@ -52,6 +54,7 @@ def missed(entry: str = "reports", first: datetime = NINE, count: int = 1, **fie
         "reason": "scheduler_down",
         "instruction": "do_nothing",
         "detected_at": last + timedelta(minutes=15),
+        "periodic_task": PeriodicTask.objects.filter(name=entry).first(),
     }
     return MissedFire.objects.create(entry=entry, first=first, **{**defaults, **fields})
 
@@ -70,6 +73,24 @@ def run(client: Any, *names: Any) -> str:
     """Confirm that these are to be run, and return the text of the page that follows."""
     answer = client.post(f"{LIST}run/", {"run": [str(name) for name in names]}, follow=True)
     assert answer.status_code == 200
+    return unescape(answer.content.decode())
+
+
+def confirmed(client: Any, question: Any, url: str = LIST) -> Any:
+    """Say yes to the question of an action, and return the page that follows."""
+    found = re.findall(r'<input type="hidden" name="([^"]*)" value="([^"]*)"', question.content.decode())
+    data: dict[str, list[str]] = {}
+    for name, value in found:
+        data.setdefault(name, []).append(value)
+    answer = client.post(url, data, follow=True)
+    assert answer.status_code == 200
+    return answer
+
+
+def finished(client: Any, answer: Any) -> str:
+    """Take the steps of a re-run that are left, as somebody without JavaScript would."""
+    while found := re.search(r'data-rerun action="([^"]*)"', answer.content.decode()):
+        answer = client.post(found[1], follow=True)
     return unescape(answer.content.decode())
 
 
@@ -147,8 +168,8 @@ def test_a_summary_is_expanded_into_its_occurrences(site: AdminSite) -> None:
     text = page(site.client(*RUN), f"{LIST}{missed(count=3).pk}/change/")
     shown = re.findall(r'<th scope="row">(2026-03-02 \d\d:\d\d)', text)
     assert shown == ["2026-03-02 09:00", "2026-03-02 10:00", "2026-03-02 11:00"]
-    assert text.count(">Run this occurrence<") == 3
-    assert "Run these 3 occurrences in order" in text
+    assert text.count("Re-run the occurrence of") == 3
+    assert "Re-run all 3 in order" in text
 
 
 def test_an_interval_is_expanded_along_the_grid_that_it_had_then(site: AdminSite) -> None:
@@ -169,8 +190,9 @@ def test_a_hundred_occurrences_are_shown_of_many(site: AdminSite, count: int) ->
     hourly(crontab=None, interval=seconds)
     record = missed(count=count, step=timedelta(seconds=1))
     text = page(site.client(*RUN), f"{LIST}{record.pk}/change/")
-    assert text.count(">Run this occurrence<") == 100
-    assert f"And {count - 100} more." in text
+    assert text.count("Re-run the occurrence of") == 100
+    assert f"1 to 100 of {count}" in text
+    assert f"Re-run all {count} in order" in text
 
 
 def test_an_edited_schedule_is_not_taken_for_the_one_that_was_missed(site: AdminSite) -> None:
@@ -213,15 +235,43 @@ def test_the_page_tells_the_log_of_the_outage(site: AdminSite) -> None:
     record = missed(first=moments[0], last=moments[1], count=2, detected_at=moments[2])
     text = page(site.client(*SEE), f"{LIST}{record.pk}/change/")
     log = text[text.index('id="misfire-log"') :]
-    assert log.count("misfired. Beat was not running. Do nothing until the next fire time: 2 missed.") == 1
+    assert log.count("came due late. Beat was not running. Skip missed runs: 2 missed.") == 1
     for words in (
-        "A beat began to lead",
+        "Beat started. Before that: Beat was not running.",
         "missed. Beat was not running.",
         "later version",
     ):
         assert words in log
-    # One by itself, and one together with that of another entry.
-    assert log.count("was sent (fired)") == 2
+    # One by itself, and one together with that of another entry; here they share a line.
+    assert log.count("2 runs were sent (fired)") == 1
+
+
+def test_many_runs_push_nothing_out_of_the_log_of_the_outage(site: AdminSite) -> None:
+    hourly()
+    at = now()
+    lost = {"first": at, "last": at, "count": 1, "reason": "scheduler_down", "now": at}
+    told = {"instruction": "do_nothing", "resolved": "do_nothing", "outcomes": {"missed": 1}}
+
+    def runs(count: int) -> list[dict[str, Any]]:
+        run_ = {"event": "sent", "entry": "reports", "outcome": "fired", "fire_time": at}
+        return [{**run_, "scheduled": at + n * 1000, "id": f"id {n}"} for n in range(count)]
+
+    late = {"event": "late", "entry": "reports", "scheduled": at, "late_by": 9000}
+    site.write(
+        [],
+        {"event": "lead", "epoch": 2, "reason": "scheduler_down", "cold": False, "now": at},
+        {"event": "misfire", "entry": "reports", **lost, **told},
+        *runs(60),
+        *({**late, "id": f"late {n}"} for n in range(60)),
+    )
+    moment = datetime.fromtimestamp(at / 1000, UTC)
+    text = page(site.client(*SEE), f"{LIST}{missed(first=moment, detected_at=moment).pk}/change/")
+    log = text[text.index('id="misfire-log"') :]
+    assert "Beat started. Before that" in log
+    assert "came due late" in log
+    # All of them in one line, which gave way to newer ones of its kind.
+    assert log.count("was sent") == 0
+    assert log.count("started late by") == 48
 
 
 def test_without_redis_the_page_is_there_without_the_log(site: AdminSite) -> None:
@@ -230,7 +280,7 @@ def test_without_redis_the_page_is_there_without_the_log(site: AdminSite) -> Non
     with site.settings(misfire_redis_url="redis://:secret@127.0.0.1:1/0"):
         text = page(site.client(*RUN), f"{LIST}{record.pk}/change/")
     assert "The log cannot be read at the moment" in text
-    assert text.count(">Run this occurrence<") == 2
+    assert text.count("Re-run the occurrence of") == 2
     assert "secret" not in text
 
 
@@ -244,7 +294,7 @@ def test_an_occurrence_is_sent_as_beat_would_have_sent_it_with_its_original_time
     record = missed()
     client = site.client(*RUN)
     question = page(client, f"{LIST}run/?run={name_of(record)}")
-    assert "Run this occurrence?" in question
+    assert "Re-run this occurrence?" in question
     assert OccurrenceRun.objects.count() == 0
     assert "1 occurrence was sent." in run(client, name_of(record))
     (message,) = published(site.url, "slow\x06\x163")
@@ -283,12 +333,14 @@ def test_an_occurrence_is_run_once_whoever_asks(site: AdminSite) -> None:
     record = missed()
     ann, bob = site.client(*RUN), site.client(*RUN)
     run(ann, name_of(record))
-    assert "1 occurrence had been run already." in run(bob, name_of(record))
-    assert "1 occurrence had been run already." in run(ann, name_of(record))
+    assert "it was already re-run" in run(bob, name_of(record))
+    assert "it was already re-run" in run(ann, name_of(record))
     assert len(sent(site)) == 1
     text = page(bob, f"{LIST}{record.pk}/change/")
-    assert re.search(r"by user0 at .*, task id ", text)
-    assert "Run this occurrence" not in text
+    assert re.search(
+        r"by user0 at [^<]*,\s*<a href=\"[^\"]*/rerun/\d+/change/\">Re-run \d+</a>,\s*task id ", text
+    )
+    assert "Re-run the occurrence" not in text
     assert "There is nothing to run" in page(bob, f"{LIST}run/?run={record.pk}")
 
 
@@ -311,8 +363,8 @@ def test_all_of_a_summary_are_run_in_their_order_but_for_those_that_have_been(si
     client = site.client(*RUN)
     run(client, name_of(record, NINE + HOUR))
     question = page(client, f"{LIST}run/?run={record.pk}")
+    assert question.count("2026-03-02 ") == 3
     names = re.findall(r'name="run" value="([^"]*)"', question)
-    assert len(names) == 3
     assert "3 occurrences were sent." in run(client, *names)
     assert times(sent(site)) == ["09:00", "08:00", "10:00", "11:00"]
 
@@ -324,8 +376,7 @@ def test_the_action_asks_first_and_runs_the_selected_oldest_first(site: AdminSit
     chosen = {"action": "run_selected", "_selected_action": [record.pk for record in records]}
     question = client.post(LIST, chosen, follow=True)
     assert sent(site) == []
-    names = re.findall(r'name="run" value="([^"]*)"', question.content.decode())
-    run(client, *names)
+    confirmed(client, question)
     assert times(sent(site)) == ["08:00", "09:00", "10:00"]
 
 
@@ -345,12 +396,61 @@ def test_the_question_about_many_records_costs_a_few_queries(site: AdminSite) ->
     assert len(queries) < 20
 
 
-def test_too_many_are_refused_before_anything_is_sent(site: AdminSite) -> None:
+def test_all_of_a_filter_are_run_in_order_whatever_their_number(site: AdminSite) -> None:
     hourly()
-    records = [missed(first=NINE + n * HOUR) for n in range(101)]
+    hourly("other")
+    for n in reversed(range(120)):
+        missed(first=NINE + n * HOUR)
+    missed("other")
     client = site.client(*RUN)
-    chosen = {"action": "run_selected", "_selected_action": [record.pk for record in records]}
-    assert "Select 100 records at most" in client.post(LIST, chosen, follow=True).content.decode()
+    chosen = {"action": "run_selected", "select_across": "1", "_selected_action": ["1"]}
+    question = client.post(f"{LIST}?entry=reports", chosen)
+    assert "Re-run these 120 occurrences?" in question.content.decode()
+    late = missed(first=NINE - HOUR)
+    page_of_it = finished(client, confirmed(client, question, f"{LIST}?entry=reports"))
+    assert "120 of 120: 120 sent, 0 not sent." in page_of_it
+    # What was found after the question is not part of the answer.
+    assert late.runs.count() == 0
+    moments = [message.headers["misfire"]["scheduled_fire_time"] for message in sent(site)]
+    assert len(moments) == 120
+    assert moments == sorted(moments)
+
+
+def test_every_occurrence_of_a_long_record_can_be_reached_and_run(site: AdminSite) -> None:
+    hourly()
+    record = missed(count=360)
+    client = site.client(*RUN)
+    url = f"{LIST}{record.pk}/change/"
+    seen: list[str] = []
+    text = page(client, url)
+    while True:
+        seen += re.findall(r'run/\?run=(\d+%3A\d+)"', text)
+        later = re.search(r'href="(\?from=\d+)#misfire-occurrences">Later', text)
+        if not later:
+            break
+        text = page(client, url + later[1])
+    assert len(seen) == len(set(seen)) == 360
+    assert "301 to 360 of 360" in text
+    assert "from=" in text
+    last = NINE + 359 * HOUR
+    assert "1 occurrence was sent." in run(client, name_of(record, last))
+    assert sent(site)[0].headers["misfire"]["scheduled_fire_time"] == fire.isoformat(last)
+
+
+def test_any_range_of_a_record_can_be_run(site: AdminSite) -> None:
+    hourly()
+    record = missed(count=5)
+    client = site.client(*RUN)
+    assert 'name="first" id="misfire-first" value="2026-03-02T09:00:00"' in page(
+        client, f"{LIST}{record.pk}/change/"
+    )
+    query = f"?record={record.pk}&first=2026-03-02T10:00:00&last=2026-03-02T12:00:00"
+    question = page(client, f"{LIST}run/{query}")
+    assert "Re-run these 3 occurrences?" in question
+    run(client, *re.findall(r'name="run" value="([^"]*)"', question))
+    assert times(sent(site)) == ["09:00", "10:00", "11:00"]
+    for wrong in ("record=x", f"record={record.pk}&first=soon&last=now", "record=1&first=&last="):
+        assert "There is nothing to run" in page(client, f"{LIST}run/?{wrong}")
 
 
 def test_who_may_only_look_cannot_run(site: AdminSite) -> None:
@@ -359,7 +459,7 @@ def test_who_may_only_look_cannot_run(site: AdminSite) -> None:
     client = site.client(*SEE)
     assert client.post(f"{LIST}run/", {"run": name_of(record)}).status_code == 403
     assert client.get(f"{LIST}run/?run={record.pk}").status_code == 403
-    assert "Run this occurrence" not in page(client, f"{LIST}{record.pk}/change/")
+    assert "Re-run the occurrence" not in page(client, f"{LIST}{record.pk}/change/")
     assert "run_selected" not in page(client, LIST)
     assert sent(site) == []
 
@@ -406,14 +506,37 @@ def test_a_row_whose_schedule_nobody_can_read_is_told(site: AdminSite, fields: A
 
 
 def test_a_task_that_is_gone_is_said_to_be_gone(site: AdminSite) -> None:
-    record = missed("<script>gone</script>")
+    task = hourly("<script>gone</script>")
+    record = missed(task.name)
+    task.delete()
+    # Another row may get the name; it is another task.
+    hourly("<script>gone</script>")
+    told = "Its periodic task was deleted, so it cannot be sent."
     client = site.client(*RUN)
-    assert "There is no periodic task of this name any more" in page(client, f"{LIST}{record.pk}/change/")
+    assert "<script>gone</script> (deleted)" in page(client, LIST)
+    assert told in page(client, f"{LIST}{record.pk}/change/")
     answer = client.get(f"{LIST}run/?run={record.pk}").content.decode()
+    assert told in answer
     assert "&lt;script&gt;gone" in answer
     assert "<script>gone" not in answer
-    assert "nobody knows what to send" in run(client, name_of(record))
+    assert "not sent. " + told in run(client, name_of(record))
     assert sent(site) == []
+
+
+def test_an_entry_of_the_settings_alone_cannot_be_sent_from_here(site: AdminSite) -> None:
+    record = missed("in the settings")
+    assert "an entry of the settings alone" in page(site.client(*RUN), f"{LIST}{record.pk}/change/")
+
+
+def test_a_row_that_is_renamed_keeps_its_misses(site: AdminSite) -> None:
+    task = hourly("old")
+    record = missed("old")
+    task.name = "new"
+    task.save()
+    client = site.client(*RUN, "view_periodictask")
+    assert "old (now: new)" in page(client, LIST)
+    assert "1 occurrence was sent." in run(client, name_of(record))
+    assert sent(site)[0].headers["periodic_task_name"] == "new"
 
 
 def test_an_end_of_the_schedule_that_is_past_does_not_throw_the_run_away(site: AdminSite) -> None:
@@ -443,10 +566,118 @@ def test_what_could_not_be_sent_can_be_run_again_and_the_rest_is_left(site: Admi
     client = site.client(*RUN)
     with site.settings(broker_url="redis://:secret@127.0.0.1:1/0"):
         text = run(client, *names)
-    assert text.count("not sent. The message could not be sent") == 1
-    assert "secret" not in text
-    assert "3 occurrences were sent." in run(client, *names)
+        assert "0 of 3: 0 sent, 0 not sent." in text
+        page_of_it = re.search(r'data-rerun action="([^"]*)"', text)
+        assert page_of_it
+        text = unescape(client.post(page_of_it[1], follow=True).content.decode())
+        assert "The broker does not answer" in text
+        assert "secret" not in text
+    # The page of the re-run goes on where it was.
+    assert "3 of 3: 3 sent, 0 not sent." in finished(client, client.get(page_of_it[1]))
     assert times(sent(site)) == ["08:00", "09:00", "10:00"]
+
+
+def test_a_broker_that_fails_in_the_middle_loses_nothing_and_doubles_nothing(
+    site: AdminSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from celery_misfire.contrib.django.admin import sending
+    from celery_misfire.contrib.django.models import Rerun
+
+    hourly("gone").delete()
+    hourly()
+    record, names = missed(count=4), []
+    real = sending._Message.send
+
+    def fails_at_the_third(self: Any, id_: str, scheduled: int) -> None:
+        if len(names) == 2:
+            raise sending.BrokerAway("away")
+        names.append(id_)
+        real(self, id_, scheduled)
+
+    client = site.client(*RUN)
+    with monkeypatch.context() as patch:
+        patch.setattr(sending._Message, "send", fails_at_the_third)
+        run(client, missed("gone").pk, record.pk)
+    rerun = Rerun.objects.get()
+    assert (rerun.runs.count(), rerun.finished_at) == (2, None)
+    assert "5 of 5: 4 sent, 1 not sent." in finished(client, client.get(f"{RERUNS}{rerun.pk}/change/"))
+    assert times(sent(site)) == ["08:00", "09:00", "10:00", "11:00"]
+
+
+def test_one_that_cannot_be_sent_ends_nothing_and_is_told_before_and_after(site: AdminSite) -> None:
+    hourly("a")
+    gone, broken = hourly("b"), hourly("c", args="[secret")
+    hourly("d")
+    records = [missed(name, first=NINE + n * HOUR) for n, name in enumerate("abcd")]
+    missed_of_the_past = missed("d", first=NINE + 9 * HOUR, dismissed_at=NINE)
+    gone.delete()
+    client = site.client(*RUN)
+    names = [record.pk for record in (*records, missed_of_the_past)]
+    question = page(client, f"{LIST}run/?" + "&".join(f"run={name}" for name in names))
+    refused = question[question.index("misfire-refused") : question.index("misfire-confirm")]
+    assert "Re-run these 2 occurrences?" in question
+    for told in ("was deleted", "'args' is not a JSON list", "It was dismissed. Reopen it first."):
+        assert refused.count(told) == 1
+    text = run(client, *names)
+    assert "5 of 5: 2 sent, 3 not sent." in text
+    assert text.count("not sent. ") >= 3
+    assert "b, 2026-03-02 10:00:00+01:00: not sent. Its periodic task was deleted" in text
+    assert [message.headers["periodic_task_name"] for message in sent(site)] == ["a", "d"]
+    assert "secret" not in text
+    assert broken.enabled
+
+
+def test_what_an_edit_has_made_unknown_is_told_before_and_after(site: AdminSite) -> None:
+    hourly()
+    record = missed(count=5, step=timedelta(minutes=20))
+    client = site.client(*RUN)
+    question = page(client, f"{LIST}run/?run={record.pk}")
+    assert "Re-run these 2 occurrences?" in question
+    assert re.search(r"<td>3</td><td>The schedule was edited since", question)
+    text = run(client, record.pk)
+    assert "2 occurrences were sent." in text
+    assert "3 not sent. The schedule was edited since" in text
+
+
+@pytest.mark.takes(40)
+@pytest.mark.timeout(300)
+def test_five_thousand_records_are_run_in_order_with_progress(site: AdminSite) -> None:
+    from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun, Rerun
+
+    task = hourly()
+    MissedFire.objects.bulk_create(
+        MissedFire(
+            task_id=f"id {n}",
+            entry="reports",
+            periodic_task=task,
+            task="shop.reports",
+            first=NINE + n * HOUR,
+            last=NINE + n * HOUR,
+            count=1,
+            reason="scheduler_down",
+            instruction="do_nothing",
+            detected_at=NINE + n * HOUR,
+        )
+        for n in range(5000)
+    )
+    client = site.client(*RUN)
+    chosen = {"action": "run_selected", "select_across": "1", "_selected_action": ["1"]}
+    question = client.post(LIST, chosen)
+    assert "Re-run these 5000 occurrences?" in question.content.decode()
+    answer = confirmed(client, question)
+    url, seen = answer.request["PATH_INFO"], []
+    while True:
+        step = client.post(url, headers={"accept": "application/json"}).json()
+        assert step["problem"] == ""
+        seen.append(step["done"])
+        if step["finished"]:
+            break
+    assert seen == sorted(seen)
+    assert step["sent"] == 5000
+    moments = [message.headers["misfire"]["scheduled_fire_time"] for message in sent(site)]
+    assert len(moments) == 5000
+    assert moments == sorted(moments)
+    assert OccurrenceRun.objects.filter(rerun=Rerun.objects.get()).count() == 5000
 
 
 def test_a_message_that_arrived_in_spite_of_an_error_has_the_same_id_the_next_time(
@@ -497,6 +728,139 @@ def test_a_worker_runs_it_once_with_its_original_time_and_never_takes_it_for_the
     assert line["task_id"] != lost
 
 
+# -- dismissing --------------------------------------------------------------------------------------------
+
+
+DISMISS = (*RUN, "dismiss_missedfire")
+
+
+def open_cells(client: Any, query: str = "") -> list[str]:
+    return re.findall(r'class="field-still_open">([^<]*)<', page(client, LIST + query))
+
+
+def test_a_record_is_dismissed_with_a_note_and_reopened(site: AdminSite) -> None:
+    hourly()
+    record = missed(count=2)
+    client = site.client(*DISMISS)
+    assert open_cells(client) == ["2 of 2"]
+    url = f"{LIST}{record.pk}/"
+    answer = client.post(f"{url}dismiss/", {"note": "<b>nobody</b> needs it"}, follow=True)
+    text = answer.content.decode()
+    assert "1 record was dismissed." in text
+    assert "&lt;b&gt;nobody&lt;/b&gt; needs it" in text
+    assert re.search(r"By user0 at \d{4}-", text)
+    # What is dismissed is not offered any more, and not sent.
+    assert "Re-run the occurrence" not in text
+    assert open_cells(client) == ["dismissed"]
+    run(client, record.pk)
+    assert sent(site) == []
+    assert "nobody" in page(client, f"{url}history/")
+    client.post(f"{url}dismiss/", {"reopen": "Reopen"})
+    record.refresh_from_db()
+    assert (record.dismissed_at, record.dismissed_by, record.note) == (None, None, "")
+    assert "Reopened." in page(client, f"{url}history/")
+    assert "2 occurrences were sent." in run(client, record.pk)
+    assert open_cells(client) == ["all re-run"]
+
+
+def test_many_are_dismissed_by_the_action_and_the_list_counts_what_is_open(site: AdminSite) -> None:
+    hourly()
+    records = [missed(first=NINE + n * 10 * HOUR, count=2) for n in range(4)]
+    client = site.client(*DISMISS)
+    run(client, name_of(records[0]))
+    assert "4 records, 8 missed runs, 7 open." in page(client, LIST)
+    chosen = {"action": "dismiss_selected", "_selected_action": [record.pk for record in records[1:3]]}
+    question = client.post(LIST, chosen)
+    assert "Dismiss 2 records?" in question.content.decode()
+    assert "7 open." in page(client, LIST)
+    confirmed(client, question)
+    assert "4 records, 8 missed runs, 3 open." in page(client, LIST)
+    assert open_cells(client, "?state=open") == ["2 of 2", "1 of 2"]
+    assert open_cells(client, "?state=dismissed") == ["dismissed"] * 2
+    run(client, records[0].pk)
+    assert open_cells(client, "?state=rerun") == ["all re-run"]
+    assert open_cells(client, "?o=2") == ["dismissed", "dismissed", "all re-run", "2 of 2"]
+
+
+def test_who_may_not_dismiss_is_not_asked_to(site: AdminSite) -> None:
+    hourly()
+    record = missed()
+    client = site.client(*RUN)
+    assert client.post(f"{LIST}{record.pk}/dismiss/").status_code == 403
+    assert "dismiss" not in page(client, LIST).replace("state=dismissed", "").replace("dismissed", "")
+    assert "misfire-dismiss" not in page(client, f"{LIST}{record.pk}/change/")
+    chosen = {"action": "dismiss_selected", "_selected_action": [record.pk], "confirmed": str(record.pk)}
+    client.post(LIST, chosen)
+    allowed = site.client(*DISMISS, enforce_csrf_checks=True)
+    assert allowed.post(f"{LIST}{record.pk}/dismiss/").status_code == 403
+    assert site.client(*DISMISS).get(f"{LIST}{record.pk}/dismiss/").status_code == 403
+    record.refresh_from_db()
+    assert record.dismissed_at is None
+
+
+# -- the page of a re-run ----------------------------------------------------------------------------------
+
+
+RERUNS = "/admin/celery_misfire/rerun/"
+
+
+def test_a_re_run_is_seen_by_whoever_sees_missed_runs_and_continued_by_whoever_may_run(
+    site: AdminSite,
+) -> None:
+    from celery_misfire.contrib.django.admin.reruns import Part, previews, start
+
+    hourly()
+    rerun = start(previews(site.app, [Part(missed(count=3))]), None)
+    url = f"{RERUNS}{rerun.pk}/change/"
+    for client in (site.client("view_periodictask"), site.client()):
+        assert client.get(url).status_code == client.get(RERUNS).status_code == 403
+        assert client.post(url).status_code == 403
+    viewer = site.client(*SEE)
+    assert "not finished: 0 of 1 records" in page(viewer, RERUNS)
+    assert "data-rerun" not in page(viewer, url)
+    assert viewer.post(url).status_code == 403
+    assert site.client(*RUN, enforce_csrf_checks=True).post(url).status_code == 403
+    assert sent(site) == []
+    assert "3 of 3: 3 sent, 0 not sent." in finished(site.client(*RUN), site.client(*RUN).get(url))
+    assert "finished" in page(viewer, RERUNS)
+    assert viewer.get(f"{RERUNS}4711/change/").status_code == 404
+
+
+def test_two_pages_of_one_re_run_do_not_work_at_the_same_time(site: AdminSite) -> None:
+    from celery_misfire.contrib.django import moments
+    from celery_misfire.contrib.django.admin.reruns import LONGEST_STEP, Part, previews, start
+
+    hourly()
+    rerun = start(previews(site.app, [Part(missed(count=3))]), None)
+    rerun.busy_until = moments.as_stored(moments.now()) + LONGEST_STEP
+    rerun.save()
+    client, url = site.client(*RUN), f"{RERUNS}{rerun.pk}/change/"
+    client.post(url)
+    assert sent(site) == []
+    # It was killed: after a while another one goes on.
+    rerun.busy_until = moments.as_stored(moments.now() - 1)
+    rerun.save()
+    client.post(url)
+    assert len(sent(site)) == 3
+
+
+def test_a_step_that_was_killed_sends_nothing_twice(site: AdminSite) -> None:
+    from celery_misfire.contrib.django.admin.reruns import Part, previews, start
+    from celery_misfire.contrib.django.admin.running import Runner
+
+    task = hourly()
+    record = missed(count=3)
+    rerun = start(previews(site.app, [Part(record)]), None)
+    # It has sent one, and not noted how far it was.
+    runner = Runner(site.app, None, rerun)
+    runner.run(record, task, to_millis(NINE))
+    runner.close()
+    client = site.client(*RUN)
+    told = finished(client, client.get(f"{RERUNS}{rerun.pk}/change/"))
+    assert "3 of 3: 3 sent, 0 not sent." in told
+    assert times(sent(site)) == ["08:00", "09:00", "10:00"]
+
+
 # -- forgetting --------------------------------------------------------------------------------------------
 
 
@@ -509,7 +873,7 @@ def purge(*options: str) -> str:
 
 
 def test_old_records_are_forgotten_with_who_had_them_run(site: AdminSite) -> None:
-    from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
+    from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun, Rerun
 
     hourly()
     today = datetime.now(UTC)
@@ -524,7 +888,10 @@ def test_old_records_are_forgotten_with_who_had_them_run(site: AdminSite) -> Non
         assert purge() == "1 record deleted."
     assert purge() == "1 record deleted."
     assert OccurrenceRun.objects.count() == 0
+    assert Rerun.objects.count() == 1
+    Rerun.objects.update(requested_at=today - timedelta(days=1))
     assert purge("--older-than", "12h") == "2 records deleted."
+    assert Rerun.objects.count() == 0
     missed(first=today, detected_at=today)
     assert purge("--older-than", "0d") == "1 record deleted."
     assert not MissedFire.objects.exists()

@@ -6,7 +6,6 @@ import re
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -17,6 +16,7 @@ VIEW = ("view_periodictask", "view_missedfire")
 EDIT = (*VIEW, "add_periodictask", "change_periodictask", "add_misfirepolicy", "change_misfirepolicy")
 
 HOUR = 3_600_000
+RESTART = "“Run once now and restart the interval”"
 
 
 @pytest.fixture
@@ -57,6 +57,7 @@ def missed(task: Any, *, count: int = 1, hours_ago: float = 1) -> Any:
     return MissedFire.objects.create(
         task_id=f"{task.name} {moment}",
         entry=task.name,
+        periodic_task=task,
         task=task.task,
         first=moment,
         last=moment,
@@ -83,12 +84,22 @@ def body(client: Any, url: str) -> str:
 
 
 def test_the_list_tells_the_next_fire_time_in_local_time_with_its_offset(site: AdminSite) -> None:
-    moment = int(datetime(2027, 1, 15, 1, tzinfo=UTC).timestamp() * 1000)
+    moment = int(datetime(2037, 1, 15, 1, tzinfo=UTC).timestamp() * 1000)
     site.plan(hourly("winter"), next_fire_time=moment)
     site.plan(hourly("summer"), next_fire_time=moment + 180 * 24 * HOUR)
     page = body(site.client(*VIEW), LIST)
-    assert cells(page, "misfire_next") == ["2027-07-14 03:00:00+02:00", "2027-01-15 02:00:00+01:00"]
-    assert cells(page, "misfire_late_by") == ["-", "-"]
+    assert cells(page, "misfire_next") == ["14 Jul 2037, 03:00", "15 Jan 2037, 02:00"]
+    assert re.findall(r'title="(20[^"]*)"', page) == [
+        "2037-07-14 03:00:00+02:00",
+        "2037-01-15 02:00:00+01:00",
+    ]
+    assert cells(page, "misfire_state") == ["run once", "run once"]
+
+
+def test_our_columns_stand_where_they_are_seen(site: AdminSite) -> None:
+    hourly("a")
+    found = re.findall(r'<t[dh] class="field-(\w+)', body(site.client(*VIEW), LIST))
+    assert found[:4] == ["name", "enabled", "misfire_next", "misfire_state"]
 
 
 def test_a_task_that_is_late_by_its_threshold_is_overdue_and_a_word_says_so(site: AdminSite) -> None:
@@ -97,14 +108,14 @@ def test_a_task_that_is_late_by_its_threshold_is_overdue_and_a_word_says_so(site
     policy(patient, threshold=3 * 3600)
     site.plan(patient, next_fire_time=now() - 2 * HOUR)
     page = body(site.client(*VIEW), LIST)
-    assert cells(page, "misfire_late_by") == ["2 hours", "2 hours overdue"]
+    assert cells(page, "misfire_state") == ["2 hours late · run once", "2 hours overdue · run once"]
     assert page.count('class="misfire-overdue"') == 1
 
 
 def test_a_disabled_task_is_never_overdue(site: AdminSite) -> None:
     site.plan(hourly("off", enabled=False), next_fire_time=now() - 2 * HOUR)
     page = body(site.client(*VIEW), LIST)
-    assert (cells(page, "misfire_next"), cells(page, "misfire_late_by")) == (["-"], ["-"])
+    assert (cells(page, "misfire_next"), cells(page, "misfire_state")) == (["-"], ["run once"])
 
 
 def test_what_beat_has_not_planned_yet_is_said_to_be_so(site: AdminSite) -> None:
@@ -116,22 +127,26 @@ def test_what_beat_has_not_planned_yet_is_said_to_be_so(site: AdminSite) -> None
     assert cells(body(site.client(*VIEW), LIST), "misfire_next") == ["Not planned yet"] * 2
 
 
-def test_the_policy_is_shown_resolved(site: AdminSite) -> None:
+def test_the_policy_is_shown_resolved_in_two_words(site: AdminSite) -> None:
     hourly("a")
     policy(hourly("b"), instruction="do_nothing")
     policy(hourly("c"), instruction="off")
     every("d", 15)
     policy(hourly("e"), threshold=5)
     policy(hourly("f"), instruction="fire_now")
+    policy(every("g", 15), instruction="reschedule_now_with_existing_repeat_count")
+    hourly("h", one_off=True)
     with site.settings(misfire_policies={"a": "ignore_misfire_policy"}):
         page = body(site.client(*VIEW), LIST)
-    assert cells(page, "misfire_resolved")[::-1] == [
-        "Run every missed occurrence",
-        "Do nothing until the next fire time",
-        "Off: plan from now and record nothing",
-        "Smart policy: Wait for the next fire time, remaining count",
-        "Smart policy: Run once now",
-        "Not valid",
+    assert cells(page, "misfire_state")[::-1] == [
+        "run every",
+        "skip missed",
+        "off",
+        "skip missed",
+        "run once",
+        "policy not valid",
+        "run and restart",
+        "run late",
     ]
 
 
@@ -140,17 +155,56 @@ def test_the_number_of_missed_runs_leads_to_their_list(site: AdminSite) -> None:
     missed(task, count=3)
     missed(task, count=2, hours_ago=5)
     missed(task, count=100, hours_ago=30)
+    missed(task, count=1000).__class__.objects.filter(count=1000).update(dismissed_at=datetime.now(UTC))
     missed(hourly("other"), count=7)
     client = site.client(*VIEW)
     page = body(client, LIST)
-    assert cells(page, "misfire_missed") == ["7", "5"]
+    assert cells(page, "misfire_state") == ["7 missed · run once", "5 missed · run once"]
     link = next(
         unescape(found)
         for found in re.findall(r'href="([^"]*missedfire/\?[^"]*)"', page)
-        if "quoted" in found
+        if f"periodic_task={task.pk}&" in found
     )
-    assert parse_qs(urlsplit(link).query)["entry"] == [task.name]
     assert cells(body(client, link), "count") == ["3", "2"]
+    # Who may not see the records gets no link to them.
+    page = body(site.client("view_periodictask"), LIST)
+    assert cells(page, "misfire_state") == ["7 missed · run once", "5 missed · run once"]
+    assert "missedfire/" not in page
+
+
+def test_a_rename_keeps_the_missed_runs_of_a_row(site: AdminSite) -> None:
+    task = hourly("old")
+    missed(task, count=3)
+    task.name = "new"
+    task.save()
+    missed(hourly("old"), count=1)
+    page = body(site.client(*VIEW), LIST)
+    assert cells(page, "name") == ["old", "new"]
+    assert cells(page, "misfire_state") == ["1 missed · run once", "3 missed · run once"]
+
+
+def test_the_list_is_filtered_and_sorted_by_overdue_and_missed(site: AdminSite) -> None:
+    site.plan(hourly("fine"), next_fire_time=now() + HOUR)
+    site.plan(hourly("overdue"), next_fire_time=now() - 2 * HOUR)
+    site.plan(hourly("off", enabled=False), next_fire_time=now() - 2 * HOUR)
+    missed(hourly("few"), count=1)
+    missed(hourly("many"), count=9)
+    client = site.client(*VIEW)
+    assert cells(body(client, f"{LIST}?misfires=overdue"), "name") == ["overdue"]
+    assert cells(body(client, f"{LIST}?misfires=missed"), "name") == ["many", "few"]
+    # The fifth column, after the check box; backwards.
+    columns = re.findall(r'class="[^"]*column-(\w+)', body(client, LIST))
+    number = columns.index("misfire_state") + ("action_checkbox" not in columns)
+    ordered = cells(body(client, f"{LIST}?o=-{number}"), "name")
+    assert ordered[:3] == ["overdue", "many", "few"]
+
+
+def test_a_word_is_said_when_nobody_leads(site: AdminSite) -> None:
+    hourly("a")
+    client = site.client(*VIEW)
+    assert "No beat is running: nothing is sent." in body(client, LIST)
+    site.plan(hourly("b"))
+    assert "No beat is running" not in body(client, LIST)
 
 
 def test_without_redis_the_list_shows_dashes_and_one_message(site: AdminSite) -> None:
@@ -159,10 +213,10 @@ def test_without_redis_the_list_shows_dashes_and_one_message(site: AdminSite) ->
     site.plan(task)
     with site.settings(misfire_redis_url="redis://:secret@127.0.0.1:1/0"):
         page = body(site.client(*VIEW), LIST)
+        assert cells(body(site.client(*VIEW), f"{LIST}?misfires=overdue&o=4"), "name") == []
     assert cells(page, "misfire_next") == ["-"]
-    assert cells(page, "misfire_missed") == ["1"]
-    assert cells(page, "misfire_resolved") == ["Smart policy: Run once now"]
-    assert page.count("What beat plans is not known at the moment") == 1
+    assert cells(page, "misfire_state") == ["1 missed · run once"]
+    assert page.count("Redis does not answer; next runs are unknown.") == 1
     assert "secret" not in page
 
 
@@ -171,7 +225,7 @@ def test_with_wrong_settings_the_list_says_what_is_wrong(site: AdminSite) -> Non
     with site.settings(misfire_threshold="soon"):
         page = body(site.client(*VIEW), LIST)
     assert "misfire_threshold" in page
-    assert cells(page, "misfire_resolved") == ["-"]
+    assert cells(page, "misfire_state") == ["-"]
 
 
 def test_a_schedule_that_nobody_can_read_breaks_no_page(site: AdminSite) -> None:
@@ -190,7 +244,7 @@ def test_a_schedule_that_nobody_can_read_breaks_no_page(site: AdminSite) -> None
         row("at the pole", solar=SolarSchedule(event="sunrise", latitude=89, longitude=0)),
     ]
     client = site.client(superuser=True)
-    assert cells(body(client, LIST), "misfire_resolved").count("Not valid") == 3
+    assert cells(body(client, LIST), "misfire_state").count("schedule not valid") == 3
     for task in tasks:
         pages = [f"{LIST}{task.pk}/{page}/" for page in ("change", "timeline", "what-if")]
         records = [missed(task, count=count, hours_ago=count) for count in (1, 3, 300)]
@@ -207,11 +261,11 @@ def test_a_policy_that_does_not_fit_is_not_valid_and_the_task_is_expected_all_th
     policy(task, instruction="fire_now")
     [record] = site.plan(task)
     page = body(site.client(*VIEW), LIST)
-    assert cells(page, "misfire_resolved") == ["Not valid"]
-    [text] = cells(page, "misfire_next")
+    assert cells(page, "misfire_state") == ["policy not valid"]
+    [text] = re.findall(r'title="(20[^"]*)"', page)
     assert datetime.fromisoformat(text).timestamp() == record.state.next_fire_time // 1000
     page = body(site.client(*VIEW), f"{LIST}{task.pk}/what-if/")
-    assert "Smart policy: Run once now" in page
+    assert "Smart policy: Run once for all missed" in page
 
 
 def test_a_thousand_rows_cost_as_many_queries_as_ten(site: AdminSite, monkeypatch: Any) -> None:
@@ -295,6 +349,32 @@ def test_another_apps_columns_inlines_and_fieldsets_stay(site: AdminSite) -> Non
     assert their_site.is_registered(MissedFire)
 
 
+def test_tables_that_are_not_migrated_are_told_and_break_no_page(
+    site: AdminSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from django.db import connection
+
+    from celery_misfire.contrib.django import database
+
+    task = hourly("a")
+    monkeypatch.setattr(database, "_migrated", set())
+    # As if the last migration had not been run.
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE celery_misfire_missedfire DROP COLUMN note")
+    client, told = site.client(*EDIT, "delete_periodictask"), "Run: manage.py migrate"
+    try:
+        for url in (LIST, f"{LIST}?misfires=missed", f"{LIST}add/", f"{LIST}{task.pk}/change/"):
+            assert body(client, url).count(told) == 1, url
+        assert told in client.get("/admin/celery_misfire/missedfire/", follow=True).content.decode()
+        for page in ("timeline", "what-if"):
+            body(client, f"{LIST}{task.pk}/{page}/")
+        answer = client.post(f"{LIST}{task.pk}/change/", form(body(client, f"{LIST}{task.pk}/change/")))
+        assert answer.status_code == 302
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE celery_misfire_missedfire ADD COLUMN note text NOT NULL DEFAULT ''")
+
+
 # -- the form ----------------------------------------------------------------------------------------------
 
 
@@ -320,19 +400,63 @@ def form(page: str, **changes: Any) -> dict[str, str]:
     return data | {name.replace("policy_", "misfire_policy-0-"): value for name, value in changes.items()}
 
 
-def test_the_drop_down_offers_what_fits_the_schedule(site: AdminSite) -> None:
+def labels(page: str) -> list[str]:
+    select = re.search(r'<select name="misfire_policy-0-instruction".*?</select>', page, re.S)
+    assert select
+    return [unescape(label) for label in re.findall(r"<option[^>]*>([^<]*)<", select[0])]
+
+
+def test_the_drop_down_offers_one_choice_for_each_thing_that_can_happen(site: AdminSite) -> None:
     client = site.client(*EDIT)
-    cron = offered(body(client, f"{LIST}{hourly('cron').pk}/change/"))
-    assert cron == ["", "smart_policy", "ignore_misfire_policy", "fire_once_now", "do_nothing", "off"]
-    interval = offered(body(client, f"{LIST}{every('interval', 15).pk}/change/"))
-    assert len(interval) == 11
-    assert "fire_now" in interval
+    assert labels(body(client, f"{LIST}{hourly('cron').pk}/change/")) == [
+        "Site default (now: Run once for all missed)",
+        "Smart policy (here: Run once for all missed)",
+        "Skip missed runs",
+        "Run once for all missed",
+        "Run every missed one",
+        "Off: drop late runs without a record",
+    ]
+    assert labels(body(client, f"{LIST}{every('interval', 15).pk}/change/")) == [
+        "Site default (now: Skip missed runs)",
+        "Smart policy (here: Skip missed runs)",
+        "Skip missed runs",
+        "Run once for all missed",
+        "Run every missed one",
+        "Run once now and restart the interval",
+        "Off: drop late runs without a record",
+    ]
+    assert labels(body(client, f"{LIST}{hourly('once', one_off=True).pk}/change/")) == [
+        "Site default (now: Run it late)",
+        "Smart policy (here: Run it late)",
+        "Skip missed runs",
+        "Run it late",
+        "Off: drop late runs without a record",
+    ]
 
 
-def test_a_new_task_is_offered_everything_with_the_types_it_fits(site: AdminSite) -> None:
+def test_a_choice_that_was_made_before_stays_one(site: AdminSite) -> None:
+    task = every("a", 15)
+    policy(task, instruction="reschedule_next_with_existing_count")
+    page = body(site.client(*EDIT), f"{LIST}{task.pk}/change/")
+    assert '<option value="reschedule_next_with_existing_count" selected>' in page
+    data = form(page)
+    assert site.client(*EDIT).post(f"{LIST}{task.pk}/change/", data).status_code == 302
+    task.misfire_policy.refresh_from_db()
+    assert task.misfire_policy.instruction == "reschedule_next_with_existing_count"
+
+
+def test_a_new_task_is_offered_what_fits_some_schedule(site: AdminSite) -> None:
     page = body(site.client(*EDIT), f"{LIST}add/")
-    assert len(offered(page)) == 11
-    assert "Fire now (interval, clocked, one-off)" in page
+    assert offered(page) == [
+        "",
+        "smart_policy",
+        "do_nothing",
+        "fire_once_now",
+        "ignore_misfire_policy",
+        "fire_now",
+        "off",
+    ]
+    assert "Site default" in labels(page)
 
 
 def test_each_choice_is_explained_by_what_it_would_do_to_this_very_task(site: AdminSite) -> None:
@@ -346,7 +470,7 @@ def test_each_choice_is_explained_by_what_it_would_do_to_this_very_task(site: Ad
 
         return f"{datetime.fromtimestamp(moment / 1000, ZoneInfo('Europe/Berlin')):%H:%M}"
 
-    told = re.search(r"<dt>Run every missed occurrence.*?</dd>", page, re.S)
+    told = re.search(r"<dt>Run every missed one.*?</dd>", page, re.S)
     assert told
     first, second, third = (clock(due + n * 15 * 60_000) for n in range(3))
     assert first in told[0]
@@ -412,9 +536,17 @@ def test_a_task_saved_without_a_choice_has_no_policy_of_its_own(site: AdminSite)
         ("policy_threshold", "0", "Enter a number of seconds greater than 0"),
         ("policy_max_catch_up", "0", "To run nothing, choose another instruction"),
         ("policy_max_lateness", "1e12", "at most 100 years"),
-        ("policy_mail_to", "a@example.org, nobody", "“nobody” is no email address"),
+        (
+            "policy_mail_to",
+            "a@example.org, nobody",
+            "“nobody” is not a valid address",
+        ),
         ("policy_instruction", "sometimes", "Select a valid choice"),
-        ("policy_instruction", "fire_now", "“Fire now” does not fit this schedule. Choose one of: As set"),
+        (
+            "policy_instruction",
+            "fire_now",
+            f"{RESTART} does not fit this schedule. Choose one of: Site",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_words(site: AdminSite, field: str, value: str, told: str) -> None:
@@ -435,7 +567,7 @@ def test_an_instruction_is_judged_by_the_schedule_that_is_saved_with_it(site: Ad
     client = site.client(*EDIT)
     data = form(body(client, f"{LIST}{task.pk}/change/"), interval="", crontab=crontab(minute="0").pk)
     answer = client.post(f"{LIST}{task.pk}/change/", data)
-    assert "“Fire now” does not fit this schedule" in unescape(answer.content.decode())
+    assert f"{RESTART} does not fit this schedule" in unescape(answer.content.decode())
     data["misfire_policy-0-instruction"] = "fire_once_now"
     assert client.post(f"{LIST}{task.pk}/change/", data).status_code == 302
 
@@ -444,8 +576,38 @@ def test_whoever_may_only_look_can_change_nothing(site: AdminSite) -> None:
     task = hourly("a")
     policy(task, instruction="do_nothing")
     page = body(site.client(*VIEW, "view_misfirepolicy"), f"{LIST}{task.pk}/change/")
-    assert "Do nothing until the next fire time" in page
+    assert "Skip missed runs" in page
     assert "misfire_policy-0-instruction" not in page
+
+
+@pytest.mark.parametrize(
+    ("permissions", "may"),
+    [
+        (("view_misfirepolicy",), False),
+        (("view_misfirepolicy", "add_misfirepolicy", "change_misfirepolicy"), False),
+        (("change_periodictask", "view_misfirepolicy"), False),
+        (("change_periodictask", "view_misfirepolicy", "change_misfirepolicy"), False),
+        (("change_periodictask", "view_misfirepolicy", "add_misfirepolicy"), True),
+    ],
+)
+def test_nobody_gets_fields_that_are_not_saved(site: AdminSite, permissions: Any, may: bool) -> None:
+    from celery_misfire.contrib.django.models import MisfirePolicy
+
+    task = hourly("a")
+    client = site.client(*VIEW, *permissions)
+    page = body(client, f"{LIST}{task.pk}/change/")
+    assert ('name="misfire_policy-0-instruction"' in page) == may
+    data = form(page, policy_instruction="do_nothing")
+    client.post(f"{LIST}{task.pk}/change/", data)
+    assert MisfirePolicy.objects.exists() == may
+
+
+def test_a_day_that_never_comes_is_wrong_as_a_schedule_and_not_as_a_policy(site: AdminSite) -> None:
+    task = hourly("a", crontab=crontab(minute="0", hour="0", day_of_month="30", month_of_year="2"))
+    client = site.client(*EDIT)
+    assert cells(body(client, LIST), "misfire_state") == ["schedule not valid"]
+    page = body(client, f"{LIST}{task.pk}/what-if/")
+    assert "This task can never be scheduled" in page
 
 
 def test_names_are_escaped_wherever_they_are_shown(site: AdminSite) -> None:

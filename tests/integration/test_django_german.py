@@ -194,6 +194,7 @@ def fill(site: AdminSite) -> None:
         MissedFire.objects.create(
             task_id=name,
             entry=name,
+            periodic_task_id=preise.pk if name == preise.name else 4711,
             task=f"shop.{name.lower()}",
             first=first,
             last=first + (count - 1) * timedelta(hours=1),
@@ -289,12 +290,11 @@ def test_the_list_of_periodic_tasks_is_german(client: Any):
     start = page.index('id="result_list"')
     in_german(
         page[start : page.index("</table>", start)],
-        "Nächste Fälligkeit",
+        "Nächste",
         "Noch nicht geplant",
         "überfällig",
-        "Ausgefallen in 24 h",
-        "Smart-Regel: Jetzt einmal ausführen",
-        "Bis zur nächsten Fälligkeit nichts tun",
+        "einmal nachholen",
+        "überspringen",
     )
 
 
@@ -303,7 +303,7 @@ def test_the_policy_in_the_form_of_a_task_is_german(client: Any, of_a_task: bool
     page = content(client, f"{TASKS}{key('Preise')}/change/" if of_a_task else f"{TASKS}add/")
     ours = page[page.index('id="misfire_policy-group"') : page.index('class="submit-row"')]
     in_german(ours, "Misfire-Regel", "Höchstzahl nachzuholender Läufe:", "Was jede Auswahl bewirkt")
-    wanted = "Zum Beispiel: Beat fällt von" if of_a_task else "Jetzt auslösen (Intervall, getaktet, einmalig)"
+    wanted = "Zum Beispiel: Beat fällt von" if of_a_task else "Jetzt einmal nachholen, Intervall beginnt neu"
     assert wanted in " ".join(_Visible(ours).found)
 
 
@@ -315,7 +315,7 @@ def test_what_is_refused_is_told_in_german(site: AdminSite):
         str(form.errors),
         "Bitte eine Zahl von Sekunden größer als 0 eingeben",
         "Bitte eine Zahl ab 1 eingeben",
-        "„niemand“ ist keine E-Mail-Adresse.",
+        "„niemand“ ist keine gültige Adresse. Mehrere bitte mit Kommas trennen.",
     )
 
 
@@ -329,6 +329,8 @@ def test_the_list_of_missed_runs_is_german(client: Any):
         "Festgestellt am",
         "Beat lief nicht",
         "2026-03-10 09:00:00+01:00 bis 2026-03-10 10:00:00+01:00",
+        "2 Einträge, 5 ausgefallene Läufe, 5 offen.",
+        "Verschwunden (gelöscht)",
     )
 
 
@@ -338,12 +340,16 @@ def test_a_missed_run_and_its_log_are_german(client: Any):
     missed = MissedFire.objects.get(entry="Preise")
     in_german(
         content(client, f"{MISSED}{missed.pk}/change/"),
-        "Diese 2 Läufe der Reihe nach nachholen",
-        "Ein Beat hat die Führung übernommen. Davor: Beat lief nicht.",
-        "Misfire. Beat lief nicht. Bis zur nächsten Fälligkeit nichts tun: 2 ausgefallen.",
+        "Alle 2 der Reihe nach nachholen",
+        "Beat startete. Davor: Beat lief nicht.",
+        "verspätet. Beat lief nicht. Ausgefallene Läufe überspringen: 2 ausgefallen.",
+        "Abhaken",
     )
     gone = MissedFire.objects.get(entry="Verschwunden")
-    in_german(content(client, f"{MISSED}{gone.pk}/change/"), "Nichts kann nachgeholt werden.")
+    in_german(
+        content(client, f"{MISSED}{gone.pk}/change/"),
+        "Die periodische Aufgabe wurde gelöscht und kann deshalb nicht gesendet werden.",
+    )
 
 
 def test_the_question_before_running_is_german(client: Any):
@@ -352,7 +358,7 @@ def test_the_question_before_running_is_german(client: Any):
     keys = [missed.pk for missed in MissedFire.objects.order_by("entry")]
     in_german(
         content(client, f"{MISSED}run/", run=keys),
-        "Es gibt keine periodische Aufgabe „Verschwunden“ mehr",
+        "Die periodische Aufgabe wurde gelöscht",
         "Läufe nachholen? Ihre Aufgaben werden jetzt gesendet, in dieser Reihenfolge,",
         "Ja, jetzt nachholen",
         "Nein, bitte abbrechen",
@@ -392,7 +398,7 @@ def test_the_timeline_is_german(client: Any, name: str, told: tuple[str, ...]):
 def test_the_what_if_page_is_german(client: Any, query: dict[str, str], told: str):
     window = {"down": "2026-03-10T13:30", "up": "2026-03-10T15:15"}
     page = content(client, f"{TASKS}{key('Preise')}/what-if/", **window | query)
-    in_german(page, "Beat fällt aus von:", "Misfire-Schwelle:", told)
+    in_german(page, "Beat fällt aus von:", "Misfire-Schwelle (Sekunden):", told)
 
 
 def test_a_mail_is_german(site: AdminSite):
@@ -463,3 +469,19 @@ def test_words_of_a_newer_version_stand_among_the_german_ones(site: AdminSite):
     assert in_words(sent).endswith("gesendet (tomorrow's).")
     led = Led(epoch=1, reason="a_new_reason", cold=False, now=NOW)
     assert in_words(led).endswith("a_new_reason.")
+
+
+def test_a_re_run_and_the_question_before_dismissing_are_german(site: AdminSite, client: Any):
+    from celery_misfire.contrib.django.admin.reruns import Part, previews, start
+    from celery_misfire.contrib.django.models import MissedFire
+
+    parts = [Part(missed) for missed in MissedFire.objects.order_by("entry")]
+    rerun = start(previews(site.app, parts), None)
+    url = f"/admin/celery_misfire/rerun/{rerun.pk}/change/"
+    in_german(content(client, url), "0 von 5: 0 gesendet, 0 nicht gesendet.", "Weiter")
+    client.post(url)
+    in_german(content(client, url), "5 von 5: 2 gesendet, 3 nicht gesendet.", "wurde gelöscht")
+    in_german(content(client, "/admin/celery_misfire/rerun/"), "Nachholung", "fertig")
+    chosen = {"action": "dismiss_selected", "_selected_action": [part.missed.pk for part in parts]}
+    page = client.post(MISSED, chosen).content.decode()
+    in_german(page[page.index("<body") :], "2 Einträge abhaken?", "Notiz")

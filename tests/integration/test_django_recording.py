@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import celery._state
@@ -54,6 +54,58 @@ def test_a_record_is_kept_once_however_often_it_comes(any_site: DjangoProject) -
     assert records().count() == 2
     found = records().get(task_id=MISSED.task_id)
     assert {field.name: getattr(found, field.name) for field in fields(MISSED)} == vars(MISSED)
+
+
+def test_a_record_belongs_to_the_row_whatever_becomes_of_its_name(any_site: DjangoProject) -> None:
+    row = any_site.add("reports", interval=3600)
+    keep(replace(MISSED, task_id="first", entry="reports"))
+    row.name = "new name"
+    row.save()
+    # Found out before the rename, and reported after it.
+    keep(replace(MISSED, task_id="second", entry="reports"))
+    row.delete()
+    keep(replace(MISSED, task_id="third", entry="new name"))
+    keep(replace(MISSED, task_id="other", entry="never a row"))
+    found = dict(records().values_list("task_id", "periodic_task_id"))
+    assert found["first"] == found["second"] is not None
+    assert (found["third"], found["other"]) == (None, None)
+
+
+def test_records_of_an_earlier_version_find_their_rows(any_site: DjangoProject) -> None:
+    from django.core.management import call_command
+
+    row = any_site.add("reports", interval=3600)
+    keep(replace(MISSED, task_id="a", entry="reports"))
+    keep(replace(MISSED, task_id="b", entry="never a row"))
+    for target in ("0001", "0003"):
+        call_command("migrate", "celery_misfire", target, verbosity=0)
+    assert dict(records().values_list("task_id", "periodic_task_id")) == {"a": row.pk, "b": None}
+    call_command("makemigrations", "celery_misfire", check=True, dry_run=True, verbosity=0)
+
+
+def test_missed_runs_are_re_run_on_any_database(any_site: DjangoProject) -> None:
+    from celery import Celery
+    from django_celery_beat.models import PeriodicTask
+
+    from celery_misfire.contrib.django.admin.open_runs import with_open_runs
+    from celery_misfire.contrib.django.admin.overview import with_missed
+    from celery_misfire.contrib.django.admin.reruns import Part, previews, start, take_step
+    from celery_misfire.contrib.django.models import OccurrenceRun
+    from celery_misfire.contrib.django.moments import millis
+
+    any_site.add("reports", interval=3600)
+    hours = [MISSED.first + timedelta(hours=n) for n in range(3)]
+    keep(replace(MISSED, entry="reports", first=hours[0], last=hours[2], count=3))
+    app = Celery("shop", broker=any_site.url, set_as_current=False)
+    app.conf.update(misfire_redis_url=any_site.url)
+    rerun = start(previews(app, [Part(records().get(), None, millis(hours[1]))]), None)
+    take_step(app, rerun, None)
+    assert rerun.finished_at is not None
+    assert OccurrenceRun.objects.count() == 2
+    assert with_open_runs(records().all()).get().open_runs == 1
+    [listed] = with_missed(PeriodicTask.objects.filter(name="reports"), millis(MISSED.detected_at))
+    assert listed.misfire_missed == 1
+    app.close()
 
 
 def test_any_name_can_be_kept(any_site: DjangoProject) -> None:
@@ -173,13 +225,47 @@ def test_an_app_that_made_itself_the_default_is_taken_for_one(app: Celery) -> No
         celery._state.set_default_app(before)
 
 
-def test_redis_and_tables_are_looked_for_before_a_deployment_only(
-    app: Celery, site: DjangoProject, tmp_path: Any
+def test_redis_is_looked_for_before_a_deployment_only_and_missing_tables_always(
+    app: Celery, site: DjangoProject, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from celery_misfire.contrib.django import checks, database
+
+    monkeypatch.setattr(database, "_migrated", set())
     app.conf.misfire_redis_url = "redis://:hunter2@127.0.0.1:1/0"
     with connected(sqlite(tmp_path / "empty.sqlite3")):
-        assert said() == []
-        lines = said(deploy=True)
+        [line] = said()
+        assert line.startswith("celery_misfire.W007: The tables of misfire handling are missing")
+        lines = said(deploy=True)[1:]
+        # It is about to make them.
+        assert checks.check_tables(None, databases=["default"]) == []
     assert [line.split(":")[0] for line in lines] == ["celery_misfire.W005", "celery_misfire.E002"]
     assert "hunter2" not in str(lines)
     assert "celery_misfire, django_celery_beat" in lines[1]
+
+
+def test_a_database_that_is_away_is_no_problem_of_the_set_up(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from django.db import OperationalError
+
+    from celery_misfire.contrib.django import checks
+
+    def away() -> bool:
+        raise OperationalError("away")
+
+    monkeypatch.setattr(checks, "is_migrated", away)
+    assert said() == []
+
+
+def test_crontabs_that_run_in_another_zone_than_they_say_are_told(app: Celery) -> None:
+    from django.test import override_settings
+    from django_celery_beat.models import CrontabSchedule, PeriodicTask
+
+    app.conf.timezone = "Europe/Berlin"
+    for zone, enabled in (("Asia/Tokyo", True), ("Europe/Berlin", True), ("Asia/Dubai", False)):
+        crontab = CrontabSchedule.objects.create(minute="0", timezone=zone)
+        PeriodicTask.objects.create(name=zone, task="x", crontab=crontab, enabled=enabled)
+    assert said() == []
+    with override_settings(DJANGO_CELERY_BEAT_TZ_AWARE=False):
+        [line] = said()
+    assert line.startswith("celery_misfire.W008: DJANGO_CELERY_BEAT_TZ_AWARE is off, so 1 crontabs")

@@ -102,6 +102,10 @@ def pictures(text: str) -> list[ElementTree.Element]:
     ]
 
 
+def notes(response: Any) -> str:
+    return " ".join(map(str, response.context_data["notes"]))
+
+
 def problems(response: Any) -> str:
     return " ".join(map(str, response.context_data["problems"]))
 
@@ -147,9 +151,8 @@ def test_history_and_simulation_agree_for_every_instruction(site, server, schedu
             stored.events, task.name, NOW - 24 * HOUR, NOW, trigger=trigger, record=stored.record
         )
         state = trigger.first_state(NOON - 30 * HOUR)
-        answer = whatif.ask(
-            "x", trigger, state, MisfirePolicy(instruction), from_millis(DOWN), from_millis(UP)
-        )
+        question = whatif.Question.of(trigger, state, from_millis(DOWN), from_millis(UP))
+        answer = question.ask("x", MisfirePolicy(instruction))
         shown = answer.timeline
         told = {(o.scheduled, str(o.outcome), o.fire_time) for o in shown.occurrences if o.scheduled <= NOW}
         found = {
@@ -201,7 +204,7 @@ def test_a_log_that_begins_later_says_from_when_on_it_knows(site, server):
     past = past_of(server, task, begin=NOON - 5 * HOUR)
     past.beat_runs(NOW)
     response = timeline_of(site.client("view_periodictask"), task)
-    assert "The log begins on Tue 10 Mar, 08:00; what was before is not known." in problems(response)
+    assert "History starts Tue 10 Mar, 08:00." in notes(response)
     # The picture begins there as well.
     shown = response.context_data["timeline"]
     assert shown.start == shown.known_from
@@ -214,7 +217,7 @@ def test_of_a_log_that_is_too_long_the_newest_lines_are_read(site, server, monke
     task = make_task()
     with_an_outage(server, task)
     response = timeline_of(site.client("view_periodictask"), task)
-    assert "The log begins on" in problems(response)
+    assert "History starts" in notes(response)
     rows = [row for row in response.context_data["timeline"].rows if row.kind == "fired"]
     assert rows[-1].scheduled == "Tue 10 Mar, 13:00"
 
@@ -254,13 +257,13 @@ def test_without_redis_the_pages_say_so_and_do_not_hang(site, elsewhere, monkeyp
             began = time.monotonic()
             response = get(client, task, page)
             assert response.status_code == 200
-            assert "is not known at the moment" in problems(response)
+            assert "Redis does not answer" in problems(response)
             assert time.monotonic() - began < 10
     finally:
         elsewhere.thaw()
     elsewhere.kill()
     response = timeline_of(client, task)
-    assert "is not known at the moment" in problems(response)
+    assert "Redis does not answer" in problems(response)
     # The expected times can be computed all the same.
     assert outcomes(response) == {"None": 6}
 
@@ -270,7 +273,8 @@ def test_what_should_have_run_by_now_is_overdue(site, server):
     past = past_of(server, task)
     past.beat_runs(NOON - 2 * HOUR - MINUTE)
     response = timeline_of(site.client("view_periodictask"), task)
-    assert "3 fire times are overdue" in problems(response)
+    assert "3 runs are overdue. Beat is down or overloaded." in problems(response)
+    assert outcomes(response) == {"fired": 21, "overdue": 3, "None": 6}
     assert "No sign of life: Tue 10 Mar, 10:00" in response.content.decode()
 
 
@@ -301,7 +305,7 @@ def test_the_list_and_the_timeline_agree_on_what_is_overdue(
     shown = response.context_data["timeline"]
     silence = [o for o in shown.outages if o.end == shown.now]
     assert ('class="misfire-overdue"' in listed) is is_overdue
-    assert ("1 fire time is overdue" in problems(response)) is is_overdue
+    assert ("1 run is overdue" in problems(response)) is is_overdue
     assert bool(silence) is is_overdue
 
 
@@ -316,12 +320,13 @@ def test_a_task_that_is_disabled_new_or_edited_says_so(site, server):
     edited.save()
     client = site.client("view_periodictask")
     response = timeline_of(client, disabled)
-    assert "This task is disabled" in problems(response)
+    assert "This task is disabled" in notes(response)
+    assert "This task is disabled" in notes(get(client, disabled, "what-if"))
     assert "None" not in outcomes(response)
     response = timeline_of(client, edited)
-    assert "The task was edited, and beat has not seen that yet." in problems(response)
+    assert "The task was edited, and beat has not seen that yet." in notes(response)
     assert "Next: Tue 10 Mar, 13:30." in response.content.decode()
-    assert "Beat has not seen this task yet." in problems(timeline_of(client, new))
+    assert "Beat has not seen this task yet." in notes(timeline_of(client, new))
 
 
 def test_a_row_that_can_never_be_scheduled_has_pages_all_the_same(site, server):
@@ -348,12 +353,12 @@ def test_the_first_look_covers_the_next_two_fire_times_under_the_policy_of_the_t
     )
     labels = [other["label"] for other in response.context_data["others"]]
     assert labels == [
-        "Smart policy: Run once now",
-        "Run every missed occurrence",
-        "Run once now",
-        "Do nothing until the next fire time",
+        "Smart policy: Run once for all missed",
+        "Skip missed runs",
+        "Run once for all missed",
+        "Run every missed one",
     ]
-    assert [other["chosen"] for other in response.context_data["others"]] == [False, False, False, True]
+    assert [other["chosen"] for other in response.context_data["others"]] == [False, True, False, False]
 
 
 def test_another_instruction_gives_another_answer_and_saves_nothing(site, server):
@@ -400,14 +405,91 @@ def test_wrong_input_is_told_on_the_page(site, server, query, told):
     assert "answer" not in response.context_data
 
 
-def test_an_outage_with_too_many_fire_times_is_refused_quickly(site, server):
+def test_an_outage_of_any_length_is_answered(site, server):
     task = make_task(interval=every(every=1, period="seconds"))
-    began = time.monotonic()
-    response = get(
-        site.client("view_periodictask"), task, "what-if", down="2026-03-10T13:00", up="2027-03-10T13:00"
+    window = {"down": "2026-03-10T14:00", "up": "2029-03-10T14:00"}
+    response = get(site.client("view_periodictask"), task, "what-if", **window)
+    assert "94,694,401 fire times fall into the outage." in response.context_data["answer"].sentence
+    assert len(response.content) < 100_000
+
+
+def test_the_past_of_a_task_is_not_invented(site, server):
+    task = make_task()
+    client = site.client("view_periodictask")
+    # Beat has never seen it.
+    response = get(client, task, "what-if", down="2026-03-09T00:00", up="2026-03-09T12:00")
+    assert "Choose an outage that ends later." in response.content.decode()
+    # One o'clock was before that, and stands for nothing that was.
+    response = get(client, task, "what-if", down="2026-03-10T12:30", up="2026-03-10T14:30")
+    assert response.context_data["answer"].sentences[0] == "1 fire time falls into the outage."
+    response = get(client, task, "what-if")
+    assert min(o.scheduled for o in response.context_data["timeline"].occurrences) > NOW
+
+
+def test_the_policy_that_was_tried_is_the_one_that_the_form_begins_with(site, server):
+    from html import unescape
+
+    task = make_task()
+    edit = ("view_periodictask", "change_periodictask", "add_misfirepolicy")
+    client = site.client(*edit)
+    policy = {"instruction": "ignore_misfire_policy", "threshold": "7", "max_catch_up": "3"}
+    text = get(client, task, "what-if", **policy).content.decode()
+    link = re.search(r'href="([^"]*misfire_instruction[^"]*)">Use this policy', text)
+    assert link
+    form = client.get(unescape(link[1]).partition("#")[0]).content.decode()
+    assert re.search(r'name="misfire_policy-0-threshold" value="7"', form)
+    assert re.search(r'name="misfire_policy-0-max_catch_up" value="3"', form)
+    assert '<option value="ignore_misfire_policy" selected>' in form
+
+
+def test_a_day_of_the_past_can_be_chosen_and_the_overdue_are_not_on_it(site, server):
+    task = make_task()
+    past = past_of(server, task, begin=NOON - 60 * HOUR)
+    past.beat_runs(NOON - 2 * HOUR - MINUTE)
+    client = site.client("view_periodictask")
+    response = get(client, task, "timeline", day="2026-03-08")
+    shown = response.context_data["timeline"]
+    assert outcomes(response) == {"fired": 23}
+    assert (shown.date_and_time(shown.start), shown.date_and_time(shown.end)) == (
+        "Sun 8 Mar, 01:00",
+        "Mon 9 Mar, 00:00",
     )
-    assert "More than 2,000 fire times: choose a shorter outage." in problems(response)
-    assert time.monotonic() - began < 5
+    text = response.content.decode()
+    assert "?day=2026-03-07" in text
+    assert "?day=2026-03-09" in text
+    # A day that has not been, or is none: the last 24 hours.
+    for day in ("2026-03-10", "2027-01-01", "soon", "0001-01-01", "9999-12-31"):
+        assert "overdue" in outcomes(get(client, task, "timeline", day=day))
+
+
+def test_a_year_is_told_that_is_not_this_one(site, server, monkeypatch):
+    from celery_misfire.contrib.django import moments
+
+    task = make_task()
+    past_of(server, task).beat_runs(NOW)
+    monkeypatch.setattr(moments, "now", lambda: NOW + 330 * 24 * HOUR)
+    response = get(site.client("view_periodictask"), task, "timeline", day="2026-03-10")
+    assert response.context_data["timeline"].rows[0].scheduled.startswith("10 Mar 2026, ")
+
+
+def test_the_sun_at_78_degrees_north_is_asked_as_seldom_as_can_be(site, server):
+    from celery.schedules import solar
+    from django_celery_beat.models import SolarSchedule
+
+    sunrise = SolarSchedule.objects.create(event="sunrise", latitude=78.2, longitude=15.6)
+    task = make_task(crontab=None, solar=sunrise)
+    asked = []
+    real = solar.remaining_estimate
+
+    def counted(self, last_run_at):
+        asked.append(last_run_at)
+        return real(self, last_run_at)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solar, "remaining_estimate", counted)
+        get(site.client("view_periodictask"), task, "what-if")
+    # Each takes some 10 ms there, as the sun is months away.
+    assert len(asked) < 150
 
 
 # -- who may look ------------------------------------------------------------------------------------------
@@ -425,8 +507,11 @@ def test_only_who_may_see_the_task_sees_its_pages(site, server, page):
     looks = get(site.client("view_periodictask"), task, page)
     changes = get(site.client("change_periodictask"), task, page)
     assert looks.status_code == changes.status_code == 200
-    assert "Use this instruction" not in looks.content.decode()
-    assert ("Use this instruction" in changes.content.decode()) == (page == "what-if")
+    assert "Use this policy" not in looks.content.decode()
+    # To change the task is not to change its policy.
+    assert "Use this policy" not in changes.content.decode()
+    both = get(site.client("change_periodictask", "add_misfirepolicy"), task, page)
+    assert ("Use this policy" in both.content.decode()) == (page == "what-if")
 
 
 @pytest.mark.parametrize("page", ["timeline", "what-if"])

@@ -1,26 +1,29 @@
-"""What ``manage.py check`` says about the set-up; ``check --deploy`` also asks Redis and the database."""
+"""What ``manage.py check`` says about the set-up; ``check --deploy`` also asks Redis, and all migrations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from celery import Celery
 from celery import _state as celery_state
 from django.apps import AppConfig
+from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 from django.db import DEFAULT_DB_ALIAS, connections, router
 from django.db.migrations.executor import MigrationExecutor
+from django_celery_beat.models import CrontabSchedule
 from kombu.utils.functional import maybe_evaluate
 from kombu.utils.imports import symbol_by_name
 
 from celery_misfire.conf.settings import read_config, read_settings
 from celery_misfire.contrib.django.beat import DatabaseScheduler
+from celery_misfire.contrib.django.database import is_migrated
 from celery_misfire.contrib.django.models import MisfirePolicy
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.store.redis_store import RedisStore
 
-__all__ = ["check_app", "check_services"]
+__all__ = ["check_app", "check_services", "check_tables"]
 
 SCHEDULER = f"{DatabaseScheduler.__module__}:{DatabaseScheduler.__name__}"
 #: The apps whose tables beat needs.
@@ -92,6 +95,38 @@ def _settings(app: Celery) -> list[CheckMessage]:
     except MisfireConfigError as exc:
         return [Error(line, id="celery_misfire.E001") for line in exc.problems]
     return []
+
+
+@register("celery_misfire")
+def check_tables(app_configs: Apps, databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """Check what only the tables tell, when the database answers; ``migrate``, which names it, goes first."""
+    if databases is not None:
+        return []
+    try:
+        if not is_migrated():
+            what = "The tables of misfire handling are missing, or are those of an older version."
+            return [Warning(what, hint="Run manage.py migrate.", id="celery_misfire.W007")]
+        return _zones(celery_state.get_current_app())
+    except Exception:
+        # Most commands do not need the database, and some run before it is there.
+        return []
+
+
+def _zones(app: Celery) -> list[CheckMessage]:
+    if getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True):
+        return []
+    others = CrontabSchedule.objects.filter(periodictask__enabled=True).exclude(timezone=str(app.timezone))
+    count = others.distinct().count()
+    if not count:
+        return []
+    return [
+        Warning(
+            f"DJANGO_CELERY_BEAT_TZ_AWARE is off, so {count} crontabs with another time zone run in that of "
+            f"the Celery app, {app.timezone}.",
+            hint="Remove the setting, or give these crontabs the time zone of the app.",
+            id="celery_misfire.W008",
+        )
+    ]
 
 
 @register("celery_misfire", deploy=True)

@@ -1,16 +1,53 @@
-"""What reports of missed runs need of Django's database: working connections, and a lock on a result."""
+"""What is asked of Django's database itself: working connections, our tables, and a lock on a result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import close_old_connections, router, transaction
+from django.apps import apps
+from django.db import close_old_connections, connections, router, transaction
+from django.db.models import prefetch_related_objects
+from django.utils.translation import gettext_lazy
 
 from celery_misfire.sending.missed_runs import connection_closers
 
-__all__ = ["hold_result", "install"]
+__all__ = ["NOT_MIGRATED", "hold_result", "install", "is_migrated", "with_policies"]
+
+#: What a page says where :func:`is_migrated` is False.
+NOT_MIGRATED = gettext_lazy("The tables of misfire handling are missing. Run: manage.py migrate")
+
+#: The databases that have been seen to have our tables.
+_migrated: set[str] = set()
+
+
+def is_migrated() -> bool:
+    """Return True when our tables are there with all columns; asked until they are.
+
+    :raises django.db.Error: when the database fails.
+    """
+    models: Any = apps.get_app_config("celery_misfire").get_models()
+    using = router.db_for_read(apps.get_model("celery_misfire", "MissedFire"))
+    if using in _migrated:
+        return True
+    connection = connections[using]
+    with connection.cursor() as cursor:
+        tables = connection.introspection.table_names(cursor)
+        for model in models:
+            if model._meta.db_table not in tables:
+                return False
+            known = connection.introspection.get_table_description(cursor, model._meta.db_table)
+            columns = {column.name for column in known}
+            if not columns.issuperset(field.column for field in model._meta.concrete_fields):
+                return False
+    _migrated.add(using)
+    return True
+
+
+def with_policies(tasks: Sequence[Any]) -> None:
+    """Read schedules and policies of these rows of PeriodicTask, by one query each."""
+    prefetch_related_objects(tasks, "interval", "crontab", "solar", "clocked", "misfire_policy")
 
 
 def install() -> None:

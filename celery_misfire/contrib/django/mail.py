@@ -11,6 +11,7 @@ from datetime import timedelta
 from celery import current_app
 from django.conf import settings
 from django.core.mail import send_mail
+from django.db.models import QuerySet
 from django.urls import NoReverseMatch, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -36,11 +37,11 @@ def send_mail_about(record: MissedFire) -> None:
 
     :raises django.db.Error: when the database fails.
     """
-    recipients = _recipients(record.entry)
+    recipients = _recipients(record)
     if not recipients:
         return
     at = as_stored(now())
-    of_entry = MissedFire.objects.filter(entry=record.entry)
+    of_entry = _of_the_same_entry(record)
     if of_entry.filter(mailed_at__gt=at - MAIL_INTERVAL).exists():
         return
     # Beat, a worker or a repeated report may be here at once. The one that sets the mark sends the mail.
@@ -57,8 +58,15 @@ def send_mail_about(record: MissedFire) -> None:
         MissedFire.objects.filter(pk=record.pk).update(mailed_at=None)
 
 
-def _recipients(entry: str) -> list[str]:
-    own = MisfirePolicy.objects.filter(periodic_task__name=entry).values_list("mail_to", flat=True).first()
+def _of_the_same_entry(record: MissedFire) -> QuerySet[MissedFire]:
+    if record.periodic_task_id is None:
+        return MissedFire.objects.filter(entry=record.entry)
+    return MissedFire.objects.filter(periodic_task=record.periodic_task_id)
+
+
+def _recipients(record: MissedFire) -> list[str]:
+    policies = MisfirePolicy.objects.filter(periodic_task=record.periodic_task_id)
+    own = policies.values_list("mail_to", flat=True).first()
     addresses = [address.strip() for address in (own or "").split(",")]
     if any(addresses):
         return [address for address in addresses if address]

@@ -17,29 +17,29 @@ from celery_misfire.misfire import MisfireInstruction, Reason
 class Instruction(models.TextChoices):
     """The misfire instructions, and two choices that name none."""
 
-    DEFAULT = "", _("As set for the whole site")
+    DEFAULT = "", _("Site default")
     SMART_POLICY = MisfireInstruction.SMART_POLICY.value, _("Smart policy")
-    IGNORE_MISFIRE_POLICY = MisfireInstruction.IGNORE_MISFIRE_POLICY.value, _("Run every missed occurrence")
-    FIRE_ONCE_NOW = MisfireInstruction.FIRE_ONCE_NOW.value, _("Run once now")
-    DO_NOTHING = MisfireInstruction.DO_NOTHING.value, _("Do nothing until the next fire time")
-    FIRE_NOW = MisfireInstruction.FIRE_NOW.value, _("Fire now")
+    IGNORE_MISFIRE_POLICY = MisfireInstruction.IGNORE_MISFIRE_POLICY.value, _("Run every missed one")
+    FIRE_ONCE_NOW = MisfireInstruction.FIRE_ONCE_NOW.value, _("Run once for all missed")
+    DO_NOTHING = MisfireInstruction.DO_NOTHING.value, _("Skip missed runs")
+    FIRE_NOW = MisfireInstruction.FIRE_NOW.value, _("Run once now and restart the interval")
     NOW_EXISTING = (
         MisfireInstruction.RESCHEDULE_NOW_WITH_EXISTING_REPEAT_COUNT.value,
-        _("Reschedule from now, existing repeat count"),
+        _("Run once now and restart the interval; missed runs are not counted"),
     )
     NOW_REMAINING = (
         MisfireInstruction.RESCHEDULE_NOW_WITH_REMAINING_REPEAT_COUNT.value,
-        _("Reschedule from now, remaining repeat count"),
+        _("Run once now and restart the interval; missed runs are counted"),
     )
     NEXT_EXISTING = (
         MisfireInstruction.RESCHEDULE_NEXT_WITH_EXISTING_COUNT.value,
-        _("Wait for the next fire time, existing count"),
+        _("Skip missed runs; they are not counted"),
     )
     NEXT_REMAINING = (
         MisfireInstruction.RESCHEDULE_NEXT_WITH_REMAINING_COUNT.value,
-        _("Wait for the next fire time, remaining count"),
+        _("Skip missed runs; they are counted"),
     )
-    OFF = "off", _("Off: plan from now and record nothing")
+    OFF = "off", _("Off: drop late runs without a record")
 
 
 class MissReason(models.TextChoices):
@@ -50,17 +50,18 @@ class MissReason(models.TextChoices):
     STORE_UNAVAILABLE = Reason.STORE_UNAVAILABLE.value, _("Redis was away")
     BROKER_UNAVAILABLE = Reason.BROKER_UNAVAILABLE.value, _("The broker was away")
     SCHEDULER_BUSY = Reason.SCHEDULER_BUSY.value, _("Beat was too busy")
-    QUEUE_LATE = Reason.QUEUE_LATE.value, _("Too late out of the queue")
+    QUEUE_LATE = Reason.QUEUE_LATE.value, _("Waited too long in the queue")
     PAUSED = Reason.PAUSED.value, _("The task was paused")
-    TOO_OLD = Reason.TOO_OLD.value, _("Older than the longest lateness")
-    CAPPED = Reason.CAPPED.value, _("More than the most runs to catch up")
+    TOO_OLD = Reason.TOO_OLD.value, _("Too old to run")
+    CAPPED = Reason.CAPPED.value, _("Over the catch-up limit")
     ENDED = Reason.ENDED.value, _("The schedule had ended")
     SCHEDULE_ERROR = Reason.SCHEDULE_ERROR.value, _("The schedule failed")
     PUBLISH_REJECTED = Reason.PUBLISH_REJECTED.value, _("The message was refused")
     ENTRY_DELETED = Reason.ENTRY_DELETED.value, _("The task was taken off the schedule")
     CLOCK_JUMP = Reason.CLOCK_JUMP.value, _("The clock was set forward")
     EXPIRED = Reason.EXPIRED.value, _("Expired in the queue")
-    START_IN_PAST = Reason.START_IN_PAST.value, _("The start was past already")
+    START_IN_PAST = Reason.START_IN_PAST.value, _("Start time was already in the past")
+    RESTARTED = Reason.RESTARTED.value, _("Beat was restarted")
 
 
 def reason_in_words(reason: str) -> str:
@@ -90,24 +91,24 @@ class MisfirePolicy(models.Model):
         choices=Instruction.choices,
     )
     threshold = models.FloatField(
-        _("misfire threshold"),
+        _("misfire threshold (seconds)"),
         null=True,
         blank=True,
         validators=[MinValueValidator(0)],
-        help_text=_("Seconds late from which a run counts as misfired."),
+        help_text=_("A run counts as a misfire when it is this many seconds late. Empty: automatic."),
     )
     max_catch_up = models.PositiveIntegerField(
-        _("most runs to catch up"),
+        _("catch up at most"),
         null=True,
         blank=True,
-        help_text=_("So many late runs are made, the newest; older ones count as missed."),
+        help_text=_("Only the newest N late runs are made; older ones count as missed."),
     )
     max_lateness = models.FloatField(
-        _("longest lateness"),
+        _("give up after (seconds)"),
         null=True,
         blank=True,
         validators=[MinValueValidator(0)],
-        help_text=_("Seconds after which a run is not made any more, but recorded as missed."),
+        help_text=_("A run that is later than this is recorded as missed."),
     )
     on_missed = models.CharField(
         _("handler task"),
@@ -120,7 +121,7 @@ class MisfirePolicy(models.Model):
         _("mail to"),
         blank=True,
         default="",
-        help_text=_("Addresses that are told of missed runs, separated by commas."),
+        help_text=_("Addresses that get mail about missed runs, separated by commas."),
     )
 
     class Meta:
@@ -159,7 +160,18 @@ class MissedFire(models.Model):
 
     #: Under which the result backend has it; the id of the first occurrence.
     task_id = models.CharField(_("task id"), max_length=255, unique=True)
+    #: The name that the periodic task had then; the re-runs take their ids from it.
     entry = models.CharField(_("periodic task"), max_length=255, db_index=True)
+    #: The row, whatever its name is now. It keeps the key of a row that was deleted; None: there was no row.
+    periodic_task = models.ForeignKey(
+        PeriodicTask,
+        null=True,
+        editable=False,
+        on_delete=models.DO_NOTHING,
+        db_constraint=False,
+        related_name="+",
+        verbose_name=_("periodic task"),
+    )
     task = models.CharField(_("task"), max_length=255)
     first = models.DateTimeField(_("first fire time"))
     last = models.DateTimeField(_("last fire time"))
@@ -169,16 +181,65 @@ class MissedFire(models.Model):
     detected_at = models.DateTimeField(_("detected at"), db_index=True)
     #: None when no mail was sent about it.
     mailed_at = models.DateTimeField(_("mailed at"), null=True, editable=False)
+    #: None while somebody may still want to run it.
+    dismissed_at = models.DateTimeField(_("dismissed at"), null=True, editable=False)
+    dismissed_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        null=True,
+        editable=False,
+        on_delete=models.SET_NULL,
+        related_name="+",
+        verbose_name=_("dismissed by"),
+    )
+    note = models.TextField(_("note"), blank=True, default="", editable=False)
 
     class Meta:
         verbose_name = _("missed run")
         verbose_name_plural = _("missed runs")
         ordering = ("-detected_at", "-pk")
         default_permissions = ("view",)
-        permissions = (("run_missedfire", _("Can run a missed occurrence")),)
+        permissions = (
+            ("run_missedfire", _("Can run a missed occurrence")),
+            ("dismiss_missedfire", _("Can dismiss a missed run")),
+        )
 
     def __str__(self) -> str:
         return f"{self.entry} {as_text(millis(self.first))}"
+
+
+class Rerun(models.Model):
+    """Missed occurrences that somebody asked to have run, in order, and how far that is."""
+
+    requested_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        null=True,
+        on_delete=models.SET_NULL,
+        related_name="+",
+        verbose_name=_("requested by"),
+    )
+    requested_at = models.DateTimeField(_("requested at"), auto_now_add=True)
+    #: For each record in their order: its primary key, and from when to when, in milliseconds UTC.
+    wanted = models.JSONField(default=list)
+    total = models.PositiveBigIntegerField(_("occurrences"), default=0)
+    #: The record whose turn it is, and the last of its occurrences that is dealt with, in milliseconds UTC.
+    position = models.PositiveIntegerField(default=0)
+    dealt_with = models.BigIntegerField(null=True)
+    #: Occurrences that had been run before.
+    skipped = models.PositiveBigIntegerField(_("run before"), default=0)
+    #: What could not be sent: whose it is, why, how many, and from when to when in milliseconds UTC.
+    failures = models.JSONField(default=list)
+    #: Somebody is sending until then, at most.
+    busy_until = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(_("finished at"), null=True)
+
+    class Meta:
+        verbose_name = _("re-run")
+        verbose_name_plural = _("re-runs")
+        ordering = ("-pk",)
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return str(_("Re-run %d") % self.pk)
 
 
 class OccurrenceRun(models.Model):
@@ -186,6 +247,9 @@ class OccurrenceRun(models.Model):
 
     missed = models.ForeignKey(
         MissedFire, on_delete=models.CASCADE, related_name="runs", verbose_name=_("missed run")
+    )
+    rerun = models.ForeignKey(
+        Rerun, null=True, on_delete=models.SET_NULL, related_name="runs", verbose_name=_("re-run")
     )
     scheduled_fire_time = models.DateTimeField(_("scheduled fire time"))
     task_id = models.CharField(_("task id"), max_length=255)

@@ -11,13 +11,15 @@ from datetime import datetime
 
 from django.conf import settings
 from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
+from django.utils.translation import pgettext
 from django_celery_beat.utils import make_aware
 
 from celery_misfire.misfire import from_millis, to_millis
 
-__all__ = ["as_duration", "as_stored", "as_text", "millis", "now"]
+__all__ = ["as_duration", "as_range", "as_short", "as_short_range", "as_stored", "as_text", "millis", "now"]
 
 
 def now() -> int:
@@ -40,8 +42,39 @@ def as_text(moment: int) -> str:
     return timezone.localtime(from_millis(moment)).isoformat(" ", "seconds")
 
 
-def as_duration(length: int) -> str:
-    """Return milliseconds in words, in the two largest units."""
+def as_short(moment: int, now: int) -> str:
+    """Return local date and time as short as can be: seconds for today alone, no year for this one."""
+    local, today = (timezone.localtime(from_millis(at)) for at in (moment, now))
+    clock = date_format(local, "H:i:s" if local.second else "H:i")
+    if local.date() == today.date():
+        return clock
+    form = (
+        pgettext("as Django's filter date takes it", "j M")
+        if local.year == today.year
+        else pgettext("as Django's filter date takes it", "j M Y")
+    )
+    return f"{date_format(local, form)}, {date_format(local, 'H:i')}"
+
+
+def as_short_range(first: int, last: int, now: int) -> str:
+    """Return from when to when as short as can be."""
+    text = as_short(first, now)
+    if first == last:
+        return text
+    ends = [timezone.localtime(from_millis(at)) for at in (first, last)]
+    same_day = ends[0].date() == ends[1].date() and ends[0].utcoffset() == ends[1].utcoffset()
+    return f"{text} \u2013 {date_format(ends[1], 'H:i') if same_day else as_short(last, now)}"
+
+
+def as_duration(length: int, parts: int = 2) -> str:
+    """Return milliseconds in words, in so many of the largest units."""
     if length < 60_000:
         return _("%(n)d s") % {"n": length // 1000}
-    return timesince(from_millis(0), from_millis(length))
+    return timesince(from_millis(0), from_millis(length), depth=parts)
+
+
+def as_range(first: int, last: int) -> str:
+    """Return from when to when, both included, in local time."""
+    if first == last:
+        return as_text(first)
+    return _("%(first)s to %(last)s") % {"first": as_text(first), "last": as_text(last)}

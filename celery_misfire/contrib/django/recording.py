@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.models import CharField
+from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.contrib.django.mail import send_mail_about
-from celery_misfire.contrib.django.models import MissedFire
+from celery_misfire.contrib.django.models import MissedFire, Rerun
 from celery_misfire.contrib.django.moments import as_stored
 from celery_misfire.misfire import MissedFire as Record
 from celery_misfire.misfire import Reason, to_millis
@@ -45,10 +46,22 @@ def keep(missed: Record) -> None:
         # A name may be longer than its column, and PostgreSQL takes no NUL.
         if isinstance(column, CharField):
             values[column.name] = values[column.name].replace("\0", "")[: column.max_length]
+    values["periodic_task_id"] = _row_of(values["entry"])
     MissedFire.objects.bulk_create([MissedFire(**values)], ignore_conflicts=True)
     # A deploy is no alarm. The next mail counts what was missed in it.
     if missed.reason != Reason.RESTARTED:
         send_mail_about(MissedFire.objects.get(task_id=values["task_id"]))
+
+
+def _row_of(entry: str) -> int | None:
+    """Return the primary key of the row of this name, None when there is none."""
+    row = PeriodicTask.objects.filter(name=entry).values_list("pk", flat=True)
+    key: int | None = row.first()
+    if key is None:
+        # It was renamed or deleted in the meantime: then earlier records know whose the name was.
+        earlier = MissedFire.objects.filter(entry=entry).exclude(periodic_task=None)
+        key = earlier.order_by("-pk").values_list("periodic_task_id", flat=True).first()
+    return key
 
 
 def forget(before: int) -> int:
@@ -56,6 +69,7 @@ def forget(before: int) -> int:
 
     :returns: how many; 0 when there are no more of them.
     """
+    Rerun.objects.filter(requested_at__lt=as_stored(before)).delete()
     old = MissedFire.objects.filter(detected_at__lt=as_stored(before)).order_by("pk")
     _all, of_each = MissedFire.objects.filter(
         pk__in=list(old.values_list("pk", flat=True)[:RECORDS_PER_TRANSACTION])

@@ -60,9 +60,10 @@ def open_store(app: Celery) -> RedisStore:
     return RedisStore.of(read_settings(app), READ_TIMEOUT)
 
 
-def records_of(store: RedisStore, names: Sequence[str]) -> dict[str, EntryRecord]:
+def records_of(store: RedisStore, names: Sequence[str] | None) -> dict[str, EntryRecord]:
     """Return the records of these entries, as far as there are any, in one round trip.
 
+    :param names: None: of all entries.
     :raises StoreUnavailable: Redis is away, or too slow.
     """
     found = {}

@@ -13,7 +13,6 @@ from django_celery_beat.models import PeriodicTask
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.models import Instruction
-from celery_misfire.contrib.django.policies import resolved_in_words
 from celery_misfire.contrib.django.state import open_store, records_of
 from celery_misfire.contrib.django.timeline import whatif
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
@@ -21,40 +20,31 @@ from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, Trigger
 
 __all__ = ["Example", "Explained", "explain"]
 
+_SKIP = gettext_lazy("No late run is made; each is recorded as missed. The schedule goes on as it was.")
+_RESTART = gettext_lazy("One late run stands for all of them, and the interval starts again from there.")
 _SENTENCES = {
-    Instruction.DEFAULT: gettext_lazy("What the settings of the site say."),
-    Instruction.SMART_POLICY: gettext_lazy("The usual choice for each kind of schedule."),
+    Instruction.DEFAULT: gettext_lazy("What the settings say, also when they change."),
+    Instruction.SMART_POLICY: gettext_lazy("The usual choice for each kind of schedule, as in Quartz."),
     Instruction.IGNORE_MISFIRE_POLICY: gettext_lazy("Every late run is made, oldest first, however many."),
     Instruction.FIRE_ONCE_NOW: gettext_lazy(
         "One late run stands for all of them, and the schedule goes on as it was."
     ),
-    Instruction.DO_NOTHING: gettext_lazy("No late run is made; each is recorded as missed."),
-    Instruction.FIRE_NOW: gettext_lazy("One late run is made at once; an interval starts again from there."),
-    Instruction.NOW_EXISTING: gettext_lazy(
-        "One late run stands for all of them, and the interval starts again from there; "
-        "the number of runs still to come stays."
-    ),
-    Instruction.NOW_REMAINING: gettext_lazy(
-        "One late run stands for all of them, and the interval starts again from there; "
-        "what passed counts as used."
-    ),
-    Instruction.NEXT_EXISTING: gettext_lazy(
-        "No late run is made; the next one comes when it was due anyway; the counter leaves out the missed."
-    ),
-    Instruction.NEXT_REMAINING: gettext_lazy(
-        "No late run is made; the next one comes when it was due anyway; the counter takes in the missed."
-    ),
+    Instruction.DO_NOTHING: _SKIP,
+    Instruction.FIRE_NOW: _RESTART,
+    Instruction.NOW_EXISTING: _RESTART,
+    Instruction.NOW_REMAINING: _RESTART,
+    Instruction.NEXT_EXISTING: _SKIP,
+    Instruction.NEXT_REMAINING: _SKIP,
     Instruction.OFF: gettext_lazy("Late runs are dropped, and nothing is recorded."),
 }
 
 
 @dataclass(frozen=True)
 class Explained:
-    """A choice, what it does, what it stands for here ('' for nothing else), and what came of the outage."""
+    """A choice, what it does, and what came of the outage."""
 
     choice: Instruction
     sentence: str
-    here: str = ""
     outcome: str = ""
 
 
@@ -100,11 +90,8 @@ def explain(
     explained = []
     for one in plain.choices:
         policy = policies[one.choice]
-        here = ""
-        if one.choice in (Instruction.DEFAULT, Instruction.SMART_POLICY):
-            here = resolved_in_words(policy, trigger.trigger_type)
         outcome = "" if policy is None else outcome_of(policy)
-        explained.append(replace(one, here=here, outcome=outcome))
+        explained.append(replace(one, outcome=outcome))
     return replace(plain, choices=explained, outage=outage)
 
 
@@ -121,14 +108,12 @@ def _outage(task: PeriodicTask, trigger: Trigger) -> tuple[str, Callable[[Misfir
         return "", lambda policy: ""
     down, up = form.cleaned_data["down"], form.cleaned_data["up"]
 
-    def ask(policy: MisfirePolicy) -> whatif.Answer:
-        return whatif.ask(task.name, trigger, state, policy, down, up)
-
-    answer = ask(MisfirePolicy())
+    question = whatif.Question.of(trigger, state, down, up, whatif.known_since(trigger, record, now))
+    answer = question.ask(task.name, MisfirePolicy())
     window = {
         key: answer.timeline.date_and_time(moments.millis(moment))
         for key, moment in (("down", down), ("up", up))
     }
     outage = _("Beat is away from %(down)s to %(up)s.") % window
     # The first sentence says how many fire times there are, whatever the policy.
-    return f"{outage} {answer.sentences[0]}", lambda policy: " ".join(ask(policy).sentences[1:])
+    return f"{outage} {answer.sentences[0]}", lambda policy: question.ask(task.name, policy).outcome

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.models import instruction_in_words, reason_in_words
-from celery_misfire.contrib.django.timeline.timeline import OUTCOMES, count_in_words
+from celery_misfire.contrib.django.timeline.timeline import (
+    OUTCOMES,
+    count_in_words,
+    format_number,
+)
 from celery_misfire.events import (
     Broken,
     Event,
@@ -22,18 +28,19 @@ from celery_misfire.events import (
 )
 from celery_misfire.misfire import Outcome
 
-__all__ = ["in_words"]
+__all__ = ["in_words", "sent_in_words"]
 
 
 def in_words(event: Event) -> str:
     """Return what an event says; words of a newer version stay as they are."""
     match event:
         case Led():
-            text = _("A beat began to lead. Before that: %(reason)s.")
-            return text % {"reason": reason_in_words(event.reason)}
+            if event.cold:
+                return _("Beat started for the first time: nothing was known before.")
+            return _("Beat started. Before that: %(reason)s.") % {"reason": reason_in_words(event.reason)}
         case Misfired():
             outcomes = (_count_in_words(word, count) for word, count in event.outcomes.items())
-            return _("%(runs)s: misfired. %(reason)s. %(instruction)s: %(outcomes)s.") % {
+            return _("%(runs)s came due late. %(reason)s. %(instruction)s: %(outcomes)s.") % {
                 "runs": _runs_in_words(event),
                 "reason": reason_in_words(event.reason),
                 "instruction": instruction_in_words(event.resolved),
@@ -43,10 +50,7 @@ def in_words(event: Event) -> str:
             text = _("%(runs)s: missed. %(reason)s.")
             return text % {"runs": _runs_in_words(event), "reason": reason_in_words(event.reason)}
         case Sent():
-            text = _("The run of %(time)s was sent (%(outcome)s).")
-            known = _outcome(event.outcome)
-            outcome = event.outcome if known is None else OUTCOMES[known]
-            return text % {"time": moments.as_text(event.scheduled), "outcome": outcome}
+            return sent_in_words([event])
         case StartedLate():
             text = _("The run of %(time)s started late by %(length)s.")
             length = moments.as_duration(event.late_by)
@@ -62,6 +66,20 @@ def in_words(event: Event) -> str:
             return event.kind
 
 
+def sent_in_words(runs: Sequence[Sent]) -> str:
+    """Return what runs of one outcome say, the oldest first."""
+    known = _outcome(runs[0].outcome)
+    outcome = runs[0].outcome if known is None else OUTCOMES[known]
+    if len(runs) == 1:
+        text = _("The run of %(time)s was sent (%(outcome)s).")
+        return text % {"time": moments.as_text(runs[0].scheduled), "outcome": outcome}
+    return _("%(n)s runs were sent (%(outcome)s), %(times)s.") % {
+        "n": format_number(len(runs)),
+        "outcome": outcome,
+        "times": moments.as_range(runs[0].scheduled, runs[-1].scheduled),
+    }
+
+
 def _outcome(word: str) -> Outcome | None:
     return Outcome(word) if word in list(Outcome) else None
 
@@ -72,10 +90,6 @@ def _count_in_words(word: str, count: int) -> str:
 
 
 def _runs_in_words(event: Misfired | Missed | GaveUp) -> str:
-    when = moments.as_text(event.first)
-    if event.last != event.first:
-        when = _("%(first)s to %(last)s") % {"first": when, "last": moments.as_text(event.last)}
-    return ngettext("%(count)d run, %(when)s", "%(count)d runs, %(when)s", event.count) % {
-        "count": event.count,
-        "when": when,
-    }
+    when = moments.as_range(event.first, event.last)
+    text = ngettext("%(count)d run, %(when)s", "%(count)d runs, %(when)s", event.count)
+    return text % {"count": event.count, "when": when}

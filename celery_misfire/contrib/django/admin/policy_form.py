@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from celery import current_app
 from django import forms
 from django.apps import apps
 from django.contrib import admin
@@ -17,10 +21,14 @@ from django.utils.translation import gettext_lazy
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf.problems import policy_value
+from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django.admin.examples import explain
 from celery_misfire.contrib.django.models import Instruction, MisfirePolicy
-from celery_misfire.contrib.django.rows import trigger_of
+from celery_misfire.contrib.django.policies import choice_in_words, choices_for, label_of
+from celery_misfire.contrib.django.rows import site_policy, trigger_of
+from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.misfire import FITTING, Trigger, TriggerType
+from celery_misfire.misfire import MisfirePolicy as Policy
 
 if TYPE_CHECKING:
     _ModelForm = forms.ModelForm[MisfirePolicy]
@@ -34,14 +42,7 @@ elif apps.is_installed("unfold"):
 else:
     _ModelForm, _FormSet, _Inline = forms.ModelForm, BaseInlineFormSet, admin.StackedInline
 
-__all__ = ["PolicyForm", "PolicyFormSet", "PolicyInline"]
-
-#: The types of schedule that a row can have, in the words of its form.
-_TYPES = {
-    TriggerType.CRON: gettext_lazy("crontab, solar"),
-    TriggerType.ENDLESS: gettext_lazy("interval"),
-    TriggerType.ONCE: gettext_lazy("clocked, one-off"),
-}
+__all__ = ["PolicyForm", "PolicyFormSet", "PolicyInline", "may_edit_policy", "proposal"]
 
 _SECONDS = gettext_lazy("Enter a number of seconds greater than 0, at most 100 years.")
 #: The message for a value that a policy does not take.
@@ -52,25 +53,17 @@ _REFUSALS = {
 }
 
 
-def _fitting(trigger: Trigger | None) -> list[Instruction]:
-    """Return what may be chosen for this schedule; None: for any."""
-    return _fitting_type(trigger.trigger_type) if trigger is not None else list(Instruction)
+def _type_of(trigger: Trigger | None) -> TriggerType | None:
+    return None if trigger is None else trigger.trigger_type
 
 
-def _fitting_type(trigger_type: TriggerType) -> list[Instruction]:
-    fits = (Instruction.DEFAULT, Instruction.OFF, *FITTING[trigger_type])
-    return [choice for choice in Instruction if choice.value in fits]
-
-
-def _label(choice: Instruction, trigger: Trigger | None) -> str:
-    """Return the label; without a schedule with the types that it fits, where those are not all."""
-    types = [text for type_, text in _TYPES.items() if choice in _fitting_type(type_)]
-    if trigger is not None or len(types) == len(_TYPES):
-        return str(choice.label)
-    return _("%(instruction)s (%(types)s)") % {
-        "instruction": choice.label,
-        "types": ", ".join(map(str, types)),
-    }
+def _site_policy(task: PeriodicTask | None, trigger: Trigger | None) -> Policy | None:
+    """Return what the settings say for a row, None also where they cannot be read."""
+    if task is None or trigger is None:
+        return None
+    with suppress(MisfireConfigError):
+        return site_policy(task, trigger, read_settings(current_app))
+    return None
 
 
 def _trigger_of(task: PeriodicTask | None) -> Trigger | None:
@@ -96,13 +89,14 @@ class PolicyForm(_ModelForm):
             # A user who may only look gets no fields.
             return
         trigger = _trigger_of(task)
-        offered = _fitting(trigger)
-        chosen = self.instance.instruction
+        site = _site_policy(task, trigger)
+        chosen = self.initial.get("instruction") or self.instance.instruction
+        if chosen not in Instruction.values:
+            chosen = ""
         # This is only what the list offers. The form set, which knows the schedule, judges the choice.
         field.widget.choices = [
-            (choice.value, _label(choice, trigger))
-            for choice in Instruction
-            if choice in offered or choice.value == chosen
+            (choice.value, choice_in_words(choice, trigger, site))
+            for choice in choices_for(_type_of(trigger), chosen)
         ]
 
     def clean_threshold(self) -> Any:
@@ -121,7 +115,8 @@ class PolicyForm(_ModelForm):
                 try:
                     validate_email(address.strip())
                 except ValidationError:
-                    problem = _("“%(address)s” is no email address.") % {"address": address.strip()}
+                    text = _("“%(address)s” is not a valid address. Separate several with commas.")
+                    problem = text % {"address": address.strip()}
                     raise ValidationError(problem) from None
         return text
 
@@ -138,12 +133,12 @@ class PolicyForm(_ModelForm):
 class PolicyFormSet(_FormSet):
     """Knows the task, as it is in the form beside: the schedule may have been changed there."""
 
-    #: The instruction that a form which is shown, and not sent, begins with.
-    proposed: str | None = None
+    #: What a form that is shown, and not sent, begins with.
+    proposed: Mapping[str, str] = MappingProxyType({})
 
     def get_form_kwargs(self, index: int | None) -> dict[str, Any]:
-        proposal = {} if self.proposed is None else {"initial": {"instruction": self.proposed}}
-        return {**super().get_form_kwargs(index), "task": self.instance, **proposal}
+        initial = {"initial": dict(self.proposed)} if self.proposed else {}
+        return {**super().get_form_kwargs(index), "task": self.instance, **initial}
 
     def clean(self) -> None:
         super().clean()
@@ -151,14 +146,15 @@ class PolicyFormSet(_FormSet):
         if trigger is None:
             # The form of the task shows what is missing.
             return
-        fitting = _fitting(trigger)
+        type_ = trigger.trigger_type
+        fitting = (Instruction.DEFAULT, Instruction.OFF, *FITTING[type_])
         for form in self.forms:
             chosen = form.cleaned_data.get("instruction", "") if form.is_valid() else ""
             if chosen not in fitting:
                 text = _("“%(instruction)s” does not fit this schedule. Choose one of: %(choices)s.")
                 labels = {
                     "instruction": Instruction(chosen).label,
-                    "choices": ", ".join(str(choice.label) for choice in fitting),
+                    "choices": ", ".join(label_of(choice, type_) for choice in choices_for(type_)),
                 }
                 form.add_error("instruction", text % labels)
 
@@ -188,18 +184,53 @@ class PolicyInline(_Inline):
     ) -> type[_FormSet]:
         known = super().get_formset(request, obj, **kwargs)
         # A form that is sent is saved only where it differs from what it began with.
-        proposed = request.GET.get("misfire_instruction") if request.method == "GET" else None
+        proposed = {
+            name: request.GET[f"misfire_{name}"]
+            for name in PROPOSED
+            if request.method == "GET" and f"misfire_{name}" in request.GET
+        }
         return type(known.__name__, (known,), {"proposed": proposed})
 
-    @admin.display(description=gettext_lazy("What each choice does"))
+    def get_min_num(self, request: HttpRequest, obj: PeriodicTask | None = None, **kwargs: Any) -> int:
+        # Django shows the fields of an empty form also to those who may only look, and saves nothing.
+        return int(_may_edit_task(request, obj) and self.has_add_permission(request, obj))
+
+    @admin.display(description=gettext_lazy("Choices"))
     def explanation(self, policy: MisfirePolicy | None) -> str:
         task = policy.periodic_task if policy is not None and policy.periodic_task_id else None
         trigger = _trigger_of(task)
-        example = explain(_fitting(trigger), task, trigger)
+        chosen = policy.instruction if policy is not None else ""
+        example = explain(choices_for(_type_of(trigger), chosen), task, trigger)
+        site = _site_policy(task, trigger)
         context = {
             "task": task,
             "example": example,
-            "choices": [(_label(one.choice, trigger), one) for one in example.choices],
-            "chosen": policy.instruction if policy is not None else "",
+            "choices": [(choice_in_words(one.choice, trigger, site), one) for one in example.choices],
+            "chosen": chosen,
         }
         return render_to_string("admin/celery_misfire/instructions.html", context)
+
+
+def _may_edit_task(request: HttpRequest, task: PeriodicTask | None) -> bool:
+    action = "add" if task is None else "change"
+    return request.user.has_perm(f"django_celery_beat.{action}_periodictask")
+
+
+def may_edit_policy(request: HttpRequest, task: PeriodicTask) -> bool:
+    """Return True for those whose form of this task has the fields of its policy."""
+    action = "change" if getattr(task, "misfire_policy", None) else "add"
+    return _may_edit_task(request, task) and request.user.has_perm(f"celery_misfire.{action}_misfirepolicy")
+
+
+def proposal(policy: Policy) -> dict[str, str]:
+    """Return the query with which the form of a task begins with this policy."""
+    return {
+        "misfire_instruction": str(policy.instruction),
+        "misfire_threshold": "" if policy.threshold == "auto" else f"{policy.threshold:g}",
+        "misfire_max_catch_up": "" if policy.max_catch_up is None else str(policy.max_catch_up),
+        "misfire_max_lateness": "" if policy.max_lateness is None else f"{policy.max_lateness:g}",
+    }
+
+
+#: The fields of a policy that an address may propose.
+PROPOSED = ("instruction", "threshold", "max_catch_up", "max_lateness")

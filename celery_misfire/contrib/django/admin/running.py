@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
-from itertools import islice
+from dataclasses import dataclass, replace
 from typing import Any
 
 from celery import Celery
@@ -14,31 +12,22 @@ from celery.exceptions import ImproperlyConfigured
 from django.db import IntegrityError, router, transaction
 from django.utils.translation import gettext as _
 from django_celery_beat.models import PeriodicTask
-from django_celery_beat.schedulers import ModelEntry
 
 from celery_misfire import fire
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django import moments
-from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
-from celery_misfire.contrib.django.rows import entry_of, trigger_of
-from celery_misfire.exceptions import PublishRejected
-from celery_misfire.misfire import Outcome, Trigger
-from celery_misfire.records import occurrences
-from celery_misfire.sending.broker import Broker
+from celery_misfire.contrib.django.admin.sending import (
+    GENERATION_BY_HAND,
+    BrokerAway,
+    CannotRun,
+    Sender,
+)
+from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun, Rerun
+from celery_misfire.contrib.django.rows import trigger_of
+from celery_misfire.misfire import ENDLESS, FireTimes, Trigger
+from celery_misfire.triggers.wall_times import Bounded
 
-__all__ = ["AlreadyRun", "CannotRun", "Occurrences", "occurrences_of", "run", "tasks_of"]
-
-#: A page shows, and runs, at most this many missed occurrences.
-MAX_OCCURRENCES = 100
-
-# The generation of runs by hand; that of an entry's state is a moment, so never negative. The task id of the
-# run so differs from that of the missed run, whose register may say "missed". It is the same for whoever runs
-# the occurrence, and however often.
-_GENERATION_BY_HAND = -1
-
-
-class CannotRun(Exception):
-    """An occurrence was not sent; the text says why, without arguments."""
+__all__ = ["AlreadyRun", "Occurrences", "Runner", "no_task", "occurrences_of", "run", "tasks_of"]
 
 
 class AlreadyRun(CannotRun):
@@ -47,136 +36,147 @@ class AlreadyRun(CannotRun):
 
 @dataclass(frozen=True)
 class Occurrences:
-    """The occurrences of a record that are known.
+    """The occurrences of a record that are known, in milliseconds UTC.
 
-    :param times: their scheduled fire times in milliseconds UTC, the oldest first, at most
-        ``MAX_OCCURRENCES``.
+    :param times: from the first to the last of them; others than these it does not have.
     :param was_edited: the schedule gives other fire times now; only the first and the last one are known.
     """
 
-    times: tuple[int, ...]
+    times: FireTimes
     was_edited: bool = False
 
+    def between(self, first: int, last: int) -> Iterator[int]:
+        """Yield those from `first` to `last`, both included, the oldest first."""
+        moment = self.times.after(first - 1)
+        while moment is not None and moment <= last:
+            yield moment
+            moment = self.times.after(moment)
 
-def tasks_of(records: Iterable[MissedFire]) -> dict[str, PeriodicTask]:
-    """Return the periodic tasks of records by name; none for one that is gone, or in the settings alone."""
-    tasks = PeriodicTask.objects.filter(name__in={missed.entry for missed in records})
-    return {task.name: task for task in tasks.select_related("interval", "crontab", "solar", "clocked")}
+
+@dataclass(frozen=True)
+class _Few:
+    """Fire times that are listed."""
+
+    moments: tuple[int, ...]
+
+    def after(self, moment: int) -> int | None:
+        return next((m for m in self.moments if m > moment), None)
+
+    def before(self, moment: int) -> int | None:
+        return next((m for m in reversed(self.moments) if m < moment), None)
+
+    def count(self, first: int, last: int) -> int:
+        return sum(first <= m <= last for m in self.moments)
+
+
+def tasks_of(records: Iterable[MissedFire]) -> dict[int, PeriodicTask]:
+    """Return the rows of records by primary key; none for one that is gone, or in the settings alone."""
+    keys = {missed.periodic_task_id for missed in records if missed.periodic_task_id is not None}
+    tasks = PeriodicTask.objects.select_related("interval", "crontab", "solar", "clocked")
+    return {task.pk: task for task in tasks.filter(pk__in=keys)}
+
+
+def no_task(missed: MissedFire) -> str:
+    """Return why there is no row to send for a record."""
+    if missed.periodic_task_id is None:
+        return _("It is an entry of the settings alone, so it cannot be sent from here.")
+    return _("Its periodic task was deleted, so it cannot be sent.")
 
 
 def occurrences_of(missed: MissedFire, task: PeriodicTask | None) -> Occurrences:
     """Return the occurrences that a record stands for, computed from the schedule as it is now."""
     first, last = moments.millis(missed.first), moments.millis(missed.last)
     if missed.count == 1:
-        return Occurrences((first,))
+        return Occurrences(_Few((first,)))
     if task is not None:
         # A schedule may fail in its own code, such as the sun's at the poles.
         with suppress(Exception):
-            if times := _computed(trigger_of(task), first, last, missed.count):
+            times = Bounded(_grid_from(trigger_of(task), first), first, last)
+            ends = (times.after(first - 1), times.after(last - 1))
+            if ends == (first, last) and times.count(first, last) == missed.count:
                 return Occurrences(times)
-    return Occurrences((first, last), was_edited=True)
+    return Occurrences(_Few((first, last)), was_edited=True)
 
 
-def _computed(trigger: Trigger, first: int, last: int, count: int) -> tuple[int, ...]:
-    """Return the first fire times of these; none when the trigger has others."""
+def _grid_from(trigger: Trigger, first: int) -> FireTimes:
     state = trigger.first_state(first)
-    times = tuple(islice(occurrences(trigger, state, first, last), MAX_OCCURRENCES + 1))
-    if count <= MAX_OCCURRENCES:
-        agrees = len(times) == count and times[-1] == last
-    elif trigger.interval is not None:
-        agrees = first + (count - 1) * trigger.interval == last
-    else:
-        found = trigger.fire_times(state)
-        agrees = (
-            found.count(first, last) == count
-            and found.after(first - 1) == first
-            and found.after(last - 1) == last
-        )
-    return times[:MAX_OCCURRENCES] if agrees else ()
+    if state.repeat_count is not None:
+        # The grid may have been started anew since.
+        state = replace(state, start_time=first, repeat_count=ENDLESS, end_time=None)
+    return trigger.fire_times(replace(state, next_fire_time=first))
+
+
+class Runner:
+    """Runs occurrences one after the other, over one connection to the broker.
+
+    :param user: who asks for it, of the site's user model; None for nobody.
+    """
+
+    def __init__(self, app: Celery, user: Any, rerun: Rerun | None = None) -> None:
+        self._app, self._user, self._rerun = app, user, rerun
+        self.sender = Sender(app)
+
+    def close(self) -> None:
+        self.sender.close()
+
+    def run(self, missed: MissedFire, task: PeriodicTask | None, scheduled: int) -> OccurrenceRun:
+        """Send the task of a missed occurrence, with the arguments and options that its row has now.
+
+        Once: whoever is second finds the note of the first. The note is written and the message sent in one
+        transaction. When sending fails, the note is gone again; and should the message have arrived all the
+        same, the next one has the same task id, and a worker with our side installed drops it.
+
+        :param scheduled: its scheduled fire time, in milliseconds UTC.
+        :raises AlreadyRun, CannotRun: nothing was sent, as far as one can know.
+        :raises BrokerAway: the same, and nothing can be sent at the moment.
+        """
+        if task is None:
+            raise CannotRun(no_task(missed))
+        try:
+            namespace = read_settings(self._app).namespace
+        except ImproperlyConfigured as exc:
+            raise CannotRun(str(exc)) from None
+        message = self.sender.message(task)
+        id_ = fire.task_id(namespace, missed.entry, GENERATION_BY_HAND, scheduled)
+        try:
+            with transaction.atomic(using=router.db_for_write(OccurrenceRun)):
+                claimed = OccurrenceRun.objects.create(
+                    missed=missed,
+                    rerun=self._rerun,
+                    scheduled_fire_time=moments.as_stored(scheduled),
+                    task_id=id_,
+                    requested_by=self._user,
+                )
+                message.send(id_, scheduled)
+        except IntegrityError:
+            if not missed.runs.filter(scheduled_fire_time=moments.as_stored(scheduled)).exists():
+                raise CannotRun(_("Its record is gone.")) from None
+            raise AlreadyRun(_("It was already re-run.")) from None
+        return claimed
+
+    def run_all(
+        self, wanted: Sequence[tuple[MissedFire, PeriodicTask | None, int]]
+    ) -> list[OccurrenceRun | CannotRun]:
+        """Run these in order, in one transaction: a database writes many notes in the time of one.
+
+        :returns: what became of each. The last may be a :class:`BrokerAway`; then the rest was not tried.
+        """
+        ends: list[OccurrenceRun | CannotRun] = []
+        with transaction.atomic(using=router.db_for_write(OccurrenceRun)):
+            for missed, task, scheduled in wanted:
+                try:
+                    ends.append(self.run(missed, task, scheduled))
+                except CannotRun as exc:
+                    ends.append(exc)
+                    if isinstance(exc, BrokerAway):
+                        break
+        return ends
 
 
 def run(app: Celery, missed: MissedFire, scheduled: int, user: Any) -> OccurrenceRun:
-    """Send the task of a missed occurrence, with the arguments and options that its row has now.
-
-    Once: whoever is second finds the row of the first. The row is written and the message sent in one
-    transaction. When sending fails, the row is gone again; and should the message have arrived all the same,
-    the next one has the same task id, and a worker with our side installed drops it.
-
-    :param scheduled: its scheduled fire time, in milliseconds UTC.
-    :param user: who asks for it, of the site's user model; None for nobody.
-    :raises AlreadyRun, CannotRun: nothing was sent, as far as one can know.
-    """
+    """Run one occurrence, see :meth:`Runner.run`."""
+    runner = Runner(app, user)
     try:
-        settings = read_settings(app)
-    except ImproperlyConfigured as exc:
-        raise CannotRun(str(exc)) from None
-    task = tasks_of([missed]).get(missed.entry)
-    if task is None:
-        raise CannotRun(_("There is no periodic task of this name any more, so nobody knows what to send."))
-    id_ = fire.task_id(settings.namespace, missed.entry, _GENERATION_BY_HAND, scheduled)
-    try:
-        with transaction.atomic(using=router.db_for_write(OccurrenceRun)):
-            claimed = OccurrenceRun.objects.create(
-                missed=missed,
-                scheduled_fire_time=moments.as_stored(scheduled),
-                task_id=id_,
-                requested_by=user,
-            )
-            _send(app, task, id_, scheduled)
-    except IntegrityError:
-        if not missed.runs.filter(scheduled_fire_time=moments.as_stored(scheduled)).exists():
-            raise CannotRun(_("Its record is gone.")) from None
-        raise AlreadyRun(_("It has been run already.")) from None
-    return claimed
-
-
-def _send(app: Celery, task: PeriodicTask, id_: str, scheduled: int) -> None:
-    entry = _entry(app, task)
-    header = fire.header(
-        entry=task.name,
-        scheduled=scheduled,
-        fire_time=moments.now(),
-        outcome=Outcome.RECOVERED,
-        generation=_GENERATION_BY_HAND,
-        # The run is late on purpose, so no worker may judge it.
-        instruction=None,
-        resolved=None,
-        threshold=None,
-    )
-    options = {**entry.options, "headers": {**entry.options["headers"], fire.HEADER: header}}
-    app.loader.import_default_modules()
-    known = app.tasks.get(entry.task)
-    broker = Broker(app)
-    try:
-        send: Callable[..., Any] = known.apply_async if known else _by_name(app, entry.task)
-        send(
-            args=entry.args,
-            kwargs=entry.kwargs,
-            task_id=id_,
-            producer=broker.producer,
-            retry=False,
-            **options,
-        )
-    except Exception as exc:
-        # The message leaves out the text of the error, which may quote arguments or the URL.
-        kind = type(exc).__name__
-        raise CannotRun(_("The message could not be sent (%(error)s).") % {"error": kind}) from None
+        return runner.run(missed, tasks_of([missed]).get(missed.periodic_task_id or 0), scheduled)
     finally:
-        broker.close()
-
-
-def _by_name(app: Celery, name: str) -> Callable[..., Any]:
-    return lambda **options: app.send_task(name, **options)
-
-
-def _entry(app: Celery, task: PeriodicTask) -> ModelEntry:
-    """Return the row as beat would send it."""
-    try:
-        entry = entry_of(task, app)
-    except PublishRejected as exc:
-        raise CannotRun(_("The periodic task cannot be sent: %(problem)s.") % {"problem": exc}) from None
-    expires = entry.options.get("expires")
-    if isinstance(expires, datetime) and moments.millis(expires) <= moments.now():
-        # The end of the schedule is past; as an option it would discard the message.
-        del entry.options["expires"]
-    return entry
+        runner.close()

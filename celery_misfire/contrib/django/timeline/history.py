@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy
 
 from celery_misfire import records
 from celery_misfire.contrib.django.models import reason_in_words
-from celery_misfire.contrib.django.timeline.timeline import Occurrence, Outage
+from celery_misfire.contrib.django.timeline.timeline import Occurrence, Outage, Waiting
 from celery_misfire.events import Event, Led, Merged, Misfired, Missed, Sent, StartedLate
 from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Outcome, Reason, Trigger, TriggerState
 from celery_misfire.records import EntryRecord
@@ -58,6 +58,8 @@ def history(
     policy: MisfirePolicy | None = None,
     record: EntryRecord | None = None,
     known_from: int | None = None,
+    until: int | None = None,
+    enabled: bool = True,
 ) -> History:
     """Return what became of an entry's occurrences from `start` to `now`.
 
@@ -65,6 +67,8 @@ def history(
     :param trigger: the schedule as it is now, to name each occurrence of a stretch; None: stretches stay.
     :param policy: the policy in force, None when misfire handling is off.
     :param record: what the store keeps of the entry, for what is decided and not in the log yet.
+    :param until: what was due later is left out; None: until now.
+    :param enabled: False for an entry that beat leaves out: nothing of it is overdue.
     """
     events = list(events)
     known = None if record is None or trigger is None else _Known(trigger, record)
@@ -76,12 +80,14 @@ def history(
     # A log that begins before `start` is complete, so the silence up to its first event is known.
     outages = list(_outages(events, start if known_from is None else None))
     overdue = 0
-    due = status_of(record, trigger, policy, now).overdue_since
+    due = status_of(record, trigger, policy, now).overdue_since if enabled else None
     if due is not None and known is not None:
         overdue = known.count(due, now)
+        found.add_overdue(due, known.last(now) or due, overdue)
         last_sign = max([t for t in map(_sign_of_life, events) if t is not None], default=start)
         outages.append(Outage(min(last_sign, due), now, _("No sign of life"), sure=False))
-    occurrences = [o for o in found.occurrences() if (o.fire_time or o.end) >= start and o.scheduled <= now]
+    end = now if until is None else min(now, until)
+    occurrences = [o for o in found.occurrences() if (o.fire_time or o.end) >= start and o.scheduled <= end]
     return History(tuple(occurrences), tuple(outages), known_from, overdue)
 
 
@@ -119,6 +125,9 @@ class _Known:
     def count(self, first: int, last: int) -> int:
         return self.trigger.fire_times(self.record.state).count(first, last)
 
+    def last(self, now: int) -> int | None:
+        return self.trigger.fire_times(self.record.state).before(now + 1)
+
     def split(self, stretch: Occurrence) -> Iterable[Occurrence]:
         # The fire times of an earlier schedule are not known any more.
         if not is_current(self.record, self.trigger) or stretch.scheduled < self.record.begin:
@@ -142,7 +151,7 @@ class _Found:
     def add(self, event: Event) -> None:
         match event:
             case Sent(entry=self._entry) if event.id not in self._runs:
-                run = Occurrence(event.scheduled, _outcome_of(event), event.fire_time)
+                run = Occurrence(event.scheduled, _outcome_of(event), event.fire_time, task_id=event.id)
                 self._runs[event.id] = run, event.merged
             case Misfired(entry=self._entry):
                 self._misfires.append((event.first, event.last))
@@ -169,6 +178,10 @@ class _Found:
         for lost in record.missed:
             if lost.first not in logged:
                 self._pending.append(_missed(lost.first, lost.last, lost.count, lost.reason))
+
+    def add_overdue(self, first: int, last: int, count: int) -> None:
+        """Add what beat should have decided about, and has not."""
+        self._pending.append(Occurrence(first, Waiting.OVERDUE, last=last, count=count))
 
     def occurrences(self) -> list[Occurrence]:
         found: list[Occurrence] = []

@@ -6,7 +6,8 @@ Occurrences that stand too close for a mark each are drawn as one bar with its c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from django.utils.translation import gettext as _
@@ -14,6 +15,8 @@ from django.utils.translation import gettext as _
 from celery_misfire.contrib.django.timeline.shapes import Canvas, escape, label, number, symbol
 from celery_misfire.contrib.django.timeline.timeline import (
     OUTCOMES,
+    Fate,
+    Waiting,
     count_in_words,
     format_number,
     word_of,
@@ -24,10 +27,23 @@ __all__ = ["Marks"]
 
 #: Two marks of one outcome that are nearer than this, in pixels, are one bar.
 _SHORTEST_DISTANCE = 11
+#: An outage that is longer than this, in pixels, is a gap in a bar.
+_SHORTEST_OUTAGE = 2
 #: The thickness of a bar, in pixels; of a bar in a strip.
 _THICKNESS, _THICKNESS_IN_STRIP = 14, 8
 #: The side of its lane to which a bar moves when another bar has its place.
-_SIDES = {Outcome.FIRED: -1, Outcome.RECOVERED: -1, Outcome.MERGED: 1, Outcome.MISSED: 1, None: -1}
+_SIDES: dict[Fate, int] = {
+    Outcome.FIRED: -1,
+    Outcome.RECOVERED: -1,
+    Outcome.MERGED: 1,
+    Outcome.MISSED: 1,
+    Waiting.OVERDUE: 1,
+    None: -1,
+}
+
+
+#: The fates whose bars are outlines.
+_OPEN: tuple[Fate, ...] = (Outcome.MERGED, Waiting.OVERDUE, None)
 
 
 @dataclass
@@ -41,11 +57,17 @@ class _Group:
     sent_last: int | None
 
 
-def _groups(occurrences: Iterable[tuple[int, int, int, int | None]], apart: float) -> list[_Group]:
-    """Put together what is nearer than `apart` milliseconds; each item: first, last, count, sent."""
+def _groups(
+    occurrences: Iterable[tuple[int, int, int, int | None]], apart: float, breaks: Sequence[int] = ()
+) -> list[_Group]:
+    """Put together what is nearer than `apart` milliseconds; each item: first, last, count, sent.
+
+    :param breaks: moments that no group runs over, in their order.
+    """
     found: list[_Group] = []
     for first, last, count, sent in sorted(occurrences, key=lambda item: item[:2]):
-        if found and first - found[-1].last < apart:
+        near = found and first - found[-1].last < apart
+        if near and bisect(breaks, found[-1].last) == bisect(breaks, first):
             group = found[-1]
             group.last = max(group.last, last)
             group.count += count
@@ -74,12 +96,15 @@ class Marks:
     def _occurrences(self) -> None:
         t, layout = self._canvas.timeline, self._canvas.layout
         apart = _SHORTEST_DISTANCE * self._canvas.per_pixel
-        by_outcome: dict[Outcome | None, list[tuple[int, int, int, int | None]]] = {o: [] for o in OUTCOMES}
+        by_outcome: dict[Fate, list[tuple[int, int, int, int | None]]] = {o: [] for o in OUTCOMES}
         for o in t.occurrences:
             reached = o.end if o.fire_time is None else max(o.end, o.fire_time)
             if o.scheduled <= t.end and reached >= t.start:
                 by_outcome[o.outcome].append((o.scheduled, o.end, o.count, o.fire_time))
-        groups = {outcome: _groups(items, apart) for outcome, items in by_outcome.items()}
+        # What fired before an outage is not drawn together with what fired after it.
+        wide = _SHORTEST_OUTAGE * self._canvas.per_pixel
+        breaks = sorted(o.start for o in t.outages if o.sure and o.end - o.start >= wide)
+        groups = {outcome: _groups(items, apart, breaks) for outcome, items in by_outcome.items()}
         for late in (Outcome.RECOVERED, Outcome.MERGED):
             for group in groups[late]:
                 self._join(late, group)
@@ -106,14 +131,14 @@ class Marks:
         line = f'class="{kind}" stroke="currentColor" stroke-width="1.5"{dash}{fill}'
         self._canvas.add(f'<{shape} {line} points="{points}"/>')
 
-    def _mark(self, outcome: Outcome | None, group: _Group, lane: int, *, late_run: bool) -> None:
+    def _mark(self, outcome: Fate, group: _Group, lane: int, *, late_run: bool) -> None:
         first, last = self._canvas.along(group.first), self._canvas.along(group.last)
         t, word = self._canvas.timeline, word_of(outcome)
         when = t.date_and_time(group.first) if group.count == 1 else t.between(group.first, group.last)
         title = f"{when}: {count_in_words(outcome, group.count)}"
         if group.sent_first is not None and outcome is not Outcome.FIRED:
             at = t.date_and_time(group.sent_first, seconds=True)
-            title = _("%(told)s, run at %(time)s") % {"told": title, "time": at}
+            title = _("%(told)s, sent at %(time)s") % {"told": title, "time": at}
         shape = (
             symbol(outcome, *self._canvas.layout.at(first, lane), filled=late_run)
             if group.count == 1
@@ -121,7 +146,7 @@ class Marks:
         )
         self._canvas.add(f'<g class="mf-{word}"><title>{escape(title)}</title>{shape}</g>')
 
-    def _bar(self, outcome: Outcome | None, first: float, last: float, lane: int, count: int) -> str:
+    def _bar(self, outcome: Fate, first: float, last: float, lane: int, count: int) -> str:
         layout = self._canvas.layout
         half = (_THICKNESS_IN_STRIP if layout.bare else _THICKNESS) / 2
         first, last = min(first - 2, (first + last) / 2 - half), max(last + 2, (first + last) / 2 + half)
@@ -135,9 +160,9 @@ class Marks:
         fill = 'fill="currentColor"'
         # The bar of merged runs is shorter on the edge that faces their late run.
         slope = half if outcome is Outcome.MERGED else 0
-        if outcome in (Outcome.MERGED, None):
+        if outcome in _OPEN:
             fill = 'class="mf-open" stroke="currentColor" stroke-width="1.8"'
-        point = {Outcome.RECOVERED: half, Outcome.MISSED: -half}.get(outcome, 0.0) if outcome else 0.0
+        point = half if outcome is Outcome.RECOVERED else -half if outcome is Outcome.MISSED else 0.0
         corners = layout.points(
             (first, low),
             (last, low),
@@ -154,7 +179,7 @@ class Marks:
             return body + self._count_beside(first, last, centre + half, text)
         x, y = layout.at((first + last) / 2, centre)
         turn = f' transform="rotate(90 {number(x)} {number(y)})"' if layout.tall else ""
-        kind = "mf-count" if outcome in (Outcome.MERGED, None) else "mf-in"
+        kind = "mf-count" if outcome in _OPEN else "mf-in"
         place = f'text-anchor="middle" x="{number(x)}" y="{number(y + 4)}"{turn}'
         return body + f'<text class="{kind}" {place}>{escape(text)}</text>'
 

@@ -6,7 +6,7 @@ import html
 import re
 from dataclasses import dataclass, field
 
-from celery_misfire.contrib.django.timeline.timeline import Timeline
+from celery_misfire.contrib.django.timeline.timeline import Fate, Timeline, Waiting
 from celery_misfire.misfire import Outcome
 
 __all__ = ["Canvas", "Layout", "escape", "label", "number", "symbol"]
@@ -74,7 +74,7 @@ class Canvas:
         return max(1, t.end - t.start) / (layout.end - layout.begin)
 
 
-def symbol(outcome: Outcome | None, x: float, y: float, *, filled: bool) -> str:
+def symbol(outcome: Fate, x: float, y: float, *, filled: bool) -> str:
     """Return the symbol of an outcome; no two look the same without their colours."""
     r = _RADIUS
     open_ = 'stroke="currentColor" stroke-width="1.8"' + ("" if filled else ' class="mf-open"')
@@ -96,6 +96,9 @@ def symbol(outcome: Outcome | None, x: float, y: float, *, filled: bool) -> str:
                 f'd="M{number(x - r + 0.5)} {number(y - r + 0.5)}l{2 * r - 1:g} {2 * r - 1:g}'
                 f'm0 {1 - 2 * r:g}l{1 - 2 * r:g} {2 * r - 1:g}"/>'
             )
+        case Waiting.OVERDUE:
+            side = f'width="{2 * r - 1:g}" height="{2 * r - 1:g}"'
+            return f'<rect {open_} x="{number(x - r + 0.5)}" y="{number(y - r + 0.5)}" {side}/>'
         case _:
             return f'<circle {open_} cx="{number(x)}" cy="{number(y)}" r="{r - 0.5:g}"/>'
 

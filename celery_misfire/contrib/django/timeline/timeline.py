@@ -6,9 +6,10 @@ Plain data in, text out; nothing is read here. Moments are integer milliseconds 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
+from enum import StrEnum
 from functools import cached_property
 
 from django.utils.formats import date_format, number_format
@@ -23,10 +24,12 @@ from celery_misfire.triggers.zones import zone_for
 
 __all__ = [
     "OUTCOMES",
+    "Fate",
     "Occurrence",
     "Outage",
     "Row",
     "Timeline",
+    "Waiting",
     "count_in_words",
     "format_number",
     "format_offset",
@@ -40,12 +43,23 @@ MAX_SINGLE_ROWS = 60
 #: The text lists at most this many outages.
 MAX_OUTAGES = 20
 
-#: The name of each outcome, in the order of the legend; None: it is still to come.
-OUTCOMES: dict[Outcome | None, str | Promise] = {
+
+class Waiting(StrEnum):
+    """It has no outcome yet, and should have one."""
+
+    OVERDUE = "overdue"
+
+
+#: What became of an occurrence; None: it is still to come.
+Fate = Outcome | Waiting | None
+
+#: The name of each fate, in the order of the legend.
+OUTCOMES: dict[Fate, str | Promise] = {
     Outcome.FIRED: gettext_lazy("fired"),
     Outcome.RECOVERED: gettext_lazy("recovered"),
     Outcome.MERGED: gettext_lazy("merged"),
     Outcome.MISSED: gettext_lazy("missed"),
+    Waiting.OVERDUE: gettext_lazy("overdue"),
     None: gettext_lazy("expected"),
 }
 
@@ -54,6 +68,7 @@ _COUNTED = {
     Outcome.RECOVERED: ngettext_lazy("%(n)s recovered", "%(n)s recovered", "number"),
     Outcome.MERGED: ngettext_lazy("%(n)s merged", "%(n)s merged", "number"),
     Outcome.MISSED: ngettext_lazy("%(n)s missed", "%(n)s missed", "number"),
+    Waiting.OVERDUE: ngettext_lazy("%(n)s overdue", "%(n)s overdue", "number"),
     None: ngettext_lazy("%(n)s expected", "%(n)s expected", "number"),
 }
 
@@ -67,14 +82,16 @@ class Occurrence:
     :param last: the last fire time of a stretch.
     :param count: how many fire times there are from `scheduled` to `last`.
     :param reason: why it was missed, in words.
+    :param task_id: of the run, '' when that is not known.
     """
 
     scheduled: int
-    outcome: Outcome | None
+    outcome: Fate
     fire_time: int | None = None
     last: int | None = None
     count: int = 1
     reason: str = ""
+    task_id: str = ""
 
     @property
     def end(self) -> int:
@@ -104,6 +121,7 @@ class Row:
     outcome: str
     fire_time: str
     late_by: str
+    result: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,6 +131,8 @@ class Timeline:
     :param name: what the picture is called.
     :param now: is marked, when given.
     :param known_from: nothing is known of the time before; None: all is known.
+    :param this_year: days of this year are told without it; None: of the year of the picture.
+    :param results: what became of runs in the worker, in words, by task id.
     """
 
     name: str
@@ -123,6 +143,8 @@ class Timeline:
     outages: Sequence[Outage] = ()
     now: int | None = None
     known_from: int | None = None
+    this_year: int | None = None
+    results: Mapping[str, str] = field(default_factory=dict)
 
     # -- times in words ------------------------------------------------------------------------------------
 
@@ -173,7 +195,9 @@ class Timeline:
         return self.in_zone(one).date() == self.in_zone(other).date()
 
     def day(self, moment: int) -> str:
-        years = {self.in_zone(self.start).year, self.in_zone(self.end).year}
+        years = {self.in_zone(at).year for at in (self.start, self.end, moment)}
+        if self.this_year is not None:
+            years.add(self.this_year)
         form = (
             pgettext("as Django's filter date takes it", "D j M")
             if len(years) == 1
@@ -187,7 +211,7 @@ class Timeline:
     # -- facts in words ------------------------------------------------------------------------------------
 
     @cached_property
-    def counts(self) -> dict[Outcome | None, int]:
+    def counts(self) -> dict[Fate, int]:
         """How many occurrences had each outcome."""
         found = dict.fromkeys(OUTCOMES, 0)
         for occurrence in self.occurrences:
@@ -247,6 +271,7 @@ class Timeline:
             outcome=outcome,
             fire_time=self.date_and_time(o.fire_time, seconds=True) if o.fire_time is not None else "",
             late_by=as_duration(late_by) if late_by >= SECOND else "",
+            result=self.results.get(o.task_id, ""),
         )
 
 
@@ -262,7 +287,7 @@ def _together(ordered: Sequence[Occurrence]) -> Iterator[Occurrence]:
         yield _stretch(stretch)
 
 
-def _fate(o: Occurrence) -> tuple[Outcome | None, int | None, str]:
+def _fate(o: Occurrence) -> tuple[Fate, int | None, str]:
     # Late runs keep their own times, unless one run stands for all of them.
     return o.outcome, o.fire_time if o.outcome in (Outcome.RECOVERED, Outcome.MERGED) else None, o.reason
 
@@ -275,12 +300,12 @@ def _stretch(same: Sequence[Occurrence]) -> Occurrence:
     return Occurrence(first.scheduled, first.outcome, fire_time, last.end, sum(o.count for o in same), reason)
 
 
-def word_of(outcome: Outcome | None) -> str:
+def word_of(outcome: Fate) -> str:
     """Return the word that stands for an outcome in classes of CSS."""
     return "expected" if outcome is None else str(outcome)
 
 
-def count_in_words(outcome: Outcome | None, count: int) -> str:
+def count_in_words(outcome: Fate, count: int) -> str:
     """Return how many had an outcome, in words."""
     return _COUNTED[outcome] % {"number": count, "n": format_number(count)}
 

@@ -5,9 +5,9 @@ The answer comes from :mod:`celery_misfire.simulation`, that is from the planner
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django import forms
@@ -16,6 +16,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from celery_misfire.contrib.django.models import reason_in_words
+from celery_misfire.contrib.django.moments import as_text
 from celery_misfire.contrib.django.policies import policy_in_words
 from celery_misfire.contrib.django.timeline.history import expand
 from celery_misfire.contrib.django.timeline.timeline import Occurrence, Outage, Timeline, format_number
@@ -25,35 +26,36 @@ from celery_misfire.misfire import (
     MisfirePolicy,
     Outcome,
     Reason,
+    Runs,
     Trigger,
     TriggerState,
+    TriggerType,
     from_millis,
     threshold_millis,
     to_millis,
 )
 from celery_misfire.records import EntryRecord
-from celery_misfire.simulation import Simulation, simulate_trigger
+from celery_misfire.simulation import Step, steps
 from celery_misfire.status import is_current
 from celery_misfire.triggers.wall_times import DAY, HOUR, MINUTE, SECOND
 
-__all__ = ["Answer", "TooMany", "WhatIfForm", "ask", "defaults", "first_state"]
+__all__ = ["Answer", "Question", "WhatIfForm", "defaults", "disabled_in_words", "first_state", "known_since"]
 
-#: The longest outage that can be asked for, in days.
+#: The outage that is offered first is no longer than this, in days.
 MAX_OUTAGE_DAYS = 400
-#: One answer simulates at most this many fire times: somebody waits while each instruction is tried.
-MAX_FIRE_TIMES = 2_000
+#: The picture has at most this many fire times before the outage, and as many after it.
+MOST_AROUND = 50
 #: The outage that is offered first may grow to this many periods, to be longer than the threshold.
 MAX_PERIODS = 100
 
 _INPUT = "%Y-%m-%dT%H:%M:%S"
 
 
-class TooMany(Exception):
-    """There are more fire times than a page can simulate."""
-
-
 class WhatIfForm(forms.Form):
-    """An outage, and what is to be done about it."""
+    """An outage, and what is to be done about it.
+
+    :param since: an outage has to end after this moment, in milliseconds UTC.
+    """
 
     down = forms.DateTimeField(
         label=gettext_lazy("Beat is away from"),
@@ -65,28 +67,31 @@ class WhatIfForm(forms.Form):
     )
     instruction = forms.ChoiceField(label=gettext_lazy("Misfire instruction"))
     threshold = forms.FloatField(
-        label=gettext_lazy("Misfire threshold"),
+        label=gettext_lazy("Misfire threshold (seconds)"),
         required=False,
         min_value=0.001,
         max_value=366 * 86_400,
-        help_text=gettext_lazy("Seconds late from which a run counts as misfired; empty: automatic."),
+        help_text=gettext_lazy(
+            "A run counts as a misfire when it is this many seconds late. Empty: automatic."
+        ),
     )
     max_catch_up = forms.IntegerField(
-        label=gettext_lazy("Most runs to catch up"),
+        label=gettext_lazy("Catch up at most"),
         required=False,
         min_value=1,
         max_value=1_000_000,
     )
     max_lateness = forms.FloatField(
-        label=gettext_lazy("Longest lateness"),
+        label=gettext_lazy("Give up after (seconds)"),
         required=False,
         min_value=0.001,
         max_value=366 * 86_400,
-        help_text=gettext_lazy("In seconds; what is older is not run any more."),
+        help_text=gettext_lazy("A run that is later than this is missed."),
     )
 
-    def __init__(self, data: Mapping[str, Any], trigger: Trigger) -> None:
+    def __init__(self, data: Mapping[str, Any], trigger: Trigger, since: int = 0) -> None:
         super().__init__(data)
+        self._since = since
         fitting = FITTING[trigger.trigger_type]
         choices = [(str(i), policy_in_words(MisfirePolicy(i), trigger.trigger_type)) for i in fitting]
         self.fields["instruction"].choices = choices  # type: ignore[attr-defined] # of a ChoiceField
@@ -99,12 +104,11 @@ class WhatIfForm(forms.Form):
             down, up = data["down"], data["up"] = _aware(down), _aware(up)
             if up <= down:
                 self.add_error("up", _("The outage has to end after it begins."))
-            elif up - down > timedelta(days=MAX_OUTAGE_DAYS):
-                self.add_error(
-                    "up", _("The outage can be at most %(days)s days long.") % {"days": MAX_OUTAGE_DAYS}
-                )
             elif not 1970 < down.year < up.year + 1 < 9000:
-                self.add_error("down", _("Choose a time of these years."))
+                self.add_error("down", _("Choose a date between 1971 and 8999."))
+            elif to_millis(up) <= self._since:
+                text = _("The task is known since %(time)s. Choose an outage that ends later.")
+                self.add_error("up", text % {"time": as_text(self._since)})
         return data
 
     @property
@@ -138,7 +142,8 @@ def defaults(trigger: Trigger, state: TriggerState, policy: MisfirePolicy | None
         first = second = now + 2 * margin if first is None else first
     else:
         margin = min(HOUR, (second - first) // 4)
-    down, up = first - margin, second + margin
+    # An outage of the future, as far as there is room for it.
+    down, up = max(first - margin, min(now, first - SECOND)), second + margin
     late = first + threshold_millis(policy, first, second if second != first else None)
     if up < late and late - first <= MAX_PERIODS * max(1, second - first):
         up = late + margin
@@ -177,43 +182,82 @@ class Answer:
         return " ".join(self.sentences[1:])
 
 
-def ask(
-    name: str, trigger: Trigger, state: TriggerState, policy: MisfirePolicy, down: datetime, up: datetime
-) -> Answer:
-    """Return what an outage does to a trigger.
+def disabled_in_words(trigger: Trigger | None, record: EntryRecord | None) -> str:
+    """Return what to say of a task that beat leaves out."""
+    if trigger is not None and trigger.trigger_type is TriggerType.ONCE and record is not None:
+        due = record.state.previous_fire_time
+        if due is not None and record.fingerprint == trigger.fingerprint:
+            return _("Finished: its one run was due at %(time)s.") % {"time": as_text(due)}
+    return _("This task is disabled: beat does not run it.")
 
-    :param state: where the trigger stands; its grid and counts matter, not its next fire time.
-    :raises TooMany: the outage, with a time before and after it, holds too many fire times.
+
+def known_since(trigger: Trigger, record: EntryRecord | None, now: int) -> int:
+    """Return the first moment at which a task could fire: before that, nothing could have been missed."""
+    return 1 + (record.begin if record is not None and is_current(record, trigger) else now)
+
+
+@dataclass(frozen=True)
+class Question:
+    """An outage of a trigger, which can be asked about for each policy.
+
+    :param state: the state of the trigger at `start`.
+    :param start: from when to show, as `until`, in milliseconds UTC; the outage is from `down` to `up`.
+    :param due: how many fire times fall into the outage.
     """
-    begin, end = to_millis(down), to_millis(up)
-    times = trigger.fire_times(state)
-    start, until = _around(trigger, times, begin, end)
-    # The simulation begins with the first fire time in the picture. A task that is finished stays so.
-    if state.next_fire_time is not None:
-        state = replace(state, next_fire_time=times.after(start - 1))
-    simulation = simulate_trigger(
-        trigger,
-        state,
-        policy=policy,
-        start=from_millis(start),
-        down_at=down,
-        up_at=up,
-        until=from_millis(until),
-    )
-    due = times.count(begin, end - 1) if state.next_fire_time is not None else 0
-    timeline = Timeline(
-        name=name,
-        start=start,
-        end=until,
-        zone=timezone.get_current_timezone(),
-        occurrences=tuple(_occurrences(simulation, trigger, state, end)),
-        outages=(Outage(begin, end, _("Beat is away")),),
-    )
-    return Answer(timeline, tuple(_sentences(simulation, timeline, due, end)))
+
+    trigger: Trigger
+    state: TriggerState
+    start: int
+    down: int
+    up: int
+    until: int
+    due: int
+
+    @classmethod
+    def of(
+        cls, trigger: Trigger, state: TriggerState, down: datetime, up: datetime, since: int | None = None
+    ) -> Question:
+        """Return the question what an outage does to a trigger, however long it is.
+
+        :param state: where the trigger stands; its grid and counts matter, not its next fire time.
+        :param since: the past before this moment is left out; None: nothing is.
+        """
+        begin, end = to_millis(down), to_millis(up)
+        times = trigger.fire_times(state)
+        start, until = _around(trigger, times, begin, end)
+        if since is not None:
+            start = max(start, min(since, end))
+        due = 0
+        # The simulation begins with the first fire time in the picture. A task that is finished stays so.
+        if state.next_fire_time is not None:
+            # A fire time that falls on the end is due then, together with the others.
+            due = times.count(max(begin, start), end)
+            state = replace(state, next_fire_time=times.after(start - 1))
+        return cls(trigger, state, start, begin, end, until, due)
+
+    def ask(self, name: str, policy: MisfirePolicy, this_year: int | None = None) -> Answer:
+        """Return what happens under a policy.
+
+        :param name: of the picture.
+        :param this_year: see :class:`Timeline`.
+        """
+        window = {"start": self.start, "down_at": self.down, "up_at": self.up, "until": self.until}
+        taken = list(steps(self.trigger, self.state, policy, **window))
+        timeline = Timeline(
+            name=name,
+            start=self.start,
+            end=self.until,
+            zone=timezone.get_current_timezone(),
+            occurrences=tuple(_occurrences(taken, self.trigger, self.state)),
+            outages=(Outage(self.down, self.up, _("Beat is away")),),
+            this_year=this_year,
+        )
+        following = taken[-1].plan.state.next_fire_time if taken else self.state.next_fire_time
+        return Answer(timeline, tuple(_sentences(taken, timeline, self.due, following)))
 
 
 def _around(trigger: Trigger, times: FireTimes, begin: int, end: int) -> tuple[int, int]:
-    """Return from when to when to show: the outage, and one or two fire times on both sides."""
+    """Return from when to when to show: the outage, and some fire times on both sides."""
     margin = max(MINUTE, (end - begin) // 5)
     start, until, near = begin - margin, end + margin, max(end - begin, HOUR) * 3 // 2
     previous = times.before(begin)
@@ -226,43 +270,52 @@ def _around(trigger: Trigger, times: FireTimes, begin: int, end: int) -> tuple[i
     if trigger.interval is not None and trigger.interval <= near:
         # The interval may start again from the end of the outage.
         until = max(until, end + trigger.interval + margin // 4)
-    found, moment = 0, start - 1
-    while (following := times.after(moment)) is not None and following <= until:
-        found, moment = found + 1, following
-        if found > MAX_FIRE_TIMES:
-            raise TooMany
+    # Each of these is planned by itself, so they may not be many.
+    if times.count(start, begin - 1) > MOST_AROUND:
+        for _step in range(MOST_AROUND):
+            begin = times.before(begin) or begin
+        start = begin
+    if times.count(end + 1, until) > MOST_AROUND:
+        for _step in range(MOST_AROUND):
+            end = times.after(end) or end
+        until = end
     return start, until
 
 
-def _occurrences(simulation: Simulation, trigger: Trigger, state: TriggerState, up: int) -> list[Occurrence]:
+def _occurrences(taken: Sequence[Step], trigger: Trigger, state: TriggerState) -> list[Occurrence]:
     found: list[Occurrence] = []
-    for fire in simulation.fires:
-        scheduled, sent = to_millis(fire.scheduled_fire_time), to_millis(fire.fire_time)
-        outcome = Outcome.FIRED if fire.outcome is Outcome.FIRED else fire.outcome
-        found.append(Occurrence(scheduled, outcome, sent))
-        if fire.merged:
-            # The run stands for everything that was overdue with it.
-            last = trigger.fire_times(state).before(sent + 1) or scheduled
-            stretch = Occurrence(scheduled, Outcome.MERGED, sent, max(last, scheduled), fire.merged + 1)
-            found += list(expand(trigger, state, stretch, MAX_FIRE_TIMES))[1:]
-    for lost in simulation.missed:
-        first, last = to_millis(lost.first), to_millis(lost.last)
-        reason = reason_in_words(lost.reason)
-        stretch = Occurrence(first, Outcome.MISSED, None, last, lost.count, reason)
-        found += expand(trigger, state, stretch, MAX_FIRE_TIMES)
+    for step in taken:
+        for runs in step.plan.runs:
+            stretch = Occurrence(runs.first, runs.outcome, step.now, runs.last, runs.count)
+            found += expand(trigger, state, stretch)
+            if runs.merged:
+                # The run stands for everything that was overdue with it.
+                last = runs.first if runs.last_missed is None else runs.last_missed
+                with_run = Occurrence(runs.first, Outcome.MERGED, step.now, last, runs.merged + 1)
+                parts = list(expand(trigger, state, with_run))
+                found += parts[1:] if len(parts) > 1 else [replace(with_run, count=runs.merged)]
+        for lost in step.plan.missed:
+            reason = reason_in_words(lost.reason)
+            stretch = Occurrence(lost.first, Outcome.MISSED, None, lost.last, lost.count, reason)
+            found += expand(trigger, state, stretch)
+        state = step.plan.state
+    # A stretch of one has no end of its own.
+    found = [replace(o, last=None) if o.count == 1 else o for o in found]
     return sorted(found, key=lambda o: o.scheduled)
 
 
-def _sentences(simulation: Simulation, timeline: Timeline, due: int, up: int) -> list[str]:
+def _sentences(taken: Sequence[Step], timeline: Timeline, due: int, following: int | None) -> list[str]:
     """Return what happens in words, in the order in which it happens."""
     sentences = [
         ngettext("%(n)s fire time falls into the outage.", "%(n)s fire times fall into the outage.", due)
         % {"n": format_number(due)}
     ]
+    if not due:
+        sentences = [_("No run of this task would be affected.")]
     clock = _Clock(timeline)
-    for lost in simulation.missed:
-        first, last = (clock(to_millis(t)) for t in (lost.first, lost.last))
-        words = {"first": first, "last": last, "n": format_number(lost.count)}
+    runs = [(step.now, runs) for step in taken for runs in step.plan.runs]
+    for lost in (lost for step in taken for lost in step.plan.missed):
+        words = {"first": clock(lost.first), "last": clock(lost.last), "n": format_number(lost.count)}
         if lost.count == 1:
             sentences.append(_("%(first)s is missed.") % words)
         else:
@@ -270,54 +323,48 @@ def _sentences(simulation: Simulation, timeline: Timeline, due: int, up: int) ->
         # The outage itself is no news.
         if lost.reason is not Reason.SCHEDULER_DOWN:
             sentences.append(_("Reason: %(reason)s.") % {"reason": reason_in_words(lost.reason)})
-    late = [f for f in simulation.fires if f.outcome is Outcome.RECOVERED]
-    if len(late) == 1:
-        sentences.append(_one_run(late[0], timeline, clock))
-    elif late:
-        words = {
-            "n": format_number(len(late)),
-            "at": clock(to_millis(late[0].fire_time)),
-            "first": clock(to_millis(late[0].scheduled_fire_time)),
-            "last": clock(to_millis(late[-1].scheduled_fire_time)),
-        }
-        sentences.append(
-            _("%(n)s runs are made at %(at)s, one for each fire time from %(first)s to %(last)s.") % words
-        )
-    in_time = [
-        f for f in simulation.fires if f.outcome is Outcome.FIRED and f.fire_time > f.scheduled_fire_time
-    ]
+    late = [(now, some) for now, some in runs if some.outcome is Outcome.RECOVERED]
+    if late:
+        sentences.append(_late_runs(late, timeline, clock))
+    # One that falls on the moment of planning is not late at all.
+    in_time = sum(
+        some.count - (some.last == now)
+        for now, some in runs
+        if some.outcome is Outcome.FIRED and now > some.first
+    )
     if in_time:
         sentences.append(
             ngettext(
                 "%(n)s run is late by less than the misfire threshold, and counts as on time.",
                 "%(n)s runs are late by less than the misfire threshold, and count as on time.",
-                len(in_time),
+                in_time,
             )
-            % {"n": format_number(len(in_time))}
+            % {"n": format_number(in_time)}
         )
-    after = [to_millis(f.scheduled_fire_time) for f in simulation.fires]
-    following = next((t for t in after if t > up), None)
-    if following is None and simulation.next_fire_time is not None:
-        following = to_millis(simulation.next_fire_time)
+    up = timeline.outages[0].end
+    following = next((some.first for _now, some in runs if some.first > up), following)
     if following is None:
-        sentences.append(_("It does not fire any more."))
+        sentences.append(_("No further runs."))
     else:
         sentences.append(_("Next: %(time)s.") % {"time": clock(following)})
     return sentences
 
 
-def _one_run(run: Any, timeline: Timeline, clock: _Clock) -> str:
-    words = {"at": clock(to_millis(run.fire_time)), "for": clock(to_millis(run.scheduled_fire_time))}
-    merged = [o for o in timeline.occurrences if o.outcome is Outcome.MERGED]
-    if not merged:
+def _late_runs(late: Sequence[tuple[int, Runs]], timeline: Timeline, clock: _Clock) -> str:
+    now, run = late[0]
+    count = sum(some.count for _now, some in late)
+    words = {"at": clock(now), "first": clock(run.first), "last": clock(late[-1][1].last)}
+    if count > 1:
+        text = _("%(n)s runs are made at %(at)s, one for each fire time from %(first)s to %(last)s.")
+        return text % (words | {"n": format_number(count)})
+    words["for"] = words["first"]
+    if not run.merged or run.last_missed is None:
         return _("One run is made at %(at)s for %(for)s.") % words
-    words |= {
-        "n": format_number(run.merged),
-        "first": clock(merged[0].scheduled),
-        "last": clock(merged[-1].end),
-    }
+    merged = [o for o in timeline.occurrences if o.outcome is Outcome.MERGED]
+    words |= {"n": format_number(run.merged), "last": clock(run.last_missed)}
+    words["first"] = clock(merged[0].scheduled) if merged else words["last"]
     if run.merged == 1:
-        return _("One run is made at %(at)s for %(for)s; %(first)s is merged into it.") % words
+        return _("One run is made at %(at)s for %(for)s; %(last)s is merged into it.") % words
     text = _("One run is made at %(at)s for %(for)s; %(n)s more are merged into it, %(first)s to %(last)s.")
     return text % words
 

@@ -1,0 +1,100 @@
+"""The page that tells what an outage would do to one periodic task; nothing is saved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlencode
+
+from django.contrib.admin import ModelAdmin
+from django.http import HttpRequest
+from django.template.response import TemplateResponse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django_celery_beat.models import PeriodicTask
+
+from celery_misfire.contrib.django import moments
+from celery_misfire.contrib.django.admin.policy_form import may_edit_policy, proposal
+from celery_misfire.contrib.django.admin.task_page import (
+    ask_store,
+    find_policy,
+    find_task,
+    find_trigger,
+    not_computed,
+    render,
+)
+from celery_misfire.contrib.django.models import Instruction
+from celery_misfire.contrib.django.policies import choices_for, policy_in_words
+from celery_misfire.contrib.django.state import records_of
+from celery_misfire.contrib.django.timeline import whatif
+from celery_misfire.contrib.django.timeline.picture import picture, strip
+from celery_misfire.misfire import MisfireInstruction, Trigger, TriggerState, from_millis, to_millis
+
+__all__ = ["whatif_view"]
+
+
+def whatif_view(
+    model_admin: ModelAdmin[PeriodicTask], request: HttpRequest, object_id: str
+) -> TemplateResponse:
+    """Show what an outage would do to a task under each misfire instruction."""
+    task, now = find_task(model_admin, request, object_id), moments.now()
+    problems, notes = list[str](), list[str]()
+    context: dict[str, Any] = {"title": _("What if beat were away?"), "problems": problems, "notes": notes}
+    trigger = find_trigger(task, problems)
+    if trigger is not None:
+        record = (ask_store(lambda store: records_of(store, [task.name]), problems) or {}).get(task.name)
+        if not task.enabled:
+            notes.append(whatif.disabled_in_words(trigger, record))
+        try:
+            state = whatif.first_state(trigger, record, now)
+            defaults = whatif.defaults(trigger, state, find_policy(task, trigger), now)
+            since = whatif.known_since(trigger, record, now)
+            form = whatif.WhatIfForm({**defaults, **request.GET.dict()}, trigger, since)
+            context["form"] = form
+            if form.is_valid():
+                # Nothing of what is still to come stands before it.
+                since = max(since, min(now, to_millis(form.cleaned_data["down"])))
+                context |= _answers(task, trigger, state, form, since, now)
+        except Exception as exc:
+            problems.append(not_computed(exc))
+    context["can_use"] = may_edit_policy(request, task)
+    return render(model_admin, request, task, "whatif", context)
+
+
+def _answers(
+    task: PeriodicTask,
+    trigger: Trigger,
+    state: TriggerState,
+    form: whatif.WhatIfForm,
+    since: int,
+    now: int,
+) -> dict[str, Any]:
+    down, up, policy = form.cleaned_data["down"], form.cleaned_data["up"], form.policy
+    this_year = from_millis(now).astimezone(timezone.get_current_timezone()).year
+    question = whatif.Question.of(trigger, state, down, up, since)
+    name = _("Simulated fire times of %(task)s") % {"task": task.name}
+    answer = question.ask(name, policy, this_year)
+    others = []
+    for choice in choices_for(trigger.trigger_type, policy.instruction):
+        if choice in (Instruction.DEFAULT, Instruction.OFF):
+            continue
+        other = replace(policy, instruction=MisfireInstruction(choice.value))
+        label = policy_in_words(other, trigger.trigger_type)
+        tried = question.ask(label, other, this_year)
+        others.append(
+            {
+                "label": label,
+                "chosen": other.instruction is policy.instruction,
+                "strip": strip(tried.timeline, f"mf-{choice.value}"),
+                "sentence": tried.outcome,
+                "query": urlencode({**form.data, "instruction": choice.value}),
+            }
+        )
+    return {
+        "answer": answer,
+        "timeline": answer.timeline,
+        "picture": picture(answer.timeline),
+        "others": others,
+        "chosen": policy_in_words(policy, trigger.trigger_type),
+        "use_query": urlencode(proposal(policy)),
+    }
