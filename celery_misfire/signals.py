@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from celery.utils.dispatch import Signal
 
-__all__ = ["beat_overdue", "misfire_detected", "task_missed", "task_started_late"]
+__all__ = ["beat_overdue", "beat_recovered", "misfire_detected", "task_missed", "task_started_late"]
 
 #: Sent by beat once for each misfire, whatever its instruction then does.
 #:
@@ -61,3 +61,9 @@ task_started_late = Signal(name="task_started_late", providing_args=["fire", "la
 #: :param entries: names of the entries that are overdue.
 #: :param since: aware datetime, the oldest fire time among them.
 beat_overdue = Signal(name="beat_overdue", providing_args=["entries", "since"])
+
+#: Sent once when such an outage is over, by the worker that watches then: a beat leads again.
+#:
+#: :param sender: the app.
+#: :param since: aware datetime, as :data:`beat_overdue` had it.
+beat_recovered = Signal(name="beat_recovered", providing_args=["since"])

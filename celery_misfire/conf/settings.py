@@ -47,6 +47,8 @@ _PREFIX = "misfire_"
 
 #: So many characters may go before each key.
 LONGEST_KEY_PREFIX = 200
+#: A token has at least so many characters.
+SHORTEST_TOKEN = 16
 
 
 # -- what a value must be ----------------------------------------------------------------------------------
@@ -69,6 +71,19 @@ def _addresses(value: object) -> tuple[str, ...]:
         if not isinstance(address, str) or not re.fullmatch(r"[^@\s,]+@[^@\s,]+", address):
             raise ValueError(f"{quote(address)} is no mail address.")
     return tuple(value)
+
+
+def _site_url(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"https?://[^\s/@?#]+(/[^\s?#]*)?", value):
+        return value.rstrip("/")
+    raise ValueError(f"expected the address of the site, got {quote(value)}. Set it to 'https://example.com'.")
+
+
+def _token(value: object) -> str:
+    if isinstance(value, str) and len(value) >= SHORTEST_TOKEN and value.isascii() and value.isprintable():
+        return value
+    # The message leaves out the value, which is a secret.
+    raise ValueError(f"expected a string of at least {SHORTEST_TOKEN} printable ASCII characters.")
 
 
 def _grace(value: object) -> float:
@@ -161,6 +176,8 @@ class Settings:
     :param missed_results: ``"summary"``: one record per outage and entry; ``"each"``: one per run.
     :param on_missed: name of the task that is sent with each record of missed runs.
     :param mail_to: addresses that get mail about missed runs; for django-celery-beat only.
+    :param site_url: address of the Django site, for the links of a mail; '' when it is not known.
+    :param health_token: who shows it may ask the Django site for its health; None: staff alone may.
     :param keep_missed: how long records of missed runs stay in the database; None: until somebody deletes
         them. For django-celery-beat only.
     :param on_resume: ``"reschedule"``: a time of pause is no outage; ``"misfire"``: it is one, as in Quartz.
@@ -193,6 +210,8 @@ class Settings:
     missed_results: str = "summary"
     on_missed: str | None = None
     mail_to: tuple[str, ...] = ()
+    site_url: str = ""
+    health_token: str | None = None
     keep_missed: float | None = None
     on_resume: str = "reschedule"
     send_task_failure: bool = True
@@ -210,6 +229,7 @@ class Settings:
 
     def __repr__(self) -> str:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["health_token"] = self.health_token and "***"
         values["redis_options"] = dict.fromkeys(self.redis_options, "***")
         return (
             f"Settings({', '.join(f'{name}={hide_secrets(repr(value))}' for name, value in values.items())})"
@@ -246,6 +266,8 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "missed_results": partial(_one_of, ("summary", "each")),
     "on_missed": _task_name,
     "mail_to": _addresses,
+    "site_url": _site_url,
+    "health_token": _token,
     "keep_missed": as_seconds,
     "on_resume": partial(_one_of, ("reschedule", "misfire")),
     "send_task_failure": as_bool,

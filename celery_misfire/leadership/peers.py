@@ -26,7 +26,11 @@ NAMED = 5
 
 # Not compared: beats may reach one Redis in different ways, each has its own port, and policies are compared
 # entry by entry.
-_MAY_DIFFER = {"redis_url", "redis_options", "namespace", "key_prefix", "policies", "metrics_port"}
+_MAY_DIFFER = {
+    *("redis_url", "redis_options", "namespace", "key_prefix", "policies", "metrics_port"),
+    # The site's alone.
+    *("site_url", "health_token"),
+}
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 

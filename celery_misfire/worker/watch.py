@@ -26,7 +26,7 @@ from celery_misfire.fire import isoformat
 from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import AUTO_THRESHOLD, from_millis
 from celery_misfire.records import EntryRecord
-from celery_misfire.signals import beat_overdue
+from celery_misfire.signals import beat_overdue, beat_recovered
 from celery_misfire.status import Status, status_of
 from celery_misfire.store.port import Watched
 from celery_misfire.store.redis_store import RedisStore
@@ -174,6 +174,7 @@ class Watch:
             logger.info(
                 "worker: beat is back; it had been overdue since %s", self._time(int(since)), extra=extra
             )
+            beat_recovered.send(sender=self._app, since=from_millis(int(since)))
 
     def _fields(self, event: str, **values: object) -> dict[str, Any]:
         return log_fields(event, owner=self._hostname, **values)

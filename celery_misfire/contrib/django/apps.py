@@ -15,10 +15,11 @@ class MisfireAppConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the checks and the hooks of reports, and add to the admin if the site has one."""
+        """Register the checks and the hooks of reports and alarms, and add to the admin if the site has one."""
         import_module("celery_misfire.contrib.django.checks")
         import_module("celery_misfire.contrib.django.recording").install()
         import_module("celery_misfire.contrib.django.database").install()
+        import_module("celery_misfire.contrib.django.mail").install()
         if apps.is_installed("django.contrib.admin"):
             from django.contrib import admin
 

@@ -1,113 +1,312 @@
-"""Mail about missed runs: one for each outage and entry, through Django's mail API.
+"""Mail about outages and missed runs, through Django's mail API: one that beat is down, one for each outage.
 
-Off until the setting ``misfire_mail_to`` or a policy names an address.
+Off until the setting ``misfire_mail_to`` or a policy names an address. A worker that watches beat says that
+it is down. What was missed is told together, with the news that beat is back: whoever keeps a record, or sees
+that beat leads again, looks a moment later at what has not been told. Marks in the database see to it that one
+process alone sends each mail.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
-from datetime import timedelta
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any
 
 from celery import current_app
-from django.conf import settings
 from django.core.mail import send_mail
-from django.db.models import QuerySet
-from django.urls import NoReverseMatch, reverse
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.db import connections
+from django_celery_beat.models import PeriodicTask
 
-from celery_misfire.conf.settings import read_settings
-from celery_misfire.contrib.django.models import MisfirePolicy, MissedFire
-from celery_misfire.contrib.django.moments import as_stored, as_text, millis, now
-from celery_misfire.exceptions import MisfireConfigError
+from celery_misfire.conf.settings import Settings, read_settings
+from celery_misfire.contrib.django import mail_texts as texts
+from celery_misfire.contrib.django.database import is_migrated
+from celery_misfire.contrib.django.models import Alarm, MisfirePolicy, MissedFire
+from celery_misfire.contrib.django.moments import as_stored, millis, now
+from celery_misfire.contrib.django.state import open_store, records_of
+from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.log_lines import log_fields
+from celery_misfire.misfire import Reason, to_millis
+from celery_misfire.signals import beat_overdue, beat_recovered
 
-__all__ = ["MAIL_INTERVAL", "send_mail_about"]
+__all__ = ["MAIL_INTERVAL", "install", "is_wanted", "mail_soon", "send_due", "tell_overdue", "tell_recovered"]
 
 logger = logging.getLogger(__name__)
 
-#: The shortest time between two mails about one entry; the later one counts the runs of the records between.
+#: The shortest time between two mails about one task to one address; the later one tells what came between.
+#: Outages have a mail of their own, however soon they come.
 MAIL_INTERVAL = timedelta(hours=1)
+#: What was found longer ago than this is told no more.
+MAIL_WITHIN = timedelta(days=1)
+#: A mail waits until nothing new has come for so long, in seconds, and at most so many times.
+QUIET, MOST_WAITS = 3.0, 10
+#: A process that ends waits so long for the mail server, in seconds.
+EXIT_TIMEOUT = 10.0
+#: One statement names at most so many rows.
+ROWS_AT_ONCE = 500
+#: Most records that one look tells of; the next look tells of the others.
+MOST_RECORDS = 10_000
+
+OUTAGES = frozenset(
+    {Reason.SCHEDULER_DOWN, Reason.FAILOVER, Reason.STORE_UNAVAILABLE, Reason.BROKER_UNAVAILABLE}
+)
 
 
-def send_mail_about(record: MissedFire) -> None:
-    """Send the mail about a record, if anybody wants one, and none has been sent lately.
+def install() -> None:
+    """Have mail sent when the watch of this process sees that beat is down, and that it is back."""
+    beat_overdue.connect(_on_overdue, dispatch_uid=_on_overdue.__qualname__)
+    beat_recovered.connect(_on_recovered, dispatch_uid=_on_recovered.__qualname__)
 
-    A mail that cannot be sent is not tried again: the record stays, and the next mail counts it.
+
+def _on_overdue(entries: Sequence[str], since: datetime, **_: Any) -> None:
+    _in_thread(lambda: tell_overdue(entries, to_millis(since), now()))
+
+
+def _on_recovered(**_: Any) -> None:
+    def recovered() -> None:
+        tell_recovered(now())
+        mail_soon()
+
+    _in_thread(recovered)
+
+
+# -- beat is down ------------------------------------------------------------------------------------------
+
+
+def tell_overdue(entries: Sequence[str], since: int, at: int) -> None:
+    """Send the mail that no beat runs and these entries are overdue, to all that care for one of them.
 
     :raises django.db.Error: when the database fails.
     """
-    recipients = _recipients(record)
-    if not recipients:
-        return
-    at = as_stored(now())
-    of_entry = _of_the_same_entry(record)
-    if of_entry.filter(mailed_at__gt=at - MAIL_INTERVAL).exists():
-        return
-    # Beat, a worker or a repeated report may be here at once. The one that sets the mark sends the mail.
-    if not MissedFire.objects.filter(pk=record.pk, mailed_at=None).update(mailed_at=at):
-        return
-    last_mailed = of_entry.filter(mailed_at__lt=at).order_by("mailed_at").last()
-    unmailed = of_entry.filter(mailed_at=None, pk__lt=record.pk, pk__gt=last_mailed.pk) if last_mailed else ()
+    people = _People()
+    rows = _rows(entries)
+    groups = people.groups([(name, people.of(rows.get(name))) for name in entries])
+    # It ends the alarm before, whose end nobody saw.
+    Alarm.objects.filter(over_at=None).update(over_at=as_stored(at), over_mailed_at=as_stored(at))
+    alarm = Alarm.objects.create(since=as_stored(since), raised_at=as_stored(at), entries=len(entries))
+    due = _due(entries) if groups else {}
+    for names, addresses in groups:
+        told = [(name, rows.get(name), due.get(name)) for name in names]
+        if _send(addresses, *texts.overdue(told, since, people.site_url)):
+            alarm.mailed_to += addresses
+    alarm.save(update_fields=["mailed_to"])
+
+
+def _due(entries: Sequence[str]) -> dict[str, int | None]:
+    """Return when these entries were due, as far as the store answers."""
     try:
-        send_mail(_subject(record), _text(record, sum(r.count for r in unmailed)), None, recipients)
-    except Exception as exc:
-        # The log leaves out the text of the error, which may have the address or the password of the server.
-        name, extra = record.entry, log_fields("no_mail", entry=record.entry, task_id=record.task_id)
-        logger.error("no mail about the missed runs of %r: %s", name, type(exc).__name__, extra=extra)
-        MissedFire.objects.filter(pk=record.pk).update(mailed_at=None)
+        found = records_of(open_store(current_app), entries)
+    except (StoreUnavailable, MisfireConfigError):
+        return {}
+    return {name: record.state.next_fire_time for name, record in found.items()}
 
 
-def _of_the_same_entry(record: MissedFire) -> QuerySet[MissedFire]:
-    if record.periodic_task_id is None:
-        return MissedFire.objects.filter(entry=record.entry)
-    return MissedFire.objects.filter(periodic_task=record.periodic_task_id)
+def tell_recovered(at: int) -> None:
+    """Note that a beat leads again; the next look tells of it.
+
+    :raises django.db.Error: when the database fails.
+    """
+    Alarm.objects.filter(over_at=None).update(over_at=as_stored(at))
 
 
-def _recipients(record: MissedFire) -> list[str]:
-    policies = MisfirePolicy.objects.filter(periodic_task=record.periodic_task_id)
-    own = policies.values_list("mail_to", flat=True).first()
-    addresses = [address.strip() for address in (own or "").split(",")]
-    if any(addresses):
-        return [address for address in addresses if address]
+# -- beat is back, and what was missed ---------------------------------------------------------------------
+
+
+def send_due(at: int) -> None:
+    """Send the mails about all that has not been told: alarms that are over, and missed runs.
+
+    A mail that cannot be sent is tried again with the next one.
+
+    :raises django.db.Error: when the database fails.
+    """
+    people, moment = _People(), as_stored(at)
+    records = _untold(people, moment)
+    lately = [record for record in records if record.reason in OUTAGES]
+    if lately:
+        # Only a beat that leads finds what an outage has missed.
+        found = max(record.detected_at for record in lately)
+        Alarm.objects.filter(over_at=None, raised_at__lte=found).update(over_at=found)
+    alarms = list(_claim_alarms(moment))
+    records = _claim(records, people, moment)
+    told: list[tuple[Alarm | MissedFire, Collection[str]]]
+    told = [(alarm, alarm.mailed_to) for alarm in alarms]
+    told += [(record, people.of(record.periodic_task_id)) for record in records]
+    for items, addresses in people.groups(told):
+        over = [item for item in items if isinstance(item, Alarm)]
+        missed = [item for item in items if isinstance(item, MissedFire)]
+        if not _send(addresses, *texts.missed(over, missed, people.site_url)):
+            Alarm.objects.filter(pk__in=[a.pk for a in over]).update(over_mailed_at=None)
+            for some in _chunks(missed):
+                MissedFire.objects.filter(pk__in=[m.pk for m in some]).update(mailed_at=None)
+
+
+def _untold(people: _People, moment: datetime) -> list[MissedFire]:
+    """Return the records that somebody wants to hear of now, oldest first."""
+    # A deploy is no alarm.
+    found = MissedFire.objects.exclude(reason=Reason.RESTARTED.value).filter(
+        mailed_at=None, detected_at__gt=moment - MAIL_WITHIN
+    )
+    recent = MissedFire.objects.filter(mailed_at__gt=moment - MAIL_INTERVAL)
+    told = dict[object, set[str]]()
+    for key, name, addresses in recent.values_list("periodic_task_id", "entry", "mailed_to"):
+        told.setdefault(key or name, set()).update(addresses)
+    wanted = []
+    for record in found.order_by("pk")[:MOST_RECORDS]:
+        addresses = set(people.of(record.periodic_task_id))
+        known = told.get(record.periodic_task_id or record.entry, set())
+        if addresses and (record.reason in OUTAGES or addresses - known):
+            wanted.append(record)
+    return wanted
+
+
+def _claim_alarms(moment: datetime) -> Iterator[Alarm]:
+    """Yield the alarms whose end nobody else tells."""
+    for alarm in Alarm.objects.exclude(over_at=None).filter(over_mailed_at=None):
+        if Alarm.objects.filter(pk=alarm.pk, over_mailed_at=None).update(over_mailed_at=moment):
+            yield alarm
+
+
+def _claim(records: Sequence[MissedFire], people: _People, moment: datetime) -> list[MissedFire]:
+    """Return those of these records that nobody else tells of."""
+    claimed = []
+    # By whom they are for: what an outage has missed takes a few statements.
+    of_people: dict[tuple[str, ...], list[MissedFire]] = {}
+    for record in records:
+        of_people.setdefault(people.of(record.periodic_task_id), []).append(record)
+    for addresses, theirs in of_people.items():
+        for some in _chunks(theirs):
+            rows = MissedFire.objects.filter(pk__in=[record.pk for record in some])
+            if rows.filter(mailed_at=None).update(mailed_at=moment, mailed_to=list(addresses)):
+                ours = set(rows.filter(mailed_at=moment).values_list("pk", flat=True))
+                claimed += [record for record in some if record.pk in ours]
+    return sorted(claimed, key=lambda record: record.pk)
+
+
+# -- who wants mail ----------------------------------------------------------------------------------------
+
+
+class _People:
+    """Who wants mail about which row: the addresses of its policy, or else those of the settings."""
+
+    def __init__(self) -> None:
+        settings = _settings()
+        self.site_url = settings.site_url if settings else ""
+        self._all = settings.mail_to if settings else ()
+        self._own = {
+            key: tuple(found)
+            for key, text in MisfirePolicy.objects.exclude(mail_to="").values_list(
+                "periodic_task_id", "mail_to"
+            )
+            if (found := [address.strip() for address in text.split(",") if address.strip()])
+        }
+
+    def of(self, key: int | None) -> tuple[str, ...]:
+        return self._all if key is None else self._own.get(key, self._all)
+
+    @staticmethod
+    def groups(items: Iterable[tuple[Any, Collection[str]]]) -> list[tuple[list[Any], list[str]]]:
+        """Return who is told of which items: those that hear of the same ones share a mail."""
+        of_each: dict[str, list[Any]] = {}
+        for item, addresses in items:
+            for address in dict.fromkeys(addresses):
+                of_each.setdefault(address, []).append(item)
+        groups: dict[tuple[int, ...], tuple[list[Any], list[str]]] = {}
+        for address, theirs in of_each.items():
+            groups.setdefault(tuple(map(id, theirs)), (theirs, []))[1].append(address)
+        return list(groups.values())
+
+
+def _settings() -> Settings | None:
     try:
-        return list(read_settings(current_app).mail_to)
+        return read_settings(current_app)
     except MisfireConfigError:
         # Beat has reported it at its start.
-        return []
+        return None
 
 
-def _subject(record: MissedFire) -> str:
-    subject = ngettext(
-        "%(prefix)s%(n)d missed run of %(entry)s", "%(prefix)s%(n)d missed runs of %(entry)s", record.count
-    )
-    words = {"prefix": settings.EMAIL_SUBJECT_PREFIX, "n": record.count, "entry": record.entry}
-    # A header may not have line breaks.
-    return " ".join((subject % words).split())
+def _rows(names: Sequence[str]) -> dict[str, int]:
+    """Return the primary keys of the rows of these names."""
+    found: dict[str, int] = {}
+    for some in _chunks(names):
+        found |= PeriodicTask.objects.filter(name__in=some).values_list("name", "pk")
+    return found
 
 
-def _text(record: MissedFire, earlier: int) -> str:
-    lines = [
-        _("Periodic task: %s") % record.entry,
-        _("Task: %s") % record.task,
-        _("Missed runs: %d") % record.count,
-        _("First scheduled at: %s") % as_text(millis(record.first)),
-        _("Last scheduled at: %s") % as_text(millis(record.last)),
-        _("Reason: %s") % record.get_reason_display(),
-        _("Misfire instruction: %s") % record.get_instruction_display(),
-        _("Detected at: %s") % as_text(millis(record.detected_at)),
-    ]
-    if earlier:
-        more = ngettext(
-            "%d earlier run was missed since the last mail.",
-            "%d earlier runs were missed since the last mail.",
-            earlier,
-        )
-        lines.append(more % earlier)
+def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (items[n : n + ROWS_AT_ONCE] for n in range(0, len(items), ROWS_AT_ONCE))
+
+
+def _send(addresses: Sequence[str], subject: str, text: str) -> bool:
     try:
-        path = reverse("admin:celery_misfire_missedfire_change", args=[record.pk])
-    except NoReverseMatch:
-        pass
-    else:
-        lines += ["", _("In the admin: %s") % path]
-    return "\n".join(lines) + "\n"
+        send_mail(subject, text, None, list(addresses))
+    except Exception as exc:
+        # The log leaves out the text of the error, which may have the address or the password of the server.
+        logger.error("no mail about misfires: %s", type(exc).__name__, extra=log_fields("no_mail"))
+        return False
+    return True
+
+
+# -- a moment later ----------------------------------------------------------------------------------------
+
+
+class _Waiting:
+    """What a process that sends mail soon has of it."""
+
+    lock, ends = threading.Lock(), threading.Event()
+    thread: threading.Thread | None = None
+
+
+def mail_soon() -> None:
+    """Have what is due sent when nothing new has come for a moment; returns at once."""
+    with _Waiting.lock:
+        if _Waiting.thread is None or not _Waiting.thread.is_alive():
+            _Waiting.thread = _in_thread(_send_when_quiet)
+
+
+def is_wanted() -> bool:
+    """Return True when anybody wants mail.
+
+    :raises django.db.Error: when the database fails.
+    """
+    settings = _settings()
+    return bool(settings and settings.mail_to) or MisfirePolicy.objects.exclude(mail_to="").exists()
+
+
+def _send_when_quiet() -> None:
+    newest: object = ()
+    for _wait in range(MOST_WAITS):
+        before, newest = newest, MissedFire.objects.order_by("-pk").values_list("pk", flat=True).first()
+        if newest == before or _Waiting.ends.wait(QUIET):
+            break
+    with _Waiting.lock:
+        # What comes from now on needs another look.
+        _Waiting.thread = None
+    send_due(now())
+
+
+@atexit.register
+def _finish() -> None:
+    """Send what waits before the process ends."""
+    thread = _Waiting.thread
+    _Waiting.ends.set()
+    if thread is not None:
+        thread.join(EXIT_TIMEOUT)
+
+
+def _in_thread(do: Callable[[], object]) -> threading.Thread:
+    """Run this where neither the watch nor a report has to wait for the mail server."""
+
+    def run() -> None:
+        try:
+            if is_migrated():
+                do()
+        except Exception as exc:
+            logger.error("no mail about misfires: %s", type(exc).__name__, extra=log_fields("no_mail"))
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=run, name="misfire-mail", daemon=True)
+    thread.start()
+    return thread

@@ -181,6 +181,8 @@ class MissedFire(models.Model):
     detected_at = models.DateTimeField(_("detected at"), db_index=True)
     #: None when no mail was sent about it.
     mailed_at = models.DateTimeField(_("mailed at"), null=True, editable=False)
+    #: The addresses that got it.
+    mailed_to = models.JSONField(default=list, editable=False)
     #: None while somebody may still want to run it.
     dismissed_at = models.DateTimeField(_("dismissed at"), null=True, editable=False)
     dismissed_by = models.ForeignKey(
@@ -274,3 +276,35 @@ class OccurrenceRun(models.Model):
 
     def __str__(self) -> str:
         return f"{self.missed.entry} {self.scheduled_fire_time:%Y-%m-%d %H:%M:%S}"
+
+
+class Alarm(models.Model):
+    """A time in which no beat ran and tasks were overdue, as the workers saw it, and the mail about it."""
+
+    #: The oldest fire time that was overdue.
+    since = models.DateTimeField(db_index=True)
+    raised_at = models.DateTimeField()
+    #: How many entries were overdue, and who was told.
+    entries = models.PositiveIntegerField(default=0)
+    mailed_to = models.JSONField(default=list)
+    #: None while no beat runs.
+    over_at = models.DateTimeField(null=True)
+    #: None when nobody was told that beat is back.
+    over_mailed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ("-pk",)
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return as_text(millis(self.since))
+
+
+class Fleet(PeriodicTask):
+    """All periodic tasks at once, for the page of the admin that shows them; it has no table of its own."""
+
+    class Meta:
+        proxy = True
+        verbose_name = _("fleet of tasks")
+        verbose_name_plural = _("all tasks at a glance")
+        default_permissions = ()

@@ -7,7 +7,7 @@ from typing import Any
 from django.db.models import CharField
 from django_celery_beat.models import PeriodicTask
 
-from celery_misfire.contrib.django.mail import send_mail_about
+from celery_misfire.contrib.django.mail import is_wanted, mail_soon
 from celery_misfire.contrib.django.models import MissedFire, Rerun
 from celery_misfire.contrib.django.moments import as_stored
 from celery_misfire.misfire import MissedFire as Record
@@ -48,9 +48,9 @@ def keep(missed: Record) -> None:
             values[column.name] = values[column.name].replace("\0", "")[: column.max_length]
     values["periodic_task_id"] = _row_of(values["entry"])
     MissedFire.objects.bulk_create([MissedFire(**values)], ignore_conflicts=True)
-    # A deploy is no alarm. The next mail counts what was missed in it.
-    if missed.reason != Reason.RESTARTED:
-        send_mail_about(MissedFire.objects.get(task_id=values["task_id"]))
+    # A deploy is no alarm.
+    if missed.reason != Reason.RESTARTED and is_wanted():
+        mail_soon()
 
 
 def _row_of(entry: str) -> int | None:
