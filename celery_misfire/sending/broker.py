@@ -10,7 +10,6 @@ import logging
 import re
 import selectors
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 from celery import Celery
@@ -297,8 +296,9 @@ class WatchedProducer(Producer):
         try:
             if waits:
                 self._finish_others()
-            with self._confirms.expecting(receipt) if self._confirms else nullcontext():
-                result = super()._publish(*args, **kwargs)
+            if self._confirms is not None:
+                self._confirms.coming = receipt
+            result = super()._publish(*args, **kwargs)
         except Exception as exc:
             if about_key := _about_key(exc):
                 self._unfinished = False
@@ -312,6 +312,9 @@ class WatchedProducer(Producer):
                 # A message that has its answer already is not in doubt: an event after it failed.
                 self._receipt.failure = failure
             raise failure from None
+        finally:
+            if self._confirms is not None:
+                self._confirms.coming = None
         self._unfinished = False
         if self._confirms is None:
             receipt.was_taken = True

@@ -359,8 +359,8 @@ def _refused_names(
     return tuple(found)
 
 
-def _line(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, separators=(",", ":"))
+# json.dumps() would make an encoder for each line.
+_line = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _parse_line(fields: Mapping[bytes, bytes]) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""Which entries share a script: a limited size, and a smaller one when a script fails again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+__all__ = ["MOST_CHARACTERS", "MOST_MESSAGES", "Portions"]
+
+#: The most messages that go together: in a script, a hundred block Redis for about 3 ms.
+MOST_MESSAGES = 100
+#: The most characters of messages that go together, but for a single message that is longer.
+MOST_CHARACTERS = 1_000_000
+
+
+class Portions:
+    """Cuts entries into portions, one for each script.
+
+    Redis may answer everything but one script: the memory that it has left may be too short for one message,
+    or a proxy may close the connection at it. A script that fails a second time is halved, until the entry at
+    fault stands alone.
+    """
+
+    def __init__(self) -> None:
+        self._most = MOST_MESSAGES
+        #: The entries of the script that has failed, as far as their messages have not gone since.
+        self._suspects: set[str] = set()
+
+    def cut(self, names: Iterable[str], lengths: Mapping[str, Collection[int]]) -> Iterator[list[str]]:
+        """Yield the entries of each script.
+
+        :param lengths: the lengths of the messages of each entry that has some.
+        """
+        portion, count, length = list[str](), 0, 0
+        for name in names:
+            messages = lengths.get(name, ())
+            more, longer = len(messages), sum(messages)
+            if portion and (count + more > self._most or length + longer > MOST_CHARACTERS):
+                yield portion
+                portion, count, length = [], 0, 0
+            portion.append(name)
+            count, length = count + more, length + longer
+        if portion:
+            yield portion
+
+    def failed(self, names: Collection[str]) -> str | None:
+        """Note that a script with messages of these entries has failed, while Redis answers.
+
+        :returns: the entry at fault, once it is known.
+        """
+        again, self._suspects = not self._suspects.isdisjoint(names), set(names)
+        if again and len(names) == 1:
+            self.succeeded(names)
+            return next(iter(names))
+        if again:
+            self._most = max(1, min(self._most, len(names)) // 2)
+        return None
+
+    def succeeded(self, names: Collection[str]) -> None:
+        """Note that the messages of these entries have gone, or go other ways."""
+        self._suspects.difference_update(names)
+        if not self._suspects:
+            self._most = MOST_MESSAGES
