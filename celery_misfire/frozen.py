@@ -12,10 +12,11 @@ T = TypeVar("T")
 def replaced(value: T, **changes: Any) -> T:
     """Return a frozen dataclass with some fields replaced, as ``dataclasses.replace`` does.
 
-    It takes a quarter of the time, which every run needs several times. For classes without ``slots`` and
-    without a ``__post_init__``; the names of the fields are not checked.
+    It takes half of the time, which every run needs several times. For classes with ``slots`` and without a
+    ``__post_init__``; the names of the fields are not checked.
     """
-    other = object.__new__(type(value))
-    vars(other).update(vars(value))
-    vars(other).update(changes)
+    cls: Any = type(value)
+    other: T = object.__new__(cls)
+    for name in cls.__slots__:
+        object.__setattr__(other, name, changes[name] if name in changes else getattr(value, name))
     return other

@@ -79,7 +79,7 @@ class MissedFire:
     detected_at: datetime
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TriggerState:
     """Where a trigger stands. The words are Quartz's, the moments milliseconds UTC.
 
@@ -159,7 +159,7 @@ class Trigger(Protocol):
         """Return the fire times under this state (its grid, repetitions and end)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Runs:
     """Consecutive occurrences that are to be run, oldest first.
 

@@ -152,13 +152,12 @@ class Transactional:
             sent.setdefault(one.run.entry, set()).add(one.run.intent.scheduled)
         for name in sent.keys() | {name for name, _ in failed}:
             record, gone = records.get(name) or self._ledger[name], sent.get(name, ())
-            # An intent that the record had before may have been sent then.
-            known = {i.scheduled for i in self._ledger[name].intents} if name in self._ledger else ()
-            left = [
-                replaced(i, unsent=True) if (name, i.scheduled) in failed and i.scheduled not in known else i
-                for i in record.intents
-                if i.scheduled not in gone
-            ]
+            left = [i for i in record.intents if i.scheduled not in gone]
+            if left:
+                # An intent that the record had before may have been sent then.
+                known = {i.scheduled for i in self._ledger[name].intents} if name in self._ledger else ()
+                unsent = {n for n in failed if n[0] == name and n[1] not in known}
+                left = [replaced(i, unsent=True) if (name, i.scheduled) in unsent else i for i in left]
             records[name] = replaced(record, intents=tuple(left))
         return records
 
