@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: Longest wait for one answer of the broker, in seconds.
 TIMEOUT = 5.0
+#: Hardly any message is longer, in characters: a Redis without the memory for one that is shorter is full.
+LONGEST_OF_MOST = 100_000
 
 
 class Broker:
@@ -116,7 +118,7 @@ class Broker:
     def push(self, messages: Sequence[Sequence[Push]]) -> list[Receipt]:
         """Do what was recorded of several messages, in one round trip; return what became of each.
 
-        :raises BrokerUnavailable: when the broker can't be reached; nothing has left.
+        :raises BrokerUnavailable: when the broker can't be reached, or is full; nothing has left.
         """
         producer = self.producer
         channel: Any = producer.channel
@@ -126,12 +128,16 @@ class Broker:
                 pipeline.global_keyprefix = ""
                 for push in (push for pushes in messages for push in pushes):
                     pipeline.execute_command(push.kind.upper(), push.key, push.value)
-                answers = iter(pipeline.execute(raise_on_error=False))
+                answers = pipeline.execute(raise_on_error=False)
         except Exception as exc:
             failure = producer.failure_of(exc) or Interrupted(name_error(exc))
             self.drop()
             return [Receipt("", failure=failure) for _ in messages]
-        return [_receipt([next(answers) for _ in pushes], producer) for pushes in messages]
+        values = (push.value for pushes in messages for push in pushes)
+        if all(map(_lacks_memory, answers)) and not all(map(_is_large, values)):
+            raise self._unavailable(name_error(answers[0]))
+        left = iter(answers)
+        return [_receipt([next(left) for _ in pushes], producer) for pushes in messages]
 
     def await_answers(self) -> None:
         """Wait until the broker has said what became of all messages of a batch."""
@@ -300,9 +306,9 @@ class WatchedProducer(Producer):
                 self._confirms.coming = receipt
             result = super()._publish(*args, **kwargs)
         except Exception as exc:
-            if about_key := _about_key(exc):
+            if (about := _about_message(exc)) and (not _lacks_memory(exc) or _is_large(args[0])):
                 self._unfinished = False
-                raise PublishRejected(about_key) from None
+                raise PublishRejected(about) from None
             failure = self.failure_of(exc)
             if failure is None:
                 # The connection is given up for this, and the others have nothing to do with it.
@@ -367,7 +373,7 @@ def _receipt(answers: Sequence[Any], producer: WatchedProducer) -> Receipt:
     errors = [answer for answer in answers if isinstance(answer, Exception)]
     if not errors:
         return Receipt("", was_taken=True)
-    reasons = [_about_key(error) for error in errors]
+    reasons = [_about_message(error) for error in errors]
     if not all(reasons):
         return Receipt("", failure=producer.failure_of(errors[0]) or MisfireError(name_error(errors[0])))
     if len(errors) < len(answers):
@@ -396,16 +402,32 @@ def _unavailable(connection: Connection | None, reason: str) -> BrokerUnavailabl
 
 
 def _about_key(exc: Exception) -> str:
-    """Return what Redis says about one key, without quoting anything; '' for any other error.
+    """Return what Redis says about one key, without quoting anything; '' for any other error."""
+    return "" if _lacks_memory(exc) else _about_message(exc)
+
+
+def _about_message(exc: Exception) -> str:
+    """Return what Redis says against one message; '' for any other error.
 
     Kombu takes these for failures of the connection.
     """
-    found = _ABOUT_KEY.search(str(exc)) if type(exc).__module__ == "redis.exceptions" else None
+    found = _ANSWER.search(str(exc)) if type(exc).__module__ == "redis.exceptions" else None
     return _IN_WORDS[found[0]] if found else ""
 
 
+def _is_large(message: bytes | str) -> bool:
+    """True for a message that Redis may lack the memory for while there is enough for all others."""
+    return len(message) > LONGEST_OF_MOST
+
+
+def _lacks_memory(answer: object) -> bool:
+    return isinstance(answer, Exception) and _about_message(answer) == _IN_WORDS[_OUT_OF_MEMORY]
+
+
+_OUT_OF_MEMORY = "not allowed when used memory"
 _IN_WORDS = {
     "WRONGTYPE": "a key of its queue in Redis holds something else (WRONGTYPE)",
     "o permissions": "the Redis user lacks the rights (NOPERM)",
+    _OUT_OF_MEMORY: "Redis lacks the memory for it (OOM)",
 }
-_ABOUT_KEY = re.compile("|".join(_IN_WORDS))
+_ANSWER = re.compile("|".join(_IN_WORDS))

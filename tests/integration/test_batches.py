@@ -237,6 +237,24 @@ def test_each_answer_of_redis_concerns_its_own_message(
     assert client.lrange("right", 0, -1) == ["4", "3", "1"]
 
 
+def test_a_redis_without_memory_has_failed_unless_the_message_is_large(
+    redis_broker: Broker, redis_server: RedisServer
+) -> None:
+    client = redis_server.client()
+    assert redis_broker.push([pushes("0", "right")])[0].was_taken
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(BrokerUnavailable, match="maxmemory"):
+            redis_broker.push([pushes("1", "right"), pushes("2", "right")])
+        (large,) = redis_broker.push([pushes("3" * (broker_module.LONGEST_OF_MOST + 1), "right")])
+    finally:
+        client.config_set("maxmemory", 0)
+    assert (large.was_taken, large.failure) == (False, None)
+    assert "OOM" in str(large.rejection)
+    assert redis_broker.push([pushes("4", "right")])[0].was_taken
+    assert client.lrange("right", 0, -1) == ["4", "0"]
+
+
 def test_a_batch_that_redis_does_not_answer_is_in_doubt_and_not_repeated_behind_our_back(
     redis_broker: Broker, redis_server: RedisServer
 ) -> None:

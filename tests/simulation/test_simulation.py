@@ -31,6 +31,7 @@ PLANS = {
     "a store that loses all": Plan(flush=0.004),
     "a queue that refuses": Plan(queue_refuses=0.05, worker=True),
     "messages that leave early": Plan(early=True, worker=True, crash=0.01, lost=0.03),
+    "a message that no script gets through": Plan(poisoned=True, worker=True, lost=0.02),
     "two places": Plan(apart=True, worker=True),
 }
 
@@ -44,7 +45,7 @@ def run(seed: int, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Problem]
     monkeypatch.setattr(member, "uptime", lambda: world.now / 1000)
     # The collector would be told of each of these beats, and never let them go.
     monkeypatch.setattr(member, "gc", SimpleNamespace(freeze=lambda: None))
-    in_one = not (plan.apart or plan.early or plan.queue_refuses)
+    in_one = not (plan.apart or plan.early or plan.poisoned or plan.queue_refuses)
     found = check(world.run(), queued_once=in_one).problems
     return [problem for problem in found if in_one or problem.fault not in EPISODES]
 

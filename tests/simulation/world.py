@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 from celery_misfire import fire, records
-from celery_misfire.exceptions import BrokerUnavailable, PublishRejected
+from celery_misfire.exceptions import BrokerUnavailable, PublishRejected, StoreUnavailable
 from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.member import Member
@@ -25,7 +25,7 @@ from celery_misfire.sending.missed_runs import Report
 from celery_misfire.sending.publisher import _headers
 from celery_misfire.store import registers
 from celery_misfire.store.memory import Fault, MemoryDatabase, MemoryStore
-from celery_misfire.store.port import Push
+from celery_misfire.store.port import NOTHING, Change, CommitResult, Push
 from celery_misfire.triggers.kinds import trigger_for
 from tests.simulation.history import Event, What, from_log, from_queue, from_times, from_workers
 from tests.support.processes import Message as Published
@@ -56,6 +56,7 @@ class Plan:
 
     :param apart: messages are in another place than the state.
     :param early: the task of the entry `every` leaves while its message is built.
+    :param poisoned: no script with a message of the entry `every` gets an answer, nor is it carried out.
     """
 
     apart: bool = False
@@ -70,6 +71,7 @@ class Plan:
     down: float = 0.003
     queue_refuses: float = 0.0
     early: bool = False
+    poisoned: bool = False
     back: float = 0.0
     flush: float = 0.0
 
@@ -79,6 +81,24 @@ class _Lease(Lease):
 
     def _keep(self) -> None:
         pass
+
+
+class _Store(MemoryStore):
+    """A store that fails with the messages of some entries."""
+
+    poisoned: Collection[str] = ()
+
+    def commit(
+        self,
+        token: str,
+        changes: Sequence[Change],
+        log: Iterable[Mapping[str, Any]] = (),
+        pushes: Sequence[Push] = (),
+        counts: Mapping[tuple[str, str], int] = NOTHING,
+    ) -> CommitResult:
+        if any(push.entry in self.poisoned for push in pushes):
+            raise StoreUnavailable("the connection was closed")
+        return super().commit(token, changes, log, pushes, counts)
 
 
 @dataclass
@@ -192,7 +212,8 @@ class World:
 
     def _start(self) -> None:
         self._number += 1
-        store = MemoryStore(self.database, f"host:{self._number}", history=1_000_000)
+        store = _Store(self.database, f"host:{self._number}", history=1_000_000)
+        store.poisoned = {"every"} if self.plan.poisoned else set()
         lease = _Lease(store, TTL, RENEW, lambda: self.now / 1000)
         beat: Beat
 

@@ -1,0 +1,49 @@
+"""Which entries share a script, and what becomes of a script that fails again and again."""
+
+from __future__ import annotations
+
+from celery_misfire.sending.portions import MOST_CHARACTERS, MOST_MESSAGES, Portions
+
+NAMES = [f"{n:03}" for n in range(250)]
+
+
+def test_a_script_has_a_limited_number_of_messages_and_of_characters() -> None:
+    portions = Portions()
+    assert [len(p) for p in portions.cut(NAMES, {n: [1] for n in NAMES})] == [100, 100, 50]
+    lengths = {"a": [MOST_CHARACTERS // 2], "b": [MOST_CHARACTERS // 2], "c": [1], "d": [5 * MOST_CHARACTERS]}
+    assert list(portions.cut("abcdef", lengths)) == [["a", "b"], ["c"], ["d"], ["e", "f"]] or list(
+        portions.cut("abcdef", lengths)
+    ) == [["a", "b"], ["c"], ["d", "e", "f"]]
+
+
+def test_entries_without_messages_do_not_count() -> None:
+    assert list(Portions().cut(NAMES, {})) == [NAMES]
+
+
+def test_a_script_that_fails_again_is_halved_until_the_entry_at_fault_stands_alone() -> None:
+    portions, left, failures, found = Portions(), dict.fromkeys(NAMES, [1]), list[int](), None
+    while found is None:
+        for names in list(portions.cut(list(left)[:MOST_MESSAGES], left)):
+            if "042" in names:
+                failures.append(len(names))
+                found = portions.failed(names)
+                break
+            portions.succeeded(names)
+            for name in names:
+                del left[name]
+    assert found == "042"
+    assert failures[:3] == [100, 100, 50]
+    assert failures[-1] == 1
+    assert len(failures) < 12
+    # What is left goes in large scripts again.
+    assert len(next(portions.cut(NAMES, {n: [1] for n in NAMES}))) == MOST_MESSAGES
+
+
+def test_a_script_that_fails_once_is_repeated_as_it_is() -> None:
+    portions, lengths = Portions(), {n: [1] for n in NAMES}
+    first = next(portions.cut(NAMES, lengths))
+    assert portions.failed(first) is None
+    assert next(portions.cut(NAMES, lengths)) == first
+    assert portions.failed(NAMES[100:200]) is None
+    assert portions.failed(["200"]) is None
+    assert len(next(portions.cut(NAMES, lengths))) == MOST_MESSAGES
