@@ -182,6 +182,41 @@ def test_an_entry_that_ends_the_channel_costs_no_other_its_run(
     assert refused == ["20"]
 
 
+# On a busy machine rabbitmqctl alone takes a minute.
+@pytest.mark.timeout(600)
+def test_a_memory_alarm_in_the_middle_of_a_batch_loses_nothing(
+    world: World,
+    rabbitmq_server: RabbitMQ,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    beat = world.beat(broker=rabbitmq_server.url)
+    fire_all(beat, "z")
+    names, tried = [f"{n:02}" for n in range(40)], list[str]()
+    publish = beat._publisher.publish
+
+    def short_of_memory_after_ten(message: Message) -> Attempt:
+        tried.append(message.definition.name)
+        if len(tried) == 10:
+            rabbitmq_server.control("set_vm_memory_high_watermark", "0")
+        return publish(message)
+
+    monkeypatch.setattr(beat._publisher, "publish", short_of_memory_after_ten)
+    patient = {"misfire": {"instruction": "do_nothing", "threshold": 3600}}
+    beat.update_from_dict({name: due_now(**patient) for name in names})
+    try:
+        run(beat, lambda: [m for m in caplog.messages if "memory or disk is short" in m], timeout=200)
+        assert sent_lines(beat).total() < len(names)
+    finally:
+        rabbitmq_server.control("set_vm_memory_high_watermark", "0.4")
+    run(beat, lambda: is_done(beat, names))
+    copies = Counter(m.id for m in rabbitmq_server.published())
+    assert len(copies) == 1 + len(names)
+    # What RabbitMQ had not answered to was in doubt, and was sent again.
+    assert copies.total() <= 1 + 2 * len(names)
+    assert sent_lines(beat) == Counter(["z", *names])
+
+
 def test_an_event_for_each_message_hides_no_answer_of_rabbitmq(
     world: World, rabbitmq_server: RabbitMQ
 ) -> None:
