@@ -10,8 +10,9 @@ from typing import Any
 
 from redis.client import Monitor
 
-from tests.benchmarks.app import Load
+from tests.benchmarks.app import PUNCTUAL, Load
 from tests.benchmarks.contenders import QUEUE, Arena, Contender, Running
+from tests.support.processes import wait_for
 
 WEEK = 7 * 24 * 3600.0
 #: A process that has not sent everything so many seconds after it was due is stopped.
@@ -75,17 +76,49 @@ def steady(arena: Arena, contender: Contender, count: int, interval: float, seco
         before, end = running.cpu(), time.time() + seconds
         while time.time() < end:
             if found := client.brpop(QUEUE, timeout=0.1):
-                number = int(json.loads(found[1])["headers"]["argsrepr"].strip("[](), "))
-                # From the nearest time of the entry's own: who is later than half an interval looks early.
-                lag = (time.time() - load.due(number)) % interval
-                lags.append(lag if lag < interval / 2 else lag - interval)
+                lags.append(_lag(load, found[1]))
         spent = running.cpu() - before
+    return {"CPU, us per message": spent / max(1, len(lags)) * 1e6, **_lags(lags, count * seconds / interval)}
+
+
+def _lag(load: Load, message: str) -> float:
+    """Return how many seconds ago the entry of a message was due."""
+    number = int(json.loads(message)["headers"]["argsrepr"].strip("[](), "))
+    # From the nearest time of the entry's own: who is later than half an interval looks early.
+    lag = (time.time() - load.due(number)) % load.interval
+    return lag if lag < load.interval / 2 else lag - load.interval
+
+
+def _lags(lags: list[float], due: float) -> Figures:
     lags.sort()
     return {
-        "CPU, us per message": spent / max(1, len(lags)) * 1e6,
         "lag p50, ms": lags[len(lags) // 2] * 1e3 if lags else float("nan"),
         "lag p99, ms": lags[int(len(lags) * 0.99)] * 1e3 if lags else float("nan"),
-        "sent, of those due": len(lags) / (count * seconds / interval),
+        "sent, of those due": len(lags) / due,
+    }
+
+
+def catch_up(arena: Arena, contender: Contender, behind: int, seconds: float) -> Figures:
+    """Some entries are far behind and have every run made, while others are due each second."""
+    load = Load(10, 1.0, time.time(), spread=1.0, behind=behind)
+    client = arena.redis.client()
+    lags, caught_up = list[float](), 0
+    with arena.running(contender, load) as running:
+        running.wait_until_ready()
+        wait_for(lambda: client.llen(QUEUE), 300, every=0.05, what="a late run")
+        client.delete(QUEUE, PUNCTUAL)
+        before, end = running.cpu(), time.time() + seconds
+        while time.time() < end:
+            if found := client.brpop(PUNCTUAL, timeout=0.1):
+                lags.append(_lag(load, found[1]))
+            # As fast as many workers: a queue that gets long is waited for.
+            late, _ = client.pipeline().llen(QUEUE).delete(QUEUE).execute()
+            caught_up += late
+        spent = running.cpu() - before
+    return {
+        "caught up per second": caught_up / seconds,
+        "CPU, us per message": spent / max(1, caught_up + len(lags)) * 1e6,
+        **_lags(lags, load.count * seconds / load.interval),
     }
 
 
