@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 from celery_misfire.exceptions import NewerSchema
 from celery_misfire.records import SCHEMA
-from celery_misfire.store.registers import Missed, Register
+from celery_misfire.store.registers import Missed, Register, StartRequest
 from celery_misfire.texts import quote
 
 __all__ = [
@@ -386,27 +386,9 @@ class Store(Protocol):
         :raises LeaseLost: when the lease has another token. Nothing has been written then.
         """
 
-    def start(
-        self,
-        task_id: str,
-        value: Register,
-        *,
-        entry: str,
-        sent_at: int | None = None,
-        late_start: int | None = None,
-        line: Mapping[str, Any] | None = None,
-        merged_line: Mapping[str, Any] | None = None,
-        by_hand: bool = False,
-    ) -> tuple[Register, bool]:
-        """Write `value` into the register of an occurrence that has none yet.
+    def start(self, task_id: str, request: StartRequest) -> tuple[Register, bool]:
+        """Write into the register of an occurrence that has none yet.
 
-        With `sent_at`, a message that was sent before the entry's last late run started is merged into that
-        run: its register says so, not `value`.
-
-        :param sent_at: when the message was sent, in milliseconds UTC; None: it cannot be merged.
-        :param late_start: when the run starts, in milliseconds UTC; None: it is in time.
-        :param line: goes to the log with `value`; `merged_line`, if the message is merged.
-        :param by_hand: the run was asked for by hand, see :func:`register_ttl`.
         :returns: what the register holds, and whether it was written just now.
         """
 

@@ -38,7 +38,7 @@ from celery_misfire.store.port import (
     by_queue,
     register_ttl,
 )
-from celery_misfire.store.registers import Register
+from celery_misfire.store.registers import Register, StartRequest
 
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
@@ -229,37 +229,20 @@ class RedisStore(Store):
             raise LeaseLost
         return [registers.parse(text) for text in held]
 
-    def start(
-        self,
-        task_id: str,
-        value: Register,
-        *,
-        entry: str,
-        sent_at: int | None = None,
-        late_start: int | None = None,
-        line: Mapping[str, Any] | None = None,
-        merged_line: Mapping[str, Any] | None = None,
-        by_hand: bool = False,
-    ) -> tuple[Register, bool]:
-        ttl = _ms(register_ttl(value, by_hand=by_hand))
+    def start(self, task_id: str, request: StartRequest) -> tuple[Register, bool]:
+        value, sent_at, late_start = request.value, request.sent_at, request.late_start
+        ttl = _ms(register_ttl(value, by_hand=request.by_hand))
         key = self._register_prefix + task_id
-        if sent_at is None and late_start is None and line is None:
+        if sent_at is None and late_start is None and request.line is None:
             # The common case, in the fewest bytes; sent twice, it finds the value that is its own.
             if self._call(partial(self._redis.set, nx=True, px=ttl), key, str(value)):
                 return value, True
             return self.register(task_id) or registers.Unknown(), False
-        entry_digest = hashlib.sha1(entry.encode("utf-8", "surrogateescape")).hexdigest()
+        entry_digest = hashlib.sha1(request.entry.encode("utf-8", "surrogateescape")).hexdigest()
         keys = [key, self._late_prefix + entry_digest, self.log_key]
         mark = "" if late_start is None else f"{late_start}|{task_id}"
-        lines = ["" if one is None else _line(one) for one in (line, merged_line)]
-        args = [
-            str(value),
-            ttl,
-            "" if sent_at is None else sent_at,
-            mark,
-            self._history,
-            *lines,
-        ]
+        lines = ["" if one is None else _line(one) for one in (request.line, request.merged_line)]
+        args = [str(value), ttl, "" if sent_at is None else sent_at, mark, self._history, *lines]
         held, fresh = self._run("start", keys, args)
         return registers.parse(held), fresh == 1
 

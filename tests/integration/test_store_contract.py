@@ -8,7 +8,7 @@ import pytest
 
 from celery_misfire.exceptions import LeaseLost, NewerSchema
 from celery_misfire.store.port import Change, CommitResult, Held, LeaseValue, NoState, Store, Taken, Watched
-from celery_misfire.store.registers import Merged, Missed, Register, Started
+from celery_misfire.store.registers import Merged, Missed, Register, Started, StartRequest
 from tests.support.stores import StorePlace
 
 LINE, MERGED_LINE = {"event": "late"}, {"event": "merged"}
@@ -297,17 +297,17 @@ def test_a_register_is_written_once(store: Store):
     assert store.settle(["1", "2"], STARTED) == [CAPPED, STARTED]
     assert store.settle(["2", "1"], PAUSED) == [STARTED, CAPPED]
     assert store.settle([], PAUSED) == []
-    assert store.start("1", STARTED, entry="e", line=LINE) == (CAPPED, False)
-    assert store.start("2", Started("another", "w"), entry="e") == (STARTED, False)
-    assert store.start("3", STARTED, entry="e") == (STARTED, True)
+    assert store.start("1", StartRequest(STARTED, entry="e", line=LINE)) == (CAPPED, False)
+    assert store.start("2", StartRequest(Started("another", "w"), entry="e")) == (STARTED, False)
+    assert store.start("3", StartRequest(STARTED, entry="e")) == (STARTED, True)
     assert [store.register(id_) for id_ in "1234"] == [CAPPED, STARTED, STARTED, None]
     assert store.log() == []
 
 
 @pytest.mark.parametrize("value", [STARTED, CAPPED, Missed("expired", "nonce"), Merged("an-id")])
 def test_a_register_is_read_as_it_was_written(store: Store, value: Register):
-    assert store.start("1", value, entry="e", line=LINE) == (value, True)
-    assert store.start("1", PAUSED, entry="e", line=LINE) == (value, False)
+    assert store.start("1", StartRequest(value, entry="e", line=LINE)) == (value, True)
+    assert store.start("1", StartRequest(PAUSED, entry="e", line=LINE)) == (value, False)
     assert store.register("1") == value
     assert store.log() == [LINE]
 
@@ -315,7 +315,9 @@ def test_a_register_is_read_as_it_was_written(store: Store, value: Register):
 def test_what_was_sent_before_a_late_run_started_is_merged_into_it(store: Store):
     def start(task_id: str, sent_at: int, late_start: int | None = None, entry: str = "e") -> object:
         lines = {"line": LINE if late_start else None, "merged_line": MERGED_LINE}
-        return store.start(task_id, STARTED, entry=entry, sent_at=sent_at, late_start=late_start, **lines)
+        return store.start(
+            task_id, StartRequest(STARTED, entry=entry, sent_at=sent_at, late_start=late_start, **lines)
+        )
 
     assert start("1", 1000) == (STARTED, True)
     assert start("2", 2000, late_start=5000) == (STARTED, True)
@@ -331,7 +333,7 @@ def test_what_was_sent_before_a_late_run_started_is_merged_into_it(store: Store)
     # A run that was merged has not started: it takes nothing in.
     assert start("7", 5500) == (STARTED, True)
     # A message that cannot be merged passes.
-    assert store.start("8", STARTED, entry="e") == (STARTED, True)
+    assert store.start("8", StartRequest(STARTED, entry="e")) == (STARTED, True)
 
 
 # -- the log -----------------------------------------------------------------------------------------------
@@ -366,7 +368,7 @@ def test_without_a_history_nothing_is_logged(place: StorePlace):
     store = place.store(history=0)
     take(store)
     store.commit("token", [Change("a", "", "1")], [LINE])
-    store.start("1", STARTED, entry="e", line=LINE)
+    store.start("1", StartRequest(STARTED, entry="e", line=LINE))
     assert store.log() == []
 
 

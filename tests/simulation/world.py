@@ -274,7 +274,8 @@ class World:
         if not header.get("once"):
             worker = MemoryStore(self.database, "worker")
             before, self.database.fault = self.database.fault, lambda *_: None
-            held, fresh = worker.start(id_, registers.Started(header["nonce"], "w"), entry=header["entry"])
+            started = registers.Started(header["nonce"], "w")
+            held, fresh = worker.start(id_, registers.StartRequest(started, header["entry"]))
             self.database.fault = before
             if not fresh and not (isinstance(held, registers.Started) and held.nonce == header["nonce"]):
                 return
