@@ -123,7 +123,7 @@ def replace_commit(monkeypatch: pytest.MonkeyPatch, other: Callable[..., Any]) -
 
 def early_in_one_script(monkeypatch: pytest.MonkeyPatch) -> None:
     """What leaves while its message is built is no case of its own."""
-    monkeypatch.setattr(Transactional, "_leaves_early", lambda *_: False)
+    monkeypatch.setattr(Transactional, "_goes_in_two_steps", lambda *_: False)
 
 
 TAKEN_AWAY = [
