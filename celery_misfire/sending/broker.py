@@ -44,7 +44,8 @@ class Broker:
         self._connection: Connection | None = None
         self._producer: WatchedProducer | None = None
         self._blocked = False
-        #: Tells whether RabbitMQ has sent something. Of the socket: py-amqp spins for ever on half a frame.
+        #: Tells whether RabbitMQ has sent something; None for another broker. It is asked of the socket, as
+        #: py-amqp spins for ever on half a frame.
         self._selector: selectors.BaseSelector | None = None
         #: The producer of the connection that was asked last what it reads, see :meth:`read`.
         self._asked: WatchedProducer | None = None
@@ -149,7 +150,7 @@ class Broker:
         connection, producer = self._connection, self._producer
         if connection is None or producer is None:
             return
-        if _is_amqp(connection):
+        if self._selector is not None:
             try:
                 while connection.connected and self._can_be_read():
                     connection.drain_events(timeout=TIMEOUT)

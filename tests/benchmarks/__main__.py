@@ -48,6 +48,8 @@ def plan(arguments: argparse.Namespace) -> list[Case]:
     measure = partial(cases.catch_up, behind=behind, seconds=seconds)
     title = f"10 entries, each every second, while {behind:,} overdue runs of others are made"
     found.append(("catch_up", Case(title, [c.OURS, c.OURS_APART], measure)))
+    measure = partial(cases.worker, count=200 if quick else 5_000)
+    found.append(("worker", Case("Runs in time, in a worker", [c.BARE_WORKER, c.OURS_WORKER], measure)))
     measure = partial(cases.redis, count=200 if quick else 1_000)
     found.append(("redis", Case("What a run costs Redis", KEEPERS, measure)))
     return [case for name, case in found if not arguments.only or name in arguments.only]
@@ -62,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--steady", type=int, default=1_000, metavar="N", help="entries, each every 10 s")
     parser.add_argument("--idle", type=int, nargs="+", default=[10_000], metavar="N", help="entries at rest")
-    parser.add_argument("--only", nargs="+", choices=["burst", "steady", "idle", "catch_up", "redis"])
+    parser.add_argument(
+        "--only", nargs="+", choices=["burst", "steady", "idle", "catch_up", "worker", "redis"]
+    )
     arguments = parser.parse_args(argv)
     rounds = arguments.rounds or (1 if arguments.quick else 5)
     blocks = [table.surroundings(rounds)]

@@ -18,7 +18,7 @@ from typing import Any
 
 from celery import Celery
 from celery.schedules import schedule
-from celery.signals import beat_init
+from celery.signals import beat_init, worker_ready
 
 #: The queue of the entries that are in time, where others are behind.
 PUNCTUAL = "punctual"
@@ -122,6 +122,11 @@ def _tell_of_the_first_tick(sender: Any, **_: Any) -> None:
         return delay
 
     scheduler.tick = first_tick
+
+
+@worker_ready.connect
+def _tell_of_the_worker(**_: Any) -> None:
+    _ready()
 
 
 def bare_loop() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from redis.client import Monitor
 
 from tests.benchmarks.app import PUNCTUAL, Load
-from tests.benchmarks.contenders import QUEUE, Arena, Contender, Running
+from tests.benchmarks.contenders import OURS, QUEUE, Arena, Contender, Running
 from tests.support.processes import wait_for
 
 WEEK = 7 * 24 * 3600.0
@@ -139,6 +139,28 @@ def idle(arena: Arena, contender: Contender, count: int, seconds: float) -> Figu
         figures["memory, MB"] = running.memory()
         figures["Redis memory, bytes per entry"] = arena.held(contender) / count
     return figures
+
+
+def worker(arena: Arena, contender: Contender, count: int) -> Figures:
+    """A worker runs what our beat has sent in time."""
+    lead, client = 2.5 + count / 1000, arena.redis.client()
+    with arena.running(OURS, Load(count, WEEK, time.time() + lead)) as beat:
+        wait_for(lambda: beat.queued() == count, 300, what="the messages")
+        messages = client.lrange(QUEUE, 0, -1)
+    with arena.running(contender, Load(0, WEEK, 0)) as running:
+        running.wait_until_ready()
+        before = running.cpu()
+        with client.monitor() as monitor:
+            client.echo("begin")
+            client.rpush(QUEUE, *messages)
+            wait_for(lambda: not running.queued(), 300, what="an empty queue")
+            time.sleep(AFTERMATH)
+            client.echo("end")
+            seen = [line for line in _seen(monitor) if "celery-misfire:" in line["command"]]
+        return {
+            "CPU, us per message": (running.cpu() - before) / count * 1e6,
+            "Redis commands of ours per message": len(seen) / count,
+        }
 
 
 def _redis(arena: Arena, contender: Contender, running: Running, load: Load) -> Figures:
