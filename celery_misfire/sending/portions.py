@@ -10,6 +10,8 @@ __all__ = ["MOST_CHARACTERS", "MOST_MESSAGES", "Portions"]
 MOST_MESSAGES = 100
 #: The most characters of messages that go together, but for a single message that is longer.
 MOST_CHARACTERS = 1_000_000
+#: After so many scripts without a failure, one that failed is forgotten: its entries may be gone.
+FORGOTTEN_AFTER = 100
 
 
 class Portions:
@@ -24,6 +26,8 @@ class Portions:
         self._most = MOST_MESSAGES
         #: The entries of the script that has failed, as far as their messages have not gone since.
         self._suspects: set[str] = set()
+        #: Scripts since the last failure.
+        self._successes = 0
 
     def cut(self, names: Iterable[str], lengths: Mapping[str, Collection[int]]) -> Iterator[list[str]]:
         """Yield the entries of each script.
@@ -48,6 +52,7 @@ class Portions:
         :returns: the entry at fault, once it is known.
         """
         again, self._suspects = not self._suspects.isdisjoint(names), set(names)
+        self._successes = 0
         if again and len(names) == 1:
             self.succeeded(names)
             return next(iter(names))
@@ -58,5 +63,7 @@ class Portions:
     def succeeded(self, names: Collection[str]) -> None:
         """Note that the messages of these entries have gone, or go other ways."""
         self._suspects.difference_update(names)
-        if not self._suspects:
+        self._successes += 1
+        if not self._suspects or self._successes >= FORGOTTEN_AFTER:
+            self._suspects.clear()
             self._most = MOST_MESSAGES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery_misfire.sending.portions import MOST_CHARACTERS, MOST_MESSAGES, Portions
+from celery_misfire.sending.portions import FORGOTTEN_AFTER, MOST_CHARACTERS, MOST_MESSAGES, Portions
 
 NAMES = [f"{n:03}" for n in range(250)]
 
@@ -44,4 +44,14 @@ def test_a_script_that_fails_once_is_repeated_as_it_is() -> None:
     assert next(portions.cut(NAMES, lengths)) == first
     assert portions.failed(NAMES[100:200]) is None
     assert portions.failed(["200"]) is None
+    assert len(next(portions.cut(NAMES, lengths))) == MOST_MESSAGES
+
+
+def test_suspects_that_never_come_again_do_not_keep_scripts_small() -> None:
+    portions, lengths = Portions(), {n: [1] for n in NAMES}
+    for _ in range(3):
+        portions.failed(next(portions.cut(NAMES, lengths)))
+    assert len(next(portions.cut(NAMES, lengths))) == MOST_MESSAGES // 4
+    for _ in range(FORGOTTEN_AFTER):
+        portions.succeeded(["another"])
     assert len(next(portions.cut(NAMES, lengths))) == MOST_MESSAGES
