@@ -7,8 +7,8 @@ asked whether it has taken a message.
 from __future__ import annotations
 
 import logging
-import re
 import selectors
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +17,11 @@ from kombu import Connection, Producer
 
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
 from celery_misfire.sending.confirms import Confirms, Interrupted, Receipt
-from celery_misfire.sending.errors import broker_address, name_error
+from celery_misfire.sending.destination import destination_of, redis_get
+from celery_misfire.sending.errors import about_message, broker_address, is_large, lacks_memory, name_error
 from celery_misfire.sending.recording import PushRecorder
 from celery_misfire.store.port import Push
+from celery_misfire.store.state_mark import Destination
 
 __all__ = ["TIMEOUT", "Broker", "WatchedProducer", "name_error"]
 
@@ -27,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: Longest wait for one answer of the broker, in seconds.
 TIMEOUT = 5.0
-#: Hardly any message is longer, in characters: a Redis without the memory for one that is shorter is full.
-LONGEST_OF_MOST = 100_000
+#: Which one of several brokers Celery has gone to is looked at so often, in seconds.
+LOOK_AT_SEVERAL_EVERY = 1.0
 
 
 class Broker:
@@ -49,6 +51,7 @@ class Broker:
         self._selector: selectors.BaseSelector | None = None
         #: The producer of the connection that was asked last what it reads, see :meth:`read`.
         self._asked: WatchedProducer | None = None
+        self._asked_at = 0.0
         #: Records what is pushed into a Redis.
         self.recorder = PushRecorder()
 
@@ -87,24 +90,43 @@ class Broker:
         :raises BrokerUnavailable: when the broker failed.
         """
         self._asked = producer = self.producer
-        channel: Any = producer.channel
-        if self._connection is None or not _is_redis(self._connection):
+        self._asked_at = time.monotonic()
+        if not self.is_redis:
             return None
+        found = self._ask(lambda: redis_get(producer.channel, key))
+        return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+
+    def destination(self, keys: Sequence[str]) -> Destination:
+        """Return where the runs of the app go.
+
+        :param keys: see :attr:`Store.place_keys`.
+        :raises BrokerUnavailable: when the broker failed.
+        """
+        producer = self.producer
+        found: Destination = self._ask(lambda: destination_of(self._app, producer, keys))
+        return found
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        """Return the broker's answer, None when we may not ask that."""
         try:
-            with channel.conn_or_acquire() as client:
-                found = client.get(key)
+            return question()
         except Exception as exc:
-            if _about_key(exc):
+            if about_message(exc):
                 return None
             error = self._unavailable(name_error(exc))
             self.drop()
             raise error from None
-        return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
 
     @property
     def was_asked(self) -> bool:
         """True while the connection is still the one that :meth:`read` has used, and leads to that server."""
         return self._producer is not None and self._producer is self._asked
+
+    @property
+    def may_have_moved(self) -> bool:
+        """True when Celery has several brokers, and :meth:`read` has not looked lately which one it is."""
+        several = self._connection is not None and len(self._connection.alt) > 1
+        return several and time.monotonic() - self._asked_at >= LOOK_AT_SEVERAL_EVERY
 
     def declare_again(self) -> None:
         """Have exchanges, queues and their bindings declared anew with the next message."""
@@ -135,7 +157,7 @@ class Broker:
             self.drop()
             return [Receipt("", failure=failure) for _ in messages]
         values = (push.value for pushes in messages for push in pushes)
-        if all(map(_lacks_memory, answers)) and not all(map(_is_large, values)):
+        if all(map(lacks_memory, answers)) and not all(map(is_large, values)):
             raise self._unavailable(name_error(answers[0]))
         left = iter(answers)
         return [_receipt([next(left) for _ in pushes], producer) for pushes in messages]
@@ -307,7 +329,7 @@ class WatchedProducer(Producer):
                 self._confirms.coming = receipt
             result = super()._publish(*args, **kwargs)
         except Exception as exc:
-            if (about := _about_message(exc)) and (not _lacks_memory(exc) or _is_large(args[0])):
+            if (about := about_message(exc)) and (not lacks_memory(exc) or is_large(args[0])):
                 self._unfinished = False
                 raise PublishRejected(about) from None
             failure = self.failure_of(exc)
@@ -374,7 +396,7 @@ def _receipt(answers: Sequence[Any], producer: WatchedProducer) -> Receipt:
     errors = [answer for answer in answers if isinstance(answer, Exception)]
     if not errors:
         return Receipt("", was_taken=True)
-    reasons = [_about_message(error) for error in errors]
+    reasons = [about_message(error) for error in errors]
     if not all(reasons):
         return Receipt("", failure=producer.failure_of(errors[0]) or MisfireError(name_error(errors[0])))
     if len(errors) < len(answers):
@@ -399,36 +421,4 @@ def _is_redis(connection: Connection) -> bool:
 
 
 def _unavailable(connection: Connection | None, reason: str) -> BrokerUnavailable:
-    return BrokerUnavailable(f"{broker_address(connection)}: {reason}" if connection else reason)
-
-
-def _about_key(exc: Exception) -> str:
-    """Return what Redis says about one key, without quoting anything; '' for any other error."""
-    return "" if _lacks_memory(exc) else _about_message(exc)
-
-
-def _about_message(exc: Exception) -> str:
-    """Return what Redis says against one message; '' for any other error.
-
-    Kombu takes these for failures of the connection.
-    """
-    found = _ANSWER.search(str(exc)) if type(exc).__module__ == "redis.exceptions" else None
-    return _IN_WORDS[found[0]] if found else ""
-
-
-def _is_large(message: bytes | str) -> bool:
-    """True for a message that Redis may lack the memory for while there is enough for all others."""
-    return len(message) > LONGEST_OF_MOST
-
-
-def _lacks_memory(answer: object) -> bool:
-    return isinstance(answer, Exception) and _about_message(answer) == _IN_WORDS[_OUT_OF_MEMORY]
-
-
-_OUT_OF_MEMORY = "not allowed when used memory"
-_IN_WORDS = {
-    "WRONGTYPE": "a key of its queue in Redis holds something else (WRONGTYPE)",
-    "o permissions": "the Redis user lacks the rights (NOPERM)",
-    _OUT_OF_MEMORY: "Redis lacks the memory for it (OOM)",
-}
-_ANSWER = re.compile("|".join(_IN_WORDS))
+    return BrokerUnavailable(reason, broker_address(connection) if connection else "")

@@ -10,8 +10,13 @@ __all__ = ["MOST_CHARACTERS", "MOST_MESSAGES", "Portions"]
 MOST_MESSAGES = 100
 #: The most characters of messages that go together, but for a single message that is longer.
 MOST_CHARACTERS = 1_000_000
+#: An entry is at fault when its script has failed so often: answers get lost by chance, too.
+TRIES_ALONE = 3
 #: After so many scripts without a failure, one that failed is forgotten: its entries may be gone.
 FORGOTTEN_AFTER = 100
+
+#: A run: its entry, and when it was scheduled.
+Run = tuple[str, int]
 
 
 class Portions:
@@ -24,8 +29,10 @@ class Portions:
 
     def __init__(self) -> None:
         self._most = MOST_MESSAGES
-        #: The entries of the script that has failed, as far as their messages have not gone since.
-        self._suspects: set[str] = set()
+        #: The runs of the script that has failed, as far as their messages have not gone since.
+        self._suspects: set[Run] = set()
+        #: How often the script of a single entry has failed again.
+        self._failures = 0
         #: Scripts since the last failure.
         self._successes = 0
 
@@ -46,23 +53,25 @@ class Portions:
         if portion:
             yield portion
 
-    def failed(self, names: Collection[str]) -> str | None:
-        """Note that a script with messages of these entries has failed, while Redis answers.
+    def failed(self, runs: Collection[Run]) -> str | None:
+        """Note that a script with the messages of these runs has failed, while Redis answers.
 
         :returns: the entry at fault, once it is known.
         """
-        again, self._suspects = not self._suspects.isdisjoint(names), set(names)
-        self._successes = 0
-        if again and len(names) == 1:
-            self.succeeded(names)
-            return next(iter(names))
+        again = not self._suspects.isdisjoint(runs)
+        names = {name for name, _ in runs}
+        self._failures = self._failures + 1 if again and len(names) == 1 else 0
+        self._suspects, self._successes = set(runs), 0
+        if self._failures >= TRIES_ALONE:
+            self.succeeded(runs)
+            return names.pop()
         if again:
-            self._most = max(1, min(self._most, len(names)) // 2)
+            self._most = max(1, min(self._most, len(runs)) // 2)
         return None
 
-    def succeeded(self, names: Collection[str]) -> None:
-        """Note that the messages of these entries have gone, or go other ways."""
-        self._suspects.difference_update(names)
+    def succeeded(self, runs: Iterable[Run]) -> None:
+        """Note that the messages of these runs have gone, or go other ways."""
+        self._suspects.difference_update(runs)
         self._successes += 1
         if not self._suspects or self._successes >= FORGOTTEN_AFTER:
             self._suspects.clear()

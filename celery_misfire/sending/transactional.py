@@ -14,6 +14,7 @@ from celery_misfire.events import Sent
 from celery_misfire.exceptions import StoreRefused, StoreUnavailable
 from celery_misfire.frozen import replaced
 from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.log_lines import log_fields
 from celery_misfire.records import EntryRecord
 from celery_misfire.sending.dispatch import (
     Attempt,
@@ -181,12 +182,12 @@ class Transactional:
                 result = self._ledger.commit(part, pushes)
             except StoreUnavailable as exc:
                 if pushes and not isinstance(exc, StoreRefused):
-                    self._script_failed({push.entry for push in pushes}, exc)
+                    self._script_failed(_runs_of(messages), exc)
                 raise
             if result.queue_lengths:
                 self.queue_length = max(result.queue_lengths.values())
             if not result.refused:
-                self._portions.succeeded(names)
+                self._portions.succeeded(_runs_of(messages))
                 for one in messages:
                     self._note(one.run, Attempt(Fate.SENT))
                 for push, error in result.failed:
@@ -197,12 +198,12 @@ class Transactional:
                 refused |= set(refusal.entries)
         return refused
 
-    def _script_failed(self, names: Collection[str], error: StoreUnavailable) -> None:
+    def _script_failed(self, runs: Collection[tuple[str, int]], error: StoreUnavailable) -> None:
         """Note a script that failed; the lease that is taken next shows whether Redis answers otherwise."""
-        name = self._portions.failed(names)
+        name = self._portions.failed(runs)
         if name is not None:
             self._unfit.add(name)
-            what = f"a script with the message of entry {quote_name(name)} alone has failed twice"
+            what = f"a script with the message of entry {quote_name(name)} alone fails again and again"
             logger.warning("beat: %s (%s); its runs are sent in two steps", what, error)
 
     def _say(self, refusal: Refusal) -> None:
@@ -213,7 +214,11 @@ class Transactional:
 
     def _remind(self, text: str) -> None:
         if self._reminders.is_due(text, self._steady()):
-            logger.warning("beat: %s", text)
+            logger.warning("beat: %s", text, extra=log_fields("problem"))
+
+
+def _runs_of(messages: Iterable[_Built]) -> set[tuple[str, int]]:
+    return {(one.run.entry, one.run.intent.scheduled) for one in messages}
 
 
 def _part_of(commit: Commit, records: dict[str, EntryRecord], names: Collection[str]) -> Commit:

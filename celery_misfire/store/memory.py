@@ -20,11 +20,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.store import registers
+from celery_misfire.store.clean_stop import STOP_TTL, CleanStop
+from celery_misfire.store.owner import name_of
 from celery_misfire.store.port import (
     COUNTS_TTL,
     NOTE_TTL,
     NOTHING,
-    REGISTER_TTL,
     Change,
     CommitResult,
     Held,
@@ -32,14 +33,13 @@ from celery_misfire.store.port import (
     NoState,
     Push,
     Refusal,
-    StateMark,
     Store,
     Taken,
     Watched,
     by_queue,
-    register_ttl,
 )
-from celery_misfire.store.registers import Register, StartRequest
+from celery_misfire.store.registers import REGISTER_TTL, Register, StartRequest, register_ttl
+from celery_misfire.store.state_mark import Destination, StateMark
 
 __all__ = ["Contents", "Fault", "MemoryDatabase", "MemoryStore"]
 
@@ -183,18 +183,11 @@ class MemoryStore(Store):
     """
 
     def __init__(self, database: MemoryDatabase, owner: str = "localhost:1", history: int = 10_000) -> None:
-        self.database, self._owner, self._history = database, owner, history
+        self.database, self.owner, self.process, self._history = database, owner, name_of(owner), history
+        self.lease_key, self.place_keys = "lease", ("place", "place")
 
     def __str__(self) -> str:
         return "state in memory"
-
-    @property
-    def lease_key(self) -> str:
-        return "lease"
-
-    @property
-    def owner(self) -> str:
-        return self._owner
 
     @_one_call
     def advice(self) -> list[str]:
@@ -221,21 +214,24 @@ class MemoryStore(Store):
         contents.epoch = max(previous_epoch + 1, self._now())
         lease = LeaseValue(token, contents.epoch, 0, self.owner)
         self._set("lease", str(lease), ttl)
-        return Taken(lease, previous_epoch, cold=not contents.meta, app=app)
+        stop = CleanStop.parse(self._get("stopped", take=True), previous_epoch, self._now())
+        return Taken(lease, previous_epoch, cold=not contents.meta, app=app, stop=stop)
 
     @_one_call
-    def renew(self, lease: LeaseValue, ttl: float) -> str:
+    def renew(self, lease: LeaseValue, ttl: float, known: int = 0) -> str:
         self._check(lease.token)
+        if LeaseValue.parse(self._get("lease")).renewals < known:
+            raise LeaseLost
         self._set("lease", str(lease), ttl)
-        note = self._get("note")
-        self.database.contents.expiring.pop("note", None)
-        return note
+        return self._get("note", take=True)
 
     @_one_call
-    def release(self, token: str) -> None:
+    def release(self, token: str, in_time_since: int | None = None) -> None:
         with suppress(LeaseLost):
             self._check(token)
-            del self.database.contents.expiring["lease"]
+            epoch = LeaseValue.parse(self._get("lease", take=True)).epoch
+            if in_time_since:
+                self._set("stopped", f"{epoch}|{self._now()}|{in_time_since}", STOP_TTL)
 
     def _check(self, token: str) -> None:
         if not token or LeaseValue.parse(self._get("lease")).token != token:
@@ -259,8 +255,7 @@ class MemoryStore(Store):
     ) -> CommitResult:
         queues = by_queue(changes, pushes)
         self._check(token)
-        contents = self.database.contents
-        records = contents.records
+        records = self.database.contents.records
         to_do = [change for change in changes if records.get(change.entry, "") != change.new]
         conflicts = [change.entry for change in to_do if records.get(change.entry, "") != change.old]
         if to_do and pushes and not conflicts:
@@ -280,7 +275,7 @@ class MemoryStore(Store):
                     del records[change.entry]
             self.database.count(counts)
             self._write_log(*log)
-        lengths = {name: len(contents.queues[name]) for name in queues}
+        lengths = {name: len(self.database.contents.queues[name]) for name in queues}
         return CommitResult(queue_lengths=lengths, failed=tuple(failed))
 
     @_one_call
@@ -296,6 +291,18 @@ class MemoryStore(Store):
     def write_meta(self, token: str, app: str) -> None:
         self._check(token)
         self.database.contents.meta = self.database.contents.meta or str(StateMark(app))
+
+    @_one_call
+    def look(self) -> tuple[StateMark | None, LeaseValue | None]:
+        meta, lease = self.database.contents.meta, self._get("lease")
+        return StateMark.parse(meta, str(self)) if meta else None, LeaseValue.parse(lease) if lease else None
+
+    @_one_call
+    def write_destination(self, token: str, destination: Destination) -> None:
+        self._check(token)
+        contents = self.database.contents
+        if contents.meta:
+            contents.meta = str(StateMark.parse(contents.meta, str(self)).with_destination(destination))
 
     # -- the configuration of the beat that leads ----------------------------------------------------------
 
@@ -321,17 +328,24 @@ class MemoryStore(Store):
         return [self._write_register(task_id, value)[0] for task_id in task_ids]
 
     @_one_call
-    def start(self, task_id: str, request: StartRequest) -> tuple[Register, bool]:
-        value, line, late_start = request.value, request.line, request.late_start
-        started, _, late_run = self._get(f"late:{request.entry}").partition("|")
+    def start(self, task_id: str, request: StartRequest) -> tuple[Register, int]:
+        value, line, late_start, entry = request.value, request.line, request.late_start, request.entry
+        started, _, late_run = self._get(f"late:{entry}").partition("|")
         if request.sent_at is not None and started and request.sent_at < int(started):
             value, line, late_start = registers.Merged(late_run), request.merged_line, None
         held, fresh = self._write_register(task_id, value, by_hand=request.by_hand)
         if fresh and late_start is not None:
-            self._set(f"late:{request.entry}", f"{late_start}|{task_id}", REGISTER_TTL)
-        if fresh and line is not None:
+            self._set(f"late:{entry}", f"{late_start}|{task_id}", REGISTER_TTL)
+        if not fresh or line is None:
+            return held, int(fresh)
+        counted = {("", "late"): 1}
+        if isinstance(held, registers.Missed | registers.Merged):
+            counted[entry, str(held).partition(":")[0]] = 1
+        self.database.count(counted)
+        nth = self.database.contents.counts[int(self.database.clock() // 3600)]["", "late"]
+        if nth <= max(10, self._history / 10):
             self._write_log(line)
-        return held, fresh
+        return held, nth
 
     def _write_register(
         self, task_id: str, value: Register, *, by_hand: bool = False
@@ -343,8 +357,7 @@ class MemoryStore(Store):
 
     @_one_call
     def register(self, task_id: str) -> Register | None:
-        held = self._get(f"fire:{task_id}")
-        return registers.parse(held) if held else None
+        return registers.parse(held) if (held := self._get(f"fire:{task_id}")) else None
 
     # -- log -----------------------------------------------------------------------------------------------
 
@@ -355,8 +368,7 @@ class MemoryStore(Store):
 
     @_one_call
     def log_after(self, seen: str, count: int) -> list[tuple[str, dict[str, Any]]]:
-        moment, _, number = seen.partition("-")
-        after = (int(moment), int(number))
+        after = tuple(map(int, seen.split("-")))
         found = [(id_, text) for id_, text in self.database.contents.log if id_ > after]
         return [(f"{id_[0]}-{id_[1]}", json.loads(text)) for id_, text in found[:count]]
 
@@ -369,8 +381,7 @@ class MemoryStore(Store):
         log = self.database.contents.log
         for line in lines:
             moment, number = log[-1][0] if log else (0, 0)
-            now = self._now()
-            id_ = (now, 0) if now > moment else (moment, number + 1)
+            id_ = max((self._now(), 0), (moment, number + 1))
             log.append((id_, json.dumps(line)))
         del log[: max(0, len(log) - self._history)]
 
@@ -399,19 +410,16 @@ class MemoryStore(Store):
     def is_guarded(self) -> bool:
         return self._get("guard") != ""
 
-    # -- what expires --------------------------------------------------------------------------------------
-
     def _now(self) -> int:
         return round(self.database.clock() * 1000)
 
-    def _get(self, name: str) -> str:
-        """Return a text that is kept for a time, '' when there is none (any more)."""
-        expiring = self.database.contents.expiring
-        text, until = expiring.get(name, ("", 0.0))
-        if text and until <= self.database.clock():
-            del expiring[name]
-            return ""
-        return text
+    def _get(self, name: str, *, take: bool = False) -> str:
+        """Return a text that is kept for a time, or take it; '' when there is none (any more)."""
+        text, until = self.database.contents.expiring.get(name, ("", 0.0))
+        is_over = until <= self.database.clock()
+        if text and (take or is_over):
+            del self.database.contents.expiring[name]
+        return "" if is_over else text
 
     def _set(self, name: str, text: str, ttl: float) -> None:
         self.database.contents.expiring[name] = (text, self.database.clock() + ttl)

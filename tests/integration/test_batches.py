@@ -21,6 +21,7 @@ from celery_misfire.sending import broker as broker_module
 from celery_misfire.sending.broker import Broker
 from celery_misfire.sending.confirms import Interrupted, Receipt
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
+from celery_misfire.sending.errors import LONGEST_OF_MOST
 from celery_misfire.store.port import Push
 from tests.integration.test_leader import DAY, MINUTE, SECOND
 from tests.integration.test_leader import World as VirtualWorld
@@ -281,7 +282,7 @@ def test_a_redis_without_memory_has_failed_unless_the_message_is_large(
     try:
         with pytest.raises(BrokerUnavailable, match="maxmemory"):
             redis_broker.push([pushes("1", "right"), pushes("2", "right")])
-        (large,) = redis_broker.push([pushes("3" * (broker_module.LONGEST_OF_MOST + 1), "right")])
+        (large,) = redis_broker.push([pushes("3" * (LONGEST_OF_MOST + 1), "right")])
     finally:
         client.config_set("maxmemory", 0)
     assert (large.was_taken, large.failure) == (False, None)

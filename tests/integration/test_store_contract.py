@@ -77,6 +77,62 @@ def test_a_renewal_prolongs_ones_own_lease_alone(place: StorePlace, store: Store
     assert place.read_lease() == ""
 
 
+def test_a_clean_stop_is_told_to_the_next_one_that_takes_the_lease(place: StorePlace, store: Store):
+    assert take(store, "1").stop is None
+    store.release("other", 6000)
+    store.release("1", 7000)
+    before = place.time()
+    # Done twice, it has worked once.
+    store.release("1", 8000)
+    place.pass_time(0.05)
+    stop = take(store, "2").stop
+    assert stop is not None
+    assert 50 <= stop.ago <= (place.time() - before) * 1000 + 1
+    assert stop.in_time_since == 7000
+    # One that ends in another way leaves none, and that of the term before is forgotten.
+    store.release("2")
+    assert take(store, "3").stop is None
+
+
+def test_the_mark_of_a_clean_stop_counts_for_the_term_just_before_alone(place: StorePlace, store: Store):
+    store.release(take(store, "1").lease.token, 7000)
+    # An older version takes the lease, and knows nothing of the mark.
+    place.write_epoch(taken_by_another := take(store, "2").epoch + 5)
+    place.write_stop(f"{taken_by_another - 1}|1000|7000")
+    store.release("2")
+    assert take(store, "3").stop is None
+    for text in ("not ours", "1|2", "-1|0|0", "1|2|3|4", "9" * 30 + "|0|0"):
+        store.release("3")
+        place.write_stop(text)
+        place.write_epoch(1)
+        assert take(store, "3").stop is None
+
+
+def test_a_clean_stop_in_the_future_is_told_as_it_is(place: StorePlace, store: Store):
+    """Somebody has set the clock of the store back."""
+    place.write_epoch(5)
+    place.write_stop(f"5|{round(place.time() * 1000) + 60_000}|7000")
+    stop = take(store).stop
+    assert stop is not None
+    assert stop.ago < 0
+
+
+def test_a_renewal_notices_a_lease_that_went_back_to_an_older_number(place: StorePlace, store: Store):
+    """The store went back to a snapshot under the same lease."""
+    first = take(store, "mine").lease
+    second, third = first.renewed(), first.renewed().renewed()
+    store.renew(second, 60, known=0)
+    # It may have been done without an answer, and sent twice.
+    for _ in range(2):
+        store.renew(third, 60, known=0)
+    place.write_lease(str(second))
+    with pytest.raises(LeaseLost):
+        store.renew(third.renewed(), 60, known=2)
+    assert place.read_lease() == str(second)
+    store.renew(third.renewed(), 60, known=1)
+    assert place.read_lease() == str(third.renewed())
+
+
 def test_a_lease_is_taken_over_only_as_it_was_seen(store: Store):
     seen = take(store, "other").lease
     store.renew(seen.renewed(), 60)
@@ -315,9 +371,9 @@ def test_a_register_is_read_as_it_was_written(store: Store, value: Register):
 def test_what_was_sent_before_a_late_run_started_is_merged_into_it(store: Store):
     def start(task_id: str, sent_at: int, late_start: int | None = None, entry: str = "e") -> object:
         lines = {"line": LINE if late_start else None, "merged_line": MERGED_LINE}
-        return store.start(
-            task_id, StartRequest(STARTED, entry=entry, sent_at=sent_at, late_start=late_start, **lines)
-        )
+        request = StartRequest(STARTED, entry, sent_at=sent_at, late_start=late_start, **lines)
+        held, nth = store.start(task_id, request)
+        return held, nth > 0
 
     assert start("1", 1000) == (STARTED, True)
     assert start("2", 2000, late_start=5000) == (STARTED, True)
@@ -334,6 +390,36 @@ def test_what_was_sent_before_a_late_run_started_is_merged_into_it(store: Store)
     assert start("7", 5500) == (STARTED, True)
     # A message that cannot be merged passes.
     assert store.start("8", StartRequest(STARTED, entry="e")) == (STARTED, True)
+
+
+def test_runs_that_come_late_are_counted(store: Store):
+    take(store)
+    missed = Missed("queue_late", "nonce")
+    lines = {"line": LINE, "merged_line": MERGED_LINE}
+    assert store.start("1", StartRequest(STARTED, entry="a:b")) == (STARTED, 1)
+    assert store.start("2", StartRequest(STARTED, entry="a:b", line=LINE)) == (STARTED, 1)
+    assert store.start("3", StartRequest(missed, entry="a:b", line=LINE)) == (missed, 2)
+    assert store.start("3", StartRequest(missed, entry="a:b", line=LINE)) == (missed, 0)
+    assert store.start("4", StartRequest(STARTED, entry="c", sent_at=1, late_start=5, **lines)) == (
+        STARTED,
+        3,
+    )
+    assert store.start("5", StartRequest(STARTED, entry="c", sent_at=2, late_start=6, **lines)) == (
+        Merged("4"),
+        4,
+    )
+    counts = {("a:b", "missed"): 1, ("c", "merged"): 1, ("", "late"): 4}
+    assert store.counts_since(0) == counts
+
+
+def test_a_backlog_of_late_runs_leaves_most_of_the_log_to_others(place: StorePlace):
+    store = place.store(history=1000)
+    take(store)
+    store.commit("token", [], [{"event": "before"}])
+    nth = [store.start(str(n), StartRequest(STARTED, entry="a", line=LINE))[1] for n in range(300)]
+    assert nth == [*range(1, 301)]
+    lines = events(store.log())
+    assert (lines[0], lines.count("late"), len(lines)) == ("before", 100, 101)
 
 
 # -- the log -----------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 -- Take the lease if it is free, or if it is still the value that the caller has seen unchanged for too long.
--- KEYS: lease, state, log.
+-- KEYS: lease, state, log, mark of a clean stop.
 -- ARGV: token, owner, ttl in ms, the lease value to take over ('' = none), the _meta that the caller has read and
 -- understood ('' = none), '|' to leave a free lease alone when there is no state ('' = take it all the same).
--- Returns {'TAKEN', epoch, previous epoch, new lease value},
+-- Returns {'TAKEN', epoch, previous epoch, new lease value, Redis's clock in ms, the mark of a clean stop},
 -- {'HELD', lease value in force, what its holder said of itself}, with '|' for a lease that was left alone,
 -- {'META', _meta} when it is another one: nothing is written to a state that the caller may not understand.
 local function type_of(key) return redis.call('TYPE', key)['ok'] end
@@ -22,9 +22,13 @@ local previous = tonumber(redis.call('HGET', KEYS[2], '_epoch')) or 0
 if not (previous >= 0 and previous < 2 ^ 53) then previous = 0 end
 local time = redis.call('TIME')
 -- Redis's clock keeps the epoch growing through a flush; the comparison keeps it growing through a clock step.
-local epoch = math.max(previous + 1, time[1] * 1000 + math.floor(time[2] / 1000))
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local epoch = math.max(previous + 1, now)
 local value = ARGV[1] .. '|' .. string.format('%d', epoch) .. '|0|' .. ARGV[2]
 -- The first write is an HSET: a Redis without memory refuses it, and so nothing at all has happened.
 redis.call('HSET', KEYS[2], '_epoch', string.format('%d', epoch))
 redis.call('SET', KEYS[1], value, 'PX', ARGV[3])
-return {'TAKEN', string.format('%d', epoch), string.format('%d', previous), value}
+local stop = redis.pcall('GET', KEYS[4])
+redis.call('DEL', KEYS[4])
+stop = type(stop) == 'string' and stop or ''
+return {'TAKEN', string.format('%d', epoch), string.format('%d', previous), value, string.format('%d', now), stop}

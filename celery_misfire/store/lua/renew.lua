@@ -1,8 +1,12 @@
--- Prolong the lease, if it is still the caller's. KEYS: lease, note.  ARGV: token, new value, ttl in ms.
--- Returns {} when it is not, else {the note that another beat has left, '' for none}.
+-- Prolong the lease, if it is still the caller's. KEYS: lease, note.
+-- ARGV: token, new value, ttl in ms, how many renewals the lease is known to have had.
+-- Returns {} when it is another one's, or has had fewer renewals, else {the note that another beat has left, '' for
+-- none}.
 -- A SET, not a PEXPIRE: a Redis without memory must refuse it, so that nobody leads who cannot claim.
 local current = redis.call('GET', KEYS[1]) or ''
 if ARGV[1] == '' or string.sub(current, 1, #ARGV[1] + 1) ~= ARGV[1] .. '|' then return {} end
+local renewals = string.match(string.sub(current, #ARGV[1] + 2), '^%d+|(%d+)|')
+if (tonumber(renewals) or 0) < tonumber(ARGV[4]) then return {} end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 local note = redis.pcall('GET', KEYS[2])
 if note then redis.call('DEL', KEYS[2]) end
