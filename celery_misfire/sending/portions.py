@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 __all__ = ["MOST_CHARACTERS", "MOST_MESSAGES", "Portions"]
@@ -31,8 +32,8 @@ class Portions:
         self._most = MOST_MESSAGES
         #: The runs of the script that has failed, as far as their messages have not gone since.
         self._suspects: set[Run] = set()
-        #: How often the script of a single entry has failed again.
-        self._failures = 0
+        #: How often the script of a single entry has failed again, by entry.
+        self._failures = Counter[str]()
         #: Scripts since the last failure.
         self._successes = 0
 
@@ -60,19 +61,28 @@ class Portions:
         """
         again = not self._suspects.isdisjoint(runs)
         names = {name for name, _ in runs}
-        self._failures = self._failures + 1 if again and len(names) == 1 else 0
-        self._suspects, self._successes = set(runs), 0
-        if self._failures >= TRIES_ALONE:
-            self.succeeded(runs)
-            return names.pop()
+        self._successes = 0
+        if len(names) > 1:
+            self._suspects = set(runs)
+        else:
+            # Its runs may go by turns, some that are due and some that are late.
+            self._suspects |= set(runs)
+            name = names.pop()
+            self._failures[name] += again
+            if self._failures[name] >= TRIES_ALONE:
+                self.succeeded(run for run in list(self._suspects) if run[0] == name)
+                return name
         if again:
             self._most = max(1, min(self._most, len(runs)) // 2)
         return None
 
     def succeeded(self, runs: Iterable[Run]) -> None:
         """Note that the messages of these runs have gone, or go other ways."""
-        self._suspects.difference_update(runs)
+        for run in runs if self._suspects else ():
+            self._suspects.discard(run)
+            self._failures.pop(run[0], None)
         self._successes += 1
         if not self._suspects or self._successes >= FORGOTTEN_AFTER:
             self._suspects.clear()
+            self._failures.clear()
             self._most = MOST_MESSAGES
