@@ -31,7 +31,7 @@ MAX_DEPTH = 50
 FIRST_MOMENT, LAST_MOMENT = -62_135_596_800_000, 10**14
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Intent:
     """An occurrence that was claimed to be sent and is not known to have been sent.
 
@@ -59,7 +59,7 @@ class Intent:
         return self.scheduled if self.last_missed is None else self.last_missed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unreported:
     """Missed occurrences whose result and signals are still to come.
 
@@ -78,7 +78,7 @@ class Unreported:
     unknown_fields: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EntryRecord:
     """All that is known of one entry. Moments are milliseconds UTC.
 

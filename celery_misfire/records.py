@@ -19,6 +19,7 @@ from celery_misfire.entry_record import (
     dumps,
     loads,
 )
+from celery_misfire.frozen import replaced
 from celery_misfire.misfire import (
     ENDLESS,
     MisfireInstruction,
@@ -225,7 +226,7 @@ def with_plan(record: EntryRecord, plan: Plan, now: int, policy: MisfirePolicy |
     in_time = tuple(r for r in plan.runs if r.outcome is Outcome.FIRED)
     late = tuple(r for r in plan.runs if r.outcome is not Outcome.FIRED)
     # Runs in time go first, or they would wait for the catch-up.
-    decided = replace(record, state=plan.state, runs=in_time + record.runs + late, paused_from=None)
+    decided = replaced(record, state=plan.state, runs=in_time + record.runs + late, paused_from=None)
     instruction = plan.misfire.resolved if plan.misfire else resolved(record, policy)
     return with_missed(decided, plan.missed, instruction, now)
 
@@ -288,7 +289,7 @@ def claim(record: EntryRecord, trigger: Trigger, now: int, limit: int) -> EntryR
                 if (following := next(times, None)) is not None:
                     runs.insert(0, replace(stretch, first=following, count=max(1, stretch.count - taken)))
                 break
-    return replace(record, runs=tuple(runs), intents=record.intents + tuple(claimed))
+    return replaced(record, runs=tuple(runs), intents=record.intents + tuple(claimed))
 
 
 def occurrences(trigger: Trigger, state: TriggerState, first: int, last: int) -> Iterator[int]:

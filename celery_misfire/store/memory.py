@@ -38,7 +38,7 @@ from celery_misfire.store.port import (
     Watched,
     by_queue,
 )
-from celery_misfire.store.registers import REGISTER_TTL, Register, register_ttl
+from celery_misfire.store.registers import REGISTER_TTL, Register, StartRequest, register_ttl
 from celery_misfire.store.state_mark import Destination, StateMark
 
 __all__ = ["Contents", "Fault", "MemoryDatabase", "MemoryStore"]
@@ -328,22 +328,12 @@ class MemoryStore(Store):
         return [self._write_register(task_id, value)[0] for task_id in task_ids]
 
     @_one_call
-    def start(
-        self,
-        task_id: str,
-        value: Register,
-        *,
-        entry: str,
-        sent_at: int | None = None,
-        late_start: int | None = None,
-        line: Mapping[str, Any] | None = None,
-        merged_line: Mapping[str, Any] | None = None,
-        by_hand: bool = False,
-    ) -> tuple[Register, int]:
+    def start(self, task_id: str, request: StartRequest) -> tuple[Register, int]:
+        value, line, late_start, entry = request.value, request.line, request.late_start, request.entry
         started, _, late_run = self._get(f"late:{entry}").partition("|")
-        if sent_at is not None and started and sent_at < int(started):
-            value, line, late_start = registers.Merged(late_run), merged_line, None
-        held, fresh = self._write_register(task_id, value, by_hand=by_hand)
+        if request.sent_at is not None and started and request.sent_at < int(started):
+            value, line, late_start = registers.Merged(late_run), request.merged_line, None
+        held, fresh = self._write_register(task_id, value, by_hand=request.by_hand)
         if fresh and late_start is not None:
             self._set(f"late:{entry}", f"{late_start}|{task_id}", REGISTER_TTL)
         if not fresh or line is None:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from celery_misfire.store.clean_stop import CleanStop
-from celery_misfire.store.registers import Register
+from celery_misfire.store.registers import Register, StartRequest
 from celery_misfire.store.state_mark import Destination, StateMark
 from celery_misfire.texts import quote
 
@@ -370,28 +370,12 @@ class Store(Protocol):
         :raises LeaseLost: when the lease has another token. Nothing has been written then.
         """
 
-    def start(
-        self,
-        task_id: str,
-        value: Register,
-        *,
-        entry: str,
-        sent_at: int | None = None,
-        late_start: int | None = None,
-        line: Mapping[str, Any] | None = None,
-        merged_line: Mapping[str, Any] | None = None,
-        by_hand: bool = False,
-    ) -> tuple[Register, int]:
-        """Write `value` into the register of an occurrence that has none yet.
+    def start(self, task_id: str, request: StartRequest) -> tuple[Register, int]:
+        """Write into the register of an occurrence that has none yet.
 
-        With `sent_at`, a message that was sent before the entry's last late run started is merged into that
-        run: its register says so, not `value`. What is missed or merged, and has a line, is counted. The log
-        takes a tenth of its length of such lines in an hour.
+        What is missed or merged, and has a line, is counted. The log takes a tenth of its length of such
+        lines in an hour.
 
-        :param sent_at: when the message was sent, in milliseconds UTC; None: it cannot be merged.
-        :param late_start: when the run starts, in milliseconds UTC; None: it is in time.
-        :param line: goes to the log with `value`; `merged_line`, if the message is merged.
-        :param by_hand: the run was asked for by hand, see :func:`~.registers.register_ttl`.
         :returns: what the register holds, and 0 when it had been written before; else 1 or, for a run with a
             line, how many there were in this hour, which are counted as ``("", "late")``.
         """

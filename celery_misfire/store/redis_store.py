@@ -38,7 +38,7 @@ from celery_misfire.store.port import (
     Watched,
     by_queue,
 )
-from celery_misfire.store.registers import Register, register_ttl
+from celery_misfire.store.registers import Register, StartRequest, register_ttl
 from celery_misfire.store.state_mark import Destination, StateMark
 
 if TYPE_CHECKING:
@@ -272,29 +272,20 @@ class RedisStore(Store):
             raise LeaseLost
         return [registers.parse(text) for text in held]
 
-    def start(
-        self,
-        task_id: str,
-        value: Register,
-        *,
-        entry: str,
-        sent_at: int | None = None,
-        late_start: int | None = None,
-        line: Mapping[str, Any] | None = None,
-        merged_line: Mapping[str, Any] | None = None,
-        by_hand: bool = False,
-    ) -> tuple[Register, int]:
-        ttl = _ms(register_ttl(value, by_hand=by_hand))
+    def start(self, task_id: str, request: StartRequest) -> tuple[Register, int]:
+        value, sent_at, late_start = request.value, request.sent_at, request.late_start
+        ttl = _ms(register_ttl(value, by_hand=request.by_hand))
         key = self._register_prefix + task_id
-        if sent_at is None and late_start is None and line is None:
+        if sent_at is None and late_start is None and request.line is None:
             # The common case, in the fewest bytes; sent twice, it finds the value that is its own.
             if self._call(partial(self._redis.set, nx=True, px=ttl), key, str(value)):
                 return value, 1
             return self.register(task_id) or registers.Unknown(), 0
+        entry = request.entry
         entry_digest = hashlib.sha1(entry.encode("utf-8", "surrogateescape")).hexdigest()
         keys = [key, self._late_prefix + entry_digest, self.log_key, self._counts_key(time.time())]
         mark = "" if late_start is None else f"{late_start}|{task_id}"
-        lines = ["" if one is None else _line(one) for one in (line, merged_line)]
+        lines = ["" if one is None else _line(one) for one in (request.line, request.merged_line)]
         args = [
             str(value),
             ttl,
@@ -405,8 +396,8 @@ def _refused_names(
     return tuple(found)
 
 
-def _line(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, separators=(",", ":"))
+# json.dumps() would make an encoder for each line.
+_line = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _parse_line(fields: Mapping[bytes, bytes]) -> dict[str, Any]:

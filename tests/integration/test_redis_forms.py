@@ -25,7 +25,7 @@ from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import MisfireConfigError, StoreRefused, StoreUnavailable
 from celery_misfire.store.port import Change, Held, LeaseValue, Taken
 from celery_misfire.store.redis_store import RedisStore
-from celery_misfire.store.registers import Merged, Missed, Started
+from celery_misfire.store.registers import Merged, Missed, Started, StartRequest
 from example_project.child_process import free_port
 from tests.support.processes import NAMESPACE, Project, wait_for
 from tests.support.redis_server import ClusterNode, RedisServer, SentinelServer
@@ -70,10 +70,12 @@ def use_all_of(store: RedisStore) -> None:
     assert store.load() == {"a": "2"}
     capped, x, y = Missed("capped"), Started("x", "h"), Started("y", "h")
     assert store.settle(["1", "2"], capped) == [capped] * 2
-    assert store.start("3", x, entry="a") == (x, True)
-    assert store.start("3", y, entry="a") == (x, False)
-    assert store.start("4", x, entry="a", sent_at=5, late_start=10, line={"event": "3"}) == (x, True)
-    assert store.start("5", x, entry="a", sent_at=5, merged_line={"event": "4"}) == (Merged("4"), 2)
+    assert store.start("3", StartRequest(x, "a")) == (x, True)
+    assert store.start("3", StartRequest(y, "a")) == (x, False)
+    late = StartRequest(x, "a", sent_at=5, late_start=10, line={"event": "3"})
+    assert store.start("4", late) == (x, True)
+    merged = StartRequest(x, "a", sent_at=5, merged_line={"event": "4"})
+    assert store.start("5", merged) == (Merged("4"), 2)
     assert store.register("3") == x
     assert [line["event"] for line in store.log()] == ["1", "2", "3", "4"]
     assert [line["event"] for _, line in store.log_after("0-0", 10)] == ["1", "2", "3", "4"]

@@ -8,7 +8,7 @@ import pytest
 
 from celery_misfire.exceptions import LeaseLost, NewerSchema
 from celery_misfire.store.port import Change, CommitResult, Held, LeaseValue, NoState, Store, Taken, Watched
-from celery_misfire.store.registers import Merged, Missed, Register, Started
+from celery_misfire.store.registers import Merged, Missed, Register, Started, StartRequest
 from tests.support.stores import StorePlace
 
 LINE, MERGED_LINE = {"event": "late"}, {"event": "merged"}
@@ -353,17 +353,17 @@ def test_a_register_is_written_once(store: Store):
     assert store.settle(["1", "2"], STARTED) == [CAPPED, STARTED]
     assert store.settle(["2", "1"], PAUSED) == [STARTED, CAPPED]
     assert store.settle([], PAUSED) == []
-    assert store.start("1", STARTED, entry="e", line=LINE) == (CAPPED, False)
-    assert store.start("2", Started("another", "w"), entry="e") == (STARTED, False)
-    assert store.start("3", STARTED, entry="e") == (STARTED, True)
+    assert store.start("1", StartRequest(STARTED, entry="e", line=LINE)) == (CAPPED, False)
+    assert store.start("2", StartRequest(Started("another", "w"), entry="e")) == (STARTED, False)
+    assert store.start("3", StartRequest(STARTED, entry="e")) == (STARTED, True)
     assert [store.register(id_) for id_ in "1234"] == [CAPPED, STARTED, STARTED, None]
     assert store.log() == []
 
 
 @pytest.mark.parametrize("value", [STARTED, CAPPED, Missed("expired", "nonce"), Merged("an-id")])
 def test_a_register_is_read_as_it_was_written(store: Store, value: Register):
-    assert store.start("1", value, entry="e", line=LINE) == (value, True)
-    assert store.start("1", PAUSED, entry="e", line=LINE) == (value, False)
+    assert store.start("1", StartRequest(value, entry="e", line=LINE)) == (value, True)
+    assert store.start("1", StartRequest(PAUSED, entry="e", line=LINE)) == (value, False)
     assert store.register("1") == value
     assert store.log() == [LINE]
 
@@ -371,9 +371,8 @@ def test_a_register_is_read_as_it_was_written(store: Store, value: Register):
 def test_what_was_sent_before_a_late_run_started_is_merged_into_it(store: Store):
     def start(task_id: str, sent_at: int, late_start: int | None = None, entry: str = "e") -> object:
         lines = {"line": LINE if late_start else None, "merged_line": MERGED_LINE}
-        held, nth = store.start(
-            task_id, STARTED, entry=entry, sent_at=sent_at, late_start=late_start, **lines
-        )
+        request = StartRequest(STARTED, entry, sent_at=sent_at, late_start=late_start, **lines)
+        held, nth = store.start(task_id, request)
         return held, nth > 0
 
     assert start("1", 1000) == (STARTED, True)
@@ -390,19 +389,25 @@ def test_what_was_sent_before_a_late_run_started_is_merged_into_it(store: Store)
     # A run that was merged has not started: it takes nothing in.
     assert start("7", 5500) == (STARTED, True)
     # A message that cannot be merged passes.
-    assert store.start("8", STARTED, entry="e") == (STARTED, True)
+    assert store.start("8", StartRequest(STARTED, entry="e")) == (STARTED, True)
 
 
 def test_runs_that_come_late_are_counted(store: Store):
     take(store)
     missed = Missed("queue_late", "nonce")
     lines = {"line": LINE, "merged_line": MERGED_LINE}
-    assert store.start("1", STARTED, entry="a:b") == (STARTED, 1)
-    assert store.start("2", STARTED, entry="a:b", line=LINE) == (STARTED, 1)
-    assert store.start("3", missed, entry="a:b", line=LINE) == (missed, 2)
-    assert store.start("3", missed, entry="a:b", line=LINE) == (missed, 0)
-    assert store.start("4", STARTED, entry="c", sent_at=1, late_start=5, **lines) == (STARTED, 3)
-    assert store.start("5", STARTED, entry="c", sent_at=2, late_start=6, **lines) == (Merged("4"), 4)
+    assert store.start("1", StartRequest(STARTED, entry="a:b")) == (STARTED, 1)
+    assert store.start("2", StartRequest(STARTED, entry="a:b", line=LINE)) == (STARTED, 1)
+    assert store.start("3", StartRequest(missed, entry="a:b", line=LINE)) == (missed, 2)
+    assert store.start("3", StartRequest(missed, entry="a:b", line=LINE)) == (missed, 0)
+    assert store.start("4", StartRequest(STARTED, entry="c", sent_at=1, late_start=5, **lines)) == (
+        STARTED,
+        3,
+    )
+    assert store.start("5", StartRequest(STARTED, entry="c", sent_at=2, late_start=6, **lines)) == (
+        Merged("4"),
+        4,
+    )
     counts = {("a:b", "missed"): 1, ("c", "merged"): 1, ("", "late"): 4}
     assert store.counts_since(0) == counts
 
@@ -411,7 +416,7 @@ def test_a_backlog_of_late_runs_leaves_most_of_the_log_to_others(place: StorePla
     store = place.store(history=1000)
     take(store)
     store.commit("token", [], [{"event": "before"}])
-    nth = [store.start(str(n), STARTED, entry="a", line=LINE)[1] for n in range(300)]
+    nth = [store.start(str(n), StartRequest(STARTED, entry="a", line=LINE))[1] for n in range(300)]
     assert nth == [*range(1, 301)]
     lines = events(store.log())
     assert (lines[0], lines.count("late"), len(lines)) == ("before", 100, 101)
@@ -449,7 +454,7 @@ def test_without_a_history_nothing_is_logged(place: StorePlace):
     store = place.store(history=0)
     take(store)
     store.commit("token", [Change("a", "", "1")], [LINE])
-    store.start("1", STARTED, entry="e", line=LINE)
+    store.start("1", StartRequest(STARTED, entry="e", line=LINE))
     assert store.log() == []
 
 
