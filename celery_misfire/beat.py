@@ -8,8 +8,11 @@ in), and replace its loop: which entry is due, and what happens when it is late,
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -24,6 +27,7 @@ from click import ClickException
 from kombu import Connection, Producer
 
 from celery_misfire.beat_entries import NOT_ASKED, BeatEntries, own_is_due
+from celery_misfire.beats import Sign
 from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
@@ -103,7 +107,7 @@ class MisfireMixin(Scheduler):
         for warning in self._warnings(entries):
             logger.warning("beat: %s", warning)
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
-        lease = Lease(self._store, settings.lease_ttl, settings.lease_renew)
+        lease = Lease(self._store, settings.lease_ttl, settings.lease_renew, sign=self._signer(settings))
         self._reporter = Reporter(self.app, settings)
         self._leader = Leader(
             self._store,
@@ -128,6 +132,12 @@ class MisfireMixin(Scheduler):
             definitions=self._definitions,
         )
         self._reporter.start()
+
+    def _signer(self, settings: Settings) -> Callable[[], str]:
+        """Return a function that returns the sign of life of this beat."""
+        host, pid, started = socket.gethostname(), os.getpid(), _now()
+        every = max(settings.lease_renew, settings.standby_poll)
+        return lambda: str(Sign(host=host, pid=pid, every=every, clock=_now(), started=started))
 
     def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
         """Return who hears of each event that was written to the log."""
@@ -322,6 +332,10 @@ class MisfireScheduler(MisfireMixin):
         super().setup_schedule()
         # Once more: Celery's class drops them when it merges the configured entries.
         self.install_default_entries(self.schedule)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _refused_classes(scheduler: Any) -> list[str]:

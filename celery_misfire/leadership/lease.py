@@ -45,12 +45,21 @@ class Lease:
     :param ttl: seconds for which the store keeps the lease without a renewal.
     :param renew_every: seconds between two renewals.
     :param clock: returns seconds on a clock that nobody sets.
+    :param sign: returns what this beat says of itself with each call (:mod:`celery_misfire.beats`).
     """
 
     def __init__(
-        self, store: Store, ttl: float, renew_every: float, clock: Callable[[], float] = uptime
+        self,
+        store: Store,
+        ttl: float,
+        renew_every: float,
+        clock: Callable[[], float] = uptime,
+        sign: Callable[[], str] = str,
     ) -> None:
         self._store, self._ttl, self._renew_every, self._clock = store, ttl, renew_every, clock
+        self._sign = sign
+        #: True when somebody has left a request for the leader.
+        self.is_asked = False
         #: Guards `_ours` and `_trusted_until`, which the thread changes too.
         self._lock = threading.Lock()
         self._ours: LeaseValue | None = None
@@ -106,7 +115,8 @@ class Lease:
         token, asked, ours = uuid.uuid4().hex, self._clock(), self._ours
         # A new token each time: none that was used may become valid again.
         self._asked_for.append(token)
-        answer = self._store.acquire(token, self._ttl, ours or stale, needs_state=left_alone)
+        seen = ours or stale
+        answer = self._store.acquire(token, self._ttl, seen, needs_state=left_alone, sign=self._sign())
         if isinstance(answer, Held) and answer.lease.token in {self.token, *self._asked_for} - {""}:
             # The thread has renewed it in the meantime, or it was taken and we were not told.
             answer = self._store.acquire(token, self._ttl, answer.lease)
@@ -174,7 +184,7 @@ class Lease:
             return
         renewed = ours.renewed()
         try:
-            note = self._store.renew(renewed, self._ttl)
+            note, asked_for = self._store.renew(renewed, self._ttl, self._sign())
         except LeaseLost:
             self._replace(ours, None, 0.0)
         except StoreUnavailable:
@@ -183,6 +193,7 @@ class Lease:
             self._replace(ours, renewed, self._trusted_until)
         else:
             self._replace(ours, renewed, asked + self._ttl * TRUST)
+            self.is_asked = self.is_asked or asked_for
             if note:
                 logger.warning("beat: %s", one_line(note, MAX_LINE_LENGTH))
 

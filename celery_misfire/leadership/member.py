@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from celery_misfire.exceptions import LeaseLost, MisfireError, NewerSchema, StoreRefused, StoreUnavailable
 from celery_misfire.leadership.leader import Leader
@@ -101,7 +102,12 @@ class Member:
 
     def close(self) -> None:
         """Give the lease up, so that another beat can go on at once."""
+        stands_by = not self._lease.token
         self._lease.release()
+        if stands_by and self._store_has_answered:
+            # The lease is not ours. What is taken back is the sign of life.
+            with suppress(StoreUnavailable):
+                self._store.release("")
 
     def _adopt(self) -> None:
         self.has_changed = False

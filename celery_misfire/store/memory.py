@@ -17,6 +17,7 @@ from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.store import registers
 from celery_misfire.store.memory_database import Contents, Fault, MemoryDatabase
 from celery_misfire.store.port import (
+    BY_HAND_REGISTER_TTL,
     COUNTS_TTL,
     NOTE_TTL,
     NOTHING,
@@ -35,6 +36,7 @@ from celery_misfire.store.port import (
     register_ttl,
 )
 from celery_misfire.store.registers import Register
+from celery_misfire.store.sight import SIGN_TTL, Renewed, Sight
 
 __all__ = ["Contents", "Fault", "MemoryDatabase", "MemoryStore"]
 
@@ -97,9 +99,16 @@ class MemoryStore(Store):
 
     @_one_call
     def acquire(
-        self, token: str, ttl: float, seen: LeaseValue | None = None, *, needs_state: bool = False
+        self,
+        token: str,
+        ttl: float,
+        seen: LeaseValue | None = None,
+        *,
+        needs_state: bool = False,
+        sign: str = "",
     ) -> Taken | Held | NoState:
         contents = self.database.contents
+        self._sign(sign)
         app = StateMark.parse(contents.meta, str(self)).app if contents.meta else ""
         held = self._get("lease")
         if held and held != str(seen or ""):
@@ -113,18 +122,76 @@ class MemoryStore(Store):
         return Taken(lease, previous_epoch, cold=not contents.meta, app=app)
 
     @_one_call
-    def renew(self, lease: LeaseValue, ttl: float) -> str:
+    def renew(self, lease: LeaseValue, ttl: float, sign: str = "") -> Renewed:
         self._check(lease.token)
+        self._sign(sign)
         self._set("lease", str(lease), ttl)
         note = self._get("note")
         self.database.contents.expiring.pop("note", None)
-        return note
+        return Renewed(note, bool(self.database.contents.requests))
 
     @_one_call
     def release(self, token: str) -> None:
+        self.database.contents.beats.pop(self.owner, None)
         with suppress(LeaseLost):
             self._check(token)
             del self.database.contents.expiring["lease"]
+
+    def _sign(self, text: str) -> None:
+        beats, now = self.database.contents.beats, self._now()
+        if text:
+            beats[self.owner] = (now, text)
+            for old in [beat for beat, (at, _) in beats.items() if now - at > SIGN_TTL * 1000]:
+                del beats[old]
+
+    @_one_call
+    def look(self) -> Sight:
+        contents, lease = self.database.contents, self._get("lease")
+        _, until = contents.expiring.get("lease", ("", 0.0))
+        return Sight(
+            now=self._now(),
+            lease=LeaseValue.parse(lease) if lease else None,
+            lease_left=round((until - self.database.clock()) * 1000) if lease else None,
+            is_guarded=self._get("guard") != "",
+            is_cold=not contents.meta,
+            hold=contents.hold,
+            beats=dict(contents.beats),
+            requests=dict(sorted(contents.requests.items())),
+        )
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    @_one_call
+    def request(self, id_: str, text: str) -> None:
+        self.database.contents.requests[id_] = text
+
+    @_one_call
+    def drop_requests(self, ids: Sequence[str]) -> None:
+        for id_ in ids:
+            self.database.contents.requests.pop(id_, None)
+
+    @_one_call
+    def write_hold(self, token: str, old: str, new: str, log: Iterable[Mapping[str, Any]] = ()) -> bool:
+        self._check(token)
+        contents = self.database.contents
+        if contents.hold not in (old, new):
+            return False
+        if contents.hold != new:
+            contents.hold = new
+            self._write_log(*log)
+        return True
+
+    @_one_call
+    def claim_by_hand(self, task_id: str, who: str) -> str:
+        name = f"by-hand:{task_id}"
+        if not self._get(name):
+            self._set(name, who, BY_HAND_REGISTER_TTL)
+        return self._get(name)
+
+    @_one_call
+    def unclaim_by_hand(self, task_id: str, who: str) -> None:
+        if self._get(f"by-hand:{task_id}") == who:
+            del self.database.contents.expiring[f"by-hand:{task_id}"]
 
     def _check(self, token: str) -> None:
         if not token or LeaseValue.parse(self._get("lease")).token != token:

@@ -41,6 +41,9 @@ class Contents:
     :param queue_ends: when queues end that nobody uses, in seconds since 1970.
     :param published: what was sent to subscribers: channel and message, oldest first.
     :param counts: for each hour since 1970, by entry and outcome.
+    :param hold: the hold in force, '' for none.
+    :param beats: when each beat was last heard of, and what it said of itself.
+    :param requests: what the leader has not carried out yet, by id.
     """
 
     meta: str = ""
@@ -54,6 +57,9 @@ class Contents:
     queue_ends: dict[str, float] = field(default_factory=dict)
     published: list[tuple[str, Any]] = field(default_factory=list)
     counts: dict[int, Counter[tuple[str, str]]] = field(default_factory=dict)
+    hold: str = ""
+    beats: dict[str, tuple[int, str]] = field(default_factory=dict)
+    requests: dict[str, str] = field(default_factory=dict)
 
 
 class MemoryDatabase:

@@ -12,13 +12,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from celery_misfire.exceptions import NewerSchema
 from celery_misfire.records import SCHEMA
 from celery_misfire.store.changes import Change, CommitResult, Push, Refusal, by_queue
 from celery_misfire.store.registers import Missed, Register
 from celery_misfire.texts import quote
+
+if TYPE_CHECKING:
+    from celery_misfire.store.sight import Renewed, Sight
 
 __all__ = [
     "BY_HAND_REGISTER_TTL",
@@ -227,24 +230,54 @@ class Store(Protocol):
     # The lease.
 
     def acquire(
-        self, token: str, ttl: float, seen: LeaseValue | None = None, *, needs_state: bool = False
+        self,
+        token: str,
+        ttl: float,
+        seen: LeaseValue | None = None,
+        *,
+        needs_state: bool = False,
+        sign: str = "",
     ) -> Taken | Held | NoState:
         """Take the lease if it is free, or if it still has the value `seen`.
 
         :param ttl: seconds after which the lease is free unless renewed.
         :param needs_state: leave a free lease alone when the store holds no state.
+        :param sign: is kept as the sign of life of this beat, in either case; '' for none.
         :raises NewerSchema: when another version has written the state. Nothing has been written then.
         """
 
-    def renew(self, lease: LeaseValue, ttl: float) -> str:
+    def renew(self, lease: LeaseValue, ttl: float, sign: str = "") -> Renewed:
         """Prolong the lease with this token and give it this value.
 
-        :returns: what another beat has to tell the leader, '' for nothing.
+        :param sign: as in :meth:`acquire`.
         :raises LeaseLost: when the lease is not ours any more.
         """
 
     def release(self, token: str) -> None:
-        """Give the lease up, if it is ours."""
+        """Give the lease up, if it is ours, and take the sign of life back."""
+
+    def look(self) -> Sight:
+        """Return what is to be seen of the namespace, in one call that writes nothing."""
+
+    # People ask the leader for something.
+
+    def request(self, id_: str, text: str) -> None:
+        """Leave a request for the leader, who carries requests out in the order of their ids."""
+
+    def drop_requests(self, ids: Sequence[str]) -> None:
+        """Take requests back, or away when they are carried out."""
+
+    def write_hold(self, token: str, old: str, new: str, log: Iterable[Mapping[str, Any]] = ()) -> bool:
+        """Replace the hold in force ('' for none), and write to the log; False when `old` is not in force.
+
+        :raises LeaseLost: as :meth:`commit`.
+        """
+
+    def claim_by_hand(self, task_id: str, who: str) -> str:
+        """Note who has an occurrence run by hand, unless somebody had it run before; return who that is."""
+
+    def unclaim_by_hand(self, task_id: str, who: str) -> None:
+        """Take that back, if it was `who`: the occurrence was not sent."""
 
     # The records, which only the leader writes.
 

@@ -21,6 +21,7 @@ from celery_misfire.exceptions import LeaseLost, StoreRefused, StoreUnavailable
 from celery_misfire.store import errors, registers
 from celery_misfire.store.connection import LONGEST_CALL, RedisConnection, as_text
 from celery_misfire.store.port import (
+    BY_HAND_REGISTER_TTL,
     COUNTS_TTL,
     NOTE_TTL,
     NOTHING,
@@ -39,6 +40,7 @@ from celery_misfire.store.port import (
     register_ttl,
 )
 from celery_misfire.store.registers import Register
+from celery_misfire.store.sight import SIGN_TTL, Renewed, Sight
 
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
@@ -51,6 +53,9 @@ _DESCRIPTION = ("_beat", "_beat_entries")
 _NO_QUEUES: Mapping[str, Sequence[Push]] = {}
 
 _flat = chain.from_iterable
+
+#: Before the id of an occurrence, the register that says who had it run by hand.
+_BY_HAND = "by-hand:"
 
 #: Stands for the value of a free lease that acquire.lua left alone as there is no state.
 _NO_STATE = "|"
@@ -84,6 +89,7 @@ class RedisStore(Store):
         self._watch_keys = (f"{prefix}:watcher", f"{prefix}:watch", self._guard_key, self.lease_key)
         self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
         self._counts_prefix = f"{prefix}:counts:"
+        self._beats_key, self._control_key = f"{prefix}:beats", f"{prefix}:control"
 
     @classmethod
     def of(cls, settings: Settings, call_timeout: float = LONGEST_CALL) -> RedisStore:
@@ -113,12 +119,19 @@ class RedisStore(Store):
     # -- lease ---------------------------------------------------------------------------------------------
 
     def acquire(
-        self, token: str, ttl: float, seen: LeaseValue | None = None, *, needs_state: bool = False
+        self,
+        token: str,
+        ttl: float,
+        seen: LeaseValue | None = None,
+        *,
+        needs_state: bool = False,
+        sign: str = "",
     ) -> Taken | Held | NoState:
-        keys = [self.lease_key, self.state_key, self.log_key]
+        keys = [self.lease_key, self.state_key, self.log_key, self._beats_key]
         meta, app, free = "", "", _NO_STATE if needs_state else ""
         while True:
-            answer = self._run("acquire", keys, [token, self.owner, _ms(ttl), str(seen or ""), meta, free])
+            args = [token, self.owner, _ms(ttl), str(seen or ""), meta, free, sign, _ms(SIGN_TTL)]
+            answer = self._run("acquire", keys, args)
             match answer:
                 case ["META", meta]:
                     app = StateMark.parse(meta, self.state_key).app if meta else ""
@@ -129,14 +142,54 @@ class RedisStore(Store):
                 case [_, _, previous_epoch, value]:
                     return Taken(LeaseValue.parse(value), int(previous_epoch), cold=not meta, app=app)
 
-    def renew(self, lease: LeaseValue, ttl: float) -> str:
-        answer = self._run("renew", [self.lease_key, self._note_key], [lease.token, str(lease), _ms(ttl)])
+    def renew(self, lease: LeaseValue, ttl: float, sign: str = "") -> Renewed:
+        keys = [self.lease_key, self._note_key, self._control_key, self._beats_key]
+        args = [lease.token, str(lease), _ms(ttl), self.owner, sign, _ms(SIGN_TTL)]
+        answer = self._run("renew", keys, args)
         if not answer:
             raise LeaseLost
-        return str(answer[0])
+        return Renewed(str(answer[0]), answer[1] == 1)
 
     def release(self, token: str) -> None:
-        self._run("release", [self.lease_key], [token])
+        self._run("release", [self.lease_key, self._beats_key], [token, self.owner])
+
+    def look(self) -> Sight:
+        keys = [self.lease_key, self.state_key, self._guard_key, self._beats_key, self._control_key]
+        now, lease, left, guarded, has_state, hold, beats, requests = self._run("look", keys, [])
+        signs = {beat: sign.partition("|") for beat, sign in _pairs(beats)}
+        return Sight(
+            now=int(now),
+            lease=LeaseValue.parse(lease) if lease else None,
+            lease_left=left if lease and left >= 0 else None,
+            is_guarded=guarded == 1,
+            is_cold=has_state != 1,
+            hold=hold,
+            beats={beat: (int(at), text) for beat, (at, _, text) in signs.items() if at.isdecimal()},
+            requests=dict(sorted(_pairs(requests))),
+        )
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    def request(self, id_: str, text: str) -> None:
+        self._call(self._redis.hset, self._control_key, id_, text)
+
+    def drop_requests(self, ids: Sequence[str]) -> None:
+        if ids:
+            self._call(self._redis.hdel, self._control_key, *ids)
+
+    def write_hold(self, token: str, old: str, new: str, log: Iterable[Mapping[str, Any]] = ()) -> bool:
+        return bool(self._replace(token, [("_hold", old, new)], log)[0] == "OK")
+
+    def claim_by_hand(self, task_id: str, who: str) -> str:
+        key = self._register_prefix + _BY_HAND + task_id
+        if self._call(partial(self._redis.set, nx=True, px=_ms(BY_HAND_REGISTER_TTL)), key, who):
+            return who
+        return as_text(self._call(self._redis.get, key) or "")
+
+    def unclaim_by_hand(self, task_id: str, who: str) -> None:
+        key = self._register_prefix + _BY_HAND + task_id
+        if as_text(self._call(self._redis.get, key) or "") == who:
+            self._call(self._redis.delete, key)
 
     # -- records -------------------------------------------------------------------------------------------
 
@@ -357,6 +410,10 @@ def _refused_names(
         except StoreRefused as exc:
             found.append(Refusal.of(messages, str(exc).removeprefix(place)))
     return tuple(found)
+
+
+def _pairs(flat: Sequence[str]) -> Iterable[tuple[str, str]]:
+    return zip(flat[::2], flat[1::2], strict=True)
 
 
 def _line(line: Mapping[str, Any]) -> str:

@@ -60,7 +60,7 @@ def use_all_of(store: RedisStore) -> None:
     store.describe("token", "beat", "entries")
     assert store.described_entries() == "entries"
     store.tell_leader("a line")
-    assert store.renew(renewed, 60) == "a line"
+    assert store.renew(renewed, 60) == ("a line", False)
     assert (
         store.commit("token", [Change("a", "", "1"), Change("b", "", "1")], [{"event": "1"}]).conflicts == ()
     )

@@ -271,8 +271,8 @@ def test_a_note_for_the_leader_is_delivered_once(place: StorePlace, store: Store
     place.store().tell_leader("another line")
     with pytest.raises(LeaseLost):
         store.renew(LeaseValue("other", 1, 1, "there"), 60)
-    assert store.renew(lease, 60) == "another line"
-    assert store.renew(lease, 60) == ""
+    assert store.renew(lease, 60).note == "another line"
+    assert store.renew(lease, 60).note == ""
 
 
 # -- registers ---------------------------------------------------------------------------------------------
@@ -398,3 +398,71 @@ def test_workers_with_the_guard_are_counted_on_for_a_time(place: StorePlace, sto
     store.watch("watcher", 60, guard_ttl=0.05)
     place.pass_time(0.1)
     assert not store.is_guarded()
+
+
+# -- signs of life, requests, the hold ---------------------------------------------------------------------
+
+
+def test_a_beat_gives_its_sign_of_life_with_the_calls_that_it_makes_anyway(place: StorePlace, store: Store):
+    assert (store.look().lease, store.look().is_cold, store.look().beats) == (None, True, {})
+    lease = store.acquire("mine", 60, sign="first").lease  # type: ignore[union-attr]
+    sight = store.look()
+    assert (sight.lease, sight.beats[store.owner][1], sight.is_cold) == (lease, "first", True)
+    assert sight.now - 5_000 <= sight.beats[store.owner][0] <= sight.now
+    assert 0 < (sight.lease_left or 0) <= 60_000
+    store.write_meta("mine", "app")
+    store.renew(lease.renewed(), 60, "second")
+    store.watch("worker", 60, guard_ttl=60)
+    sight = store.look()
+    assert (sight.beats[store.owner][1], sight.is_cold, sight.is_guarded) == ("second", False, True)
+    # A standby's call is refused, and it lives all the same.
+    assert isinstance(store.acquire("other", 60, sign="third"), Held)
+    assert store.look().beats[store.owner][1] == "third"
+    # Who does not lead takes only the sign back.
+    store.release("other")
+    assert (store.look().beats, store.look().lease) == ({}, lease.renewed())
+
+
+def test_a_look_changes_nothing(place: StorePlace, store: Store):
+    store.acquire("mine", 60, sign="sign")
+    store.request("1", "please")
+    before = place.contents()
+    store.look()
+    assert place.contents() == before
+
+
+def test_the_leader_hears_of_a_request_until_it_is_dropped(store: Store):
+    lease = take(store).lease
+    assert store.renew(lease, 60) == ("", False)
+    store.request("2", "later")
+    store.request("1", "first")
+    assert store.renew(lease, 60) == ("", True)
+    assert list(store.look().requests.items()) == [("1", "first"), ("2", "later")]
+    store.drop_requests([])
+    store.drop_requests(["1", "2"])
+    assert store.look().requests == {}
+    assert store.renew(lease, 60) == ("", False)
+
+
+def test_the_leader_alone_writes_the_hold_and_only_over_the_one_it_knows(store: Store):
+    take(store, "mine")
+    with pytest.raises(LeaseLost):
+        store.write_hold("other", "", "until nine")
+    assert store.write_hold("mine", "", "until nine", [LINE])
+    # Sent twice, it works once.
+    assert store.write_hold("mine", "", "until nine", [LINE])
+    assert not store.write_hold("mine", "until ten", "until eleven", [LINE])
+    assert (store.look().hold, len(store.log())) == ("until nine", 1)
+    assert store.write_hold("mine", "until nine", "")
+    assert store.look().hold == ""
+
+
+def test_one_alone_has_an_occurrence_run_by_hand_unless_it_was_not_sent(store: Store):
+    assert store.claim_by_hand("id", "ann") == "ann"
+    assert store.claim_by_hand("id", "bob") == "ann"
+    store.unclaim_by_hand("id", "bob")
+    assert store.claim_by_hand("id", "bob") == "ann"
+    store.unclaim_by_hand("id", "ann")
+    assert store.claim_by_hand("id", "bob") == "bob"
+    # The worker's register is another one.
+    assert store.register("id") is None
