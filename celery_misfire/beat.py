@@ -32,7 +32,7 @@ from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
 from celery_misfire.conf.warnings import warnings_for
-from celery_misfire.events import Event, GaveUp, Misfired, Sent
+from celery_misfire.events import Event, GaveUp, Misfired, Paused, Resumed, Sent
 from celery_misfire.exceptions import (
     MisfireConfigError,
     StoreRefused,
@@ -145,7 +145,7 @@ class MisfireMixin(Scheduler):
 
     def _log(self, events: Sequence[Event]) -> None:
         for event in events:
-            if isinstance(event, Misfired | GaveUp):
+            if isinstance(event, Misfired | GaveUp | Paused | Resumed):
                 logger.warning("beat: %s", event.sentence(self.app.timezone))
 
     def _announce(self, events: Sequence[Event]) -> None:

@@ -15,6 +15,7 @@ from celery_misfire.events import Event, Led
 from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.leadership.adoption import Adoption
 from celery_misfire.leadership.broker_link import BrokerLink
+from celery_misfire.leadership.control import Control
 from celery_misfire.leadership.decisions import LARGEST_BATCH, Decisions
 from celery_misfire.leadership.failing import FailingEntries
 from celery_misfire.leadership.intents import Intents
@@ -102,6 +103,7 @@ class Leader:
         self._decisions = Decisions(
             self._ledger, self._adoption, self._intents, self._failing, self._outages, self._queues
         )
+        self._control = Control(store, lease, self._ledger, misfires=resume_misfires)
         self._broker = BrokerLink(self._dispatch.connect, self._outages, steady)
 
     # -- taking over ---------------------------------------------------------------------------------------
@@ -120,6 +122,7 @@ class Leader:
             reason = Reason.FAILOVER if self._lease.other_was_alive else Reason.SCHEDULER_DOWN
             self._misses.forget()
         self.adopt(definitions, from_now=acquired.cold and not goes_on)
+        self._control.take_over(now, goes_on=goes_on)
         if acquired.cold:
             self._store.write_meta(self._lease.token, self._app)
         self._lease.other_was_alive = self._lease.superseded = False
@@ -191,22 +194,35 @@ class Leader:
             self._follow_clock(now)
             self._clock_was_set_back = False
         self._misses.acknowledge()
+        self._control.tick(now)
         if not self._broker.connect(now, self._dispatch.look):
             return self._sleep()
-        due = self._decisions.due(now)
+        due = self._due(now)
         if due:
             self._dispatch.carry_out(*self._decisions.plan_due(due, now))
             if self._steady() - self._caught_up_at < CATCH_UP_EVERY:
                 return 0.0
         self._caught_up_at = self._steady()
         unsent = [n for n in self._queues.unsent if not self._failing.waits(n)][:LARGEST_BATCH]
-        late = self._room() > 0 and any(map(self._decisions.may_catch_up, self._queues.catch_up))
+        catch_up = self._queues.catch_up if self._control.hold is None else ()
+        late = self._room() > 0 and any(map(self._decisions.may_catch_up, catch_up))
         if unsent:
             self._dispatch.carry_out(*self._decisions.judge_again(unsent, now))
         # Alternate, or steady due work would starve the catch-up.
         if late and (due or not unsent):
             self._catch_up(now)
         return 0.0 if due or unsent or late else self._sleep()
+
+    def _due(self, now: int) -> list[str]:
+        """Return the entries to be planned now: none during a hold, and none that is paused."""
+        if self._control.hold is not None:
+            return []
+        due = self._decisions.due(now)
+        awake = self._control.wake(due, now)
+        for name in set(due).difference(awake):
+            # A schedule that fails is not asked during a pause.
+            self._failing.forget(name)
+        return awake
 
     def _sleep(self) -> float:
         steady = self._steady()
@@ -216,8 +232,10 @@ class Leader:
         if self._queues.catch_up and not self._room():
             waits.append(self._look_at_queue - steady)
         if self._broker.is_up:
-            waits += [at - steady for at in self._failing.next_tries()]
-            if (moment := self._queues.timeline.next()) is not None:
+            hold = self._control.hold
+            if hold is None:
+                waits += [at - steady for at in self._failing.next_tries()]
+            if (moment := hold.until if hold else self._queues.timeline.next()) is not None:
                 waits.append((moment - self._wall()) / 1000)
         else:
             waits.append(self._broker.next_try - steady)

@@ -171,14 +171,12 @@ class MemoryStore(Store):
             self.database.contents.requests.pop(id_, None)
 
     @_one_call
-    def write_hold(self, token: str, old: str, new: str, log: Iterable[Mapping[str, Any]] = ()) -> bool:
+    def write_hold(self, token: str, old: str, new: str) -> bool:
         self._check(token)
         contents = self.database.contents
         if contents.hold not in (old, new):
             return False
-        if contents.hold != new:
-            contents.hold = new
-            self._write_log(*log)
+        contents.hold = new
         return True
 
     @_one_call

@@ -267,8 +267,8 @@ class Store(Protocol):
     def drop_requests(self, ids: Sequence[str]) -> None:
         """Take requests back, or away when they are carried out."""
 
-    def write_hold(self, token: str, old: str, new: str, log: Iterable[Mapping[str, Any]] = ()) -> bool:
-        """Replace the hold in force ('' for none), and write to the log; False when `old` is not in force.
+    def write_hold(self, token: str, old: str, new: str) -> bool:
+        """Replace the hold in force ('' for none); False when `old` is not in force.
 
         :raises LeaseLost: as :meth:`commit`.
         """

@@ -177,8 +177,8 @@ class RedisStore(Store):
         if ids:
             self._call(self._redis.hdel, self._control_key, *ids)
 
-    def write_hold(self, token: str, old: str, new: str, log: Iterable[Mapping[str, Any]] = ()) -> bool:
-        return bool(self._replace(token, [("_hold", old, new)], log)[0] == "OK")
+    def write_hold(self, token: str, old: str, new: str) -> bool:
+        return bool(self._replace(token, [("_hold", old, new)])[0] == "OK")
 
     def claim_by_hand(self, task_id: str, who: str) -> str:
         key = self._register_prefix + _BY_HAND + task_id

@@ -448,11 +448,11 @@ def test_the_leader_alone_writes_the_hold_and_only_over_the_one_it_knows(store: 
     take(store, "mine")
     with pytest.raises(LeaseLost):
         store.write_hold("other", "", "until nine")
-    assert store.write_hold("mine", "", "until nine", [LINE])
+    assert store.write_hold("mine", "", "until nine")
     # Sent twice, it works once.
-    assert store.write_hold("mine", "", "until nine", [LINE])
-    assert not store.write_hold("mine", "until ten", "until eleven", [LINE])
-    assert (store.look().hold, len(store.log())) == ("until nine", 1)
+    assert store.write_hold("mine", "", "until nine")
+    assert not store.write_hold("mine", "until ten", "until eleven")
+    assert store.look().hold == "until nine"
     assert store.write_hold("mine", "until nine", "")
     assert store.look().hold == ""
 
