@@ -19,7 +19,7 @@ from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Any
 
-from celery import Celery
+from celery import Celery, beat
 from celery import _state as celery_state
 from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import beat_init
@@ -28,6 +28,7 @@ from kombu import Connection, Producer
 
 from celery_misfire.beat_entries import NOT_ASKED, BeatEntries, own_is_due
 from celery_misfire.beats import Sign
+from celery_misfire.by_hand import Sendable
 from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
@@ -85,6 +86,26 @@ class MisfireMixin(Scheduler):
             return read_settings(self.app)
         # The entries may have problems, too, and all are reported together.
         return self._read_config()[0]
+
+    @classmethod
+    def configured(cls, app: Celery) -> tuple[Settings, dict[str, ConfiguredEntry]]:
+        """Return the settings and the entries that this scheduler would have, without starting it.
+
+        :raises MisfireConfigError: with every problem.
+        """
+        return read_config(app, app.conf.beat_schedule or {}, cls.entry_keys)
+
+    @classmethod
+    def sendable(cls, app: Celery, name: str, keys: Mapping[Any, Any]) -> Sendable:
+        """Return what an entry sends now.
+
+        :param keys: of the entry, as :meth:`configured` has found it.
+        :raises PublishRejected: when it cannot be sent.
+        """
+        # As Celery's beat does it: some are called for their value.
+        args: list[Any] = beat._evaluate_entry_args(keys.get("args"))  # type: ignore[attr-defined]
+        kwargs: dict[str, Any] = beat._evaluate_entry_kwargs(keys.get("kwargs"))  # type: ignore[attr-defined]
+        return Sendable(name, str(keys["task"]), args, kwargs, keys.get("options"))
 
     def _read_config(self) -> tuple[Settings, dict[str, ConfiguredEntry]]:
         configured, problems = self.app.conf.beat_schedule, _refused_classes(self)

@@ -169,7 +169,7 @@ class Member:
         if not self._lease.other_was_alive or theirs in ("", self._compared_with, self._description[0]):
             return
         self._compared_with = theirs
-        if found := difference(self._description, (theirs, self._store.described_entries())):
+        if found := difference(self._description, (theirs, self._store.description()[1])):
             beats = f"{self._store.owner}, which stands by, and {self._lease.holder}, which leads"
             text = f"two beats of one namespace are configured differently, {beats}: {found}. {_NAMESPACES}"
             logger.warning("beat: %s", text)

@@ -181,15 +181,15 @@ class MemoryStore(Store):
 
     @_one_call
     def claim_by_hand(self, task_id: str, who: str) -> str:
-        name = f"by-hand:{task_id}"
+        name = f"fire:by-hand:{task_id}"
         if not self._get(name):
             self._set(name, who, BY_HAND_REGISTER_TTL)
         return self._get(name)
 
     @_one_call
     def unclaim_by_hand(self, task_id: str, who: str) -> None:
-        if self._get(f"by-hand:{task_id}") == who:
-            del self.database.contents.expiring[f"by-hand:{task_id}"]
+        if self._get(f"fire:by-hand:{task_id}") == who:
+            del self.database.contents.expiring[f"fire:by-hand:{task_id}"]
 
     def _check(self, token: str) -> None:
         if not token or LeaseValue.parse(self._get("lease")).token != token:
@@ -259,8 +259,8 @@ class MemoryStore(Store):
         self.database.contents.description = (beat, entries)
 
     @_one_call
-    def described_entries(self) -> str:
-        return self.database.contents.description[1]
+    def description(self) -> tuple[str, str]:
+        return self.database.contents.description
 
     @_one_call
     def tell_leader(self, text: str) -> None:

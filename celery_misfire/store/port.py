@@ -274,7 +274,10 @@ class Store(Protocol):
         """
 
     def claim_by_hand(self, task_id: str, who: str) -> str:
-        """Note who has an occurrence run by hand, unless somebody had it run before; return who that is."""
+        """Note who has an occurrence run by hand, unless somebody had it run before; return who that is.
+
+        It is noted in the register of the id ``by-hand:<task id>``.
+        """
 
     def unclaim_by_hand(self, task_id: str, who: str) -> None:
         """Take that back, if it was `who`: the occurrence was not sent."""
@@ -328,8 +331,8 @@ class Store(Protocol):
         :raises LeaseLost: as :meth:`commit`.
         """
 
-    def described_entries(self) -> str:
-        """Return the description of the leading beat's entries, '' when there is none."""
+    def description(self) -> tuple[str, str]:
+        """Return the description of the leading beat and of its entries, '' for none."""
 
     def tell_leader(self, text: str) -> None:
         """Leave a line that the leading beat logs at its next renewal."""

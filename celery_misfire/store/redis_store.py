@@ -260,12 +260,11 @@ class RedisStore(Store):
     # -- the configuration of the beat that leads ----------------------------------------------------------
 
     def describe(self, token: str, beat: str, entries: str) -> None:
-        known = self._call(self._redis.hmget, self.state_key, _DESCRIPTION)
-        olds = [as_text(text or "") for text in known]
-        self._replace(token, list(zip(_DESCRIPTION, olds, (beat, entries), strict=True)))
+        self._replace(token, list(zip(_DESCRIPTION, self.description(), (beat, entries), strict=True)))
 
-    def described_entries(self) -> str:
-        return as_text(self._call(self._redis.hget, self.state_key, _DESCRIPTION[1]) or "")
+    def description(self) -> tuple[str, str]:
+        beat, entries = self._call(self._redis.hmget, self.state_key, _DESCRIPTION)
+        return as_text(beat or ""), as_text(entries or "")
 
     def tell_leader(self, text: str) -> None:
         self._call(partial(self._redis.set, px=_ms(NOTE_TTL)), self._note_key, text)

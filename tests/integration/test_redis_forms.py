@@ -54,11 +54,11 @@ def use_all_of(store: RedisStore) -> None:
     store.renew(renewed, 60)
     store.write_meta("token", "shop")
     store.describe("token", "settings", "entries")
-    assert store.described_entries() == "entries"
+    assert store.description()[1] == "entries"
     store.tell_leader("a note")
     store.renew(renewed, 60)
     store.describe("token", "beat", "entries")
-    assert store.described_entries() == "entries"
+    assert store.description()[1] == "entries"
     store.tell_leader("a line")
     assert store.renew(renewed, 60) == ("a line", False)
     assert (

@@ -214,12 +214,12 @@ def test_when_the_lease_has_gone_nothing_is_written(place: StorePlace, store: St
             assert isinstance(store.acquire("new", 60, lease), Taken)
         case "lost":
             place.lose()
-    before = store.load(), store.log(), store.described_entries()
+    before = store.load(), store.log(), store.description()
     for token in ("token", ""):
         for write in writes(store, token):
             with pytest.raises(LeaseLost):
                 write()
-    assert (store.load(), store.log(), store.described_entries()) == before
+    assert (store.load(), store.log(), store.description()) == before
 
 
 def test_a_commit_with_one_conflict_writes_nothing_at_all(place: StorePlace, store: Store):
@@ -255,13 +255,13 @@ def test_names_and_records_may_hold_any_text(store: Store):
 
 
 def test_the_leading_beat_describes_itself_to_the_others(place: StorePlace, store: Store):
-    assert store.described_entries() == ""
+    assert store.description()[1] == ""
     lease = take(store).lease
     assert store.acquire("other", 60) == Held(lease, "")
     store.describe("token", "settings", "entries")
     store.describe("token", "settings 2", "entries 2")
     assert store.acquire("other", 60) == Held(lease, "settings 2")
-    assert place.store().described_entries() == "entries 2"
+    assert place.store().description()[1] == "entries 2"
     assert store.load() == {}
 
 

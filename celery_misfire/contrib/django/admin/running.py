@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
-from itertools import islice
 from typing import Any
 
 from celery import Celery
@@ -14,27 +11,19 @@ from celery.exceptions import ImproperlyConfigured
 from django.db import IntegrityError, router, transaction
 from django.utils.translation import gettext as _
 from django_celery_beat.models import PeriodicTask
-from django_celery_beat.schedulers import ModelEntry
 
-from celery_misfire import fire
+from celery_misfire import by_hand
+from celery_misfire.by_hand import Occurrences, occurrences_between
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
 from celery_misfire.contrib.django.rows import entry_of, trigger_of
 from celery_misfire.exceptions import PublishRejected
-from celery_misfire.misfire import Outcome, Trigger
-from celery_misfire.records import occurrences
-from celery_misfire.sending.broker import Broker
 
 __all__ = ["AlreadyRun", "CannotRun", "Occurrences", "occurrences_of", "run", "tasks_of"]
 
 #: A page shows, and runs, at most this many missed occurrences.
 MAX_OCCURRENCES = 100
-
-# The generation of runs by hand; that of an entry's state is a moment, so never negative. The task id of the
-# run so differs from that of the missed run, whose register may say "missed". It is the same for whoever runs
-# the occurrence, and however often.
-_GENERATION_BY_HAND = -1
 
 
 class CannotRun(Exception):
@@ -45,19 +34,6 @@ class AlreadyRun(CannotRun):
     """Somebody has had it run before."""
 
 
-@dataclass(frozen=True)
-class Occurrences:
-    """The occurrences of a record that are known.
-
-    :param times: their scheduled fire times in milliseconds UTC, the oldest first, at most
-        ``MAX_OCCURRENCES``.
-    :param was_edited: the schedule gives other fire times now; only the first and the last one are known.
-    """
-
-    times: tuple[int, ...]
-    was_edited: bool = False
-
-
 def tasks_of(records: Iterable[MissedFire]) -> dict[str, PeriodicTask]:
     """Return the periodic tasks of records by name; none for one that is gone, or in the settings alone."""
     tasks = PeriodicTask.objects.filter(name__in={missed.entry for missed in records})
@@ -65,34 +41,13 @@ def tasks_of(records: Iterable[MissedFire]) -> dict[str, PeriodicTask]:
 
 
 def occurrences_of(missed: MissedFire, task: PeriodicTask | None) -> Occurrences:
-    """Return the occurrences that a record stands for, computed from the schedule as it is now."""
-    first, last = moments.millis(missed.first), moments.millis(missed.last)
-    if missed.count == 1:
-        return Occurrences((first,))
+    """Return the occurrences that a record stands for, at most ``MAX_OCCURRENCES``."""
+    trigger = None
     if task is not None:
-        # A schedule may fail in its own code, such as the sun's at the poles.
-        with suppress(Exception):
-            if times := _computed(trigger_of(task), first, last, missed.count):
-                return Occurrences(times)
-    return Occurrences((first, last), was_edited=True)
-
-
-def _computed(trigger: Trigger, first: int, last: int, count: int) -> tuple[int, ...]:
-    """Return the first fire times of these; none when the trigger has others."""
-    state = trigger.first_state(first)
-    times = tuple(islice(occurrences(trigger, state, first, last), MAX_OCCURRENCES + 1))
-    if count <= MAX_OCCURRENCES:
-        agrees = len(times) == count and times[-1] == last
-    elif trigger.interval is not None:
-        agrees = first + (count - 1) * trigger.interval == last
-    else:
-        found = trigger.fire_times(state)
-        agrees = (
-            found.count(first, last) == count
-            and found.after(first - 1) == first
-            and found.after(last - 1) == last
-        )
-    return times[:MAX_OCCURRENCES] if agrees else ()
+        with suppress(ValueError):
+            trigger = trigger_of(task)
+    first, last = moments.millis(missed.first), moments.millis(missed.last)
+    return occurrences_between(trigger, first, last, missed.count, MAX_OCCURRENCES)
 
 
 def run(app: Celery, missed: MissedFire, scheduled: int, user: Any) -> OccurrenceRun:
@@ -113,7 +68,7 @@ def run(app: Celery, missed: MissedFire, scheduled: int, user: Any) -> Occurrenc
     task = tasks_of([missed]).get(missed.entry)
     if task is None:
         raise CannotRun(_("There is no periodic task of this name any more, so nobody knows what to send."))
-    id_ = fire.task_id(settings.namespace, missed.entry, _GENERATION_BY_HAND, scheduled)
+    id_ = by_hand.task_id(settings.namespace, missed.entry, scheduled)
     try:
         with transaction.atomic(using=router.db_for_write(OccurrenceRun)):
             claimed = OccurrenceRun.objects.create(
@@ -131,52 +86,13 @@ def run(app: Celery, missed: MissedFire, scheduled: int, user: Any) -> Occurrenc
 
 
 def _send(app: Celery, task: PeriodicTask, id_: str, scheduled: int) -> None:
-    entry = _entry(app, task)
-    header = fire.header(
-        entry=task.name,
-        scheduled=scheduled,
-        fire_time=moments.now(),
-        outcome=Outcome.RECOVERED,
-        generation=_GENERATION_BY_HAND,
-        # The run is late on purpose, so no worker may judge it.
-        instruction=None,
-        resolved=None,
-        threshold=None,
-    )
-    options = {**entry.options, "headers": {**entry.options["headers"], fire.HEADER: header}}
-    app.loader.import_default_modules()
-    known = app.tasks.get(entry.task)
-    broker = Broker(app)
     try:
-        send: Callable[..., Any] = known.apply_async if known else _by_name(app, entry.task)
-        send(
-            args=entry.args,
-            kwargs=entry.kwargs,
-            task_id=id_,
-            producer=broker.producer,
-            retry=False,
-            **options,
-        )
-    except Exception as exc:
-        # The message leaves out the text of the error, which may quote arguments or the URL.
-        kind = type(exc).__name__
-        raise CannotRun(_("The message could not be sent (%(error)s).") % {"error": kind}) from None
-    finally:
-        broker.close()
-
-
-def _by_name(app: Celery, name: str) -> Callable[..., Any]:
-    return lambda **options: app.send_task(name, **options)
-
-
-def _entry(app: Celery, task: PeriodicTask) -> ModelEntry:
-    """Return the row as beat would send it."""
-    try:
+        # The row as beat would send it.
         entry = entry_of(task, app)
     except PublishRejected as exc:
         raise CannotRun(_("The periodic task cannot be sent: %(problem)s.") % {"problem": exc}) from None
-    expires = entry.options.get("expires")
-    if isinstance(expires, datetime) and moments.millis(expires) <= moments.now():
-        # The end of the schedule is past; as an option it would discard the message.
-        del entry.options["expires"]
-    return entry
+    sendable = by_hand.Sendable(task.name, entry.task, entry.args, entry.kwargs, entry.options)
+    try:
+        by_hand.send(app, sendable, id_, scheduled, moments.now())
+    except by_hand.CannotSend as exc:
+        raise CannotRun(_("The message could not be sent (%(error)s).") % {"error": exc}) from None
