@@ -68,7 +68,7 @@ def runs(coming: Iterable[Coming], until: int) -> Iterator[tuple[int, str]]:
 
 @dataclass
 class _Count:
-    budget: int = MOST_FIRE_TIMES
+    budget: int
     minutes: Counter[int] = field(default_factory=Counter)
     hours: Counter[int] = field(default_factory=Counter)
 
@@ -91,15 +91,18 @@ class _Count:
                 self.hours[start // HOUR] += alike * found
 
 
-def hours(coming: Iterable[Coming], until: int) -> list[Hour]:
-    """Return the hours (of UTC) in which anything comes up to `until`, oldest first."""
+def hours(coming: Iterable[Coming], until: int, budget: int = MOST_FIRE_TIMES) -> list[Hour]:
+    """Return the hours (of UTC) in which anything comes up to `until`, oldest first.
+
+    :param budget: so many fire times are looked at one by one.
+    """
     alike: dict[tuple[str, int, int], list[Coming]] = {}
     for entry in coming:
         if entry.first <= until:
             # The fire times of others depend on when they were first seen.
             start = 0 if isinstance(entry.trigger, CronTrigger) else entry.state.start_time
             alike.setdefault((entry.trigger.fingerprint, start, entry.first), []).append(entry)
-    counted = _Count()
+    counted = _Count(budget)
     for group in alike.values():
         counted.add(group[0], until, len(group))
     found = {hour: Hour(hour * HOUR, n) for hour, n in sorted(counted.hours.items())}

@@ -55,7 +55,12 @@ class _Answer:
 @click.option(
     "--down", required=True, metavar="TIME", help="Beat goes away: 01:30, 2h, 2026-03-01T01:30, ..."
 )
-@click.option("--up", required=True, metavar="TIME", help="Beat is back; 10:15 is the next after --down.")
+@click.option(
+    "--up",
+    required=True,
+    metavar="TIME",
+    help="Beat is back: 10:15 or 2h after --down, ...",
+)
 @click.option(
     "--instruction",
     type=click.Choice([str(i) for i in MisfireInstruction]),
