@@ -13,23 +13,22 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Any
 
-from celery import Celery, beat
+from celery import Celery
 from celery import _state as celery_state
 from celery.beat import ScheduleEntry, Scheduler, SchedulingError
 from celery.signals import beat_init
 from click import ClickException
 from kombu import Connection, Producer
 
-from celery_misfire.beat_entries import NOT_ASKED, BeatEntries, own_is_due
+from celery_misfire.beat_entries import NOT_ASKED, BeatEntries, ConfiguredEntries, own_is_due
 from celery_misfire.beats import Sign
-from celery_misfire.by_hand import Sendable
-from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
+from celery_misfire.conf.entries import ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
 from celery_misfire.conf.warnings import warnings_for
@@ -58,11 +57,8 @@ logger = logging.getLogger(__name__)
 FAREWELL = 2.0
 
 
-class MisfireMixin(Scheduler):
+class MisfireMixin(ConfiguredEntries, Scheduler):
     """Misfire handling for a subclass of :class:`celery.beat.Scheduler`."""
-
-    #: What an entry of ``beat_schedule`` may hold.
-    entry_keys: Collection[str] = ENTRY_KEYS
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
         self._entries = BeatEntries(kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or "")
@@ -87,26 +83,6 @@ class MisfireMixin(Scheduler):
         # The entries may have problems, too, and all are reported together.
         return self._read_config()[0]
 
-    @classmethod
-    def configured(cls, app: Celery) -> tuple[Settings, dict[str, ConfiguredEntry]]:
-        """Return the settings and the entries that this scheduler would have, without starting it.
-
-        :raises MisfireConfigError: with every problem.
-        """
-        return read_config(app, app.conf.beat_schedule or {}, cls.entry_keys)
-
-    @classmethod
-    def sendable(cls, app: Celery, name: str, keys: Mapping[Any, Any]) -> Sendable:
-        """Return what an entry sends now.
-
-        :param keys: of the entry, as :meth:`configured` has found it.
-        :raises PublishRejected: when it cannot be sent.
-        """
-        # As Celery's beat does it: some are called for their value.
-        args: list[Any] = beat._evaluate_entry_args(keys.get("args"))  # type: ignore[attr-defined]
-        kwargs: dict[str, Any] = beat._evaluate_entry_kwargs(keys.get("kwargs"))  # type: ignore[attr-defined]
-        return Sendable(name, str(keys["task"]), args, kwargs, keys.get("options"))
-
     def _read_config(self) -> tuple[Settings, dict[str, ConfiguredEntry]]:
         configured, problems = self.app.conf.beat_schedule, _refused_classes(self)
         try:
@@ -128,7 +104,7 @@ class MisfireMixin(Scheduler):
         for warning in self._warnings(entries):
             logger.warning("beat: %s", warning)
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
-        lease = Lease(self._store, settings.lease_ttl, settings.lease_renew, sign=self._signer(settings))
+        lease = Lease(self._store, settings.lease_ttl, settings.lease_renew, sign=_signer(settings))
         self._reporter = Reporter(self.app, settings)
         self._leader = Leader(
             self._store,
@@ -153,12 +129,6 @@ class MisfireMixin(Scheduler):
             definitions=self._definitions,
         )
         self._reporter.start()
-
-    def _signer(self, settings: Settings) -> Callable[[], str]:
-        """Return a function that returns the sign of life of this beat."""
-        host, pid, started = socket.gethostname(), os.getpid(), _now()
-        every = max(settings.lease_renew, settings.standby_poll)
-        return lambda: str(Sign(host=host, pid=pid, every=every, clock=_now(), started=started))
 
     def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
         """Return who hears of each event that was written to the log."""
@@ -353,6 +323,13 @@ class MisfireScheduler(MisfireMixin):
         super().setup_schedule()
         # Once more: Celery's class drops them when it merges the configured entries.
         self.install_default_entries(self.schedule)
+
+
+def _signer(settings: Settings) -> Callable[[], str]:
+    """Return a function that returns the sign of life of this beat."""
+    host, pid, started = socket.gethostname(), os.getpid(), _now()
+    every = max(settings.lease_renew, settings.standby_poll)
+    return lambda: str(Sign(host=host, pid=pid, every=every, clock=_now(), started=started))
 
 
 def _now() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from celery_misfire import records
@@ -60,14 +60,22 @@ class Control:
         if self.hold is not None and self.hold.is_over(now):
             self._end_hold(self.hold.until or now, now)
 
-    def wake(self, due: Sequence[str], now: int) -> list[str]:
-        """Let entries go on whose pause is over; return those of `due` that are not paused."""
+    def due(self, now: int, find: Callable[[int], Iterable[str]], forget: Callable[[str], None]) -> list[str]:
+        """Return the entries to be planned now: none during a hold, and none that is paused.
+
+        Entries whose pause is over go on, and are due afterwards if they are.
+
+        :param find: returns the entries for which there is something to be decided.
+        :param forget: told of each that is paused: a schedule that fails is not asked in a pause.
+        """
         commit, awake = Commit(), []
-        for name in due:
+        for name in find(now) if self.hold is None else ():
             record = self._ledger.get(name)
             if record is None or record.paused is None:
                 awake.append(name)
-            elif record.paused.is_over(now):
+                continue
+            forget(name)
+            if record.paused.is_over(now):
                 commit.records[name], events = self._awakened(name, record, now)
                 commit.events += events
         self._ledger.commit(commit)

@@ -197,7 +197,7 @@ class Leader:
         self._control.tick(now)
         if not self._broker.connect(now, self._dispatch.look):
             return self._sleep()
-        due = self._due(now)
+        due = self._control.due(now, self._decisions.due, self._failing.forget)
         if due:
             self._dispatch.carry_out(*self._decisions.plan_due(due, now))
             if self._steady() - self._caught_up_at < CATCH_UP_EVERY:
@@ -212,17 +212,6 @@ class Leader:
         if late and (due or not unsent):
             self._catch_up(now)
         return 0.0 if due or unsent or late else self._sleep()
-
-    def _due(self, now: int) -> list[str]:
-        """Return the entries to be planned now: none during a hold, and none that is paused."""
-        if self._control.hold is not None:
-            return []
-        due = self._decisions.due(now)
-        awake = self._control.wake(due, now)
-        for name in set(due).difference(awake):
-            # A schedule that fails is not asked during a pause.
-            self._failing.forget(name)
-        return awake
 
     def _sleep(self) -> float:
         steady = self._steady()

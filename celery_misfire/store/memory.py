@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
-from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
+from celery_misfire.exceptions import LeaseLost
 from celery_misfire.store import registers
+from celery_misfire.store.memory_control import MemoryControl, one_call
 from celery_misfire.store.memory_database import Contents, Fault, MemoryDatabase
 from celery_misfire.store.port import (
-    BY_HAND_REGISTER_TTL,
     COUNTS_TTL,
     NOTE_TTL,
     NOTHING,
@@ -36,37 +35,12 @@ from celery_misfire.store.port import (
     register_ttl,
 )
 from celery_misfire.store.registers import Register
-from celery_misfire.store.sight import SIGN_TTL, Renewed, Sight
+from celery_misfire.store.sight import SIGN_TTL, Renewed
 
 __all__ = ["Contents", "Fault", "MemoryDatabase", "MemoryStore"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
-
-def _one_call(
-    method: Callable[Concatenate[MemoryStore, P], T],
-) -> Callable[Concatenate[MemoryStore, P], T]:
-    """Make a method one call to the database, which may fail."""
-
-    @wraps(method)
-    def call(self: MemoryStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        database = self.database
-        with database.lock:
-            fault = database.fault(self.owner, method.__name__)
-            if fault is None:
-                return method(self, *args, **kwargs)
-            if fault is Fault.LATE:
-                database.late_calls.append(partial(method, self, *args, **kwargs))
-            elif fault is Fault.ANSWER_LOST:
-                with suppress(MisfireError):
-                    method(self, *args, **kwargs)
-            raise StoreUnavailable(f"{self}: {fault.name.lower().replace('_', ' ')}")
-
-    return call
-
-
-class MemoryStore(Store):
+class MemoryStore(MemoryControl, Store):
     """The :class:`~celery_misfire.store.port.Store` in memory. Threads may share it.
 
     :param owner: the beat or worker whose store it is.
@@ -87,17 +61,17 @@ class MemoryStore(Store):
     def owner(self) -> str:
         return self._owner
 
-    @_one_call
+    @one_call
     def advice(self) -> list[str]:
         return []
 
     # -- lease ---------------------------------------------------------------------------------------------
 
-    @_one_call
+    @one_call
     def time(self) -> int:
         return self._now()
 
-    @_one_call
+    @one_call
     def acquire(
         self,
         token: str,
@@ -121,7 +95,7 @@ class MemoryStore(Store):
         self._set("lease", str(lease), ttl)
         return Taken(lease, previous_epoch, cold=not contents.meta, app=app)
 
-    @_one_call
+    @one_call
     def renew(self, lease: LeaseValue, ttl: float, sign: str = "") -> Renewed:
         self._check(lease.token)
         self._sign(sign)
@@ -130,7 +104,7 @@ class MemoryStore(Store):
         self.database.contents.expiring.pop("note", None)
         return Renewed(note, bool(self.database.contents.requests))
 
-    @_one_call
+    @one_call
     def release(self, token: str) -> None:
         self.database.contents.beats.pop(self.owner, None)
         with suppress(LeaseLost):
@@ -144,65 +118,14 @@ class MemoryStore(Store):
             for old in [beat for beat, (at, _) in beats.items() if now - at > SIGN_TTL * 1000]:
                 del beats[old]
 
-    @_one_call
-    def look(self) -> Sight:
-        contents, lease = self.database.contents, self._get("lease")
-        _, until = contents.expiring.get("lease", ("", 0.0))
-        return Sight(
-            now=self._now(),
-            lease=LeaseValue.parse(lease) if lease else None,
-            lease_left=round((until - self.database.clock()) * 1000) if lease else None,
-            is_guarded=self._get("guard") != "",
-            is_cold=not contents.meta,
-            hold=contents.hold,
-            beats=dict(contents.beats),
-            requests=dict(sorted(contents.requests.items())),
-        )
-
-    # -- requests ------------------------------------------------------------------------------------------
-
-    @_one_call
-    def request(self, id_: str, text: str) -> None:
-        self.database.contents.requests[id_] = text
-
-    @_one_call
-    def drop_requests(self, ids: Sequence[str]) -> None:
-        for id_ in ids:
-            self.database.contents.requests.pop(id_, None)
-
-    @_one_call
-    def write_hold(self, token: str, old: str, new: str) -> bool:
-        self._check(token)
-        contents = self.database.contents
-        if contents.hold not in (old, new):
-            return False
-        contents.hold = new
-        return True
-
-    @_one_call
-    def claim_by_hand(self, task_id: str, who: str) -> str:
-        name = f"fire:by-hand:{task_id}"
-        if not self._get(name):
-            self._set(name, who, BY_HAND_REGISTER_TTL)
-        return self._get(name)
-
-    @_one_call
-    def unclaim_by_hand(self, task_id: str, who: str) -> None:
-        if self._get(f"fire:by-hand:{task_id}") == who:
-            del self.database.contents.expiring[f"fire:by-hand:{task_id}"]
-
-    def _check(self, token: str) -> None:
-        if not token or LeaseValue.parse(self._get("lease")).token != token:
-            raise LeaseLost
-
     # -- records -------------------------------------------------------------------------------------------
 
-    @_one_call
+    @one_call
     def load(self, names: Sequence[str] | None = None) -> dict[str, str]:
         records = self.database.contents.records
         return {name: records[name] for name in (records if names is None else names) if name in records}
 
-    @_one_call
+    @one_call
     def commit(
         self,
         token: str,
@@ -237,7 +160,7 @@ class MemoryStore(Store):
         lengths = {name: len(contents.queues[name]) for name in queues}
         return CommitResult(queue_lengths=lengths, failed=tuple(failed))
 
-    @_one_call
+    @one_call
     def counts_since(self, moment: float) -> dict[tuple[str, str], int]:
         oldest = max(moment, self.database.clock() - COUNTS_TTL) // 3600
         totals: Counter[tuple[str, str]] = Counter()
@@ -246,35 +169,35 @@ class MemoryStore(Store):
                 totals.update(counts)
         return dict(totals)
 
-    @_one_call
+    @one_call
     def write_meta(self, token: str, app: str) -> None:
         self._check(token)
         self.database.contents.meta = self.database.contents.meta or str(StateMark(app))
 
     # -- the configuration of the beat that leads ----------------------------------------------------------
 
-    @_one_call
+    @one_call
     def describe(self, token: str, beat: str, entries: str) -> None:
         self._check(token)
         self.database.contents.description = (beat, entries)
 
-    @_one_call
+    @one_call
     def description(self) -> tuple[str, str]:
         return self.database.contents.description
 
-    @_one_call
+    @one_call
     def tell_leader(self, text: str) -> None:
         self._set("note", text, NOTE_TTL)
 
     # -- registers -----------------------------------------------------------------------------------------
 
-    @_one_call
+    @one_call
     def settle(self, task_ids: Sequence[str], value: Register, *, token: str | None = None) -> list[Register]:
         if token is not None:
             self._check(token)
         return [self._write_register(task_id, value)[0] for task_id in task_ids]
 
-    @_one_call
+    @one_call
     def start(
         self,
         task_id: str,
@@ -305,26 +228,26 @@ class MemoryStore(Store):
             self._set(f"fire:{task_id}", str(value), register_ttl(value, by_hand=by_hand))
         return registers.parse(held or str(value)), not held
 
-    @_one_call
+    @one_call
     def register(self, task_id: str) -> Register | None:
         held = self._get(f"fire:{task_id}")
         return registers.parse(held) if held else None
 
     # -- log -----------------------------------------------------------------------------------------------
 
-    @_one_call
+    @one_call
     def log(self, count: int | None = None) -> list[dict[str, Any]]:
         lines = self.database.contents.log
         return [json.loads(text) for _, text in (lines if count is None else lines[-count:])]
 
-    @_one_call
+    @one_call
     def log_after(self, seen: str, count: int) -> list[tuple[str, dict[str, Any]]]:
         moment, _, number = seen.partition("-")
         after = (int(moment), int(number))
         found = [(id_, text) for id_, text in self.database.contents.log if id_ > after]
         return [(f"{id_[0]}-{id_[1]}", json.loads(text)) for id_, text in found[:count]]
 
-    @_one_call
+    @one_call
     def last_log_id(self) -> str:
         moment, number = self.database.contents.log[-1][0] if self.database.contents.log else (0, 0)
         return f"{moment}-{number}"
@@ -340,7 +263,7 @@ class MemoryStore(Store):
 
     # -- watching ------------------------------------------------------------------------------------------
 
-    @_one_call
+    @one_call
     def watch(
         self,
         token: str,
@@ -359,23 +282,6 @@ class MemoryStore(Store):
         notes |= {name: note for name, note in (("seen", seen), ("alarm", alarm)) if note is not None}
         return Watched.parse(self._get("lease") != "", notes.get("seen", ""), notes.get("alarm", ""))
 
-    @_one_call
+    @one_call
     def is_guarded(self) -> bool:
         return self._get("guard") != ""
-
-    # -- what expires --------------------------------------------------------------------------------------
-
-    def _now(self) -> int:
-        return round(self.database.clock() * 1000)
-
-    def _get(self, name: str) -> str:
-        """Return a text that is kept for a time, '' when there is none (any more)."""
-        expiring = self.database.contents.expiring
-        text, until = expiring.get(name, ("", 0.0))
-        if text and until <= self.database.clock():
-            del expiring[name]
-            return ""
-        return text
-
-    def _set(self, name: str, text: str, ttl: float) -> None:
-        self.database.contents.expiring[name] = (text, self.database.clock() + ttl)

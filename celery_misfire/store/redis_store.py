@@ -21,7 +21,6 @@ from celery_misfire.exceptions import LeaseLost, StoreRefused, StoreUnavailable
 from celery_misfire.store import errors, registers
 from celery_misfire.store.connection import LONGEST_CALL, RedisConnection, as_text
 from celery_misfire.store.port import (
-    BY_HAND_REGISTER_TTL,
     COUNTS_TTL,
     NOTE_TTL,
     NOTHING,
@@ -35,12 +34,12 @@ from celery_misfire.store.port import (
     StateMark,
     Store,
     Taken,
-    Watched,
     by_queue,
     register_ttl,
 )
+from celery_misfire.store.redis_control import RedisControl
 from celery_misfire.store.registers import Register
-from celery_misfire.store.sight import SIGN_TTL, Renewed, Sight
+from celery_misfire.store.sight import SIGN_TTL, Renewed
 
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
@@ -54,14 +53,11 @@ _NO_QUEUES: Mapping[str, Sequence[Push]] = {}
 
 _flat = chain.from_iterable
 
-#: Before the id of an occurrence, the register that says who had it run by hand.
-_BY_HAND = "by-hand:"
-
 #: Stands for the value of a free lease that acquire.lua left alone as there is no state.
 _NO_STATE = "|"
 
 
-class RedisStore(Store):
+class RedisStore(RedisControl, Store):
     """The :class:`~celery_misfire.store.port.Store` in Redis.
 
     :param url: and `options` and `call_timeout`: as for a
@@ -153,44 +149,6 @@ class RedisStore(Store):
     def release(self, token: str) -> None:
         self._run("release", [self.lease_key, self._beats_key], [token, self.owner])
 
-    def look(self) -> Sight:
-        keys = [self.lease_key, self.state_key, self._guard_key, self._beats_key, self._control_key]
-        now, lease, left, guarded, has_state, hold, beats, requests = self._run("look", keys, [])
-        signs = {beat: sign.partition("|") for beat, sign in _pairs(beats)}
-        return Sight(
-            now=int(now),
-            lease=LeaseValue.parse(lease) if lease else None,
-            lease_left=left if lease and left >= 0 else None,
-            is_guarded=guarded == 1,
-            is_cold=has_state != 1,
-            hold=hold,
-            beats={beat: (int(at), text) for beat, (at, _, text) in signs.items() if at.isdecimal()},
-            requests=dict(sorted(_pairs(requests))),
-        )
-
-    # -- requests ------------------------------------------------------------------------------------------
-
-    def request(self, id_: str, text: str) -> None:
-        self._call(self._redis.hset, self._control_key, id_, text)
-
-    def drop_requests(self, ids: Sequence[str]) -> None:
-        if ids:
-            self._call(self._redis.hdel, self._control_key, *ids)
-
-    def write_hold(self, token: str, old: str, new: str) -> bool:
-        return bool(self._replace(token, [("_hold", old, new)])[0] == "OK")
-
-    def claim_by_hand(self, task_id: str, who: str) -> str:
-        key = self._register_prefix + _BY_HAND + task_id
-        if self._call(partial(self._redis.set, nx=True, px=_ms(BY_HAND_REGISTER_TTL)), key, who):
-            return who
-        return as_text(self._call(self._redis.get, key) or "")
-
-    def unclaim_by_hand(self, task_id: str, who: str) -> None:
-        key = self._register_prefix + _BY_HAND + task_id
-        if as_text(self._call(self._redis.get, key) or "") == who:
-            self._call(self._redis.delete, key)
-
     # -- records -------------------------------------------------------------------------------------------
 
     def load(self, names: Sequence[str] | None = None) -> dict[str, str]:
@@ -231,6 +189,9 @@ class RedisStore(Store):
 
     def write_meta(self, token: str, app: str) -> None:
         self._replace(token, [("_meta", "", str(StateMark(app)))])
+
+    def write_hold(self, token: str, old: str, new: str) -> bool:
+        return bool(self._replace(token, [("_hold", old, new)])[0] == "OK")
 
     def _replace(
         self,
@@ -338,25 +299,6 @@ class RedisStore(Store):
         rows = self._call(self._redis.xrevrange, self.log_key, "+", "-", 1)
         return as_text(rows[0][0]) if rows else "0-0"
 
-    # -- watching ------------------------------------------------------------------------------------------
-
-    def watch(
-        self,
-        token: str,
-        ttl: float,
-        guard_ttl: float = 0,
-        *,
-        seen: str | None = None,
-        alarm: str | None = None,
-    ) -> Watched | None:
-        notes = {"seen": seen, "alarm": alarm}
-        pairs = [text for name, note in notes.items() if note is not None for text in (name, note)]
-        answer = self._run("watch", self._watch_keys, [token, _ms(ttl), _ms(guard_ttl), *pairs])
-        return Watched.parse(answer[0] == 1, *answer[1:]) if answer else None
-
-    def is_guarded(self) -> bool:
-        return bool(self._call(self._redis.exists, self._guard_key))
-
 
 def _commit_result(
     answer: Sequence[Any], queues: Mapping[str, Sequence[Push]], others: Sequence[Push]
@@ -409,10 +351,6 @@ def _refused_names(
         except StoreRefused as exc:
             found.append(Refusal.of(messages, str(exc).removeprefix(place)))
     return tuple(found)
-
-
-def _pairs(flat: Sequence[str]) -> Iterable[tuple[str, str]]:
-    return zip(flat[::2], flat[1::2], strict=True)
 
 
 def _line(line: Mapping[str, Any]) -> str:
