@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from celery_misfire.texts import quote, type_name, unknown_word
 
@@ -167,6 +167,17 @@ class MisfirePolicy:
     max_catch_up: int | None = None
     max_lateness: float | None = None
     on_missed: str | None = None
+
+    if TYPE_CHECKING:
+        # The arguments may be written in more ways than the fields are kept.
+        def __init__(
+            self,
+            instruction: MisfireInstruction | str = ...,
+            threshold: float | timedelta | Literal["auto"] = ...,
+            max_catch_up: int | None = ...,
+            max_lateness: float | timedelta | None = ...,
+            on_missed: str | None = ...,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "instruction", _instruction(self.instruction))

@@ -99,7 +99,7 @@ def simulate(
         without `entry`.
     """
     if isinstance(policy, str):
-        policy = MisfirePolicy(policy)  # type: ignore[arg-type]  # it checks
+        policy = MisfirePolicy(policy)
     if not isinstance(policy, MisfirePolicy):
         forms = "a MisfirePolicy or the name of an instruction"
         raise TypeError(f"policy: expected {forms}, got {type_name(policy)}.")

@@ -112,19 +112,27 @@ class Arena(ExitStack):
                 total += sum(client.memory_usage(key, samples=0) or 0 for key in keys)
         return total
 
-    @contextmanager
-    def running(self, contender: Contender, load: Load) -> Iterator[Running]:
-        """Start a contender on empty servers, and end it."""
-        place = Path(tempfile.mkdtemp(dir=self.directory))
+    def new_place(self) -> Path:
+        """Return an empty directory, on empty servers."""
         self.redis.client().flushall()
+        return Path(tempfile.mkdtemp(dir=self.directory))
+
+    @contextmanager
+    def running(self, contender: Contender, load: Load, place: Path | None = None) -> Iterator[Running]:
+        """Start a contender, and kill it in the end.
+
+        :param place: its directory, in which it may have run before; None: on empty servers.
+        """
+        place = place or self.new_place()
         if contender.rabbitmq:
             assert self._rabbitmq is not None
             self._rabbitmq.delete(QUEUE)
             self._rabbitmq.declare(QUEUE)
-        load = replace(load, settings=self._settings(contender, place))
+        load = replace(load, settings={**self._settings(contender, place), **load.settings})
         env = {"BENCH": json.dumps(asdict(load)), "BENCH_READY": str(place / "ready")}
         if contender.django:
             env |= self._rows(place, load)
+        (place / "ready").unlink(missing_ok=True)
         # At INFO, Celery writes a line for each message.
         app = Load.__module__
         beat = ["celery", "-A", app, "beat", "--pidfile=", "--loglevel=WARNING"]
@@ -152,8 +160,14 @@ class Arena(ExitStack):
 
     def _rows(self, place: Path, load: Load) -> dict[str, str]:
         path = place / "site.sqlite3"
-        shutil.copy(self.directory / "migrated.sqlite3", path)
         database, rows = sqlite(path), []
+        env = {
+            "DJANGO_SETTINGS_MODULE": "tests.support.django_settings",
+            "MISFIRE_TEST_DJANGO": json.dumps({"DATABASES": {"default": database}}),
+        }
+        if path.exists():
+            return env
+        shutil.copy(self.directory / "migrated.sqlite3", path)
         with connected(database):
             from django_celery_beat.models import IntervalSchedule, PeriodicTask
 
@@ -163,10 +177,7 @@ class Arena(ExitStack):
                 own = {"name": f"entry {n}", "args": f"[{n}]", "last_run_at": load.last_run(n)}
                 rows.append(PeriodicTask(**same, **own))
             PeriodicTask.objects.bulk_create(rows, batch_size=1000)
-        return {
-            "DJANGO_SETTINGS_MODULE": "tests.support.django_settings",
-            "MISFIRE_TEST_DJANGO": json.dumps({"DATABASES": {"default": database}}),
-        }
+        return env
 
     def _length(self, contender: Contender) -> Callable[[], int]:
         if not contender.rabbitmq:
