@@ -66,12 +66,12 @@ def _ask(store: Store, requests: Iterable[Request]) -> list[str]:
 
     :raises StoreUnavailable: as every call of the store.
     """
-    ids = []
-    for number, request in enumerate(requests):
-        id_ = f"{request.at:015d}-{number:05d}-{secrets.token_hex(4)}"
-        store.request(id_, str(request))
-        ids.append(id_)
-    return ids
+    left = {
+        f"{request.at:015d}-{number:05d}-{secrets.token_hex(4)}": str(request)
+        for number, request in enumerate(requests)
+    }
+    store.request(left)
+    return list(left)
 
 
 def pause(

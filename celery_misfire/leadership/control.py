@@ -82,64 +82,64 @@ class Control:
         return awake
 
     def _awakened(
-        self, name: str, record: EntryRecord, now: int, by: str = ""
+        self, name: str, record: EntryRecord, now: int, request: Request | None = None
     ) -> tuple[EntryRecord, list[Event]]:
         """Return the record of an entry whose pause is over, and what explains it.
 
-        :param by: who has ended it, '' when it ended by itself.
+        :param request: to end it, None when it ended by itself. What comes due after it was made counts.
         """
         pause, trigger = record.paused, self._ledger.definitions[name].trigger
         assert pause is not None
-        end = now if by or pause.until is None else min(now, pause.until)
+        ends = [now, *([] if pause.until is None else [pause.until]), *([request.at] if request else [])]
+        by = (request.by or "somebody") if request else None
         try:
-            awake = records.awakened(record, trigger, end, now, misfires=self._misfires)
+            awake = records.awakened(record, trigger, min(ends), now, misfires=self._misfires)
         except Exception as exc:
             _say_unasked("pause", name, exc)
             awake = replace(record, paused=None)
-        events: list[Event] = [Resumed(entry=name, now=now, since=pause.since, by=by or None)]
+        events: list[Event] = [Resumed(entry=name, now=now, since=pause.since, by=by)]
         return awake, events + list(give_up(self._ledger, awake, len(record.missed)))
 
     def _apply(self, requests: Mapping[str, str], now: int) -> None:
+        changed: dict[str, EntryRecord] = {}
+        events: dict[str, list[Event]] = {}
         for text in requests.values():
             request = Request.parse(text)
             if request is None:
                 logger.warning("beat: a request is left out, as this version does not understand it")
                 continue
             # A clock that is ahead must not make the pause begin tomorrow.
-            self._carry_out(replace(request, at=min(request.at, now)), now)
+            request = replace(request, at=min(request.at, now))
+            if request.do == "hold":
+                self._begin_hold(request, now)
+            elif request.do == "release":
+                self._ledger.write(changed, events)
+                self._end_hold(request.at, now, request.by or "somebody")
+                changed, events = {}, {}
+            else:
+                self._pause_or_resume(request, now, changed, events)
+        self._ledger.write(changed, events)
         self._store.drop_requests(list(requests))
 
-    def _carry_out(self, request: Request, now: int) -> None:
-        match request.do:
-            case "hold":
-                self._begin_hold(request, now)
-            case "release" if self.hold is not None:
-                self._end_hold(now, now, request.by or "somebody")
-            case "pause" | "resume":
-                self._pause_or_resume(request, now)
-
-    def _pause_or_resume(self, request: Request, now: int) -> None:
-        name, record = request.entry, self._ledger.get(request.entry)
+    def _pause_or_resume(
+        self, request: Request, now: int, changed: dict[str, EntryRecord], events: dict[str, list[Event]]
+    ) -> None:
+        """Add what comes of a request to the records that are to be written, and to what explains them."""
+        name = request.entry
+        record = changed.get(name) or self._ledger.get(name)
         if record is None or name not in self._ledger.definitions:
             logger.warning("beat: no entry %s: it cannot be %sd", quote_name(name), request.do)
-            return
-        events: Sequence[Event]
-        if request.do == "pause":
+        elif request.do == "pause":
             since = record.paused.since if record.paused else request.at
             pause = replace(request.as_pause, since=since)
-            if record.paused == pause:
-                return
-            changed = replace(record, paused=pause)
-            events = [
-                Paused(
-                    entry=name, now=now, until=pause.until, reason=pause.reason or None, by=pause.by or None
-                )
-            ]
-        elif record.paused is None:
-            return
-        else:
-            changed, events = self._awakened(name, record, now, request.by or "somebody")
-        self._ledger.commit(Commit({name: changed}, list(events)))
+            if record.paused != pause:
+                changed[name] = replace(record, paused=pause)
+                reason, by = pause.reason or None, pause.by or None
+                told = Paused(entry=name, now=now, until=pause.until, reason=reason, by=by)
+                events.setdefault(name, []).append(told)
+        elif record.paused is not None:
+            changed[name], found = self._awakened(name, record, now, request)
+            events.setdefault(name, []).extend(found)
 
     # -- the hold ------------------------------------------------------------------------------------------
 
@@ -154,7 +154,8 @@ class Control:
     def _end_hold(self, end: int, now: int, by: str = "") -> None:
         """Let all entries go on from the end of the hold."""
         hold = self.hold
-        assert hold is not None
+        if hold is None:
+            return
         changed: dict[str, EntryRecord] = {}
         events: dict[str, Sequence[Event]] = {}
         for name, definition in self._ledger.definitions.items():

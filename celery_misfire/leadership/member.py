@@ -104,7 +104,7 @@ class Member:
         """Give the lease up, so that another beat can go on at once."""
         stands_by = not self._lease.token
         self._lease.release()
-        if stands_by and self._store_has_answered:
+        if stands_by and self._store_has_answered and not self._trouble.is_on:
             # The lease is not ours. What is taken back is the sign of life.
             with suppress(StoreUnavailable):
                 self._store.release("")

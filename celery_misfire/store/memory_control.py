@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial, wraps
 from typing import Concatenate, ParamSpec, TypeVar
@@ -63,8 +63,8 @@ class MemoryControl:
         )
 
     @one_call
-    def request(self, id_: str, text: str) -> None:
-        self.database.contents.requests[id_] = text
+    def request(self, requests: Mapping[str, str]) -> None:
+        self.database.contents.requests |= requests
 
     @one_call
     def drop_requests(self, ids: Sequence[str]) -> None:

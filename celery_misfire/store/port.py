@@ -261,8 +261,8 @@ class Store(Protocol):
 
     # People ask the leader for something.
 
-    def request(self, id_: str, text: str) -> None:
-        """Leave a request for the leader, who carries requests out in the order of their ids."""
+    def request(self, requests: Mapping[str, str]) -> None:
+        """Leave requests for the leader, by id. They are carried out in the order of their ids."""
 
     def drop_requests(self, ids: Sequence[str]) -> None:
         """Take requests back, or away when they are carried out."""

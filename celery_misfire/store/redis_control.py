@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,8 +47,10 @@ class RedisControl:
             requests=dict(sorted(_pairs(requests))),
         )
 
-    def request(self, id_: str, text: str) -> None:
-        self._call(self._redis.hset, self._control_key, id_, text)
+    def request(self, requests: Mapping[str, str]) -> None:
+        if requests:
+            mapping: dict[Any, Any] = dict(requests)
+            self._call(partial(self._redis.hset, mapping=mapping), self._control_key)
 
     def drop_requests(self, ids: Sequence[str]) -> None:
         if ids:

@@ -481,6 +481,19 @@ def test_watch_raises_an_alarm_once_and_calls_the_command(shop: CommandLine, wor
     assert not world.store.is_guarded()
 
 
+@pytest.mark.parametrize("how", ["pause", "hold"])
+def test_what_is_paused_or_held_raises_no_alarm(shop: CommandLine, world: World, how: str):
+    asked = ["pause", "stocks"] if how == "pause" else ["hold"]
+    shop.text(*asked, "--until", "2h", "--no-wait")
+    world.lease.is_asked = True
+    world.now = int(time.time() * 1000)
+    world.leader.tick()
+    world.crash()
+    make_late(world, "stocks", HOUR)
+    assert shop.json("status", code=1)["overdue"] == 0
+    assert shop.text("watch", "--once") == ""
+
+
 def test_doctor_says_what_would_bite_later_with_its_fix(shop: CommandLine, server: RedisServer, world: World):
     server.client().config_set("maxmemory-policy", "allkeys-lru")
     shop.settings |= {

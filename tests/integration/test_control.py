@@ -11,9 +11,10 @@ from celery.schedules import crontab, schedule
 
 from celery_misfire import control, records
 from celery_misfire.events import Event, Paused, Resumed
-from celery_misfire.misfire import Reason
-from celery_misfire.records import EntryRecord, Pause
+from celery_misfire.misfire import MisfirePolicy, Reason
+from celery_misfire.records import Definition, EntryRecord, Pause
 from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.triggers.kinds import trigger_for
 from tests.integration.test_leader import HOUR, MINUTE, SECOND, World
 
 HOURLY = crontab(minute=0)
@@ -228,8 +229,7 @@ def test_a_pause_stops_catching_up_and_what_was_decided_goes_on_after_it(world: 
 def test_a_request_that_nobody_can_carry_out_stops_nothing(world: Asked, caplog: pytest.LogCaptureFixture):
     world.entry("one", HOURLY)
     world.start()
-    world.store.request("1", "no request")
-    world.store.request("2", '{"do":"dance","at":1}')
+    world.store.request({"1": "no request", "2": '{"do":"dance","at":1}'})
     world.ask("pause", "nobody")
     world.ask("resume", "one")
     world.ask("release")
@@ -239,6 +239,41 @@ def test_a_request_that_nobody_can_carry_out_stops_nothing(world: Asked, caplog:
     assert "no entry 'nobody': it cannot be paused" in caplog.text
     assert caplog.text.count("this version does not understand it") == 2
     assert world.heard == []
+
+
+def test_requests_that_are_carried_out_twice_work_once(world: Asked):
+    """The leader dies after it has carried them out, and before it has dropped them."""
+    world.entry("one", HOURLY, "ignore_misfire_policy")
+    world.start()
+    world.run(world.begin + HOUR)
+    for what in ("pause", "resume"):
+        world.ask(what, "one")
+        world.now += 30 * MINUTE
+    asked = dict(world.store.look().requests)
+    assert len(asked) == 2
+    world.leader.tick()
+    # The second was made at half past one, and what came due since then counts.
+    world.run(world.begin + 3 * HOUR - MINUTE)
+    world.crash()
+    RedisStore(world.url, "test").request(asked)
+    world.now = world.begin + 4 * HOUR + 30 * MINUTE
+    world.start()
+    world.run(world.begin + 5 * HOUR)
+    assert world.hours("one") == [1, 2, 3, 4, 5]
+    assert world.missed == []
+
+
+def test_thousands_of_entries_are_paused_in_few_calls(world: Asked):
+    names = [f"e{n}" for n in range(2_000)]
+    for name in names:
+        world.definitions.append(Definition(name, "t", trigger_for(3600.0), MisfirePolicy()))
+    world.start()
+    commits, commit = [], world.store.commit
+    world.store.commit = lambda *args, **kwargs: commits.append(1) or commit(*args, **kwargs)
+    world.ask("pause", *names)
+    world.leader.tick()
+    assert len(commits) == 10
+    assert world.record("e1999").paused is not None
 
 
 def test_a_broken_schedule_is_not_asked_in_a_pause_and_beat_sleeps(world: Asked):

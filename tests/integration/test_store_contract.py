@@ -425,7 +425,7 @@ def test_a_beat_gives_its_sign_of_life_with_the_calls_that_it_makes_anyway(place
 
 def test_a_look_changes_nothing(place: StorePlace, store: Store):
     store.acquire("mine", 60, sign="sign")
-    store.request("1", "please")
+    store.request({"1": "please"})
     before = place.contents()
     store.look()
     assert place.contents() == before
@@ -434,8 +434,8 @@ def test_a_look_changes_nothing(place: StorePlace, store: Store):
 def test_the_leader_hears_of_a_request_until_it_is_dropped(store: Store):
     lease = take(store).lease
     assert store.renew(lease, 60) == ("", False)
-    store.request("2", "later")
-    store.request("1", "first")
+    store.request({})
+    store.request({"2": "later", "1": "first"})
     assert store.renew(lease, 60) == ("", True)
     assert list(store.look().requests.items()) == [("1", "first"), ("2", "later")]
     store.drop_requests([])
