@@ -122,9 +122,9 @@ class Leader:
             reason = Reason.FAILOVER if self._lease.other_was_alive else Reason.SCHEDULER_DOWN
             self._misses.forget()
         self.adopt(definitions, from_now=acquired.cold and not goes_on)
-        self._control.take_over(now, goes_on=goes_on)
         if acquired.cold:
             self._store.write_meta(self._lease.token, self._app)
+        self._control.take_over(now, goes_on=goes_on)
         self._lease.other_was_alive = self._lease.superseded = False
         self._ledger.epoch = acquired.epoch
         self._outages.note(reason, now)
