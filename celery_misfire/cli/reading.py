@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from celery_misfire import fire
 from celery_misfire.cli.output import Page, ago, length, read_moment
 from celery_misfire.cli.session import FINE, NOT_FINE, Session, command, entry_option
 from celery_misfire.control import read_hold
@@ -274,8 +275,6 @@ def missed_(
 
 def _unreported(session: Session) -> Iterator[Missed]:
     """Yield the misses whose record beat has still to make."""
-    from celery_misfire import fire
-
     for name, record in session.fleet.records.items():
         for lost in record.missed:
             namespace, origin = session.settings.namespace, lost.entry or name
