@@ -22,7 +22,7 @@ from typing import Any
 from celery import Celery
 from celery import _state as celery_state
 from celery.beat import ScheduleEntry, Scheduler, SchedulingError
-from celery.signals import beat_init
+from celery.signals import beat_embedded_init, beat_init
 from click import ClickException
 from kombu import Connection, Producer
 
@@ -32,20 +32,20 @@ from celery_misfire.conf.entries import ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
 from celery_misfire.conf.warnings import warnings_for
-from celery_misfire.events import Event, GaveUp, Misfired, Paused, Resumed, Sent
-from celery_misfire.exceptions import (
-    MisfireConfigError,
-    StoreRefused,
-)
+from celery_misfire.events import Event, Misfired, Sent
+from celery_misfire.exceptions import BrokerUnavailable, MisfireConfigError, StoreRefused
+from celery_misfire.leadership.deployment import Deployment
 from celery_misfire.leadership.leader import Leader
-from celery_misfire.leadership.lease import Lease
+from celery_misfire.leadership.lease import Lease, uptime
 from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
+from celery_misfire.log_lines import EventLog, log_fields
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker, WatchedProducer
-from celery_misfire.sending.publisher import EntryPublisher
+from celery_misfire.sending.publisher import EntryPublisher, refuse_coroutine
 from celery_misfire.sending.reporter import Reporter
 from celery_misfire.store.redis_store import LONGEST_CALL, RedisStore
+from celery_misfire.store.state_mark import Destination
 from celery_misfire.store.url import address
 from celery_misfire.texts import describe_error, one_line, quote, quote_name
 
@@ -62,14 +62,13 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
         self._entries = BeatEntries(kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or "")
-        self._ticking = False
-        self._asked_to_stop = False
+        self._ticking = self._asked_to_stop = False
         self._broker = Broker(app, self._make_producer)
         self._publisher = EntryPublisher(
             app,
             self._broker,
             lambda name: self.schedule[self._entries.own_name(name)],
-            lambda entry, producer: self.apply_entry(entry, producer=producer),
+            lambda entry, producer: _apply_entry(self, entry, producer),
         )
         super().__init__(app, *args, **kwargs)
 
@@ -102,10 +101,11 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
         super().setup_schedule()
         self._keep_checked(entries)
         for warning in self._warnings(entries):
-            logger.warning("beat: %s", warning)
+            logger.warning("beat: %s", warning, extra=log_fields("advice"))
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
         lease = Lease(self._store, settings.lease_ttl, settings.lease_renew, sign=_signer(settings))
         self._reporter = Reporter(self.app, settings)
+        self._event_log = EventLog(logger, self.app.timezone, self._store.process)
         self._leader = Leader(
             self._store,
             lease,
@@ -116,6 +116,7 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
             app=self.app.main or "",
             each=settings.missed_results == "each",
             resume_misfires=settings.on_resume == "misfire",
+            restart_grace=settings.restart_grace,
             catch_up_queue=settings.catch_up_queue,
         )
         self._member = Member(
@@ -127,17 +128,17 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
             poll=settings.standby_poll,
             description=describe(self.app, settings, entries),
             definitions=self._definitions,
+            why_not=Deployment(
+                self._store,
+                lambda: _destination(self._broker, self._store.place_keys),
+                settings.lease_ttl,
+            ).why_not,
         )
         self._reporter.start()
 
     def _listeners(self) -> list[Callable[[Sequence[Event]], None]]:
         """Return who hears of each event that was written to the log."""
-        return [self._log, self._announce, self._count_runs]
-
-    def _log(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if isinstance(event, Misfired | GaveUp | Paused | Resumed):
-                logger.warning("beat: %s", event.sentence(self.app.timezone))
+        return [self._event_log.listen, self._announce, self._count_runs]
 
     def _announce(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -226,7 +227,7 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
             place = spelling(self.app)("misfire_redis_url")
             raise CannotStart([as_line(place, str(exc))]) from None
         except Exception:
-            logger.exception("beat: unexpected error, going on in 1 s")
+            logger.exception("beat: unexpected error, going on in 1 s", extra=log_fields("unexpected_error"))
             return 1.0
         finally:
             self._ticking = False
@@ -243,7 +244,9 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
     def _tick(self) -> float:
         if self._entries.have_changed(self._own_entries()):
             self.schedule_has_changed()
-        return min(self._member.tick(), float(self.max_interval))  # type: ignore[arg-type] # never None here
+        delay = self._member.tick()
+        self._event_log.write(uptime(), is_complete=delay > 0 or not self._leader.is_behind)
+        return min(delay, float(self.max_interval))  # type: ignore[arg-type] # never None here
 
     # -- sending -------------------------------------------------------------------------------------------
 
@@ -263,22 +266,12 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
     def apply_async(
         self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any
     ) -> Any:
-        """Send, and keep the error: ``apply_entry`` would log it with its arguments, and forget it."""
-        if advance:
-            return super().apply_async(entry, producer=producer, advance=True, **kwargs)
+        """Send as Celery's beat does."""
         blocks = _join_will_block(None)
         # Without this, a result backend would subscribe to the result, and hang beat when it is away.
         _join_will_block(True)
         try:
-            result = super().apply_async(entry, producer=producer, advance=False, **kwargs)
-        except Exception as exc:
-            # Celery's beat wraps whatever goes wrong.
-            cause = exc.__context__ if isinstance(exc, SchedulingError) else None
-            self._publisher.note(cause if isinstance(cause, Exception) else exc)
-            return None
-        else:
-            self._publisher.note(None)
-            return result
+            return super().apply_async(entry, producer=producer, advance=advance, **kwargs)
         finally:
             _join_will_block(blocks)
 
@@ -297,6 +290,7 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
         if hasattr(self, "_member"):
             self._reporter.stop(FAREWELL)
             self._member.close()
+            self._event_log.close(uptime())
         self._broker.close()
         super().close()
 
@@ -374,6 +368,41 @@ def _plain(text: str, texts: Iterable[str]) -> str:
     return one_line(f"{task}(...)" if task else text)
 
 
+def _apply_entry(scheduler: Any, entry: ScheduleEntry, producer: Producer) -> None:
+    """Call ``apply_entry``, and raise the error that Celery's would log with its arguments, and forget.
+
+    What does not raise has succeeded, as in Celery, whoever overrides this method or ``apply_async``.
+    """
+    found: list[Exception] = []
+
+    def apply_async(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return refuse_coroutine(type(scheduler).apply_async(scheduler, *args, **kwargs))
+        except Exception as exc:
+            # Celery's beat wraps whatever goes wrong.
+            cause = exc.__context__ if isinstance(exc, SchedulingError) else None
+            found.append(cause if isinstance(cause, Exception) else exc)
+
+    # Celery's apply_entry() finds this one.
+    scheduler.apply_async = apply_async
+    try:
+        refuse_coroutine(scheduler.apply_entry(entry, producer=producer))
+    finally:
+        del scheduler.apply_async
+    if found:
+        raise found[-1]
+
+
+def _destination(broker: Broker, keys: Sequence[str]) -> Destination | None:
+    """Return where runs go, None when the broker does not answer; for a beat that does not lead."""
+    try:
+        return broker.destination(keys)
+    except BrokerUnavailable:
+        return None
+    finally:
+        broker.close()
+
+
 def _join_will_block(value: bool | None) -> bool:
     """Say, or with None ask, whether waiting for results is out of the question in this process."""
     before = bool(celery_state.task_join_will_block())  # type: ignore[attr-defined]
@@ -395,3 +424,18 @@ def _stop_between_ticks(sender: Any, **_: Any) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, scheduler.stop_soon)
+
+
+@beat_embedded_init.connect
+def _end_with_worker(sender: Any, **_: Any) -> None:
+    """Let the beat of a worker that was killed end: a worker that is started in its place has a beat, too."""
+    worker = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == worker:
+            time.sleep(1)
+        logger.warning("beat: the worker of this beat has ended, and so beat ends", extra=log_fields("stops"))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if isinstance(sender.scheduler, MisfireMixin):
+        threading.Thread(target=watch, name="misfire-worker", daemon=True).start()

@@ -17,6 +17,7 @@ from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
 from celery_misfire.conf.names import plain_names
 from celery_misfire.conf.settings import Settings, read_config
 from celery_misfire.conf.warnings import evaluated
+from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import ENDLESS, MisfirePolicy, Trigger, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.triggers.kinds import GridTrigger, trigger_for
@@ -131,10 +132,19 @@ class BeatEntries:
         try:
             found = last_runs(self._filename)
         except ValueError as exc:
-            logger.warning("beat: the schedule file %r is left alone: %s", self._filename, exc)
+            logger.warning(
+                "beat: the schedule file %r is left alone: %s",
+                self._filename,
+                exc,
+                extra=log_fields("problem"),
+            )
             return {}
         if found:
-            logger.info("beat: new intervals go on from the last runs in %r", self._filename)
+            logger.info(
+                "beat: new intervals go on from the last runs in %r",
+                self._filename,
+                extra=log_fields("continues"),
+            )
         return found
 
     def keep(self, checked: Mapping[str, ConfiguredEntry], schedule: Mapping[str, Entry]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from celery_misfire.store.owner import name_of
 from celery_misfire.store.sight import Sight
 from celery_misfire.texts import one_line
 
@@ -111,7 +112,7 @@ def leader_in(sight: Sight) -> str:
     """Return host and process of the beat that leads, '' when nobody does."""
     if sight.lease is None:
         return ""
-    return next((str(beat) for beat in beats_in(sight) if beat.leads), one_line(sight.lease.owner))
+    return next((str(beat) for beat in beats_in(sight) if beat.leads), one_line(name_of(sight.lease.owner)))
 
 
 def problem_of(sight: Sight, host: str | None, alive: Mapping[int, bool]) -> str:

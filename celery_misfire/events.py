@@ -10,7 +10,7 @@ words that this one does not know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, tzinfo
 from typing import Any, ClassVar
@@ -26,12 +26,12 @@ __all__ = [
     "Merged",
     "Misfired",
     "Missed",
-    "Paused",
     "Refused",
-    "Resumed",
     "Sent",
+    "SentTogether",
     "StartedLate",
     "decode",
+    "encode",
 ]
 
 #: Longest word of a line (a reason, an instruction, an id) in a sentence, in characters.
@@ -54,7 +54,8 @@ class Event:
     @property
     def written_at(self) -> int | None:
         """When the event was made, by the clock of its maker; None when it does not say."""
-        return None
+        now: int | None = getattr(self, "now", None)
+        return now
 
     @property
     def counts(self) -> Mapping[tuple[str, str], int]:
@@ -64,6 +65,13 @@ class Event:
         memory than everything else that is kept of it.
         """
         return {}
+
+    def split(self, entry: str | None = None) -> Iterable[Event]:
+        """Return the events that this one stands for: itself, but for a :class:`SentTogether`.
+
+        :param entry: only what may concern this entry.
+        """
+        return (self,)
 
     def encode(self) -> dict[str, Any]:
         """Return the line as plain JSON types; what is None is left out."""
@@ -86,15 +94,10 @@ def decode(line: Mapping[str, Any]) -> Event | None:
     cls = _KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
         return None
-    given: dict[str, Any] = {}
-    for field in fields(cls):
-        value = line.get(field.name)
-        if value is None:
-            continue
-        allowed = _TYPES[str(field.type).removesuffix(" | None")]
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            return None
-        given[field.name] = value
+    given = {field.name: line[field.name] for field in fields(cls) if line.get(field.name) is not None}
+    types = {field.name: str(field.type).removesuffix(" | None") for field in fields(cls)}
+    if not all(_is_one(types[name], value) for name, value in given.items()):
+        return None
     try:
         return cls(**given)
     except TypeError:
@@ -102,13 +105,30 @@ def decode(line: Mapping[str, Any]) -> Event | None:
         return None
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "str": (str,),
-    "bool": (bool,),
-    "Mapping[str, int]": (dict,),
-    "Sequence[Mapping[str, Any]]": (list, tuple),
-}
+_TYPES = {"int": int, "str": str, "bool": bool, "Mapping[str, int]": dict, "Mapping[str, Any]": dict}
+
+
+def _is_one(type_: str, value: object) -> bool:
+    if type_.startswith("Sequence["):
+        return isinstance(value, list | tuple) and all(_is_one(type_[9:-1], item) for item in value)
+    # A bool is an int as well.
+    return isinstance(value, _TYPES[type_]) and (type_ == "bool" or not isinstance(value, bool))
+
+
+def encode(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """Return the lines of the log for the events of one commit.
+
+    Messages that were sent together share a line, so that they do not push out what matters.
+    """
+    lines: list[Event] = []
+    together: dict[str, list[Sent]] = {}
+    for event in events:
+        if isinstance(event, Sent) and not event.merged:
+            together.setdefault(event.outcome, []).append(event)
+        else:
+            lines.append(event)
+    lines += (sent[0] if len(sent) == 1 else SentTogether.of(sent) for sent in together.values())
+    return [event.encode() for event in lines]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +144,6 @@ class Led(Event, kind="lead"):
     reason: str
     cold: bool
     now: int
-
-    @property
-    def written_at(self) -> int:
-        return self.now
 
     def sentence(self, zone: tzinfo = UTC) -> str:
         return f"beat leads since {_time(self.now, zone)} ({_word(self.reason)})"
@@ -163,10 +179,6 @@ class Misfired(Event, kind="misfire"):
     def counts(self) -> Mapping[tuple[str, str], int]:
         # A recovered run counts when it is sent.
         return {(self.entry, o): n for o, n in self.outcomes.items() if o != Outcome.RECOVERED}
-
-    @property
-    def written_at(self) -> int:
-        return self.now
 
     def sentence(self, zone: tzinfo = UTC) -> str:
         instruction = _word(self.instruction)
@@ -210,10 +222,6 @@ class GaveUp(Event, kind="gave_up"):
     def counts(self) -> Mapping[tuple[str, str], int]:
         return {(self.entry, Outcome.MISSED): self.count}
 
-    @property
-    def written_at(self) -> int:
-        return self.now
-
     def sentence(self, zone: tzinfo = UTC) -> str:
         return _missed_sentence(self, zone)
 
@@ -256,8 +264,9 @@ class Missed(Event, kind="missed"):
         )
 
     @property
-    def written_at(self) -> int | None:
-        return self.now
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        # What beat records was counted when it was decided.
+        return {} if self.worker is None else {(self.entry, Outcome.MISSED): self.count}
 
     def sentence(self, zone: tzinfo = UTC) -> str:
         return _missed_sentence(self, zone)
@@ -305,10 +314,62 @@ class Sent(Event, kind="sent"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SentTogether(Event, kind="sent_together"):
+    """The broker took the messages of several runs in one commit. None of them stands for other occurrences.
+
+    :param first: scheduled time of the oldest of them; `last` of the newest.
+    :param ids: their task ids, with their `entries` in the same order.
+    :param after: how long after `first` each was scheduled, in milliseconds; `late`, how late it was sent.
+    """
+
+    outcome: str
+    count: int
+    first: int
+    last: int
+    ids: Sequence[str]
+    entries: Sequence[str]
+    after: Sequence[int]
+    late: Sequence[int]
+
+    @classmethod
+    def of(cls, sent: Sequence[Sent]) -> SentTogether:
+        """Return the event that stands for these."""
+        first = min(one.scheduled for one in sent)
+        return cls(
+            outcome=sent[0].outcome,
+            count=len(sent),
+            first=first,
+            last=max(one.scheduled for one in sent),
+            ids=[one.id for one in sent],
+            entries=[one.entry for one in sent],
+            after=[one.scheduled - first for one in sent],
+            late=[one.fire_time - one.scheduled for one in sent],
+        )
+
+    @property
+    def written_at(self) -> int:
+        return max(map(sum, zip(self.after, self.late, strict=False)), default=0) + self.first
+
+    def split(self, entry: str | None = None) -> Iterator[Sent]:
+        for name, id_, after, late in zip(self.entries, self.ids, self.after, self.late, strict=False):
+            if entry is None or name == entry:
+                at = self.first + after
+                yield Sent(entry=name, outcome=self.outcome, scheduled=at, fire_time=at + late, id=id_)
+
+    def sentence(self, zone: tzinfo = UTC) -> str:
+        return (
+            f"{self.count} runs {_word(self.outcome)}: scheduled {_time(self.first, zone)} "
+            f"to {_time(self.last, zone)}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class StartedLate(Event, kind="late"):
     """A worker started a run later than its threshold allows.
 
     :param late_by: in milliseconds.
+    :param outcome: as what beat has sent it.
+    :param now: when it started. Both are None in a line of an older version.
     """
 
     entry: str
@@ -316,11 +377,15 @@ class StartedLate(Event, kind="late"):
     late_by: int
     id: str
     worker: str = ""
+    outcome: str | None = None
+    now: int | None = None
 
     def sentence(self, zone: tzinfo = UTC) -> str:
+        outcome = f" ({_word(self.outcome)})" if self.outcome else ""
+        now = "" if self.now is None else f", started {_time(self.now, zone)}"
         return (
-            f"{quote_name(self.entry)} started late by {self.late_by / 1000:.3f} s: scheduled "
-            f"{_time(self.scheduled, zone)}, id {_word(self.id)}"
+            f"{quote_name(self.entry)}{outcome} started late by {self.late_by / 1000:.3f} s: scheduled "
+            f"{_time(self.scheduled, zone)}{now}, id {_word(self.id)}"
         )
 
 
@@ -332,6 +397,10 @@ class Merged(Event, kind="merged"):
     scheduled: int
     id: str
     worker: str = ""
+
+    @property
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        return {(self.entry, Outcome.MERGED): 1}
 
     def sentence(self, zone: tzinfo = UTC) -> str:
         return (
@@ -366,59 +435,6 @@ class Refused(Event, kind="refused"):
 
     def sentence(self, zone: tzinfo = UTC) -> str:
         return f"{quote_name(self.entry)} cannot be sent ({_word(self.error)})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Paused(Event, kind="paused"):
-    """Somebody paused an entry, or holds them all.
-
-    :param entry: '' for all of them.
-    :param until: when it ends by itself, None for not before somebody says so.
-    """
-
-    entry: str = ""
-    now: int
-    until: int | None = None
-    reason: str | None = None
-    by: str | None = None
-
-    @property
-    def written_at(self) -> int:
-        return self.now
-
-    def sentence(self, zone: tzinfo = UTC) -> str:
-        until = "" if self.until is None else f" until {_time(self.until, zone)}"
-        what = f"{quote_name(self.entry)} is paused{until}" if self.entry else f"hold of all entries{until}"
-        what += f" by {_word(self.by)}" if self.by else ""
-        what += f" ({_word(self.reason)})" if self.reason else ""
-        return what if self.entry else f"{what}: nothing is sent, and nothing is caught up afterwards"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resumed(Event, kind="resumed"):
-    """The pause of an entry, or the hold of all of them, is over.
-
-    :param entry: '' for all of them.
-    :param by: who ended it, None when it ended by itself.
-    :param count: how many entries would have fired during a hold.
-    """
-
-    entry: str = ""
-    now: int
-    since: int
-    by: str | None = None
-    count: int | None = None
-
-    @property
-    def written_at(self) -> int:
-        return self.now
-
-    def sentence(self, zone: tzinfo = UTC) -> str:
-        by = f", ended by {_word(self.by)}" if self.by else ""
-        if self.entry:
-            return f"{quote_name(self.entry)} fires again{by}; it was paused since {_time(self.since, zone)}"
-        count = f"; entries that go on from its end: {self.count}" if self.count is not None else ""
-        return f"the hold since {_time(self.since, zone)} is over{by}{count}"
 
 
 def _word(value: object) -> str:

@@ -57,7 +57,18 @@ class LeaseLost(MisfireError):
 
 
 class BrokerUnavailable(MisfireError):
-    """The broker failed or could not be reached. A message that was under way may have arrived."""
+    """The broker failed or could not be reached. A message that was under way may have arrived.
+
+    :param reason: what happened.
+    :param place: where the broker is, without user and password; '' when that is not known.
+    """
+
+    def __init__(self, reason: str = "", place: str = "") -> None:
+        super().__init__(reason, place)
+        self.reason, self.place = reason, place
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (self.place, self.reason)))
 
 
 class PublishRejected(MisfireError):

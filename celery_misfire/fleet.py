@@ -167,7 +167,7 @@ def read(store: Store, settings: Settings, configured: Mapping[str, ConfiguredEn
     :param configured: the entries of the schedule, by name.
     :raises StoreUnavailable: as every call of the store.
     """
-    sight, found = store.look(), {}
+    sight, found = store.sight(), {}
     for name, text in store.load().items():
         try:
             found[name] = records.loads(text)

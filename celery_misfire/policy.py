@@ -113,6 +113,8 @@ class Reason(Word):
     CLOCK_JUMP = "clock_jump"
     EXPIRED = "expired"
     START_IN_PAST = "start_in_past"
+    #: Beat stopped in an orderly way, and was there again soon: no alarm is raised.
+    RESTARTED = "restarted"
 
 
 _FOR_ALL = (

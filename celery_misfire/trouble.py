@@ -38,6 +38,10 @@ class Trouble:
         """Return True while the next try is still to come."""
         return self.until > now
 
+    def length(self, now: float) -> float:
+        """Return how long the trouble has been on, 0.0 when it is not."""
+        return 0.0 if self._since is None else now - self._since
+
     def fail(self, now: float, wait: float | None = None) -> bool:
         """Note a failure; return True when it is to be said, as it is new or a reminder is due.
 

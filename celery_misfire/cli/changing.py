@@ -101,7 +101,7 @@ def _until(session: Session, text: str | None) -> int | None:
 
 def _tell(session: Session, asked: _Asked, no_wait: bool) -> int:
     """Say what became of requests, when the leader has carried them out."""
-    is_led = session.store.look().lease is not None
+    is_led = session.store.sight().lease is not None
     done = is_led and not no_wait and _is_carried_out(session, asked.ids)
     data = {
         "do": asked.do,
@@ -127,7 +127,7 @@ def _is_carried_out(session: Session, ids: Sequence[str]) -> bool:
     """Wait until the leader has carried requests out; False when it takes too long."""
     # Told with the next renewal, it acts after its longest sleep.
     deadline = time.monotonic() + session.settings.lease_renew + 2 * LONGEST_SLEEP
-    while session.store.look().requests.keys() & set(ids):
+    while session.store.sight().requests.keys() & set(ids):
         if time.monotonic() > deadline:
             return False
         time.sleep(LOOK_EVERY)

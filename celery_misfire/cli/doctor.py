@@ -19,7 +19,8 @@ from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.leadership.outages import CLOCK_DIFFERENCE
 from celery_misfire.leadership.peers import describe, difference
 from celery_misfire.sending.broker import Broker
-from celery_misfire.store.port import REGISTER_TTL, LeaseValue
+from celery_misfire.store.port import LeaseValue
+from celery_misfire.store.registers import REGISTER_TTL
 from celery_misfire.texts import describe_error, one_line, quote_name
 from celery_misfire.worker import WORKER_SIDE
 
@@ -156,7 +157,7 @@ def _broker(session: Session, broker: Broker, problem: str) -> Iterator[_Finding
     if problem:
         yield _Finding("broker", problem, "Start the broker, or check broker_url.")
         return
-    lease = session.store.look().lease
+    lease = session.store.sight().lease
     if lease is not None and broker.is_redis:
         # The token stays the same when the lease is renewed.
         seen = LeaseValue.parse(broker.read(session.store.lease_key) or "")

@@ -13,7 +13,6 @@ import click
 from celery_misfire.beats import beats_in, problem_of
 from celery_misfire.cli.output import Page
 from celery_misfire.cli.session import FINE, NOT_FINE, Session, command
-from celery_misfire.events import Missed
 from celery_misfire.worker.watch import Alarm, Watch
 
 __all__ = ["health_", "watch_"]
@@ -28,7 +27,7 @@ def health_(session: Session, this_host: bool, max_late: float | None) -> int:
     A beat gives a sign of life at each renewal of the lease, or each look at it. It is not well when it has
     given none for two of its longest ticks: frozen, stuck, or cut off from Redis.
     """
-    sight = session.store.look()
+    sight = session.store.sight()
     host = socket.gethostname() if this_host else None
     beats = beats_in(sight)
     problem = problem_of(sight, host, {beat.pid: _is_alive(beat.pid) for beat in beats if beat.host == host})
@@ -79,17 +78,14 @@ def watch_(session: Session, alert: str | None, once: bool) -> int:
     """
     page = Page(session.zone, no_color=session.no_color)
 
-    def tell(news: Alarm | Missed) -> None:
-        if isinstance(news, Alarm):
-            word, since, entries = "over" if news.is_over else "raised", news.since, list(news.entries)
-        else:
-            word, since, entries = "missed", news.first, [news.entry]
+    def tell(alarm: Alarm) -> None:
+        word, since = "over" if alarm.is_over else "raised", session.time(alarm.since)
         if session.as_json:
-            session.echo_json({"alarm": word, "since": session.time(since), "entries": entries}, indent=None)
+            session.echo_json({"alarm": word, "since": since, "entries": list(alarm.entries)}, indent=None)
         else:
-            page.line(f"{page.time(time.time_ns() // 1_000_000)}  {news.sentence(session.zone)}")
-        if alert and isinstance(news, Alarm):
-            _call(alert, {"MISFIRE_ALARM": word, "MISFIRE_SINCE": str(session.time(since))}, entries)
+            page.line(f"{page.time(time.time_ns() // 1_000_000)}  {alarm.sentence(session.zone)}")
+        if alert:
+            _call(alert, {"MISFIRE_ALARM": word, "MISFIRE_SINCE": str(since)}, alarm.entries)
 
     watch = Watch(session.app, session.settings, None, tell)
     if once:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -72,12 +72,18 @@ def _last_outcomes(store: Store, entries: Sequence[Entry]) -> dict[str, str]:
     last = {entry.name: entry.last for entry in entries if entry.last is not None}
     found: dict[str, str] = {}
     for line in store.log(PAGE) if last else ():
-        event = decode(line)
-        if isinstance(event, Sent) and last.get(event.entry) == event.scheduled:
-            found[event.entry] = event.outcome
-        elif isinstance(event, Misfired | GaveUp) and last.get(event.entry) == event.last:
-            found[event.entry] = _worst(event)
+        for event in event_parts(line):
+            if isinstance(event, Sent) and last.get(event.entry) == event.scheduled:
+                found[event.entry] = event.outcome
+            elif isinstance(event, Misfired | GaveUp) and last.get(event.entry) == event.last:
+                found[event.entry] = _worst(event)
     return found
+
+
+def event_parts(line: Mapping[str, Any]) -> Iterable[Event]:
+    """Return the events of which a line of the log tells: runs that were sent together share one."""
+    event = decode(line)
+    return () if event is None else event.split()
 
 
 def _worst(event: Misfired | GaveUp) -> str:
@@ -335,18 +341,19 @@ def log_(
     chosen = set(session.names(entries)) if entries else None
     begin = read_moment(since, session.zone, session.now, past=True)
 
-    def is_meant(line: Mapping[str, Any], event: Event | None) -> bool:
-        if chosen is not None and line.get("entry") not in chosen:
-            return False
-        return outcome is None or outcome in _outcomes(event)
+    def meant(line: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Event | None]]:
+        """Yield what is asked for of a line, part by part where single entries are asked for."""
+        event = decode(line)
+        parts = [(line, event)]
+        if chosen is not None:
+            # Runs that were sent together share a line.
+            parts = [(part.encode(), part) for part in event.split()] if event else parts
+            parts = [part for part in parts if part[0].get("entry") in chosen]
+        yield from (part for part in parts if outcome is None or outcome in _outcomes(part[1]))
 
     # What is written meanwhile is followed from here.
     seen = session.store.last_log_id() if follow else ""
-    found = [
-        (at, line, event)
-        for at, line in lines_since(session.store, begin)
-        if is_meant(line, event := decode(line))
-    ]
+    found = [(at, *part) for at, line in lines_since(session.store, begin) for part in meant(line)]
     number = most(session, limit)
     rows = found[-number:] if number else found
     if not follow:
@@ -365,8 +372,7 @@ def log_(
         rows = []
         for id_, line in session.store.log_after(seen, PAGE):
             seen = id_
-            if is_meant(line, event := decode(line)):
-                rows.append((int(seen.partition("-")[0]), line, event))
+            rows += [(int(seen.partition("-")[0]), *part) for part in meant(line)]
         if not rows:
             time.sleep(FOLLOW_EVERY)
 

@@ -27,7 +27,7 @@ from celery_misfire.store.url import (
 )
 from celery_misfire.texts import describe_error
 
-__all__ = ["redis_of_celery"]
+__all__ = ["key_prefix_of_celery", "redis_of_celery", "stays_with_the_first"]
 
 
 class _Use(NamedTuple):
@@ -59,6 +59,27 @@ def redis_of_celery(app: Celery, spell: Callable[[str], str]) -> tuple[str, dict
     kind = spell(setting) + (f" ({transport})" if is_presentable(transport) else "")
     ours = spell("misfire_redis_url")
     raise InvalidSetting([(ours, f"not set, and {kind} is not Redis. Set {ours}, for example {EXAMPLE}.")])
+
+
+def stays_with_the_first(app: Celery) -> bool:
+    """Return True when Celery may go on with the next broker of a list, and the state cannot follow it.
+
+    A state that was left behind would later be taken for the newest, and each run since then be sent again.
+    """
+    urls = split_urls(app.conf.broker_write_url)
+    return len(urls) > 1 and scheme_of(_redis_url(urls, "")) not in ("", "sentinel")
+
+
+def key_prefix_of_celery(app: Celery, *, in_results: bool) -> object:
+    """Return what Celery puts before its keys in Redis, None for nothing. A user may be limited to such keys.
+
+    :param in_results: ask the options of the results as well: the state is to be kept with them.
+    """
+    found = [app.conf.broker_transport_options]
+    if in_results and not _redis_url(app.conf.broker_write_url, app.conf.broker_transport):
+        found.append(app.conf.result_backend_transport_options)
+    prefixes = [options.get("global_keyprefix") for options in found if isinstance(options, Mapping)]
+    return next(filter(None, prefixes), None)
 
 
 def _redis_url(urls: object, transport: object) -> str:

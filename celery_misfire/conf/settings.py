@@ -15,7 +15,7 @@ from typing import Any
 
 from celery import Celery
 
-from celery_misfire.conf.celery_redis import redis_of_celery
+from celery_misfire.conf.celery_redis import key_prefix_of_celery, redis_of_celery
 from celery_misfire.conf.entries import (
     ENTRY_KEYS,
     ConfiguredEntry,
@@ -45,6 +45,9 @@ __all__ = ["Settings", "read_config", "read_settings"]
 
 _PREFIX = "misfire_"
 
+#: So many characters may go before each key.
+LONGEST_KEY_PREFIX = 200
+
 
 # -- what a value must be ----------------------------------------------------------------------------------
 
@@ -66,6 +69,15 @@ def _addresses(value: object) -> tuple[str, ...]:
         if not isinstance(address, str) or not re.fullmatch(r"[^@\s,]+@[^@\s,]+", address):
             raise ValueError(f"{quote(address)} is no mail address.")
     return tuple(value)
+
+
+def _grace(value: object) -> float:
+    if value == 0 and not isinstance(value, bool):
+        return 0.0
+    try:
+        return as_seconds(value)
+    except ValueError as exc:
+        raise ValueError(str(exc).replace("> 0", ">= 0")) from None
 
 
 def _lease_ttl(value: object) -> float:
@@ -100,6 +112,15 @@ def _namespace(value: object) -> str:
     return value
 
 
+def _key_prefix(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a string, got {quote(value)}.")
+    if len(value) > LONGEST_KEY_PREFIX or not value.isprintable():
+        allowed = f"at most {LONGEST_KEY_PREFIX} printable characters"
+        raise ValueError(f"{quote(value)} is no prefix for keys. Set it to {allowed}, for example 'acme:'.")
+    return value
+
+
 def _instructions(value: object) -> dict[TriggerType, MisfireInstruction]:
     problems, result = Problems(), {}
     for key, name in as_mapping(value).items():
@@ -124,6 +145,8 @@ class Settings:
     :param redis_options: keywords for redis-py; for sentinel also ``master_name``, ``sentinel_kwargs`` and
         ``ssl``.
     :param namespace: keeps the states of two apps apart on one Redis.
+    :param key_prefix: goes before the name of every key in Redis. Not set, it is the ``global_keyprefix`` of
+        the broker; of the results, where the state is kept with them.
     :param instruction: misfire instruction of every entry without its own.
     :param instructions: the same for one type of trigger; goes before `instruction`.
     :param policies: per entry name, the keys that its policy sets; False = no misfire handling.
@@ -138,6 +161,8 @@ class Settings:
     :param result_state: state of the result of a missed run, ``"MISSED"`` or ``"FAILURE"``.
     :param worker_guard: judge a run again that starts late in the worker.
     :param deduplicate: drop a second message of one occurrence before user code runs.
+    :param restart_grace: a clean stop and a take-over within this time is a deploy, and what is missed
+        meanwhile no alarm; 0: every restart is an outage.
     :param check_rate: time between two looks for overdue entries.
     :param lease_ttl: how long the leading beat may be silent before another one takes over.
     :param lease_renew: time between two renewals of the lease; less than half of `lease_ttl`. Not set, it is
@@ -152,6 +177,7 @@ class Settings:
     redis_url: str
     redis_options: Mapping[str, Any] = field(default_factory=dict)
     namespace: str
+    key_prefix: str = ""
     instruction: MisfireInstruction = MisfireInstruction.SMART_POLICY
     instructions: Mapping[TriggerType, MisfireInstruction] = field(default_factory=dict)
     policies: Mapping[str, Any] = field(default_factory=dict)
@@ -165,6 +191,7 @@ class Settings:
     result_state: str = "MISSED"
     worker_guard: bool = True
     deduplicate: bool = True
+    restart_grace: float = 60.0
     check_rate: float = 60.0
     lease_ttl: float = 30.0
     lease_renew: float = 10.0
@@ -202,6 +229,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "redis_url": checked_url,
     "redis_options": checked_options,
     "namespace": _namespace,
+    "key_prefix": _key_prefix,
     "instruction": as_instruction,
     "instructions": _instructions,
     "policies": as_mapping,
@@ -215,6 +243,7 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "result_state": partial(_one_of, ("MISSED", "FAILURE")),
     "worker_guard": as_bool,
     "deduplicate": as_bool,
+    "restart_grace": _grace,
     "check_rate": as_seconds,
     "lease_ttl": _lease_ttl,
     "lease_renew": as_seconds,
@@ -274,6 +303,8 @@ def _read(app: Celery) -> tuple[Settings, Problems]:
     given = {name: app.conf.get(_PREFIX + name) for name in _CHECKS}
     if given["namespace"] is None:
         given["namespace"] = app.main
+    if given["key_prefix"] is None:
+        given["key_prefix"] = key_prefix_of_celery(app, in_results=given["redis_url"] is None)
     with problems.at(spell("timezone")):
         _timezone(app.conf.timezone)
     for name, check in _CHECKS.items():

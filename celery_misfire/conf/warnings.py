@@ -10,11 +10,13 @@ from typing import Any
 from celery import Celery
 from kombu.serialization import dumps
 
+from celery_misfire.conf.celery_redis import stays_with_the_first
 from celery_misfire.conf.entries import ConfiguredEntry, place_of
 from celery_misfire.conf.names import plain_names
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings
 from celery_misfire.misfire import MisfirePolicy, Trigger
+from celery_misfire.store.url import address
 from celery_misfire.texts import quote, quote_name, suggestion
 
 __all__ = ["evaluated", "unknown_policies", "warnings_for"]
@@ -53,6 +55,11 @@ def warnings_for(app: Celery, settings: Settings, entries: Mapping[str, Configur
     if deadline is not None:
         what = f"{quote(deadline)} is not used here. Use max_lateness in a misfire policy."
         lines.append(as_line(spell("beat_cron_starting_deadline"), what))
+    if app.conf.get("misfire_redis_url") is None and stays_with_the_first(app):
+        place = f"the state stays at the first Redis of the list, {address(settings.redis_url)}"
+        what = f"{place}: it does not follow Celery to the next one, and without it beat sends nothing."
+        fix = f"Set {spell('misfire_redis_url')} to a Redis that is always there, or use sentinel://."
+        lines.append(as_line(spell("broker_url"), f"{what} {fix}"))
     cannot_send = _unsendable(app)
     told = set[str]()
     for name, entry in entries.items():

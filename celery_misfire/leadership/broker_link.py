@@ -7,12 +7,16 @@ from collections.abc import Callable
 
 from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.leadership.outages import Outages
+from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import Reason
 from celery_misfire.trouble import Trouble
 
 __all__ = ["BrokerLink"]
 
 logger = logging.getLogger(__name__)
+
+#: A broker that stays away is mentioned again so often, in seconds.
+REMIND_EVERY = 60.0
 
 
 class BrokerLink:
@@ -24,7 +28,12 @@ class BrokerLink:
 
     def __init__(self, connect: Callable[[], None], outages: Outages, steady: Callable[[], float]) -> None:
         self._connect, self._outages, self._steady = connect, outages, steady
-        self._trouble = Trouble(first_wait=0.2, longest_wait=5.0)
+        self._trouble = Trouble(first_wait=0.2, longest_wait=5.0, remind_every=REMIND_EVERY)
+        self._place = ""
+        #: True when the last thing that was said of the trouble is that it is over.
+        self._was_said_back = False
+        #: True when that turned out to be wrong: then it is back when it takes a message.
+        self._is_doubtful = False
         #: False when the broker has failed, or was not asked yet.
         self.is_up = False
 
@@ -49,16 +58,35 @@ class BrokerLink:
             return False
         if not self.is_up and self._trouble.is_on:
             self._outages.note(Reason.BROKER_UNAVAILABLE, now)
+            if not self._is_doubtful:
+                # Before what follows from it.
+                self._say_back()
         self.is_up = True
         return True
 
+    def _say_back(self) -> None:
+        if not self._was_said_back:
+            place, length = self._place and f": {self._place}", self._trouble.length(self._steady())
+            extra = log_fields("broker_available")
+            logger.info("beat: the broker is there again after %.0f s%s", length, place, extra=extra)
+        self._was_said_back = True
+
     def failed(self, error: Exception) -> None:
         """Note that the broker has failed."""
-        if self._trouble.fail(self._steady()):
-            logger.warning("beat: the broker failed, nothing is sent until it is back. %s", error)
-        self.is_up = False
+        if isinstance(error, BrokerUnavailable):
+            self._place = error.place or self._place
+        self._is_doubtful = self._is_doubtful or self._was_said_back
+        if self._trouble.fail(self._steady()) or self._was_said_back:
+            what, extra = (
+                "the broker failed, nothing is sent until it is back",
+                log_fields("broker_unavailable"),
+            )
+            logger.warning("beat: %s. %s", what, error, extra=extra)
+        self.is_up = self._was_said_back = False
 
     def works(self) -> None:
         """Note that the broker took a message."""
-        if (lasted := self._trouble.end(self._steady())) is not None:
-            logger.info("beat: the broker is there again after %.0f s", lasted)
+        if self._trouble.is_on:
+            self._say_back()
+            self._trouble.end(self._steady())
+            self._is_doubtful = self._was_said_back = False

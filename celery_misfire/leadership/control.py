@@ -8,10 +8,11 @@ from dataclasses import replace
 
 from celery_misfire import records
 from celery_misfire.control import Request, read_hold, write_hold
-from celery_misfire.events import Event, Paused, Resumed
+from celery_misfire.events import Event
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.leadership.pending_misses import give_up
+from celery_misfire.pause_events import Paused, Resumed
 from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.store.port import Store
 from celery_misfire.texts import quote_name
@@ -41,7 +42,7 @@ class Control:
 
         :param goes_on: nobody else has led meanwhile, so memory is right if the store has lost the hold.
         """
-        sight = self._store.look()
+        sight = self._store.sight()
         if goes_on and self._hold_text and not sight.hold:
             self._store.write_hold(self._lease.token, "", self._hold_text)
         else:
@@ -53,7 +54,7 @@ class Control:
         if self._lease.is_asked:
             self._lease.is_asked = False
             try:
-                self._apply(self._store.look().requests, now)
+                self._apply(self._store.sight().requests, now)
             except BaseException:
                 self._lease.is_asked = True
                 raise
@@ -177,7 +178,7 @@ class Control:
         text, token = write_hold(hold), self._lease.token
         if not self._store.write_hold(token, self._hold_text, text):
             # The store went back in time. The leader alone writes there.
-            self._store.write_hold(token, self._store.look().hold, text)
+            self._store.write_hold(token, self._store.sight().hold, text)
         self.hold, self._hold_text = hold, text
         self._ledger.note(event)
 

@@ -95,7 +95,7 @@ class Decisions:
         if name in unfinished:
             record = self._adoption.adopted(name, now, from_now=unfinished[name]) or record
         elif record is not None and (due := record.state.next_fire_time) is not None:
-            reason = self._reason(name, due, record.begin)
+            reason = self._reason(name, now, due, record.begin)
         assert record is not None
         made = plan(definition.trigger, record.state, definition.policy, now, reason)
         decided = records.with_plan(record, made, now)
@@ -112,10 +112,15 @@ class Decisions:
             commit.events += give_up(self._ledger, decided, len(record.missed))
         return _claimed(record, decided)
 
-    def _reason(self, name: str, scheduled: int, begin: int) -> Reason:
+    def _reason(self, name: str, now: int, scheduled: int, begin: int) -> Reason:
         """Return why an occurrence is late, if it is."""
         record, is_broken = self._ledger[name], self._failing.is_broken(name)
-        return self._outages.reason_for(record, scheduled, begin, is_broken=is_broken)
+        reason = self._outages.reason_for(record, scheduled, begin, is_broken=is_broken)
+        restart = self._outages.restart
+        if restart is None or reason not in (Reason.SCHEDULER_DOWN, Reason.FAILOVER):
+            return reason
+        times = self._ledger.definitions[name].trigger.fire_times(record.state)
+        return Reason.RESTARTED if restart.explains(record, times, scheduled, now) else reason
 
     def judge_again(self, names: Sequence[str], now: int) -> Work:
         """Judge what was claimed before and not sent: after a crash, a failure, a refusal.
@@ -130,7 +135,7 @@ class Decisions:
                 record, events = self._intents.judge_again(
                     name,
                     now,
-                    partial(self._reason, name),
+                    partial(self._reason, name, now),
                     was_refused=self._failing.was_refused(name),
                 )
             except MisfireError:

@@ -13,6 +13,7 @@ from functools import partial
 from celery_misfire.events import Broken, Refused
 from celery_misfire.exceptions import PublishRejected
 from celery_misfire.leadership.ledger import Ledger
+from celery_misfire.log_lines import event_fields, log_fields
 from celery_misfire.sending.dispatch import Attempt
 from celery_misfire.texts import describe_error
 from celery_misfire.triggers.time_limit import NoAnswer
@@ -81,15 +82,19 @@ class FailingEntries:
         # A schedule that is still at work is asked again soon, as it costs nothing and may be there.
         wait = min(LONGEST_WAIT_FOR_ANSWER, exc.waited) if isinstance(exc, NoAnswer) else None
         if trouble.fail(steady, wait):
-            logger.error("beat: entry %r cannot be planned and is tried again: %s", name, describe_error(exc))
-            self._ledger.note(Broken(entry=name, error=type(exc).__name__))
+            event = Broken(entry=name, error=type(exc).__name__)
+            what, extra = "cannot be planned and is tried again", event_fields(event)
+            logger.error("beat: entry %r %s: %s", name, what, describe_error(exc), extra=extra)
+            self._ledger.note(event)
 
     def mended(self, name: str) -> None:
         """Note that an entry has been planned."""
         if name in self._broken:
             del self._broken[name]
             if self._troubles[name].end(self._steady()) is not None:
-                logger.info("beat: entry %r can be planned again", name)
+                logger.info(
+                    "beat: entry %r can be planned again", name, extra=log_fields("mended", entry=name)
+                )
 
     def is_broken(self, name: str) -> bool:
         return name in self._broken
@@ -105,8 +110,10 @@ class FailingEntries:
         """Leave aside an entry whose message was not sent, and try again later."""
         error = attempt.error or PublishRejected()
         if name not in self._refusals:
-            logger.error("beat: entry %r cannot be sent and is tried again: %s", name, describe_error(error))
-            self._ledger.note(Refused(entry=name, error=type(error).__name__))
+            event = Refused(entry=name, error=type(error).__name__)
+            what, extra = "cannot be sent and is tried again", event_fields(event)
+            logger.error("beat: entry %r %s: %s", name, what, describe_error(error), extra=extra)
+            self._ledger.note(event)
         refusal = self.leave_aside(name)
         # A schedule that cannot be asked just now says nothing about the message.
         refusal.own_fault = refusal.own_fault or isinstance(error, PublishRejected)

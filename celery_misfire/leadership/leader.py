@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from celery_misfire.events import Event, Led
+from celery_misfire.events import Event, Led, Misfired
 from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.leadership.adoption import Adoption
 from celery_misfire.leadership.broker_link import BrokerLink
@@ -24,6 +24,8 @@ from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.leadership.outages import Outages, compare_clocks
 from celery_misfire.leadership.pending_misses import PendingMisses, Reporter
 from celery_misfire.leadership.queues import Queues
+from celery_misfire.leadership.restart import Restart
+from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import Reason
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.sending.choice import DispatchChoice
@@ -50,6 +52,7 @@ class Leader:
     :param listeners: get the events of each commit; they must not wait.
     :param each: report every missed occurrence by itself, not one record per outage and entry.
     :param resume_misfires: see :class:`Adoption`.
+    :param restart_grace: a clean stop and a take-over within so many seconds is a deploy.
     :param catch_up_queue: catching up waits while a queue has more messages than this.
     :param wall: the wall clock, in milliseconds UTC.
     :param steady: a clock that nobody sets, in seconds.
@@ -67,6 +70,7 @@ class Leader:
         app: str = "",
         each: bool = False,
         resume_misfires: bool = False,
+        restart_grace: float = 60.0,
         catch_up_queue: int = 10_000,
         wall: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         steady: Callable[[], float] = uptime,
@@ -74,6 +78,7 @@ class Leader:
         self._store, self._lease, self._app = store, lease, app
         self._listeners = tuple(listeners)
         self._wall, self._steady = wall, steady
+        self._restart_grace = round(restart_grace * 1000)
         self._ledger = Ledger(store, lease, namespace, self._after)
         self._misses = PendingMisses(self._ledger, reporter, each=each)
         self._intents = Intents(store, lease, self._ledger)
@@ -100,6 +105,8 @@ class Leader:
         #: True until the records have followed the clock.
         self._clock_was_set_back = False
         self._caught_up_at = 0.0
+        #: True while something may be overdue that is not planned.
+        self.is_behind = True
         self._decisions = Decisions(
             self._ledger, self._adoption, self._intents, self._failing, self._outages, self._queues
         )
@@ -116,10 +123,10 @@ class Leader:
         now = self._wall()
         compare_clocks(now, self._store.time(), self._wall())
         goes_on = self._ledger.take_over(acquired)
-        if goes_on:
-            reason = Reason.STORE_UNAVAILABLE
-        else:
+        reason, restart = Reason.STORE_UNAVAILABLE, None
+        if not goes_on:
             reason = Reason.FAILOVER if self._lease.other_was_alive else Reason.SCHEDULER_DOWN
+            restart = Restart.of(acquired.stop, self._restart_grace)
             self._misses.forget()
         self.adopt(definitions, from_now=acquired.cold and not goes_on)
         if acquired.cold:
@@ -127,7 +134,11 @@ class Leader:
         self._control.take_over(now, goes_on=goes_on)
         self._lease.other_was_alive = self._lease.superseded = False
         self._ledger.epoch = acquired.epoch
-        self._outages.note(reason, now)
+        if goes_on:
+            self._outages.note(reason, now)
+        else:
+            self._outages.began(reason, now, restart)
+        reason = Reason.RESTARTED if restart else reason
         self._ledger.note(Led(epoch=acquired.epoch, reason=reason, cold=acquired.cold, now=now))
 
     def adopt(self, definitions: Iterable[Definition], *, from_now: bool = False) -> None:
@@ -148,7 +159,9 @@ class Leader:
         if count := self._adoption.follow_clock(now, self._failing.broke):
             self._outages.note(Reason.CLOCK_JUMP, now)
             what = "the clock is behind what the state knows (clock_jump)"
-            logger.warning("beat: %s: entries that are planned from now: %d", what, count)
+            logger.warning(
+                "beat: %s: entries that are planned from now: %d", what, count, extra=log_fields("clock")
+            )
 
     def _rebuild_queues(self) -> None:
         definitions = self._ledger.definitions
@@ -168,11 +181,21 @@ class Leader:
                 self._queues.put(name, record, is_finished=name not in self._adoption.unfinished)
                 if not record.intents:
                     self._failing.sent(name)
+        for event in commit.events:
+            if isinstance(event, Misfired):
+                self._outages.found_late(event.first, event.now)
         for listener in self._listeners if commit.events else ():
             try:
                 listener(commit.events)
             except Exception:
-                logger.exception("beat: unexpected error in a listener for events")
+                logger.exception(
+                    "beat: unexpected error in a listener for events", extra=log_fields("unexpected_error")
+                )
+
+    @property
+    def in_time_since(self) -> int | None:
+        """From when on this beat has sent in time, in milliseconds UTC; None while it cannot send."""
+        return self._outages.in_time_since if self._broker.is_up else None
 
     def record(self, name: str) -> EntryRecord | None:
         """Return where an entry stands; None when nothing is known of it."""
@@ -198,12 +221,14 @@ class Leader:
         if not self._broker.connect(now, self._dispatch.look):
             return self._sleep()
         due = self._control.due(now, self._decisions.due, self._failing.forget)
+        self.is_behind = len(due) >= LARGEST_BATCH
         if due:
             self._dispatch.carry_out(*self._decisions.plan_due(due, now))
             if self._steady() - self._caught_up_at < CATCH_UP_EVERY:
                 return 0.0
         self._caught_up_at = self._steady()
         unsent = [n for n in self._queues.unsent if not self._failing.waits(n)][:LARGEST_BATCH]
+        self.is_behind |= bool(unsent)
         catch_up = self._queues.catch_up if self._control.hold is None else ()
         late = self._room() > 0 and any(map(self._decisions.may_catch_up, catch_up))
         if unsent:

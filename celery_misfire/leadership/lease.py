@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from celery_misfire.conf.problems import MAX_LINE_LENGTH
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
+from celery_misfire.log_lines import log_fields
+from celery_misfire.store import owner
 from celery_misfire.store.port import Held, LeaseValue, NoState, Store, Taken
 from celery_misfire.texts import describe_error, one_line
 
@@ -45,6 +47,7 @@ class Lease:
     :param ttl: seconds for which the store keeps the lease without a renewal.
     :param renew_every: seconds between two renewals.
     :param clock: returns seconds on a clock that nobody sets.
+    :param is_dead: returns whether the owner of a lease is known to have ended.
     :param sign: returns what this beat says of itself with each call (:mod:`celery_misfire.beats`).
     """
 
@@ -54,15 +57,18 @@ class Lease:
         ttl: float,
         renew_every: float,
         clock: Callable[[], float] = uptime,
+        is_dead: Callable[[str], bool] = owner.is_dead,
         sign: Callable[[], str] = str,
     ) -> None:
         self._store, self._ttl, self._renew_every, self._clock = store, ttl, renew_every, clock
-        self._sign = sign
+        self._is_dead, self._sign = is_dead, sign
         #: True when somebody has left a request for the leader.
         self.is_asked = False
-        #: Guards `_ours` and `_trusted_until`, which the thread changes too.
+        #: Guards `_ours`, `_known` and `_trusted_until`, which the thread changes too.
         self._lock = threading.Lock()
         self._ours: LeaseValue | None = None
+        #: How many renewals the store is known to have had of it.
+        self._known = 0
         self._trusted_until = 0.0
         self._main_loop_seen = clock()
         #: The last tokens that were asked for without an answer. A lease that has one of them is ours.
@@ -93,7 +99,7 @@ class Lease:
     @property
     def holder(self) -> str:
         """Host and process of the other beat that holds the lease, as last seen; '' if its state is gone."""
-        return one_line(self._found.owner) if isinstance(self._found, LeaseValue) else ""
+        return one_line(owner.name_of(self._found.owner)) if isinstance(self._found, LeaseValue) else ""
 
     def main_loop_is_alive(self) -> None:
         """Tell the renewing thread that the main loop goes on."""
@@ -103,7 +109,8 @@ class Lease:
         """Try to take the lease; None when another beat holds it.
 
         A lease that has not changed for a whole time to live on our own clock is taken over, whatever the
-        store's clock says (it may have been set back). Our own, when its trust ran out, is taken again. A
+        store's clock says (it may have been set back). Our own, when its trust ran out, is taken again, and
+        that of a process that is known to have ended is taken at once. A
         store that lost its state under another beat is left to that beat for one time to live: if it is
         alive, it restores the state from its memory.
 
@@ -117,20 +124,32 @@ class Lease:
         self._asked_for.append(token)
         seen = ours or stale
         answer = self._store.acquire(token, self._ttl, seen, needs_state=left_alone, sign=self._sign())
-        if isinstance(answer, Held) and answer.lease.token in {self.token, *self._asked_for} - {""}:
-            # The thread has renewed it in the meantime, or it was taken and we were not told.
+        if isinstance(answer, Held) and self._may_be_taken(answer.lease):
             answer = self._store.acquire(token, self._ttl, answer.lease)
         if not isinstance(answer, Taken):
             self._note_other(answer)
             return None
         with self._lock:
-            self._ours, self._trusted_until = answer.lease, asked + self._ttl * TRUST
+            self._ours, self._known = answer.lease, 0
+            self._trusted_until = asked + self._ttl * TRUST
         self._main_loop_seen = self._clock()
         self._found = None
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._keep, name="misfire-lease", daemon=True)
             self._thread.start()
         return answer
+
+    def _may_be_taken(self, lease: LeaseValue) -> bool:
+        """True for a lease that nobody else will renew."""
+        if lease.token in {self.token, *self._asked_for} - {""}:
+            # The thread has renewed it in the meantime, or it was taken and we were not told.
+            return True
+        if is_dead := self._is_dead(lease.owner):
+            name, extra = one_line(owner.name_of(lease.owner)), log_fields("takes_over")
+            logger.info(
+                "beat: the lease is taken over at once: %s, which held it, has ended", name, extra=extra
+            )
+        return is_dead
 
     def _note_other(self, answer: Held | NoState) -> None:
         found: LeaseValue | NoState = answer.lease if isinstance(answer, Held) else answer
@@ -152,8 +171,11 @@ class Lease:
         with self._lock:
             self._ours, self._trusted_until = None, 0.0
 
-    def release(self) -> None:
-        """Stop renewing and give the lease up, if the store can be reached."""
+    def release(self, in_time_since: int | None = None) -> None:
+        """Stop renewing and give the lease up, if the store can be reached.
+
+        :param in_time_since: this is a clean stop, see :meth:`Store.release`.
+        """
         self._stop.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=self._ttl)
@@ -161,10 +183,14 @@ class Lease:
         self._trusted_until = 0.0
         if self.token:
             try:
-                self._store.release(self.token)
+                self._store.release(self.token, in_time_since)
             except StoreUnavailable as exc:
                 # It stays ours, and is taken again if we go on.
-                logger.warning("beat: the lease could not be given up and will run out: %s", exc)
+                logger.warning(
+                    "beat: the lease could not be given up and will run out: %s",
+                    exc,
+                    extra=log_fields("store_unavailable"),
+                )
                 return
         self.lost()
 
@@ -176,29 +202,34 @@ class Lease:
                     self._renew()
                 except Exception as exc:
                     # Without this thread the lease would run out again and again.
-                    logger.error("beat: the lease could not be renewed: %s", describe_error(exc))
+                    logger.error(
+                        "beat: the lease could not be renewed: %s",
+                        describe_error(exc),
+                        extra=log_fields("unexpected_error"),
+                    )
 
     def _renew(self) -> None:
-        ours, asked = self._ours, self._clock()
+        with self._lock:
+            ours, known, asked = self._ours, self._known, self._clock()
         if ours is None:
             return
         renewed = ours.renewed()
         try:
-            note, asked_for = self._store.renew(renewed, self._ttl, self._sign())
+            note, asked_for = self._store.renew(renewed, self._ttl, known, sign=self._sign())
         except LeaseLost:
-            self._replace(ours, None, 0.0)
+            self._replace(ours, None, 0, 0.0)
         except StoreUnavailable:
             # The trust runs out by itself, or the main loop's next commit fails. The renewal may have
             # arrived, so the next one needs another number: a standby must see that the leader is alive.
-            self._replace(ours, renewed, self._trusted_until)
+            self._replace(ours, renewed, known, self._trusted_until)
         else:
-            self._replace(ours, renewed, asked + self._ttl * TRUST)
+            self._replace(ours, renewed, renewed.renewals, asked + self._ttl * TRUST)
             self.is_asked = self.is_asked or asked_for
             if note:
-                logger.warning("beat: %s", one_line(note, MAX_LINE_LENGTH))
+                logger.warning("beat: %s", one_line(note, MAX_LINE_LENGTH), extra=log_fields("beats_differ"))
 
-    def _replace(self, ours: LeaseValue, value: LeaseValue | None, trusted_until: float) -> None:
+    def _replace(self, ours: LeaseValue, value: LeaseValue | None, known: int, trusted_until: float) -> None:
         """Keep what became of our lease, unless the main loop has taken or lost it in the meantime."""
         with self._lock:
             if self._ours is ours:
-                self._ours, self._trusted_until = value, trusted_until
+                self._ours, self._known, self._trusted_until = value, known, trusted_until

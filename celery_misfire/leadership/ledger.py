@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from celery_misfire import fire, records
-from celery_misfire.events import Event
+from celery_misfire.events import Event, encode
 from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.leadership.lease import Lease
+from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import threshold_millis
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.store.port import Change, CommitResult, Push, Store, Taken
@@ -109,7 +110,8 @@ class Ledger(Mapping[str, EntryRecord]):
             # At once: interrupted here, we are still the ones who know best.
             self.epoch = acquired.epoch
             if acquired.cold:
-                logger.warning("beat: %s was lost; it is restored from memory", self._store)
+                extra = log_fields("state_restored", owner=self._store.process)
+                logger.warning("beat: %s was lost; it is restored from memory", self._store, extra=extra)
                 self._give_up_messages()
                 self.restore()
             elif self.holds_messages:
@@ -118,15 +120,22 @@ class Ledger(Mapping[str, EntryRecord]):
                 self.restore()
         else:
             if acquired.cold:
-                logger.warning(
-                    "beat: no %s: every schedule is planned from now, nothing runs at once and "
-                    "nothing counts as missed. Expected at the first start; later it means that Redis lost "
-                    "its data.",
-                    self._store,
-                )
+                self._say_cold()
             self.epoch = 0
             self.load()
         return goes_on
+
+    def _say_cold(self) -> None:
+        """Say that there is no state, and loudly if there has been one."""
+        # Another beat had the lease, or something was decided.
+        if self._lease.superseded or self._store.last_log_id() != "0-0":
+            level, event, what = logging.WARNING, "state_lost", "the saved schedule was lost"
+        else:
+            level, event = logging.INFO, "first_start"
+            what = "first start, or Redis has lost its data: no saved schedule"
+        text = "every schedule is planned from now; nothing runs at once, and nothing counts as missed"
+        extra = log_fields(event, owner=self._store.process)
+        logger.log(level, "beat: %s (%s): %s", what, self._store, text, extra=extra)
 
     def load(self) -> None:
         """Forget what is in memory and read the store. A text that is no record of ours is left out."""
@@ -149,7 +158,9 @@ class Ledger(Mapping[str, EntryRecord]):
                     raise ValueError("it belongs to another entry")
             except ValueError as exc:
                 what = f"the state of entry {quote_name(name)} cannot be used: {one_line(str(exc))}"
-                logger.error("beat: %s; planned from now", what)
+                logger.error(
+                    "beat: %s; planned from now", what, extra=log_fields("state_unreadable", entry=name)
+                )
             else:
                 self._records[name] = record
         self._texts = texts
@@ -170,9 +181,8 @@ class Ledger(Mapping[str, EntryRecord]):
                 # It was not done, and is planned again. Without messages it can simply be repeated.
                 self._unanswered = None
         if texts != self._texts:
-            logger.warning(
-                "beat: %s went back in time, and its queues with it; beat plans again from there", self._store
-            )
+            what, extra = "and its queues with it; beat plans again from there", log_fields("state_went_back")
+            logger.warning("beat: %s went back in time, %s", self._store, what, extra=extra)
             self._give_up_messages()
             self._follow(texts)
 
@@ -221,7 +231,7 @@ class Ledger(Mapping[str, EntryRecord]):
         self._unanswered = commit, pushes
         texts = {name: records.dumps(record) for name, record in commit.records.items()}
         changes = [Change(name, self._texts.get(name, ""), text) for name, text in texts.items()]
-        log, counts = [event.encode() for event in commit.events], Counter[tuple[str, str]]()
+        log, counts = encode(commit.events), Counter[tuple[str, str]]()
         for event in commit.events:
             counts.update(event.counts)
         try:
@@ -241,7 +251,8 @@ class Ledger(Mapping[str, EntryRecord]):
             raise Outdated
         else:
             # The leader alone writes, and the lease was found to be ours, so nobody else changed the records.
-            logger.warning("beat: %s went back in time; it is brought up to date from memory", self._store)
+            what, extra = "it is brought up to date from memory", log_fields("state_went_back")
+            logger.warning("beat: %s went back in time; %s", self._store, what, extra=extra)
             self.restore()
         return result
 

@@ -12,6 +12,7 @@ from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease, uptime
 from celery_misfire.leadership.ledger import Outdated
 from celery_misfire.leadership.peers import difference
+from celery_misfire.log_lines import log_fields
 from celery_misfire.records import Definition
 from celery_misfire.store.port import Store
 from celery_misfire.texts import quote_name
@@ -36,6 +37,7 @@ class Member:
     :param poll: time between two looks at the lease of another beat, in seconds.
     :param description: what this beat and its entries are configured like, see :mod:`.peers`.
     :param definitions: returns the entries as they are now.
+    :param why_not: returns why this beat must not begin to lead, '' when it may.
     """
 
     def __init__(
@@ -49,10 +51,11 @@ class Member:
         poll: float,
         description: tuple[str, str],
         definitions: Callable[[], Iterable[Definition]],
+        why_not: Callable[[], str] = lambda: "",
     ) -> None:
         self._store, self._lease, self._leader = store, lease, leader
         self._app, self._namespace, self._poll = app, namespace, poll
-        self._description, self._definitions = description, definitions
+        self._description, self._definitions, self._why_not = description, definitions, why_not
         #: True when the entries have changed since they were adopted.
         self.has_changed = False
         #: True while this beat leads, as far as it has been told.
@@ -103,7 +106,9 @@ class Member:
     def close(self) -> None:
         """Give the lease up, so that another beat can go on at once."""
         stands_by = not self._lease.token
-        self._lease.release()
+        # A beat in trouble leaves no mark: what it could not send is no matter of a restart.
+        works = self._leads and self._lease.held
+        self._lease.release(self._leader.in_time_since if works else None)
         if stands_by and self._store_has_answered and not self._trouble.is_on:
             # The lease is not ours. What is taken back is the sign of life.
             with suppress(StoreUnavailable):
@@ -126,6 +131,11 @@ class Member:
             return False
         self._ask_again_at = uptime() + self._poll
         advice = () if self._store_has_answered else self._store.advice()
+        if not self._leads and (reason := self._why_not()):
+            self._pass_on(advice)
+            self._store_answers()
+            self._stand_by(reason)
+            return False
         taken = self._lease.acquire()
         if taken is None:
             self._pass_on(advice)
@@ -150,7 +160,8 @@ class Member:
         self._pass_on(advice)
         self._ask_again_at = 0.0
         if not self._leads:
-            logger.info("beat: leading, with %s", self._store)
+            extra = log_fields("lead", owner=self._store.process, epoch=taken.epoch)
+            logger.info("beat: leading, with %s", self._store, extra=extra)
             # The entries live as long as beat: the collector need not look at them again and again.
             gc.freeze()
         self._leads = True
@@ -160,7 +171,7 @@ class Member:
         """Say, once, what is unwise about a store that works otherwise."""
         self._store_has_answered = True
         for line in advice:
-            logger.warning("beat: %s", line)
+            logger.warning("beat: %s", line, extra=log_fields("advice"))
 
     def _compare(self) -> None:
         """Say once to both, if the beat that leads is configured otherwise than this one."""
@@ -170,9 +181,9 @@ class Member:
             return
         self._compared_with = theirs
         if found := difference(self._description, (theirs, self._store.description()[1])):
-            beats = f"{self._store.owner}, which stands by, and {self._lease.holder}, which leads"
+            beats = f"{self._store.process}, which stands by, and {self._lease.holder}, which leads"
             text = f"two beats of one namespace are configured differently, {beats}: {found}. {_NAMESPACES}"
-            logger.warning("beat: %s", text)
+            logger.warning("beat: %s", text, extra=log_fields("beats_differ", owner=self._store.process))
             self._store.tell_leader(text)
 
     # -- what is said --------------------------------------------------------------------------------------
@@ -180,22 +191,25 @@ class Member:
     def remind(self, text: str) -> None:
         """Say what stays wrong, now and from time to time."""
         if self._reminders.is_due(text, uptime()):
-            logger.warning("beat: %s", text)
+            logger.warning("beat: %s", text, extra=log_fields("problem", owner=self._store.process))
 
     def _stand_by(self, why: str) -> None:
+        extra = log_fields("standby", owner=self._store.process)
         if self._leads:
-            logger.warning("beat: %s; standing by", why)
+            logger.warning("beat: %s; standing by", why, extra=extra)
         elif why != self._standby_text:
-            logger.info("beat: %s; standing by", why)
+            logger.info("beat: %s; standing by", why, extra=extra)
         self._standby_text, self._leads = why, False
 
     def _store_failed(self, exc: MisfireError) -> None:
         self._trouble.fail(uptime())
         if self._failures.is_due(str(exc), uptime()):
-            logger.warning("beat: %s; standing by", exc)
+            extra = log_fields("store_unavailable", owner=self._store.process)
+            logger.warning("beat: %s; standing by", exc, extra=extra)
 
     def _store_answers(self) -> None:
         length = self._trouble.end(uptime())
         if length is not None:
-            logger.info("beat: %s answers again after %.0f s", self._store, length)
+            extra = log_fields("store_available", owner=self._store.process)
+            logger.info("beat: %s answers again after %.0f s", self._store, length, extra=extra)
             self._failures = Reminders(REMIND_EVERY)

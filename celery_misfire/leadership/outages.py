@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 
+from celery_misfire.leadership.restart import Restart
+from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import Reason
 from celery_misfire.records import EntryRecord
 
@@ -28,8 +30,13 @@ def compare_clocks(before: int, theirs: int, after: int) -> None:
     """
     ahead = before - theirs if theirs < before else after - theirs if theirs > after else 0
     if abs(ahead) > CLOCK_DIFFERENCE:
-        way = "ahead of" if ahead > 0 else "behind"
-        logger.warning("beat: the clock of this host is %.0f s %s the clock of Redis", abs(ahead) / 1000, way)
+        way, extra = "ahead of" if ahead > 0 else "behind", log_fields("clock")
+        logger.warning(
+            "beat: the clock of this host is %.0f s %s the clock of Redis",
+            abs(ahead) / 1000,
+            way,
+            extra=extra,
+        )
 
 
 class Outages:
@@ -41,10 +48,25 @@ class Outages:
     def __init__(self, clock_offset: float) -> None:
         self._ended: deque[tuple[Reason, int]] = deque(maxlen=REMEMBERED)
         self._clock_offset = clock_offset
+        #: The restart that this beat began with, while nothing else has happened since.
+        self.restart: Restart | None = None
+        #: From when on this beat has sent in time, in milliseconds UTC.
+        self.in_time_since = 0
+
+    def began(self, reason: Reason, now: int, restart: Restart | None) -> None:
+        """Note that this beat begins to lead, and why what was due up to now is late."""
+        self.note(reason, now)
+        self.restart, self.in_time_since = restart, now
 
     def note(self, reason: Reason, now: int) -> None:
         """Note that what was due up to now is late for this reason."""
         self._ended.append((reason, now))
+        self.restart = None
+
+    def found_late(self, scheduled: int, now: int) -> None:
+        """Note that an occurrence has misfired which was due before this beat sent in time."""
+        if scheduled <= self.in_time_since:
+            self.in_time_since = now
 
     def look_at_clock(self, now: int, steady: float) -> bool:
         """Notice when somebody has set the wall clock; return True when it was set back.
@@ -54,10 +76,14 @@ class Outages:
         offset = now - steady * 1000
         gained = offset - self._clock_offset
         if gained > CLOCK_JUMP:
-            logger.warning("beat: the clock was set forward by %.1f s", gained / 1000)
+            logger.warning(
+                "beat: the clock was set forward by %.1f s", gained / 1000, extra=log_fields("clock")
+            )
             self.note(Reason.CLOCK_JUMP, now)
         elif gained < -CLOCK_JUMP:
-            logger.warning("beat: the clock was set back by %.1f s", -gained / 1000)
+            logger.warning(
+                "beat: the clock was set back by %.1f s", -gained / 1000, extra=log_fields("clock")
+            )
         self._clock_offset = offset
         return gained < -CLOCK_JUMP
 

@@ -25,7 +25,7 @@ __all__ = ["describe", "difference"]
 NAMED = 5
 
 # Not compared: beats may reach one Redis in different ways, and policies are compared entry by entry.
-_MAY_DIFFER = {"redis_url", "redis_options", "namespace", "policies"}
+_MAY_DIFFER = {"redis_url", "redis_options", "namespace", "key_prefix", "policies"}
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 

@@ -15,6 +15,7 @@ from typing import Protocol, cast
 from celery_misfire import records
 from celery_misfire.events import GaveUp, Misfired, Missed
 from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import Misfire, MissedFire, from_millis
 from celery_misfire.records import EntryRecord, Unreported
 from celery_misfire.sending.missed_runs import Report
@@ -98,7 +99,8 @@ class PendingMisses:
         except Exception as exc:
             # A schedule of the app's own may raise anything. No occurrence goes without a record for that.
             what = f"the missed runs of {record.name!r} are reported together"
-            logger.warning("beat: %s: %s", what, describe_error(exc))
+            extra = log_fields("problem", entry=record.name)
+            logger.warning("beat: %s: %s", what, describe_error(exc), extra=extra)
             return together, ()
         following = found[LARGEST_PORTION:]
         rest = tuple(replace(lost, first=f, count=lost.count - LARGEST_PORTION) for f in following)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import selectors
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -18,9 +19,11 @@ from kombu import Connection, Producer
 
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
 from celery_misfire.sending.confirms import Confirms, Interrupted, Receipt
+from celery_misfire.sending.destination import destination_of, redis_get
 from celery_misfire.sending.errors import broker_address, name_error
 from celery_misfire.sending.recording import PushRecorder
 from celery_misfire.store.port import Push
+from celery_misfire.store.state_mark import Destination
 
 __all__ = ["TIMEOUT", "Broker", "WatchedProducer", "name_error"]
 
@@ -28,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: Longest wait for one answer of the broker, in seconds.
 TIMEOUT = 5.0
+#: Which one of several brokers Celery has gone to is looked at so often, in seconds.
+LOOK_AT_SEVERAL_EVERY = 1.0
 
 
 class Broker:
@@ -47,6 +52,7 @@ class Broker:
         self._selector: selectors.BaseSelector | None = None
         #: The producer of the connection that was asked last what it reads, see :meth:`read`.
         self._asked: WatchedProducer | None = None
+        self._asked_at = 0.0
         #: Records what is pushed into a Redis.
         self.recorder = PushRecorder()
 
@@ -85,24 +91,43 @@ class Broker:
         :raises BrokerUnavailable: when the broker failed.
         """
         self._asked = producer = self.producer
-        channel: Any = producer.channel
-        if self._connection is None or not _is_redis(self._connection):
+        self._asked_at = time.monotonic()
+        if not self.is_redis:
             return None
+        found = self._ask(lambda: redis_get(producer.channel, key))
+        return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
+
+    def destination(self, keys: Sequence[str]) -> Destination:
+        """Return where the runs of the app go.
+
+        :param keys: see :attr:`Store.place_keys`.
+        :raises BrokerUnavailable: when the broker failed.
+        """
+        producer = self.producer
+        found: Destination = self._ask(lambda: destination_of(self._app, producer, keys))
+        return found
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        """Return the broker's answer, None when we may not ask that."""
         try:
-            with channel.conn_or_acquire() as client:
-                found = client.get(key)
+            return question()
         except Exception as exc:
             if _about_key(exc):
                 return None
             error = self._unavailable(name_error(exc))
             self.drop()
             raise error from None
-        return found.decode("utf-8", "replace") if isinstance(found, bytes) else found
 
     @property
     def was_asked(self) -> bool:
         """True while the connection is still the one that :meth:`read` has used, and leads to that server."""
         return self._producer is not None and self._producer is self._asked
+
+    @property
+    def may_have_moved(self) -> bool:
+        """True when Celery has several brokers, and :meth:`read` has not looked lately which one it is."""
+        several = self._connection is not None and len(self._connection.alt) > 1
+        return several and time.monotonic() - self._asked_at >= LOOK_AT_SEVERAL_EVERY
 
     def declare_again(self) -> None:
         """Have exchanges, queues and their bindings declared anew with the next message."""
@@ -389,7 +414,7 @@ def _is_redis(connection: Connection) -> bool:
 
 
 def _unavailable(connection: Connection | None, reason: str) -> BrokerUnavailable:
-    return BrokerUnavailable(f"{broker_address(connection)}: {reason}" if connection else reason)
+    return BrokerUnavailable(reason, broker_address(connection) if connection else "")
 
 
 def _about_key(exc: Exception) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
+from celery_misfire.leadership.deployment import TWO_DEPLOYMENTS
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.log_lines import log_fields
 from celery_misfire.sending.dispatch import RecordingPublisher, Run, TwoStep
 from celery_misfire.sending.transactional import Transactional
 from celery_misfire.store.port import LeaseValue, Store
@@ -68,10 +70,28 @@ class DispatchChoice:
             # A lease that is gone says nothing about the place.
             self._store.commit(self._lease.token, [])
         self._ledger.holds_messages = shared
+        self._note_destination()
         self._token, self._look_at = self._lease.token, self._steady() + LOOK_EVERY
         if shared is not self._said:
-            logger.info("beat: %s", _IN_ONE if shared else _IN_TWO)
+            text = _IN_ONE if shared else _IN_TWO
+            logger.info("beat: %s", text, extra=log_fields("dispatch"))
         self._said = shared
+
+    def _note_destination(self) -> None:
+        """Note in the state where its runs go, so that a beat of another deployment leaves it alone."""
+        ours, (mark, _) = self._publisher.destination(self._store.place_keys), self._store.look()
+        known = mark.destination if mark else None
+        if known is not None and not (changed := ours.difference(known)) and (known.place or not ours.place):
+            return
+        if known is not None and changed:
+            logger.warning(
+                "beat: the runs of %s go elsewhere from now on: %s (there: until now, here: from now on). %s",
+                self._store,
+                changed,
+                TWO_DEPLOYMENTS,
+                extra=log_fields("deployments"),
+            )
+        self._store.write_destination(self._lease.token, ours)
 
     @property
     def queue_length(self) -> int:

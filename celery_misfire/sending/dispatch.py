@@ -20,6 +20,7 @@ from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.misfire import MisfireInstruction, Outcome, resolve
 from celery_misfire.records import Definition, EntryRecord, Intent
 from celery_misfire.store.port import Push
+from celery_misfire.store.state_mark import Destination
 
 __all__ = ["Attempt", "Dispatch", "Fate", "Message", "Publisher", "Run", "TwoStep"]
 
@@ -108,6 +109,13 @@ class RecordingPublisher(Publisher, Protocol):
         """Return what the broker's own connection reads under this key of Redis, without any prefix.
 
         :returns: None when there is nothing, and for a broker that is none.
+        :raises BrokerUnavailable: when the broker failed.
+        """
+
+    def destination(self, keys: Sequence[str]) -> Destination:
+        """Return where runs go.
+
+        :param keys: see :attr:`Store.place_keys`.
         :raises BrokerUnavailable: when the broker failed.
         """
 

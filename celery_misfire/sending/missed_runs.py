@@ -25,7 +25,7 @@ from celery.utils.nodenames import gethostname, nodename
 
 from celery_misfire.background import BackgroundWorker
 from celery_misfire.exceptions import TaskMissed
-from celery_misfire.misfire import MissedFire
+from celery_misfire.misfire import MissedFire, Reason
 from celery_misfire.sending.broker import Broker
 from celery_misfire.sending.missed_record import missed_dict, result_of
 from celery_misfire.signals import task_missed
@@ -222,7 +222,8 @@ def _fail_canvas(app: Celery, settings: Settings, item: Report, broker: Broker) 
 
 
 def _send_task_failure(app: Celery, settings: Settings, item: Report, broker: Broker) -> None:
-    if not settings.send_task_failure:
+    # A deploy is no alarm.
+    if not settings.send_task_failure or item.missed.reason == Reason.RESTARTED:
         return
     missed, task = item.missed, _task(app, item.missed.task)
     error = TaskMissed.from_missed(missed)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 from celery import Celery
 from celery.app.task import Task
+from celery.signals import task_prerun
 from kombu import Producer
 
 from celery_misfire import fire
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
+from celery_misfire.log_lines import log_fields
 from celery_misfire.sending.broker import Broker, name_error
 from celery_misfire.sending.confirms import Interrupted, Receipt
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.store.port import Push
+from celery_misfire.store.state_mark import Destination
 from celery_misfire.texts import quote_name
 
-__all__ = ["EntryPublisher"]
+__all__ = ["EntryPublisher", "refuse_coroutine"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +58,7 @@ class EntryPublisher:
     """Sends the tasks of entries through one function, such as Celery's ``Scheduler.apply_entry``.
 
     :param entry_of: returns the entry of this name.
-    :param apply_entry: sends an entry's task; it reports to :meth:`note`, as Celery's swallows errors.
+    :param apply_entry: sends an entry's task; what does not raise has succeeded.
     """
 
     def __init__(
@@ -65,7 +70,6 @@ class EntryPublisher:
     ) -> None:
         self._broker, self._entry_of, self._apply_entry = broker, entry_of, apply_entry
         self._app = app
-        self._error: Exception | None = None
         #: True when the last message went through the producer that it was given.
         self._producer_took_it = False
         self._under_way: list[_UnderWay] = []
@@ -84,8 +88,12 @@ class EntryPublisher:
 
     @property
     def was_asked(self) -> bool:
-        """True while the connection is still the one that :meth:`read` has used."""
-        return self._broker.was_asked
+        """True while the connection is still the one that :meth:`read` has used, and leads there."""
+        return self._broker.was_asked and not self._broker.may_have_moved
+
+    def destination(self, keys: Sequence[str]) -> Destination:
+        """Return where runs go, see :class:`RecordingPublisher`."""
+        return self._broker.destination(keys)
 
     def sends_early(self, task: str) -> bool:
         """Return True for a task that leaves, or runs, while its message is built.
@@ -107,7 +115,7 @@ class EntryPublisher:
     def build(self, message: Message) -> tuple[Attempt, list[Push]]:
         """Build a message; return the pushes that send it, see :class:`RecordingPublisher`."""
         attempt, pushes = self._record(message)
-        if pushes and not self.was_asked:
+        if pushes and not self._broker.was_asked:
             # Connected anew, the broker may be another server than that of the script.
             return Attempt(Fate.NOT_TRIED, BrokerUnavailable("the connection has ended")), []
         return attempt, pushes
@@ -123,10 +131,6 @@ class EntryPublisher:
             self._broker.declare_again()
             return Attempt(Fate.REFUSED, PublishRejected("no queue is bound for it")), []
         return attempt, pushes if attempt.fate is Fate.SENT else []
-
-    def note(self, error: Exception | None) -> None:
-        """Take what the message under way ended with; None for success."""
-        self._error = error
 
     def publish(self, message: Message) -> Attempt:
         """Send the task of an entry, with what a fire carries, now or with a batch (:meth:`settle`)."""
@@ -196,9 +200,8 @@ class EntryPublisher:
                 interruption = interruption or receipt.failure
             self._settled[message.task_id] = attempt
         if isinstance(interruption, Interrupted):
-            logger.warning(
-                "beat: a message ended the channel (%s); its batch is sent again, one by one", interruption
-            )
+            what, extra = "its batch is sent again, one by one", log_fields("problem")
+            logger.warning("beat: a message ended the channel (%s); %s", interruption, what, extra=extra)
 
     def _send(self, message: Message, *, batched: bool = False) -> Attempt:
         try:
@@ -221,16 +224,25 @@ class EntryPublisher:
             "headers": headers,
             "retry": False,
         }
-        # Until it is known to have been sent: whoever overrides or patches apply_entry may leave it out.
-        self._error = PublishRejected("apply_entry sent nothing")
+        error: Exception | None = None
+        receipt = producer.expect(message.task_id, batched=batched)
+        watched = _starts() if self.sends_early(message.definition.task) else nullcontext(list[str]())
         try:
-            receipt = producer.expect(message.task_id, batched=batched)
-            self._apply_entry(entry, producer)
-        except BrokerUnavailable as exc:
-            return Attempt(Fate.IN_DOUBT, exc)
+            with watched as starts:
+                self._apply_entry(entry, producer)
+        except Exception as exc:
+            error = exc
         finally:
             entry.options = options
-        error: Exception | None = self._error
+        if error is not None and starts:
+            name = quote_name(message.definition.name)
+            logger.warning(
+                "beat: a run of entry %s was run here at once and failed: %s",
+                name,
+                name_error(error),
+                extra=log_fields("ran_here", entry=message.definition.name),
+            )
+            error = None
         self._producer_took_it = receipt.was_taken
         if receipt.is_open or isinstance(receipt.failure, Interrupted):
             self._under_way.append(_UnderWay(message, receipt, error=error))
@@ -251,12 +263,41 @@ def _attempt(message: Message, receipt: Receipt, error: Exception | None) -> Att
     if receipt.was_taken:
         # The error came from an apply_async of the app's own, or from a receiver of a signal.
         name, what = quote_name(message.definition.name), receipt.failure or name_error(error)
-        logger.warning("beat: a run of entry %s was sent, and an error came after that: %s", name, what)
+        extra = log_fields("problem", entry=message.definition.name, task_id=message.task_id)
+        logger.warning(
+            "beat: a run of entry %s was sent, and an error came after that: %s", name, what, extra=extra
+        )
         return Attempt(Fate.SENT)
-    if receipt.failure is not None:
-        return Attempt(Fate.IN_DOUBT, receipt.failure)
+    if receipt.failure is not None or isinstance(error, BrokerUnavailable):
+        return Attempt(Fate.IN_DOUBT, receipt.failure or error)
     rejected = error if isinstance(error, PublishRejected) else PublishRejected(name_error(error))
     return Attempt(Fate.REFUSED, rejected)
+
+
+@contextmanager
+def _starts() -> Iterator[list[str]]:
+    """Give a list of the tasks that start in the block, in this thread: of an app that runs tasks at once."""
+    started, here = list[str](), threading.get_ident()
+
+    def note(task_id: str = "", **_: Any) -> None:
+        if threading.get_ident() == here:
+            started.append(task_id)
+
+    task_prerun.connect(note, weak=False)
+    try:
+        yield started
+    finally:
+        task_prerun.disconnect(note)
+
+
+def refuse_coroutine(result: Any) -> Any:
+    """Return what a function has returned. :raises PublishRejected: when it is still to be awaited."""
+    if isinstance(result, Coroutine):
+        result.close()
+        raise PublishRejected(
+            "apply_async is 'async def', and beat can await nothing. Make it a plain function"
+        )
+    return result
 
 
 def _headers(message: Message) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from kombu.exceptions import EncodeError, OperationalError
 from celery_misfire.background import BackgroundWorker
 from celery_misfire.events import Misfired, Missed
 from celery_misfire.exceptions import BrokerUnavailable
+from celery_misfire.log_lines import event_fields, log_fields
 from celery_misfire.misfire import MisfireInstruction, Outcome, Reason, from_millis
 from celery_misfire.sending.broker import Broker, name_error
 from celery_misfire.sending.missed_runs import Part, Report, close_connections, report, use_django
@@ -122,7 +123,9 @@ class Reporter:
                 self._work(item)
             except BaseException:
                 # A receiver may raise anything, and there is no other thread for the reports.
-                logger.exception("%s: unexpected error in the reporter", self._who)
+                logger.exception(
+                    "%s: unexpected error in the reporter", self._who, extra=log_fields("unexpected_error")
+                )
             if self._inbox.empty():
                 # The broker would close an idle connection, and the next report would fail on it.
                 self._broker.close()
@@ -157,6 +160,8 @@ class Reporter:
             self._who,
             job.left[0],
             job.error,
+            extra=event_fields(Missed.of(job.report.missed))
+            | log_fields("report_fails", part=str(job.left[0])),
         )
 
     def _retry(self) -> None:
@@ -171,9 +176,8 @@ class Reporter:
                 return
         self._broken.clear()
         if (seconds := self._trouble.end(time.monotonic())) is not None:
-            logger.info(
-                "%s: missed runs can be reported again; %s failed for %.0f s", self._who, failed, seconds
-            )
+            what, extra = "missed runs can be reported again", log_fields("reports_work")
+            logger.info("%s: %s; %s failed for %.0f s", self._who, what, failed, seconds, extra=extra)
 
     def _try(self, job: _Job) -> None:
         """Do what is left of a job; what fails, and may succeed another time, is left then."""
@@ -189,13 +193,14 @@ class Reporter:
                 job.error = job.error if job.left else name_error(error)
                 job.left.append(part)
             else:
-                sentence = Missed.of(job.report.missed).sentence(self._app.timezone)
+                event = Missed.of(job.report.missed)
                 logger.error(
                     "%s: %s of a report is given up (%s): %s",
                     self._who,
                     part,
                     name_error(error),
-                    sentence,
+                    event.sentence(self._app.timezone),
+                    extra=event_fields(event) | log_fields("report_given_up", part=str(part)),
                 )
         self._broken.update(job.left)
 

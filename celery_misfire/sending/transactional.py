@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from celery_misfire.events import Sent
 from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.log_lines import log_fields
 from celery_misfire.records import EntryRecord
 from celery_misfire.sending.dispatch import (
     Attempt,
@@ -193,7 +194,7 @@ class Transactional:
 
     def _remind(self, text: str) -> None:
         if self._reminders.is_due(text, self._steady()):
-            logger.warning("beat: %s", text)
+            logger.warning("beat: %s", text, extra=log_fields("problem"))
 
 
 def _part_of(commit: Commit, records: dict[str, EntryRecord], names: Collection[str]) -> Commit:

@@ -14,28 +14,28 @@ from typing import Any
 
 from celery_misfire.exceptions import LeaseLost
 from celery_misfire.store import registers
+from celery_misfire.store.clean_stop import STOP_TTL, CleanStop
 from celery_misfire.store.memory_control import MemoryControl, one_call
 from celery_misfire.store.memory_database import Contents, Fault, MemoryDatabase
+from celery_misfire.store.owner import name_of
 from celery_misfire.store.port import (
     COUNTS_TTL,
     NOTE_TTL,
     NOTHING,
-    REGISTER_TTL,
     Change,
     CommitResult,
     Held,
     LeaseValue,
     NoState,
     Push,
-    StateMark,
     Store,
     Taken,
     Watched,
     by_queue,
-    register_ttl,
 )
-from celery_misfire.store.registers import Register
+from celery_misfire.store.registers import REGISTER_TTL, Register, register_ttl
 from celery_misfire.store.sight import SIGN_TTL, Renewed
+from celery_misfire.store.state_mark import Destination, StateMark
 
 __all__ = ["Contents", "Fault", "MemoryDatabase", "MemoryStore"]
 
@@ -48,18 +48,11 @@ class MemoryStore(MemoryControl, Store):
     """
 
     def __init__(self, database: MemoryDatabase, owner: str = "localhost:1", history: int = 10_000) -> None:
-        self.database, self._owner, self._history = database, owner, history
+        self.database, self.owner, self.process, self._history = database, owner, name_of(owner), history
+        self.lease_key, self.place_keys = "lease", ("place", "place")
 
     def __str__(self) -> str:
         return "state in memory"
-
-    @property
-    def lease_key(self) -> str:
-        return "lease"
-
-    @property
-    def owner(self) -> str:
-        return self._owner
 
     @one_call
     def advice(self) -> list[str]:
@@ -93,23 +86,26 @@ class MemoryStore(MemoryControl, Store):
         contents.epoch = max(previous_epoch + 1, self._now())
         lease = LeaseValue(token, contents.epoch, 0, self.owner)
         self._set("lease", str(lease), ttl)
-        return Taken(lease, previous_epoch, cold=not contents.meta, app=app)
+        stop = CleanStop.parse(self._get("stopped", take=True), previous_epoch, self._now())
+        return Taken(lease, previous_epoch, cold=not contents.meta, app=app, stop=stop)
 
     @one_call
-    def renew(self, lease: LeaseValue, ttl: float, sign: str = "") -> Renewed:
+    def renew(self, lease: LeaseValue, ttl: float, known: int = 0, *, sign: str = "") -> Renewed:
         self._check(lease.token)
+        if LeaseValue.parse(self._get("lease")).renewals < known:
+            raise LeaseLost
         self._sign(sign)
         self._set("lease", str(lease), ttl)
-        note = self._get("note")
-        self.database.contents.expiring.pop("note", None)
-        return Renewed(note, bool(self.database.contents.requests))
+        return Renewed(self._get("note", take=True), bool(self.database.contents.requests))
 
     @one_call
-    def release(self, token: str) -> None:
+    def release(self, token: str, in_time_since: int | None = None) -> None:
         self.database.contents.beats.pop(self.owner, None)
         with suppress(LeaseLost):
             self._check(token)
-            del self.database.contents.expiring["lease"]
+            epoch = LeaseValue.parse(self._get("lease", take=True)).epoch
+            if in_time_since:
+                self._set("stopped", f"{epoch}|{self._now()}|{in_time_since}", STOP_TTL)
 
     def _sign(self, text: str) -> None:
         beats, now = self.database.contents.beats, self._now()
@@ -136,8 +132,7 @@ class MemoryStore(MemoryControl, Store):
     ) -> CommitResult:
         queues = by_queue(changes, pushes)
         self._check(token)
-        contents = self.database.contents
-        records = contents.records
+        records = self.database.contents.records
         to_do = [change for change in changes if records.get(change.entry, "") != change.new]
         conflicts = [change.entry for change in to_do if records.get(change.entry, "") != change.old]
         if to_do and pushes and not conflicts:
@@ -157,7 +152,7 @@ class MemoryStore(MemoryControl, Store):
                     del records[change.entry]
             self.database.count(counts)
             self._write_log(*log)
-        lengths = {name: len(contents.queues[name]) for name in queues}
+        lengths = {name: len(self.database.contents.queues[name]) for name in queues}
         return CommitResult(queue_lengths=lengths, failed=tuple(failed))
 
     @one_call
@@ -173,6 +168,18 @@ class MemoryStore(MemoryControl, Store):
     def write_meta(self, token: str, app: str) -> None:
         self._check(token)
         self.database.contents.meta = self.database.contents.meta or str(StateMark(app))
+
+    @one_call
+    def look(self) -> tuple[StateMark | None, LeaseValue | None]:
+        meta, lease = self.database.contents.meta, self._get("lease")
+        return StateMark.parse(meta, str(self)) if meta else None, LeaseValue.parse(lease) if lease else None
+
+    @one_call
+    def write_destination(self, token: str, destination: Destination) -> None:
+        self._check(token)
+        contents = self.database.contents
+        if contents.meta:
+            contents.meta = str(StateMark.parse(contents.meta, str(self)).with_destination(destination))
 
     # -- the configuration of the beat that leads ----------------------------------------------------------
 
@@ -209,16 +216,23 @@ class MemoryStore(MemoryControl, Store):
         line: Mapping[str, Any] | None = None,
         merged_line: Mapping[str, Any] | None = None,
         by_hand: bool = False,
-    ) -> tuple[Register, bool]:
+    ) -> tuple[Register, int]:
         started, _, late_run = self._get(f"late:{entry}").partition("|")
         if sent_at is not None and started and sent_at < int(started):
             value, line, late_start = registers.Merged(late_run), merged_line, None
         held, fresh = self._write_register(task_id, value, by_hand=by_hand)
         if fresh and late_start is not None:
             self._set(f"late:{entry}", f"{late_start}|{task_id}", REGISTER_TTL)
-        if fresh and line is not None:
+        if not fresh or line is None:
+            return held, int(fresh)
+        counted = {("", "late"): 1}
+        if isinstance(held, registers.Missed | registers.Merged):
+            counted[entry, str(held).partition(":")[0]] = 1
+        self.database.count(counted)
+        nth = self.database.contents.counts[int(self.database.clock() // 3600)]["", "late"]
+        if nth <= max(10, self._history / 10):
             self._write_log(line)
-        return held, fresh
+        return held, nth
 
     def _write_register(
         self, task_id: str, value: Register, *, by_hand: bool = False
@@ -230,8 +244,7 @@ class MemoryStore(MemoryControl, Store):
 
     @one_call
     def register(self, task_id: str) -> Register | None:
-        held = self._get(f"fire:{task_id}")
-        return registers.parse(held) if held else None
+        return registers.parse(held) if (held := self._get(f"fire:{task_id}")) else None
 
     # -- log -----------------------------------------------------------------------------------------------
 
@@ -242,8 +255,7 @@ class MemoryStore(MemoryControl, Store):
 
     @one_call
     def log_after(self, seen: str, count: int) -> list[tuple[str, dict[str, Any]]]:
-        moment, _, number = seen.partition("-")
-        after = (int(moment), int(number))
+        after = tuple(map(int, seen.split("-")))
         found = [(id_, text) for id_, text in self.database.contents.log if id_ > after]
         return [(f"{id_[0]}-{id_[1]}", json.loads(text)) for id_, text in found[:count]]
 
@@ -256,8 +268,7 @@ class MemoryStore(MemoryControl, Store):
         log = self.database.contents.log
         for line in lines:
             moment, number = log[-1][0] if log else (0, 0)
-            now = self._now()
-            id_ = (now, 0) if now > moment else (moment, number + 1)
+            id_ = max((self._now(), 0), (moment, number + 1))
             log.append((id_, json.dumps(line)))
         del log[: max(0, len(log) - self._history)]
 

@@ -9,7 +9,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.store.memory_database import Fault, MemoryDatabase
-from celery_misfire.store.port import BY_HAND_REGISTER_TTL, LeaseValue
+from celery_misfire.store.port import LeaseValue
+from celery_misfire.store.registers import BY_HAND_REGISTER_TTL
 from celery_misfire.store.sight import Sight
 
 __all__ = ["MemoryControl", "one_call"]
@@ -28,7 +29,7 @@ def one_call(
     def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         database = self.database
         with database.lock:
-            fault = database.fault(self._owner, method.__name__)
+            fault = database.fault(self.owner, method.__name__)
             if fault is None:
                 return method(self, *args, **kwargs)
             if fault is Fault.LATE:
@@ -45,10 +46,10 @@ class MemoryControl:
     """A part of :class:`~celery_misfire.store.memory.MemoryStore`."""
 
     database: MemoryDatabase
-    _owner: str
+    owner: str
 
     @one_call
-    def look(self) -> Sight:
+    def sight(self) -> Sight:
         contents, lease = self.database.contents, self._get("lease")
         _, until = contents.expiring.get("lease", ("", 0.0))
         return Sight(
@@ -99,14 +100,13 @@ class MemoryControl:
     def _now(self) -> int:
         return round(self.database.clock() * 1000)
 
-    def _get(self, name: str) -> str:
-        """Return a text that is kept for a time, '' when there is none (any more)."""
-        expiring = self.database.contents.expiring
-        text, until = expiring.get(name, ("", 0.0))
-        if text and until <= self.database.clock():
-            del expiring[name]
-            return ""
-        return text
+    def _get(self, name: str, *, take: bool = False) -> str:
+        """Return a text that is kept for a time, or take it; '' when there is none (any more)."""
+        text, until = self.database.contents.expiring.get(name, ("", 0.0))
+        is_over = until <= self.database.clock()
+        if text and (take or is_over):
+            del self.database.contents.expiring[name]
+        return "" if is_over else text
 
     def _set(self, name: str, text: str, ttl: float) -> None:
         self.database.contents.expiring[name] = (text, self.database.clock() + ttl)

@@ -7,28 +7,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from celery_misfire.exceptions import NewerSchema
-from celery_misfire.records import SCHEMA
 from celery_misfire.store.changes import Change, CommitResult, Push, Refusal, by_queue
-from celery_misfire.store.registers import Missed, Register
-from celery_misfire.texts import quote
+from celery_misfire.store.clean_stop import CleanStop
+from celery_misfire.store.registers import Register
+from celery_misfire.store.state_mark import Destination, StateMark
 
 if TYPE_CHECKING:
     from celery_misfire.store.sight import Renewed, Sight
 
 __all__ = [
-    "BY_HAND_REGISTER_TTL",
     "COUNTS_TTL",
-    "MISSED_REGISTER_TTL",
     "NOTE_TTL",
-    "REGISTER_TTL",
     "Change",
     "CommitResult",
     "Held",
@@ -36,38 +31,20 @@ __all__ = [
     "NoState",
     "Push",
     "Refusal",
-    "StateMark",
     "Store",
     "Taken",
     "Watched",
     "by_queue",
-    "register_ttl",
 ]
 
 #: A note for the leading beat waits so many seconds for its renewal.
 NOTE_TTL = 300.0
-
-#: The register of a run that started is kept for so many seconds, longer than a broker may hold a message.
-REGISTER_TTL = 24 * 3600.0
-
-#: The same for a missed run, whose message may still stand in a queue that no worker reads.
-MISSED_REGISTER_TTL = 7 * REGISTER_TTL
-
-#: The same for a run by hand: as long as the record is kept from which it may be asked for again.
-BY_HAND_REGISTER_TTL = 90 * REGISTER_TTL
 
 #: The counts of an hour are kept for so many seconds.
 COUNTS_TTL = 8 * 24 * 3600.0
 
 #: No counts.
 NOTHING: Mapping[tuple[str, str], int] = MappingProxyType({})
-
-
-def register_ttl(value: Register, *, by_hand: bool = False) -> float:
-    """Return for how many seconds a register with this value is kept."""
-    if by_hand:
-        return BY_HAND_REGISTER_TTL
-    return MISSED_REGISTER_TTL if isinstance(value, Missed) else REGISTER_TTL
 
 
 # -- the lease -----------------------------------------------------------------------------------------------
@@ -80,7 +57,7 @@ class LeaseValue:
     :param token: secret of the beat that took the lease; each of its commits proves itself with it.
     :param epoch: number of this term of leadership, greater than every one before.
     :param renewals: how often the lease was renewed. A standby sees by it that the leader is alive.
-    :param owner: host and process of that beat, for people.
+    :param owner: the process of that beat, see :mod:`~celery_misfire.store.owner`.
     """
 
     token: str
@@ -116,12 +93,14 @@ class Taken:
     :param previous_epoch: number of the term before, 0 when the store remembers none.
     :param cold: True when the store holds no state: it is new, or it was lost.
     :param app: name of the app whose beat began the state, '' when that is not known.
+    :param stop: how the term before ended, None unless it was in an orderly way.
     """
 
     lease: LeaseValue
     previous_epoch: int
     cold: bool
     app: str = ""
+    stop: CleanStop | None = None
 
     @property
     def epoch(self) -> int:
@@ -146,35 +125,6 @@ class NoState:
 
 
 # -- the state -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StateMark:
-    """The mark of a state that is complete: an entry without a record is a new one.
-
-    :param app: name of the app whose beat began the state, '' when that is not known.
-    """
-
-    app: str
-
-    @classmethod
-    def parse(cls, text: str, place: str) -> StateMark:
-        """Return the mark with this text.
-
-        :param place: where it was found, for the error.
-        :raises NewerSchema: when another version has written the state.
-        """
-        try:
-            found = json.loads(text)
-            schema = found["schema"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise NewerSchema(f"{place} holds a _meta that is not ours") from None
-        if schema != SCHEMA:
-            raise NewerSchema(f"{place} has schema {quote(schema)}, this version works with {SCHEMA}")
-        return cls(str(found.get("app") or ""))
-
-    def __str__(self) -> str:
-        return json.dumps({"schema": SCHEMA, "app": self.app}, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -210,13 +160,15 @@ class Store(Protocol):
     :class:`~celery_misfire.exceptions.StoreUnavailable`; whether a write took place then is unknown.
     """
 
-    @property
-    def lease_key(self) -> str:
-        """The name under which the lease is found in a Redis; '' for a store that is none."""
-
-    @property
-    def owner(self) -> str:
-        """Host and process, as the lease will show them."""
+    #: The name under which the lease is found in a Redis.
+    lease_key: str
+    #: This process, as the lease will name it, see :mod:`~celery_misfire.store.owner`.
+    owner: str
+    #: The same for people: host and pid.
+    process: str
+    #: Where a Redis broker may keep a word that tells its database from all others: now, and before the keys
+    #: got a prefix. Only the first is ever written.
+    place_keys: tuple[str, str]
 
     def advice(self) -> Sequence[str]:
         """Return what is unwise about this store: one line each, for the log.
@@ -246,17 +198,23 @@ class Store(Protocol):
         :raises NewerSchema: when another version has written the state. Nothing has been written then.
         """
 
-    def renew(self, lease: LeaseValue, ttl: float, sign: str = "") -> Renewed:
+    def renew(self, lease: LeaseValue, ttl: float, known: int = 0, *, sign: str = "") -> Renewed:
         """Prolong the lease with this token and give it this value.
 
+        :param known: how many renewals the store is known to have had.
         :param sign: as in :meth:`acquire`.
-        :raises LeaseLost: when the lease is not ours any more.
+        :raises LeaseLost: when the lease is not ours any more, or has had fewer renewals: the store went back
+            in time.
         """
 
-    def release(self, token: str) -> None:
-        """Give the lease up, if it is ours, and take the sign of life back."""
+    def release(self, token: str, in_time_since: int | None = None) -> None:
+        """Give the lease up, if it is ours, and take the sign of life back.
 
-    def look(self) -> Sight:
+        :param in_time_since: leave a mark of a clean stop, see :class:`~.clean_stop.CleanStop`. The next one
+            that takes the lease is told of it, nobody after.
+        """
+
+    def sight(self) -> Sight:
         """Return what is to be seen of the namespace, in one call that writes nothing."""
 
     # People ask the leader for something.
@@ -318,7 +276,32 @@ class Store(Protocol):
         """
 
     def write_meta(self, token: str, app: str) -> None:
-        """Mark the state as complete, see :class:`StateMark`.
+        """Mark a new state as complete, see :class:`StateMark`.
+
+        :raises LeaseLost: as :meth:`commit`.
+        """
+
+    # Whose state it is.
+
+    def look(self) -> tuple[StateMark | None, LeaseValue | None]:
+        """Return the mark of the state and the lease in force, None for what is not there.
+
+        :raises NewerSchema: when another version has written the state.
+        """
+
+    def look_at_former(self) -> tuple[StateMark | None, LeaseValue | None]:
+        """Return the same of the keys that had no prefix yet; by default there are none."""
+        return None, None
+
+    def take_former(self) -> bool:
+        """Move the state from there to here; False when a beat leads there, or there is nothing to move.
+
+        :raises StoreRefused: when it cannot be moved.
+        """
+        return False
+
+    def write_destination(self, token: str, destination: Destination) -> None:
+        """Note in the mark of the state where its runs go.
 
         :raises LeaseLost: as :meth:`commit`.
         """
@@ -358,17 +341,19 @@ class Store(Protocol):
         line: Mapping[str, Any] | None = None,
         merged_line: Mapping[str, Any] | None = None,
         by_hand: bool = False,
-    ) -> tuple[Register, bool]:
+    ) -> tuple[Register, int]:
         """Write `value` into the register of an occurrence that has none yet.
 
         With `sent_at`, a message that was sent before the entry's last late run started is merged into that
-        run: its register says so, not `value`.
+        run: its register says so, not `value`. What is missed or merged, and has a line, is counted. The log
+        takes a tenth of its length of such lines in an hour.
 
         :param sent_at: when the message was sent, in milliseconds UTC; None: it cannot be merged.
         :param late_start: when the run starts, in milliseconds UTC; None: it is in time.
         :param line: goes to the log with `value`; `merged_line`, if the message is merged.
-        :param by_hand: the run was asked for by hand, see :func:`register_ttl`.
-        :returns: what the register holds, and whether it was written just now.
+        :param by_hand: the run was asked for by hand, see :func:`~.registers.register_ttl`.
+        :returns: what the register holds, and 0 when it had been written before; else 1 or, for a run with a
+            line, how many there were in this hour, which are counted as ``("", "late")``.
         """
 
     def register(self, task_id: str) -> Register | None:

@@ -9,7 +9,8 @@ from typing import Any
 import redis
 
 from celery_misfire.store.connection import as_text
-from celery_misfire.store.port import BY_HAND_REGISTER_TTL, LeaseValue, Watched
+from celery_misfire.store.port import LeaseValue, Watched
+from celery_misfire.store.registers import BY_HAND_REGISTER_TTL
 from celery_misfire.store.sight import Sight
 
 __all__ = ["RedisControl"]
@@ -22,7 +23,7 @@ class RedisControl:
     """A part of :class:`~celery_misfire.store.redis_store.RedisStore`."""
 
     state_key: str
-    _lease_key: str
+    lease_key: str
     _guard_key: str
     _beats_key: str
     _control_key: str
@@ -32,9 +33,9 @@ class RedisControl:
     _call: Callable[..., Any]
     _run: Callable[..., Any]
 
-    def look(self) -> Sight:
-        keys = [self._lease_key, self.state_key, self._guard_key, self._beats_key, self._control_key]
-        now, lease, left, guarded, has_state, hold, beats, requests = self._run("look", keys, [])
+    def sight(self) -> Sight:
+        keys = [self.lease_key, self.state_key, self._guard_key, self._beats_key, self._control_key]
+        now, lease, left, guarded, has_state, hold, beats, requests = self._run("sight", keys, [])
         signs = {beat: sign.partition("|") for beat, sign in _pairs(beats)}
         return Sight(
             now=int(now),

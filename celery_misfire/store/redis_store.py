@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -18,8 +16,12 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from celery_misfire.exceptions import LeaseLost, StoreRefused, StoreUnavailable
+from celery_misfire.misfire import Outcome
 from celery_misfire.store import errors, registers
+from celery_misfire.store.clean_stop import STOP_TTL, CleanStop
 from celery_misfire.store.connection import LONGEST_CALL, RedisConnection, as_text
+from celery_misfire.store.former import FormerKeys, look_at
+from celery_misfire.store.owner import name_of, this_process
 from celery_misfire.store.port import (
     COUNTS_TTL,
     NOTE_TTL,
@@ -31,15 +33,14 @@ from celery_misfire.store.port import (
     NoState,
     Push,
     Refusal,
-    StateMark,
     Store,
     Taken,
     by_queue,
-    register_ttl,
 )
 from celery_misfire.store.redis_control import RedisControl
-from celery_misfire.store.registers import Register
+from celery_misfire.store.registers import Register, register_ttl
 from celery_misfire.store.sight import SIGN_TTL, Renewed
+from celery_misfire.store.state_mark import Destination, StateMark
 
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
@@ -63,6 +64,7 @@ class RedisStore(RedisControl, Store):
     :param url: and `options` and `call_timeout`: as for a
         :class:`~celery_misfire.store.connection.RedisConnection`.
     :param history: how many lines the log keeps, roughly.
+    :param key_prefix: goes before the name of each key.
     :raises MisfireConfigError: when redis-py does not take `url` and `options`.
     """
 
@@ -73,37 +75,32 @@ class RedisStore(RedisControl, Store):
         options: Mapping[str, Any] | None = None,
         history: int = 10_000,
         call_timeout: float = LONGEST_CALL,
+        key_prefix: str = "",
     ) -> None:
         self._connection = RedisConnection(url, options or {}, call_timeout)
         self._redis = self._connection.client
         self._call, self._run = self._connection.call, self._connection.run
         self._history = history
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
-        prefix = f"celery-misfire:{{{namespace}}}"
-        self.state_key, self._lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
+        self.owner = this_process()
+        self.process = name_of(self.owner)
+        base = f"celery-misfire:{{{namespace}}}"
+        self._former, prefix = FormerKeys(self._connection, base, key_prefix), key_prefix + base
+        self.state_key, self.lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
         self._note_key, self._guard_key = f"{prefix}:note", f"{prefix}:guard"
+        self._stop_key = f"{prefix}:stopped"
         self._watch_keys = (f"{prefix}:watcher", f"{prefix}:watch", self._guard_key, self.lease_key)
         self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
-        self._counts_prefix = f"{prefix}:counts:"
+        self._counts_prefix, self.place_keys = f"{prefix}:counts:", (f"{prefix}:place", f"{base}:place")
         self._beats_key, self._control_key = f"{prefix}:beats", f"{prefix}:control"
 
     @classmethod
     def of(cls, settings: Settings, call_timeout: float = LONGEST_CALL) -> RedisStore:
         """Return the store that an app's settings name."""
-        return cls(
-            settings.redis_url, settings.namespace, settings.redis_options, settings.history, call_timeout
-        )
+        s = settings
+        return cls(s.redis_url, s.namespace, s.redis_options, s.history, call_timeout, s.key_prefix)
 
     def __str__(self) -> str:
         return f"{self.state_key} in {self._connection}"
-
-    @property
-    def lease_key(self) -> str:
-        return self._lease_key
-
-    @property
-    def owner(self) -> str:
-        return self._owner
 
     def advice(self) -> list[str]:
         return self._connection.advice()
@@ -123,7 +120,7 @@ class RedisStore(RedisControl, Store):
         needs_state: bool = False,
         sign: str = "",
     ) -> Taken | Held | NoState:
-        keys = [self.lease_key, self.state_key, self.log_key, self._beats_key]
+        keys = [self.lease_key, self.state_key, self.log_key, self._stop_key, self._beats_key]
         meta, app, free = "", "", _NO_STATE if needs_state else ""
         while True:
             args = [token, self.owner, _ms(ttl), str(seen or ""), meta, free, sign, _ms(SIGN_TTL)]
@@ -135,19 +132,21 @@ class RedisStore(RedisControl, Store):
                     return NoState()
                 case ["HELD", value, description]:
                     return Held(LeaseValue.parse(value), description)
-                case [_, _, previous_epoch, value]:
-                    return Taken(LeaseValue.parse(value), int(previous_epoch), cold=not meta, app=app)
+                case [_, _, previous_epoch, value, now, mark]:
+                    stop = CleanStop.parse(mark, int(previous_epoch), int(now))
+                    return Taken(LeaseValue.parse(value), int(previous_epoch), not meta, app, stop)
 
-    def renew(self, lease: LeaseValue, ttl: float, sign: str = "") -> Renewed:
+    def renew(self, lease: LeaseValue, ttl: float, known: int = 0, *, sign: str = "") -> Renewed:
         keys = [self.lease_key, self._note_key, self._control_key, self._beats_key]
-        args = [lease.token, str(lease), _ms(ttl), self.owner, sign, _ms(SIGN_TTL)]
+        args = [lease.token, str(lease), _ms(ttl), known, self.owner, sign, _ms(SIGN_TTL)]
         answer = self._run("renew", keys, args)
         if not answer:
             raise LeaseLost
         return Renewed(str(answer[0]), answer[1] == 1)
 
-    def release(self, token: str) -> None:
-        self._run("release", [self.lease_key, self._beats_key], [token, self.owner])
+    def release(self, token: str, in_time_since: int | None = None) -> None:
+        args = [token, in_time_since or "", _ms(STOP_TTL), self.owner]
+        self._run("release", [self.lease_key, self._stop_key, self._beats_key], args)
 
     # -- records -------------------------------------------------------------------------------------------
 
@@ -192,6 +191,21 @@ class RedisStore(RedisControl, Store):
 
     def write_hold(self, token: str, old: str, new: str) -> bool:
         return bool(self._replace(token, [("_hold", old, new)])[0] == "OK")
+
+    def look(self) -> tuple[StateMark | None, LeaseValue | None]:
+        return look_at(self._connection, self.state_key, self.lease_key)
+
+    def look_at_former(self) -> tuple[StateMark | None, LeaseValue | None]:
+        return self._former.look()
+
+    def take_former(self) -> bool:
+        return self._former.move()
+
+    def write_destination(self, token: str, destination: Destination) -> None:
+        meta = as_text(self._call(self._redis.hget, self.state_key, "_meta") or "")
+        if meta:
+            mark = StateMark.parse(meta, self.state_key).with_destination(destination)
+            self._replace(token, [("_meta", meta, str(mark))])
 
     def _replace(
         self,
@@ -253,16 +267,16 @@ class RedisStore(RedisControl, Store):
         line: Mapping[str, Any] | None = None,
         merged_line: Mapping[str, Any] | None = None,
         by_hand: bool = False,
-    ) -> tuple[Register, bool]:
+    ) -> tuple[Register, int]:
         ttl = _ms(register_ttl(value, by_hand=by_hand))
         key = self._register_prefix + task_id
         if sent_at is None and late_start is None and line is None:
             # The common case, in the fewest bytes; sent twice, it finds the value that is its own.
             if self._call(partial(self._redis.set, nx=True, px=ttl), key, str(value)):
-                return value, True
-            return self.register(task_id) or registers.Unknown(), False
+                return value, 1
+            return self.register(task_id) or registers.Unknown(), 0
         entry_digest = hashlib.sha1(entry.encode("utf-8", "surrogateescape")).hexdigest()
-        keys = [key, self._late_prefix + entry_digest, self.log_key]
+        keys = [key, self._late_prefix + entry_digest, self.log_key, self._counts_key(time.time())]
         mark = "" if late_start is None else f"{late_start}|{task_id}"
         lines = ["" if one is None else _line(one) for one in (line, merged_line)]
         args = [
@@ -272,9 +286,12 @@ class RedisStore(RedisControl, Store):
             mark,
             self._history,
             *lines,
+            _ms(COUNTS_TTL),
+            f"{Outcome.MISSED}:{entry}" if isinstance(value, registers.Missed) else "",
+            f"{Outcome.MERGED}:{entry}",
         ]
-        held, fresh = self._run("start", keys, args)
-        return registers.parse(held), fresh == 1
+        held, nth = self._run("start", keys, args)
+        return registers.parse(held), int(nth)
 
     def register(self, task_id: str) -> Register | None:
         try:

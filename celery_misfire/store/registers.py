@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Merged", "Missed", "Register", "Started", "Unknown", "parse"]
+__all__ = ["REGISTER_TTL", "Merged", "Missed", "Register", "Started", "Unknown", "parse", "register_ttl"]
+
+#: The register of a run that started is kept for so many seconds, longer than a broker may hold a message.
+REGISTER_TTL = 24 * 3600.0
+
+#: The same for a missed run, whose message may still stand in a queue that no worker reads.
+MISSED_REGISTER_TTL = 7 * REGISTER_TTL
+
+#: The same for a run by hand: as long as the record is kept from which it may be asked for again.
+BY_HAND_REGISTER_TTL = 90 * REGISTER_TTL
 
 
 @dataclass(frozen=True)
@@ -71,3 +80,10 @@ def parse(text: str) -> Register:
         case "merged":
             return Merged(rest)
     return Unknown(text)
+
+
+def register_ttl(value: Register, *, by_hand: bool = False) -> float:
+    """Return for how many seconds a register with this value is kept."""
+    if by_hand:
+        return BY_HAND_REGISTER_TTL
+    return MISSED_REGISTER_TTL if isinstance(value, Missed) else REGISTER_TTL

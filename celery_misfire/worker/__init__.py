@@ -15,6 +15,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import celery.worker.request
@@ -28,7 +29,9 @@ from celery.worker.state import task_ready
 from celery_misfire import result
 from celery_misfire.conf import settings as conf
 from celery_misfire.exceptions import MisfireConfigError
+from celery_misfire.log_lines import log_fields
 from celery_misfire.worker.guard import Guard
+from celery_misfire.worker.tracing import describe_span
 from celery_misfire.worker.watch import Watch
 
 __all__ = ["WORKER_SIDE", "Guard", "Request", "install"]
@@ -87,8 +90,12 @@ def _ask_before_start(cls: type[Task[Any, Any]]) -> None:
     @functools.wraps(original)
     def before_start(self: Task[Any, Any], task_id: str, args: Any, kwargs: Any) -> None:
         guard = _guard_of(self.app)
-        if guard is not None and not guard.admits(self):
-            raise Ignore
+        if guard is not None:
+            with suppress(Exception):
+                # Spans are never worth a run.
+                describe_span()
+            if not guard.admits(self):
+                raise Ignore
         _store_started(self, task_id)
         original(self, task_id, args, kwargs)
 
@@ -170,7 +177,8 @@ def _start(sender: Any, **_: Any) -> None:
     known = vars(sender.app)
     problem: MisfireConfigError | None = known.pop("_misfire_problem", None)
     if problem is not None:
-        logger.error("worker: runs of beat are neither judged nor deduplicated: %s", problem)
+        what, extra = "runs of beat are neither judged nor deduplicated", log_fields("problem")
+        logger.error("worker: %s: %s", what, problem, extra=extra)
     for part in (_guard_of(sender.app), known.get("_misfire_watch")):
         if part is not None:
             part.start()

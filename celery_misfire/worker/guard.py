@@ -16,6 +16,8 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery_misfire.conf.settings import Settings
 from celery_misfire.events import Merged, Missed, StartedLate
 from celery_misfire.exceptions import StoreUnavailable
+from celery_misfire.fire import isoformat
+from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import MissedFire, Reason, to_millis
 from celery_misfire.sending.missed_runs import Part, Report, report
 from celery_misfire.sending.reporter import Reporter
@@ -27,6 +29,7 @@ from celery_misfire.store.url import address
 from celery_misfire.texts import one_line
 from celery_misfire.trouble import Trouble
 from celery_misfire.worker.delivery import Delivery, LateStart, is_missed_when_late, read_delivery
+from celery_misfire.worker.late_runs import LateRuns
 
 if TYPE_CHECKING:
     from celery_misfire.worker import Request
@@ -58,6 +61,7 @@ class Guard:
         self._main_process = os.getpid()
         self._reporters: dict[int, Reporter] = {}
         self._stores: dict[int, RedisStore] = {}
+        self._late_runs = LateRuns(logger, app, hostname)
         self._store_trouble = Trouble(first_wait=LEAVE_ALONE, longest_wait=LEAVE_ALONE)
 
     # -- questions -----------------------------------------------------------------------------------------
@@ -105,18 +109,14 @@ class Guard:
                 return True
         # A run that is delivered again is not told late: it may have started in time before.
         late = None if late_by is None or delivery.redelivered else self._started_late(delivery, late_by)
-        may_start, is_first = self._write_start(delivery, late, task)
+        may_start, nth = self._write_start(delivery, late, task)
         if not may_start:
             return False
         # A class may call before_start of another one that is wrapped as well.
         request.update(misfire_admitted=True)
-        if late is not None and is_first:
-            logger.warning(
-                "worker: %s; threshold %g s, instruction %s",
-                late.sentence(self._app.timezone),
-                delivery.threshold,
-                delivery.instruction,
-            )
+        if late is not None and nth != 0:
+            what = f"threshold {delivery.threshold:g} s, instruction {delivery.instruction}"
+            self._late_runs.log(late, what, nth)
             task_started_late.send(sender=task, fire=delivery.fire, late_by=late_by)
         return True
 
@@ -136,19 +136,24 @@ class Guard:
             late_by=round(late_by * 1000),
             id=delivery.task_id,
             worker=self._hostname,
+            outcome=delivery.fire.outcome,
+            now=_now(),
         )
 
     # -- registers -----------------------------------------------------------------------------------------
 
     def _write_start(
         self, delivery: Delivery, late: StartedLate | None, task: Task[Any, Any]
-    ) -> tuple[bool, bool]:
-        """Write into the register that the run starts; return whether it may, and whether it is the first."""
+    ) -> tuple[bool, int | None]:
+        """Write into the register that the run starts; return whether it may, and how many were late so far.
+
+        :returns: with 0 when a message of it was there before; None when nobody has counted.
+        """
         merges = self._settings.worker_guard and delivery.late_start is LateStart.MERGE
         if not (merges or self._settings.deduplicate):
-            return True, True
+            return True, None
         if delivery.once and late is None and not merges and not self._may_be_judged_again(delivery, task):
-            return True, True
+            return True, None
         entry = delivery.fire.entry
         merged = Merged(entry=entry, scheduled=delivery.scheduled, id=delivery.task_id, worker=self._hostname)
         answer = self._ask(
@@ -165,9 +170,9 @@ class Guard:
             )
         )
         if answer is None:
-            return True, True
-        register, is_new = answer
-        return self._has_started(delivery, register), is_new
+            return True, None
+        register, nth = answer
+        return self._has_started(delivery, register), nth
 
     def _may_be_judged_again(self, delivery: Delivery, task: Task[Any, Any]) -> bool:
         """Return True when the message may come again after the start, and be given up for being late."""
@@ -192,25 +197,27 @@ class Guard:
         event = Missed.of(missed, worker=self._hostname)
         # With the nonce: should this process die now, the message comes again, and is reported then.
         value = registers.Missed(reason, delivery.nonce)
-        register = self._ask(lambda: self._close(delivery, value, event))
+        register, nth = self._ask(lambda: self._close(delivery, value, event)) or (None, None)
         if register is None:
             return False
         if register != value:
             return not self._has_started(delivery, register)
-        logger.warning("worker: %s; late by %.3f s", event.sentence(self._app.timezone), late_by)
+        self._late_runs.log(event, f"late by {late_by:.3f} s", nth or None)
         self._report(Report(missed, delivery.on_missed, request=_without_arguments(request)))
         return True
 
-    def _close(self, delivery: Delivery, value: Register, event: Missed) -> Register | None:
-        """Write into the register that the run is missed; return what it holds.
+    def _close(
+        self, delivery: Delivery, value: Register, event: Missed
+    ) -> tuple[Register | None, int | None]:
+        """Write into the register that the run is missed; return what it holds, and what `start` has counted.
 
         A message that is delivered again may be that of a run that has started without a register. So it
         leaves an empty one alone, and the answer is None.
         """
         if delivery.redelivered:
-            return self._store.register(delivery.task_id)
+            return self._store.register(delivery.task_id), None
         entry = delivery.fire.entry
-        return self._store.start(delivery.task_id, value, entry=entry, line=event.encode())[0]
+        return self._store.start(delivery.task_id, value, entry=entry, line=event.encode())
 
     def _has_started(self, delivery: Delivery, register: Register) -> bool:
         """Return True when the register says that the run started from this message; else it is dropped."""
@@ -224,10 +231,24 @@ class Guard:
             case registers.Missed(reason):
                 why = f"it counts as missed ({reason})"
             case _:
-                logger.warning("worker: the register of %s cannot be read; the run starts", delivery)
+                extra = self._fields("register_unreadable", delivery)
+                logger.warning(
+                    "worker: the register of %s cannot be read; the run starts", delivery, extra=extra
+                )
                 return True
-        logger.info("worker: a message of %s is dropped: %s", delivery, one_line(why))
+        extra = self._fields("dropped", delivery)
+        logger.info("worker: a message of %s is dropped: %s", delivery, one_line(why), extra=extra)
         return False
+
+    def _fields(self, event: str, delivery: Delivery) -> dict[str, Any]:
+        return log_fields(
+            event,
+            entry=one_line(delivery.fire.entry),
+            task=one_line(delivery.task),
+            task_id=delivery.task_id,
+            scheduled=isoformat(delivery.fire.scheduled_fire_time),
+            owner=self._hostname,
+        )
 
     # -- reports -------------------------------------------------------------------------------------------
 
@@ -277,11 +298,14 @@ class Guard:
             answer = call()
         except StoreUnavailable as exc:
             if trouble.fail(time.monotonic()):
-                logger.warning("worker: %s; until it answers, runs are neither judged nor deduplicated", exc)
+                what = "until it answers, runs are neither judged nor deduplicated"
+                extra = log_fields("store_unavailable", owner=self._hostname)
+                logger.warning("worker: %s; %s", exc, what, extra=extra)
             return None
         if (away := trouble.end(time.monotonic())) is not None:
             place = address(self._settings.redis_url)
-            logger.info("worker: Redis at %s answers again after %.0f s", place, away)
+            extra = log_fields("store_available", owner=self._hostname)
+            logger.info("worker: Redis at %s answers again after %.0f s", place, away, extra=extra)
         return answer
 
     def _safely(self, default: bool, question: Callable[[Any], bool], about: Any) -> bool:
@@ -291,7 +315,8 @@ class Guard:
             # The time of the run itself is up.
             raise
         except Exception:
-            logger.exception("worker: unexpected error, the run starts")
+            extra = log_fields("unexpected_error", owner=self._hostname)
+            logger.exception("worker: unexpected error, the run starts", extra=extra)
             return default
 
 

@@ -1,8 +1,8 @@
-"""One of the workers watches beat: it logs what beat recorded as missed, and raises an alarm without a beat.
+"""One of the workers watches beat, and raises an alarm when entries are overdue and no beat leads.
 
-Each look takes or keeps a token in the store, so that one worker watches at a time. The store also holds how
-far the log was read and whether the alarm was raised, so that another worker can go on from there. The watch
-is a thread, because a solo pool blocks its worker.
+Each look takes or keeps a token in the store, so that one worker watches at a time. The store also holds
+whether the alarm was raised, so that another worker can go on from there. The watch is a thread, because a
+solo pool blocks its worker.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from celery_misfire import records
 from celery_misfire.conf.names import plainly_named
 from celery_misfire.conf.settings import Settings
 from celery_misfire.control import read_hold
-from celery_misfire.events import Missed, decode
 from celery_misfire.exceptions import StoreUnavailable
+from celery_misfire.fire import isoformat
+from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import AUTO_THRESHOLD, from_millis
 from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.signals import beat_overdue
@@ -33,7 +34,7 @@ from celery_misfire.status import Status, status_of
 from celery_misfire.store.port import Watched
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.store.url import address
-from celery_misfire.texts import one_line, quote_name
+from celery_misfire.texts import quote_name
 from celery_misfire.triggers.kinds import trigger_for
 from celery_misfire.trouble import Trouble
 
@@ -45,12 +46,8 @@ logger = logging.getLogger(__name__)
 WATCHER_TTL = 1.5
 #: Beat counts on guarded workers for so many check rates after their last sign of life.
 GUARD_TTL = 5
-#: Most lines of the log that are read at a time.
-PAGE = 1000
 #: Most entries that the log line of the alarm names.
 MOST_NAMES = 10
-#: Longest line about a miss, in characters.
-LONGEST_LINE = 500
 
 
 @dataclass(frozen=True)
@@ -80,10 +77,10 @@ class Alarm:
 
 
 class Watch:
-    """Looks each ``misfire_check_rate`` seconds for new records of missed runs, and whether a beat leads.
+    """Looks each ``misfire_check_rate`` seconds whether a beat leads.
 
     :param hostname: of the worker; None: this is no worker, and one of them at a time is known by its host.
-    :param tell: hears of each alarm, and of each record of missed runs; None: the log.
+    :param tell: hears of each alarm; None: the log.
     """
 
     def __init__(
@@ -91,9 +88,10 @@ class Watch:
         app: Celery,
         settings: Settings,
         hostname: str | None,
-        tell: Callable[[Alarm | Missed], None] | None = None,
+        tell: Callable[[Alarm], None] | None = None,
     ) -> None:
         self._app, self._settings, self._is_worker = app, settings, hostname is not None
+        self._hostname = hostname
         self._token = f"{hostname}:{uuid.uuid4().hex}" if hostname else f"cli@{socket.gethostname()}"
         self._tell = tell or self._log
         self._store = RedisStore.of(settings)
@@ -123,15 +121,18 @@ class Watch:
                 self.look()
                 if (away := self._trouble.end(time.monotonic())) is not None:
                     place = address(self._settings.redis_url)
+                    what, extra = "answers again after", self._fields("store_available")
                     logger.info(
-                        "worker: Redis at %s answers again after %.0f s; beat is watched", place, away
+                        "worker: Redis at %s %s %.0f s; beat is watched", place, what, away, extra=extra
                     )
             except StoreUnavailable as exc:
                 if self._trouble.fail(time.monotonic()):
-                    logger.warning("worker: nobody can see whether beat is overdue: %s", exc)
+                    extra = self._fields("store_unavailable")
+                    logger.warning("worker: nobody can see whether beat is overdue: %s", exc, extra=extra)
             except BaseException:
                 # A receiver may raise anything, and no other thread of this worker watches.
-                logger.exception("worker: unexpected error while watching beat")
+                extra = self._fields("unexpected_error")
+                logger.exception("worker: unexpected error while watching beat", extra=extra)
             stop.wait(self._settings.check_rate)
 
     def look(self) -> None:
@@ -146,30 +147,11 @@ class Watch:
             self._all_clear(found.alarm)
         elif not found.led and not found.alarm:
             self._raise_alarm(self._overdue(time.time_ns() // 1_000_000))
-        self._log_missed(found.seen)
 
     def _keep_watch(self, **notes: str) -> Watched | None:
         rate = self._settings.check_rate
         guard_ttl = rate * GUARD_TTL if self._settings.deduplicate and self._is_worker else 0
         return self._store.watch(self._token, rate * WATCHER_TTL, guard_ttl, **notes)
-
-    # -- missed runs ---------------------------------------------------------------------------------------
-
-    def _log_missed(self, seen: str) -> None:
-        """Log what beat has recorded as missed since the last look."""
-        if not seen:
-            # The misses before the first worker are in beat's own log.
-            self._keep_watch(seen=self._store.last_log_id())
-            return
-        while page := self._store.log_after(seen, PAGE):
-            seen = page[-1][0]
-            if self._keep_watch(seen=seen) is None:
-                return
-            for _, line in page:
-                event = decode(line)
-                # A worker logs by itself what it has given up.
-                if isinstance(event, Missed) and event.worker is None:
-                    self._tell(event)
 
     # -- beat ----------------------------------------------------------------------------------------------
 
@@ -177,7 +159,7 @@ class Watch:
         """Return the fire times that have passed by more than their threshold, by entry, oldest first."""
         overdue: dict[str, int] = {}
         self._entries = plainly_named(self._app.conf.beat_schedule)
-        self._hold = read_hold(self._store.look().hold)
+        self._hold = read_hold(self._store.sight().hold)
         for name, text in self._store.load().items():
             try:
                 status = self._status(records.loads(text), now)
@@ -217,9 +199,14 @@ class Watch:
         if self._keep_watch(alarm="") is not None:
             self._tell(Alarm(int(since)))
 
-    def _log(self, news: Alarm | Missed) -> None:
-        sentence = news.sentence(self._app.timezone)
-        if isinstance(news, Missed):
-            logger.warning("worker: beat recorded that %s", one_line(sentence, LONGEST_LINE))
+    def _fields(self, event: str, **values: object) -> dict[str, Any]:
+        return log_fields(event, owner=self._hostname, **values)
+
+    def _log(self, alarm: Alarm) -> None:
+        scheduled = isoformat(from_millis(alarm.since))
+        if alarm.is_over:
+            extra, level = self._fields("beat_is_back", scheduled=scheduled), logging.INFO
         else:
-            logger.log(logging.INFO if news.is_over else logging.ERROR, "worker: %s", sentence)
+            extra = self._fields("overdue", scheduled=scheduled, entries=len(alarm.entries))
+            level = logging.ERROR
+        logger.log(level, "worker: %s", alarm.sentence(self._app.timezone), extra=extra)

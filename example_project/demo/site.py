@@ -14,6 +14,7 @@ from typing import Any
 
 import redis
 
+from celery_misfire.events import decode
 from celery_misfire.store.redis_store import RedisStore
 from example_project.child_process import Child, free_port
 
@@ -111,7 +112,8 @@ class Site:
 
     def log(self) -> list[dict[str, Any]]:
         """Return the decisions of beat, from its log in Redis."""
-        return RedisStore(self.url, self.namespace).log()
+        events = map(decode, RedisStore(self.url, self.namespace).log())
+        return [one.encode() for event in events if event is not None for one in event.split()]
 
     def app(self) -> Any:
         """Return the Celery app of the site, as any other process of it would import it."""

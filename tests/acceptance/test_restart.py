@@ -243,7 +243,7 @@ def test_a_first_start_on_an_empty_redis_runs_nothing_at_once_and_misses_nothing
     assert {line["event"] for line in project.decisions()} == {"lead", "sent"}
     assert project.state("long over").state.next_fire_time is None
     assert project.log().count(NEW_STATE) == 1
-    assert len(warnings(project.log())) == 1
+    assert warnings(project.log()) == []
 
 
 def test_a_beat_that_comes_back_inside_the_threshold_runs_once_and_without_a_misfire(
@@ -411,6 +411,35 @@ def test_missed_runs_leave_a_result_signals_a_handler_task_and_a_log_line(
     for text in (project.log(), str(decisions), str(signals), state):
         assert "user data" not in text
     assert "Traceback" not in project.log()
+
+
+def test_a_deploy_leaves_the_same_but_raises_no_alarm(project: Project, redis_server: RedisServer):
+    misfire = {"instruction": "do_nothing", "threshold": 0.5, "on_missed": "on_missed"}
+    project.configure({"tick": {"schedule": EVERY_SECOND, "misfire": misfire}}, misfire_worker_guard=False)
+    beat = project.leading_beat()
+    for done in range(1, 4):
+        sent = len(of_entry(published(redis_server.url), "tick"))
+        wait_for(lambda n=sent: len(of_entry(published(redis_server.url), "tick")) > n + 1, 60, what="runs")
+        beat.stop()
+        assert beat.exit_code == 0
+        # Longer than the threshold, and than the time for which nothing more is due.
+        start_again = project.beat_at_gate()
+        sleep_until(project.state("tick").state.next_fire_time / 1000 + 2)
+        beat = start_again()
+        wait_for(lambda n=done: len(project.signals("task_missed")) >= n, 60, what="the miss")
+    settle(project, "tick")
+    assert {line["reason"] for line in project.terms()[1:]} == {"restarted"}
+    missed = [line for line in project.decisions() if line["event"] == "missed"]
+    assert {line["reason"] for line in missed} == {"restarted"}
+    assert len(missed) == 3
+    assert {s["reason"] for s in project.signals("task_missed")} == {"restarted"}
+    assert project.signals("task_failure") == []
+    assert [line for line in project.log().splitlines() if "misfire of 'tick'" in line and "INFO" in line]
+    assert [line for line in warnings(project.log()) if NEW_STATE not in line] == []
+    project.worker()
+    wait_for(lambda: len(project.signals("on_missed")) == 3, 60, what="the handler task")
+    result = reader(redis_server.url).AsyncResult(missed[0]["id"])
+    assert (result.state, result.ready(), result.failed()) == ("MISSED", True, True)
 
 
 def test_each_missed_run_has_a_result_of_its_own_where_that_is_wanted(

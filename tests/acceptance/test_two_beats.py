@@ -7,6 +7,7 @@ that was not published is one that was lost.
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -106,13 +107,30 @@ def test_two_live_beats_publish_each_occurrence_once(
     assert "beat: leading" not in project.log("b")
 
 
-def test_after_a_kill_of_the_leader_the_other_goes_on_in_time_and_nothing_is_lost(
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells that a process is dead")
+def test_after_a_kill_of_the_leader_the_other_of_this_host_goes_on_at_once(
+    project: Project, redis_server: RedisServer
+) -> None:
+    pair = Pair(project, redis_server, misfire_lease_ttl=3600, misfire_standby_poll=POLL)
+    a, b = pair.start()
+
+    a.kill()
+    pair.wait_for_log("b", "beat: leading")
+    pair.wait_for_fires(4)
+
+    assert b.alive
+    fires = pair.check()
+    assert sum(fires.values()) - len(fires) <= 1
+    assert [line["reason"] for line in pair.leads()] == ["scheduler_down", "failover"]
+
+
+def test_after_a_kill_of_the_leader_on_another_host_the_other_goes_on_in_time_and_nothing_is_lost(
     project: Project, redis_server: RedisServer
 ) -> None:
     pair = Pair(project, redis_server, misfire_lease_ttl=TTL, misfire_standby_poll=POLL)
     a, b = pair.start()
 
-    a.kill()
+    project.kill_elsewhere(a)
     killed = time.time()
     pair.wait_for_log("b", "beat: leading")
     pair.wait_for_fires(4)

@@ -81,7 +81,7 @@ def test_equal_beats_and_a_restart_with_a_new_configuration_say_nothing(
     renewals(project, redis_server, 3)
     b.stop()
     # Its lease outlives it for a while, and looks as if somebody led.
-    a.kill()
+    project.kill_elsewhere(a)
     project.configure({}, misfire_lease_ttl=5, misfire_threshold=5)
     project.beat(name="c")
     wait_for(lambda: "another beat leads" in project.log("c"), 30)

@@ -13,6 +13,7 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from celery_misfire import fire
+from celery_misfire.events import Sent, SentTogether
 from celery_misfire.misfire import to_millis
 from tests.support.admin_site import AdminSite, now
 from tests.support.processes import NAMESPACE, Message, Project, published, wait_for
@@ -200,6 +201,12 @@ def test_the_page_tells_the_log_of_the_outage(site: AdminSite) -> None:
             "fire_time": at,
             "id": "y",
         },
+        SentTogether.of(
+            [
+                Sent(entry=name, outcome="fired", scheduled=at, fire_time=at, id=name)
+                for name in ("other", "reports")
+            ]
+        ).encode(),
         {"event": "a word of a later version", "entry": "reports"},
     )
     moments = [datetime.fromtimestamp(t / 1000, UTC) for t in (first, last, at)]
@@ -210,10 +217,11 @@ def test_the_page_tells_the_log_of_the_outage(site: AdminSite) -> None:
     for words in (
         "A beat began to lead",
         "missed. Beat was not running.",
-        "was sent (fired)",
         "later version",
     ):
         assert words in log
+    # One by itself, and one together with that of another entry.
+    assert log.count("was sent (fired)") == 2
 
 
 def test_without_redis_the_page_is_there_without_the_log(site: AdminSite) -> None:

@@ -21,6 +21,7 @@ from celery_misfire.store import registers
 from celery_misfire.store.port import Change
 from celery_misfire.store.redis_store import RedisStore
 from tests.integration.test_leader import MINUTE, SECOND, World
+from tests.support.log_lines import one_by_one
 
 LATE = 30 * SECOND
 
@@ -57,7 +58,7 @@ def guard(world: World) -> None:
 
 
 def decisions(world: World, event: str) -> list[dict[str, Any]]:
-    return [line for line in world.store.log() if line["event"] == event]
+    return [line for line in one_by_one(world.store.log()) if line["event"] == event]
 
 
 def test_without_a_guard_it_is_sent_again(world: World) -> None:

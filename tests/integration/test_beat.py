@@ -59,6 +59,26 @@ def store_of(beat: MisfireScheduler) -> RedisStore:
     return RedisStore.of(read_settings(beat.app))
 
 
+def test_a_redis_that_gives_the_lease_and_nothing_else_is_mentioned_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def away(*_: Any) -> list[str]:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(RedisStore, "load", away)
+        beat = make()
+        for _ in range(20):
+            beat._member._ask_again_at = 0.0
+            beat.tick()
+        assert "answers again" not in caplog.text
+    run(beat, lambda: beat._member.holds_lease)
+    about = [m for m in caplog.messages if "away; standing by" in m or "answers again" in m]
+    assert [m.split()[1] for m in about] == ["away;", f"{beat._store}".split()[0]]
+
+
 def test_a_schedule_that_was_changed_while_the_store_was_away_is_taken_up_whole(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,14 +156,13 @@ class Sparing(MisfireScheduler):
         pass
 
 
-def test_what_a_scheduler_of_the_apps_own_does_not_send_does_not_count_as_sent(
+def test_what_a_scheduler_of_the_apps_own_does_not_send_counts_as_sent_as_in_celery(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
     beat = make(Sparing)
-    run(beat, lambda: "reason publish_rejected" in caplog.text)
-    assert not [line for line in store_of(beat).log() if line["event"] == "sent"]
-    assert "apply_entry sent nothing" in caplog.text
+    run(beat, lambda: [line for line in store_of(beat).log() if line["event"] == "sent"])
+    assert "cannot be sent" not in caplog.text
 
 
 @pytest.mark.parametrize("empty", [[], ()])

@@ -17,6 +17,7 @@ from celery_misfire.beat import MisfireScheduler
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.store.redis_store import RedisStore
+from tests.support.log_lines import one_by_one
 from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
 
@@ -47,7 +48,7 @@ def run(beat: MisfireScheduler, true: Callable[[], Any]) -> None:
 def sent(beat: MisfireScheduler, entry: str) -> int:
     return sum(
         line["event"] == "sent" and line["entry"] == entry
-        for line in RedisStore.of(read_settings(beat.app)).log()
+        for line in one_by_one(RedisStore.of(read_settings(beat.app)).log())
     )
 
 

@@ -28,6 +28,7 @@ from celery_misfire.sending import broker as broker_module
 from celery_misfire.sending.broker import Broker
 from celery_misfire.sending.missed_runs import Part, Report, report
 from celery_misfire.store.redis_store import RedisStore
+from tests.support.log_lines import one_by_one
 from tests.support.processes import published, wait_for
 from tests.support.proxy import Proxy
 from tests.support.rabbitmq import RabbitMQ
@@ -371,7 +372,8 @@ def turn(beat: MisfireScheduler, until: Callable[[], Any]) -> None:
 
 
 def decisions(beat: MisfireScheduler, event: str) -> list[dict[str, Any]]:
-    return [line for line in RedisStore.of(read_settings(beat.app)).log() if line["event"] == event]
+    lines = one_by_one(RedisStore.of(read_settings(beat.app)).log())
+    return [line for line in lines if line["event"] == event]
 
 
 @contextlib.contextmanager

@@ -18,8 +18,8 @@ import pytest
 from celery.schedules import crontab
 
 from celery_misfire import by_hand, records
-from celery_misfire.events import Paused
 from celery_misfire.misfire import MisfirePolicy, from_millis
+from celery_misfire.pause_events import Paused
 from celery_misfire.store.port import Change, Taken
 from celery_misfire.store.registers import Started
 from example_project.child_process import free_port
@@ -90,7 +90,7 @@ def make_late(world: World, name: str, late_by: int) -> None:
 def test_status_says_who_leads_and_where_each_entry_stands(shop: CommandLine, world: World):
     answer = shop.json("status")
     assert (answer["namespace"], answer["redis"]) == ("test", f"127.0.0.1:{shop.url.rsplit(':')[2][:-2]}")
-    assert answer["leader"]["name"] == world.store.owner
+    assert answer["leader"]["name"] == world.store.process
     assert answer["overdue"] == 0
     entries = {entry["name"]: entry for entry in answer["entries"]}
     assert entries.keys() == ENTRIES.keys()

@@ -10,8 +10,9 @@ import pytest
 from celery.schedules import crontab, schedule
 
 from celery_misfire import control, records
-from celery_misfire.events import Event, Paused, Resumed
+from celery_misfire.events import Event
 from celery_misfire.misfire import MisfirePolicy, Reason
+from celery_misfire.pause_events import Paused, Resumed
 from celery_misfire.records import Definition, EntryRecord, Pause
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.triggers.kinds import trigger_for
@@ -65,7 +66,7 @@ def test_a_paused_entry_does_not_fire_until_it_is_resumed_and_the_pause_is_no_ou
     world.run(world.begin + 4 * HOUR + 30 * MINUTE)
     paused = Pause(world.begin + HOUR, None, "month end", "ann")
     assert world.record("one").paused == paused
-    assert world.store.look().requests == {}
+    assert world.store.sight().requests == {}
     world.ask("resume", "one", by="bob")
     world.run(world.begin + 6 * HOUR)
     assert world.hours("one") == [1, 5, 6]
@@ -149,7 +150,7 @@ def test_of_a_hold_nothing_is_caught_up_and_one_line_says_so(world: Asked, resta
     # The grid stays.
     assert world.scheduled("grid") == [world.begin + 4 * HOUR]
     assert (world.missed, world.told) == ([], [])
-    assert world.store.look().hold == ""
+    assert world.store.sight().hold == ""
     begun, ended = world.heard
     assert (begun.encode()["reason"], begun.encode()["by"], ended.encode()["count"]) == ("upgrade", "ann", 31)
     assert ended.sentence() == (
@@ -235,7 +236,7 @@ def test_a_request_that_nobody_can_carry_out_stops_nothing(world: Asked, caplog:
     world.ask("release")
     world.run(world.begin + HOUR)
     assert world.hours("one") == [1]
-    assert world.store.look().requests == {}
+    assert world.store.sight().requests == {}
     assert "no entry 'nobody': it cannot be paused" in caplog.text
     assert caplog.text.count("this version does not understand it") == 2
     assert world.heard == []
@@ -249,7 +250,7 @@ def test_requests_that_are_carried_out_twice_work_once(world: Asked):
     for what in ("pause", "resume"):
         world.ask(what, "one")
         world.now += 30 * MINUTE
-    asked = dict(world.store.look().requests)
+    asked = dict(world.store.sight().requests)
     assert len(asked) == 2
     world.leader.tick()
     # The second was made at half past one, and what came due since then counts.

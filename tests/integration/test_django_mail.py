@@ -74,6 +74,14 @@ def test_one_mail_tells_of_one_outage_of_one_entry(site: AdminSite, outbox: list
         assert fact in mail.body
 
 
+def test_a_deploy_is_no_reason_for_a_mail(site: AdminSite, outbox: list[Any]) -> None:
+    with site.settings(misfire_mail_to=["ops@example.com"]):
+        keep(replace(MISSED, reason=Reason.RESTARTED, task_id="0"))
+        assert outbox == []
+        keep(MISSED)
+    assert len(outbox) == 1
+
+
 def test_a_policy_names_others_than_the_setting(site: AdminSite, outbox: list[Any]) -> None:
     policy("nightly", "me@example.com, you@example.com")
     with site.settings(misfire_mail_to=["ops@example.com"]):

@@ -31,6 +31,7 @@ from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store.port import Change
 from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store.state_mark import Destination
 from celery_misfire.triggers.kinds import trigger_for
 
 DAY = datetime(2026, 3, 2, tzinfo=UTC)
@@ -117,6 +118,9 @@ class World:
 
     def read(self, key: str) -> None:
         """It is no Redis."""
+
+    def destination(self, keys: Sequence[str]) -> Destination:
+        return Destination("memory", "", "celery")
 
     def publish(self, message: Message) -> Attempt:
         error = self.refuses(message)
@@ -966,7 +970,20 @@ def test_with_a_lost_store_and_no_memory_nothing_runs_and_nothing_is_missed(worl
     world.start()
     world.run(world.now + 30 * SECOND)
     assert (world.sent, world.missed) == ([], [])
-    assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1
+    # Nothing in the store tells it from a first start.
+    assert [r for r in caplog.records if r.levelname == "WARNING"] == []
+    assert caplog.text.count("first start, or Redis has lost its data") == 1
+
+
+def test_a_state_that_is_gone_although_there_is_a_log_is_a_loss(world, caplog):
+    world.entry("report", schedule(60))
+    world.start()
+    world.stop()
+    world.store._redis.delete(world.store.state_key)
+    caplog.clear()
+    world.start()
+    [warning] = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "the saved schedule was lost" in warning
 
 
 def test_a_beat_that_stood_by_meanwhile_does_not_restore_a_lost_store_from_what_it_remembers(

@@ -11,6 +11,7 @@ import pytest
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.leadership.lease import STALL_LIMIT, TRUST, Lease
 from celery_misfire.store.memory import Fault
+from celery_misfire.store.owner import name_of
 from celery_misfire.store.port import LeaseValue, Store, Taken
 from celery_misfire.store.redis_store import RedisStore
 from tests.support.processes import wait_for
@@ -46,7 +47,7 @@ def test_a_lease_that_has_not_changed_for_its_time_to_live_on_ones_own_clock_is_
     clock = Clock()
     standby = Lease(store, ttl=30, renew_every=1000, clock=clock)
     assert standby.acquire() is None
-    assert standby.holder == store.owner
+    assert standby.holder == name_of(store.owner)
     clock.now += 29.9
     if renews:
         store.renew(dead.renewed(), 3600)
@@ -64,6 +65,46 @@ def test_a_lease_that_has_not_changed_for_its_time_to_live_on_ones_own_clock_is_
     finally:
         standby.release()
     assert place.read_lease() == ""
+
+
+def test_the_lease_of_a_process_that_has_ended_is_taken_over_at_once(
+    place: StorePlace, store: Store, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
+    dead, dying = take(store, "dead"), False
+    clock, asked = Clock(), list[str]()
+
+    def is_dead(owner: str) -> bool:
+        asked.append(owner)
+        return dying
+
+    standby = Lease(store, ttl=30, renew_every=1000, clock=clock, is_dead=is_dead)
+    assert standby.acquire() is None
+    dying = True
+    taken = standby.acquire()
+    try:
+        assert taken
+        assert taken.previous_epoch == dead.epoch
+        assert asked == [store.owner] * 2
+        assert f"{name_of(store.owner)}, which held it, has ended" in caplog.text
+        with pytest.raises(LeaseLost):
+            store.renew(dead, 3600)
+    finally:
+        standby.release()
+
+
+def test_a_lease_whose_owner_is_wrongly_taken_for_dead_is_not_taken_while_it_is_renewed(
+    place: StorePlace, store: Store
+):
+    alive = take(store, "alive")
+
+    def renewed_meanwhile(owner: str) -> bool:
+        store.renew(alive.renewed(), 3600)
+        return True
+
+    standby = Lease(store, ttl=30, renew_every=1000, clock=Clock(), is_dead=renewed_meanwhile)
+    assert standby.acquire() is None
+    assert LeaseValue.parse(place.read_lease()) == alive.renewed()
 
 
 def test_a_store_that_lost_its_state_under_another_beat_is_left_to_that_one_for_a_time_to_live(
@@ -88,7 +129,7 @@ def test_a_store_that_lost_its_state_under_another_beat_is_left_to_that_one_for_
         store.write_meta(leader.token, "test")
         clock.now += 2
         assert standby.acquire() is None
-        assert standby.holder == store.owner
+        assert standby.holder == name_of(store.owner)
         place.lose()
         assert standby.acquire() is None
         clock.now += 30
@@ -195,7 +236,7 @@ def test_the_thread_outlives_an_error(
     lease = Lease(store, ttl=300, renew_every=0.05)
     assert lease.acquire()
 
-    def fail(*_: Any) -> str:
+    def fail(*_: Any, **__: Any) -> str:
         raise RuntimeError("no idea")
 
     with monkeypatch.context() as patch:
@@ -228,6 +269,34 @@ def test_the_thread_notices_that_the_lease_was_lost(place: StorePlace, store: St
     assert lease.holder == "there"
     lease.release()
     assert place.read_lease() == "other|1|0|there"
+
+
+def test_the_thread_notices_that_the_store_went_back_under_the_lease():
+    place = MemoryPlace()
+    lease = Lease(place.store(), ttl=300, renew_every=0.01)
+    assert lease.acquire()
+
+    def renewals() -> int:
+        return LeaseValue.parse(place.read_lease()).renewals
+
+    wait_for(renewals)
+    snapshot = place.contents()
+    before = renewals()
+    # Its answers are lost for a while: what was sent is not known to have been done, and nothing is wrong.
+    place.database.fault = lambda owner, call: Fault.ANSWER_LOST if call == "renew" else None
+    wait_for(lambda: renewals() > before + 5, what="renewals")
+    place.database.fault = lambda owner, call: None
+    before = renewals()
+    wait_for(lambda: renewals() > before + 5, what="renewals")
+    assert lease.held
+    place.database.put_back(snapshot)
+    wait_for(lambda: not lease.held, what="the loss")
+    # It is ours all the same, and taken again; whoever leads compares the records then.
+    token = LeaseValue.parse(place.read_lease()).token
+    assert lease.acquire()
+    assert lease.token != token
+    assert not lease.superseded
+    lease.release()
 
 
 def test_a_renewal_whose_answer_got_lost_is_followed_by_one_with_another_number():

@@ -18,6 +18,7 @@ from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 
 from celery_misfire.exceptions import TaskMissed
+from celery_misfire.misfire import Reason
 from celery_misfire.sending import broker as broker_module
 from celery_misfire.sending.missed_record import MISSED, missed_dict, missed_from_dict
 from celery_misfire.sending.missed_runs import Part, Report, report
@@ -300,6 +301,18 @@ def test_task_failure_can_be_switched_off(app: Celery) -> None:
 
     assert not failures
     assert len(misses) == 1
+
+
+def test_a_deploy_raises_no_task_failure_and_leaves_everything_else(app: Celery, server: RedisServer) -> None:
+    missed = make_missed(reason=Reason.RESTARTED)
+
+    with collected(signals.task_failure) as failures, collected(task_missed) as misses:
+        assert report(app, SETTINGS, Report(missed, on_missed="ops.alarm")) == {}
+
+    assert not failures
+    assert [sent["missed"] for sent in misses] == [missed]
+    assert app.backend.get_state(missed.task_id) == MISSED
+    assert [message.task for message in published(server.url)] == ["ops.alarm"]
 
 
 # -- task_missed -------------------------------------------------------------------------------------------

@@ -115,7 +115,10 @@ def test_keys_and_their_texts_are_what_other_versions_know(store: RedisStore, cl
                 return [fields for _, fields in client.xrange(key)]
 
     prefix = "celery-misfire:{test}:"
-    assert {key.removeprefix(prefix): read(key) for key in client.scan_iter()} == {
+    found = {key.removeprefix(prefix): read(key) for key in client.scan_iter()}
+    [counts] = [found.pop(name) for name in list(found) if name.startswith("counts:")]
+    assert counts == {"late:": "2", "merged:a": "1"}
+    assert found == {
         "lease": f"token|{lease.epoch}|0|{store.owner}",
         "state": {
             "_meta": '{"app": "shop", "schema": 1}',

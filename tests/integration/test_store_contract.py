@@ -77,6 +77,62 @@ def test_a_renewal_prolongs_ones_own_lease_alone(place: StorePlace, store: Store
     assert place.read_lease() == ""
 
 
+def test_a_clean_stop_is_told_to_the_next_one_that_takes_the_lease(place: StorePlace, store: Store):
+    assert take(store, "1").stop is None
+    store.release("other", 6000)
+    store.release("1", 7000)
+    before = place.time()
+    # Done twice, it has worked once.
+    store.release("1", 8000)
+    place.pass_time(0.05)
+    stop = take(store, "2").stop
+    assert stop is not None
+    assert 50 <= stop.ago <= (place.time() - before) * 1000 + 1
+    assert stop.in_time_since == 7000
+    # One that ends in another way leaves none, and that of the term before is forgotten.
+    store.release("2")
+    assert take(store, "3").stop is None
+
+
+def test_the_mark_of_a_clean_stop_counts_for_the_term_just_before_alone(place: StorePlace, store: Store):
+    store.release(take(store, "1").lease.token, 7000)
+    # An older version takes the lease, and knows nothing of the mark.
+    place.write_epoch(taken_by_another := take(store, "2").epoch + 5)
+    place.write_stop(f"{taken_by_another - 1}|1000|7000")
+    store.release("2")
+    assert take(store, "3").stop is None
+    for text in ("not ours", "1|2", "-1|0|0", "1|2|3|4", "9" * 30 + "|0|0"):
+        store.release("3")
+        place.write_stop(text)
+        place.write_epoch(1)
+        assert take(store, "3").stop is None
+
+
+def test_a_clean_stop_in_the_future_is_told_as_it_is(place: StorePlace, store: Store):
+    """Somebody has set the clock of the store back."""
+    place.write_epoch(5)
+    place.write_stop(f"5|{round(place.time() * 1000) + 60_000}|7000")
+    stop = take(store).stop
+    assert stop is not None
+    assert stop.ago < 0
+
+
+def test_a_renewal_notices_a_lease_that_went_back_to_an_older_number(place: StorePlace, store: Store):
+    """The store went back to a snapshot under the same lease."""
+    first = take(store, "mine").lease
+    second, third = first.renewed(), first.renewed().renewed()
+    store.renew(second, 60, known=0)
+    # It may have been done without an answer, and sent twice.
+    for _ in range(2):
+        store.renew(third, 60, known=0)
+    place.write_lease(str(second))
+    with pytest.raises(LeaseLost):
+        store.renew(third.renewed(), 60, known=2)
+    assert place.read_lease() == str(second)
+    store.renew(third.renewed(), 60, known=1)
+    assert place.read_lease() == str(third.renewed())
+
+
 def test_a_lease_is_taken_over_only_as_it_was_seen(store: Store):
     seen = take(store, "other").lease
     store.renew(seen.renewed(), 60)
@@ -315,7 +371,10 @@ def test_a_register_is_read_as_it_was_written(store: Store, value: Register):
 def test_what_was_sent_before_a_late_run_started_is_merged_into_it(store: Store):
     def start(task_id: str, sent_at: int, late_start: int | None = None, entry: str = "e") -> object:
         lines = {"line": LINE if late_start else None, "merged_line": MERGED_LINE}
-        return store.start(task_id, STARTED, entry=entry, sent_at=sent_at, late_start=late_start, **lines)
+        held, nth = store.start(
+            task_id, STARTED, entry=entry, sent_at=sent_at, late_start=late_start, **lines
+        )
+        return held, nth > 0
 
     assert start("1", 1000) == (STARTED, True)
     assert start("2", 2000, late_start=5000) == (STARTED, True)
@@ -332,6 +391,30 @@ def test_what_was_sent_before_a_late_run_started_is_merged_into_it(store: Store)
     assert start("7", 5500) == (STARTED, True)
     # A message that cannot be merged passes.
     assert store.start("8", STARTED, entry="e") == (STARTED, True)
+
+
+def test_runs_that_come_late_are_counted(store: Store):
+    take(store)
+    missed = Missed("queue_late", "nonce")
+    lines = {"line": LINE, "merged_line": MERGED_LINE}
+    assert store.start("1", STARTED, entry="a:b") == (STARTED, 1)
+    assert store.start("2", STARTED, entry="a:b", line=LINE) == (STARTED, 1)
+    assert store.start("3", missed, entry="a:b", line=LINE) == (missed, 2)
+    assert store.start("3", missed, entry="a:b", line=LINE) == (missed, 0)
+    assert store.start("4", STARTED, entry="c", sent_at=1, late_start=5, **lines) == (STARTED, 3)
+    assert store.start("5", STARTED, entry="c", sent_at=2, late_start=6, **lines) == (Merged("4"), 4)
+    counts = {("a:b", "missed"): 1, ("c", "merged"): 1, ("", "late"): 4}
+    assert store.counts_since(0) == counts
+
+
+def test_a_backlog_of_late_runs_leaves_most_of_the_log_to_others(place: StorePlace):
+    store = place.store(history=1000)
+    take(store)
+    store.commit("token", [], [{"event": "before"}])
+    nth = [store.start(str(n), STARTED, entry="a", line=LINE)[1] for n in range(300)]
+    assert nth == [*range(1, 301)]
+    lines = events(store.log())
+    assert (lines[0], lines.count("late"), len(lines)) == ("before", 100, 101)
 
 
 # -- the log -----------------------------------------------------------------------------------------------
@@ -404,30 +487,30 @@ def test_workers_with_the_guard_are_counted_on_for_a_time(place: StorePlace, sto
 
 
 def test_a_beat_gives_its_sign_of_life_with_the_calls_that_it_makes_anyway(place: StorePlace, store: Store):
-    assert (store.look().lease, store.look().is_cold, store.look().beats) == (None, True, {})
+    assert (store.sight().lease, store.sight().is_cold, store.sight().beats) == (None, True, {})
     lease = store.acquire("mine", 60, sign="first").lease  # type: ignore[union-attr]
-    sight = store.look()
+    sight = store.sight()
     assert (sight.lease, sight.beats[store.owner][1], sight.is_cold) == (lease, "first", True)
     assert sight.now - 5_000 <= sight.beats[store.owner][0] <= sight.now
     assert 0 < (sight.lease_left or 0) <= 60_000
     store.write_meta("mine", "app")
-    store.renew(lease.renewed(), 60, "second")
+    store.renew(lease.renewed(), 60, sign="second")
     store.watch("worker", 60, guard_ttl=60)
-    sight = store.look()
+    sight = store.sight()
     assert (sight.beats[store.owner][1], sight.is_cold, sight.is_guarded) == ("second", False, True)
     # A standby's call is refused, and it lives all the same.
     assert isinstance(store.acquire("other", 60, sign="third"), Held)
-    assert store.look().beats[store.owner][1] == "third"
+    assert store.sight().beats[store.owner][1] == "third"
     # Who does not lead takes only the sign back.
     store.release("other")
-    assert (store.look().beats, store.look().lease) == ({}, lease.renewed())
+    assert (store.sight().beats, store.sight().lease) == ({}, lease.renewed())
 
 
 def test_a_look_changes_nothing(place: StorePlace, store: Store):
     store.acquire("mine", 60, sign="sign")
     store.request({"1": "please"})
     before = place.contents()
-    store.look()
+    store.sight()
     assert place.contents() == before
 
 
@@ -437,10 +520,10 @@ def test_the_leader_hears_of_a_request_until_it_is_dropped(store: Store):
     store.request({})
     store.request({"2": "later", "1": "first"})
     assert store.renew(lease, 60) == ("", True)
-    assert list(store.look().requests.items()) == [("1", "first"), ("2", "later")]
+    assert list(store.sight().requests.items()) == [("1", "first"), ("2", "later")]
     store.drop_requests([])
     store.drop_requests(["1", "2"])
-    assert store.look().requests == {}
+    assert store.sight().requests == {}
     assert store.renew(lease, 60) == ("", False)
 
 
@@ -452,9 +535,9 @@ def test_the_leader_alone_writes_the_hold_and_only_over_the_one_it_knows(store: 
     # Sent twice, it works once.
     assert store.write_hold("mine", "", "until nine")
     assert not store.write_hold("mine", "until ten", "until eleven")
-    assert store.look().hold == "until nine"
+    assert store.sight().hold == "until nine"
     assert store.write_hold("mine", "until nine", "")
-    assert store.look().hold == ""
+    assert store.sight().hold == ""
 
 
 def test_one_alone_has_an_occurrence_run_by_hand_unless_it_was_not_sent(store: Store):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,7 @@ from celery_misfire.records import loads
 from celery_misfire.schedules import simple
 from celery_misfire.sending.dispatch import Attempt, Fate
 from celery_misfire.store.redis_store import RedisStore
-from tests.support.one_redis import World, fire, fire_all, is_done, run, sent_lines, store_of
+from tests.support.one_redis import World, body, fire, fire_all, is_done, run, sent_lines, store_of
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.takes(20)
@@ -122,6 +123,27 @@ def test_an_acknowledgement_without_an_answer_is_repeated_under_a_new_token(
     fire_all(beat, "a")
     assert calls[0] > 1
     assert len(ran) == 2
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["one transaction", "two steps"])
+def test_runs_that_are_sent_together_share_a_line_of_the_log_and_are_counted_each(
+    world: World, eager: bool
+) -> None:
+    app = world.app(task_always_eager=eager)
+    app.task(name="shop.reports", shared=False)(body)
+    beat, since = world.beat(app), time.time() - 3600
+    heard: list[Any] = []
+    beat._leader._listeners += (heard.extend,)
+    names = [f"e{n}" for n in range(40)]
+    fire_all(beat, names)
+    lines = [line for line in store_of(beat).log() if line["event"].startswith("sent")]
+    [line] = lines
+    assert (line["event"], line["count"], line["outcome"]) == ("sent_together", 40, "fired")
+    assert sorted(line["entries"]) == sorted(names)
+    sent = {event.id for event in heard if isinstance(event, Sent)}
+    assert set(line["ids"]) == sent
+    assert line["first"] <= line["last"]
+    assert store_of(beat).counts_since(since) == {("", "fired"): 40}
 
 
 # -- a Redis that forgets ----------------------------------------------------------------------------------

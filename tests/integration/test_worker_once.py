@@ -33,7 +33,7 @@ def test_a_run_in_time_that_stands_in_the_queue_once_asks_nobody_unless_it_may_b
 ) -> None:
     entry = f"once, {instruction}, {task}"
     # The watch over beat has had its look at the store.
-    wait_for(lambda: "seen" in shop.client.hgetall(f"celery-misfire:{{{NAMESPACE}}}:watch"))
+    wait_for(lambda: shop.client.exists(f"celery-misfire:{{{NAMESPACE}}}:watcher"))
     with server.recorded_commands() as commands:
         id_ = shop.send(entry, instruction=instruction, task=task, threshold=600, once=True)
         assert len(shop.runs(entry)) == 1

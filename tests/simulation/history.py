@@ -22,6 +22,7 @@ from enum import StrEnum
 from typing import Any
 
 from celery_misfire.misfire import Outcome, to_millis
+from tests.support.log_lines import one_by_one
 from tests.support.processes import Message
 
 
@@ -331,7 +332,7 @@ def from_times(entry: str, fire_times: Iterable[int]) -> list[Event]:
 def from_log(lines: Iterable[Mapping[str, Any]]) -> list[Event]:
     """Return what the store's log says (``RedisStore.log``), in its order."""
     found: list[Event] = []
-    for line in lines:
+    for line in one_by_one(lines):
         entry = line.get("entry", "")
         span = {name: line[name] for name in ("first", "last", "count") if name in line}
         match line["event"]:

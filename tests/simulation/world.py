@@ -26,6 +26,7 @@ from celery_misfire.sending.publisher import _headers
 from celery_misfire.store import registers
 from celery_misfire.store.memory import Fault, MemoryDatabase, MemoryStore
 from celery_misfire.store.port import Push
+from celery_misfire.store.state_mark import Destination
 from celery_misfire.triggers.kinds import trigger_for
 from tests.simulation.history import Event, What, from_log, from_queue, from_times, from_workers
 from tests.support.processes import Message as Published
@@ -113,6 +114,10 @@ class Publisher:
         text, until = self._world.database.contents.expiring.get(key, ("", 0.0))
         return text if until > self._world.database.clock() else None
 
+    def destination(self, keys: Sequence[str]) -> Destination:
+        self.connect()
+        return Destination("memory", "", "celery")
+
     def sends_early(self, task: str) -> bool:
         return self._world.plan.early and task == "shop.every"
 
@@ -170,10 +175,10 @@ class World:
     def _fault(self, owner: str, call: str) -> Fault | None:
         if self.is_down:
             return Fault.UNREACHABLE
-        if not self._troubled or call in ("log", "is_guarded"):
+        if not self._troubled or call in ("log", "is_guarded", "last_log_id"):
             return None
         # A look has dice of its own: those of the other calls fall as they did before there were looks.
-        dice = self._dice_of_looks if call == "look" else self._dice
+        dice = self._dice_of_looks if call == "sight" else self._dice
         point, plan = dice.random(), self.plan
         for fault, share in (
             (Fault.ANSWER_LOST, plan.lost),

@@ -14,6 +14,7 @@ from celery_misfire.beat import MisfireScheduler
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.schedules import simple
 from celery_misfire.store.redis_store import RedisStore
+from tests.support.log_lines import one_by_one
 from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
 
@@ -99,4 +100,4 @@ def fire_all(beat: MisfireScheduler, names: Iterable[str] = "a", **entry: Any) -
 
 
 def sent_lines(beat: MisfireScheduler) -> Counter[str]:
-    return Counter(line["entry"] for line in store_of(beat).log() if line["event"] == "sent")
+    return Counter(line["entry"] for line in one_by_one(store_of(beat).log()) if line["event"] == "sent")

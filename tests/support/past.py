@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import redis
 
+from celery_misfire.events import decode
 from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.records import Definition
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store.state_mark import Destination
 
 
 class Past:
@@ -67,8 +69,8 @@ class Past:
         at = 0
         # Numbered here, as Redis does it by itself from 7.0 on.
         for number, (_id, fields) in enumerate(rows):
-            line = json.loads(fields[b"d"])
-            at = max(at, line.get("now", line.get("fire_time", at)))
+            event = decode(json.loads(fields[b"d"]))
+            at = max(at, at if event is None else event.written_at or at)
             self._client.xadd(self._store.log_key, fields, id=f"{at}-{number}")
 
     # The publisher
@@ -79,6 +81,9 @@ class Past:
 
     def read(self, key: str) -> None:
         """It is no Redis."""
+
+    def destination(self, keys: Sequence[str]) -> Destination:
+        return Destination("memory", "", "celery")
 
     def publish(self, message: Message) -> Attempt:
         self.sent.append(message)

@@ -21,7 +21,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -31,9 +31,10 @@ from kombu.utils.json import loads
 
 from celery_misfire.records import EntryRecord
 from celery_misfire.records import loads as loads_record
-from celery_misfire.store.port import Taken
+from celery_misfire.store.port import LeaseValue, Taken
 from celery_misfire.store.redis_store import RedisStore
 from example_project.child_process import Child
+from tests.support.log_lines import one_by_one
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,10 +167,30 @@ class Project:
             assert worker.alive, self.log(name)[-2000:]
         return worker
 
-    def celery(self, *arguments: str, name: str, env: Mapping[str, str] | None = None) -> CeleryProcess:
-        """Start any ``celery`` command of the app."""
+    def kill_elsewhere(self, beat: CeleryProcess) -> LeaseValue:
+        """Kill a beat that leads as if it were on another host, where nobody here sees its end.
+
+        :returns: the lease that it leaves, which lasts for its whole time to live.
+        """
+        beat.freeze()
+        with redis.Redis.from_url(self.url, decode_responses=True) as client:
+            key = RedisStore(self.url, NAMESPACE).lease_key
+            held = LeaseValue.parse(client.get(key) or "")
+            lease = replace(held, owner=f"elsewhere:{beat.pid} {held.owner.partition(' ')[2]}")
+            client.set(key, str(lease), keepttl=True)
+        beat.kill()
+        return lease
+
+    def celery(
+        self,
+        *arguments: str,
+        name: str,
+        env: Mapping[str, str] | None = None,
+        app: str = "tests.support.apps",
+    ) -> CeleryProcess:
+        """Start any ``celery`` command of an app: ours, or that of a module in our directory."""
         process = CeleryProcess(
-            [sys.executable, "-m", "celery", "-A", "tests.support.apps", *arguments],
+            [sys.executable, "-m", "celery", "-A", app, *arguments],
             log=self.directory / f"{name}.log",
             cwd=self.directory,
             env={**os.environ, **self.env, **(env or {})},
@@ -207,7 +228,7 @@ class Project:
 
     def decisions(self) -> list[dict[str, Any]]:
         """Return the lines of the store's log, oldest first: what beat decided and did."""
-        return RedisStore(self.url, NAMESPACE).log()
+        return list(one_by_one(RedisStore(self.url, NAMESPACE).log()))
 
     def terms(self) -> list[dict[str, Any]]:
         """Return the lines of the store's log that say that a beat has taken over."""

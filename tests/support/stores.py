@@ -15,7 +15,9 @@ from celery_misfire.store.redis_store import RedisStore
 from tests.support.redis_server import RedisServer
 
 NAMESPACE = "test"
-STATE, LEASE, LOG = (f"celery-misfire:{{{NAMESPACE}}}:{key}" for key in ("state", "lease", "log"))
+STATE, LEASE, LOG, STOPPED = (
+    f"celery-misfire:{{{NAMESPACE}}}:{key}" for key in ("state", "lease", "log", "stopped")
+)
 
 
 class StorePlace(Protocol):
@@ -38,6 +40,9 @@ class StorePlace(Protocol):
 
     def write_epoch(self, epoch: int) -> None:
         """Write the number of the last term of leadership."""
+
+    def write_stop(self, text: str) -> None:
+        """Write the mark of a clean stop."""
 
     def write_lease(self, text: str) -> None:
         """Write the lease, without an end."""
@@ -89,6 +94,9 @@ class RedisPlace:
 
     def write_epoch(self, epoch: int) -> None:
         self.client.hset(STATE, "_epoch", epoch)
+
+    def write_stop(self, text: str) -> None:
+        self.client.set(STOPPED, text)
 
     def write_lease(self, text: str) -> None:
         self.client.set(LEASE, text)
@@ -145,6 +153,9 @@ class MemoryPlace:
 
     def write_epoch(self, epoch: int) -> None:
         self.database.contents.epoch = epoch
+
+    def write_stop(self, text: str) -> None:
+        self.database.contents.expiring["stopped"] = (text, float("inf"))
 
     def write_lease(self, text: str) -> None:
         self.database.contents.expiring["lease"] = (text, float("inf"))

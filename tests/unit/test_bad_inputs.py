@@ -114,6 +114,17 @@ WRONG_SETTINGS: list[tuple[dict[str, Any], list[str]]] = [
             (LONG, f"'{'x' * 76}..."),
         )
     ),
+    *(
+        (
+            {"misfire_restart_grace": value},
+            [f"misfire_restart_grace: expected a number of seconds >= 0, got {shown}."],
+        )
+        for value, shown in (("60s", "'60s'"), (False, "False"), (-1, "-1"), (math.nan, "nan"))
+    ),
+    (
+        {"misfire_restart_graze": 5},
+        ["misfire_restart_graze: unknown setting. Did you mean 'misfire_restart_grace'?"],
+    ),
     (
         {"misfire_threshold": "automatic"},
         ["misfire_threshold: expected a number of seconds > 0 or 'auto', got 'automatic'."],
@@ -832,6 +843,17 @@ HARDLY_MEANT: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     ({"misfire_threshold": 4.5}, {"schedule": 5.0}, []),
     ({"misfire_threshold": 60}, {"schedule": 5.0, "misfire": False}, []),
     ({}, {"options": {"expires": 5}, "misfire": {"threshold": 5}}, []),
+    (
+        {"broker_url": "redis://:canary@a/1;redis://:canary@b/1"},
+        {},
+        [
+            "broker_url: the state stays at the first Redis of the list, a:6379: it does not follow Celery "
+            "to the next one, and without it beat sends nothing. Set misfire_redis_url to a Redis that is "
+            "always there, or use sentinel://."
+        ],
+    ),
+    ({"broker_url": ["redis://a/1", "redis://b/1"], "misfire_redis_url": "redis://c"}, {}, []),
+    ({"broker_url": "sentinel://a/1;sentinel://b/1", "misfire_redis_options": {"master_name": "m"}}, {}, []),
     ({}, {"options": {"expires": 5}}, []),
     ({}, {"options": {"expires": "2026-03-01T12:00:00+00:00", "headers": None}}, []),
     ({}, {"options": {"expires": 5}, "misfire": False}, []),

@@ -54,6 +54,8 @@ CASES: list[dict[str, Any]] = [
     {"broker_transport": "redis", "broker_host": "h", "broker_port": 7000, "broker_vhost": "3"},
     {"broker_transport": "redis", "broker_host": "h", "broker_password": "p@"},
     {"broker_url": "redis://r/1", "broker_write_url": "redis://w/2"},
+    {"broker_url": "redis://w/2", "broker_read_url": "redis://r/1"},
+    {"broker_read_url": "redis://r/1", "broker_write_url": "redis://w/2", "broker_password": "p"},
     {"broker_url": "amqp://r", "broker_write_url": "redis://w/2", "broker_password": "p"},
     {"broker_url": ["redis://a/1", "redis://b/1"], "broker_password": "p"},
     {"broker_url": "redis+socket:///r.sock", "broker_password": "p"},
@@ -115,3 +117,39 @@ def test_what_celery_cannot_use_is_told_without_a_secret() -> None:
     assert problem.startswith("celery_misfire: broker_url: Celery cannot use it: TypeError: ")
     assert "'visibility_timeout'" in problem
     assert "canary" not in problem
+
+
+TO_BROKER = {"broker_transport_options": {"global_keyprefix": "acme:"}}
+TO_RESULTS = {"result_backend_transport_options": {"global_keyprefix": "results:"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "prefix"),
+    [
+        ({"broker_url": "redis://h"}, ""),
+        ({"broker_url": "redis://h"} | TO_BROKER, "acme:"),
+        ({"broker_url": SENTINEL, "broker_transport_options": MASTER | {"global_keyprefix": "x"}}, "x"),
+        ({"broker_url": "redis://h"} | TO_BROKER | {"misfire_key_prefix": "ours:"}, "ours:"),
+        ({"broker_url": "redis://h"} | TO_BROKER | {"misfire_key_prefix": ""}, ""),
+        ({"broker_url": "redis://h"} | TO_BROKER | {"misfire_redis_url": "redis://other"}, "acme:"),
+        # The results have the state only where the broker is no Redis.
+        ({"broker_url": "redis://h", "result_backend": "redis://r"} | TO_RESULTS, ""),
+        (RESULTS | {"result_backend": "redis://r"} | TO_RESULTS, "results:"),
+        (RESULTS | {"result_backend": "redis://r", "misfire_redis_url": "redis://other"} | TO_RESULTS, ""),
+        ({"broker_url": "redis://h", "broker_transport_options": {"global_keyprefix": ""}}, ""),
+    ],
+)
+def test_our_keys_have_the_prefix_of_celerys_unless_another_is_set(
+    config: dict[str, Any], prefix: str
+) -> None:
+    settings = read_settings(app_with(**config))
+    assert settings.key_prefix == prefix
+    assert RedisStore.of(settings).state_key == f"{prefix}celery-misfire:{{shop}}:state"
+
+
+@pytest.mark.parametrize("wrong", [1, b"acme:", ["acme:"], "a\nb", "x" * 201])
+def test_a_prefix_that_can_be_none_is_refused(wrong: object) -> None:
+    (problem,) = problems_of(
+        lambda: read_settings(app_with(broker_url="redis://h", misfire_key_prefix=wrong))
+    )
+    assert problem.startswith("celery_misfire: misfire_key_prefix: ")

@@ -17,7 +17,7 @@ def test_requests_are_left_in_their_order():
     ids += control.hold(store, until=8_000, by="ann")
     store.database.clock = lambda: 8.0
     ids += control.resume(store, ["a"], by="bob") + control.release(store)
-    requests = store.look().requests
+    requests = store.sight().requests
     assert set(requests) == set(ids)
     found = [Request.parse(text) for text in requests.values()]
     # Those of one moment may change places, but for those of one call.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -18,8 +19,10 @@ from celery_misfire.events import (
     Missed,
     Refused,
     Sent,
+    SentTogether,
     StartedLate,
     decode,
+    encode,
 )
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Outcome, Reason, from_millis
 
@@ -58,6 +61,16 @@ EVENTS = [
     MISFIRED,
     MISSED,
     Sent(entry="a", outcome=Outcome.FIRED, scheduled=NINE, fire_time=NINE + 3, merged=2, id="i"),
+    SentTogether(
+        outcome="fired",
+        count=2,
+        first=NINE,
+        last=NINE + 60_000,
+        ids=["i", "j"],
+        entries=["a", "b"],
+        after=[0, 60_000],
+        late=[61_000, 2],
+    ),
     StartedLate(entry="a", scheduled=NINE, late_by=1_500, id="i", worker="w@h"),
     Merged(entry="a", scheduled=NINE, id="i", worker="w@h"),
     Broken(entry="a", error="ValueError"),
@@ -94,6 +107,9 @@ def test_the_texts_in_the_log_stay_what_they_are():
         '"now": 1772449200000}',
         '{"event": "sent", "entry": "a", "outcome": "fired", "scheduled": 1772442000000, '
         '"fire_time": 1772442000003, "merged": 2, "id": "i"}',
+        '{"event": "sent_together", "outcome": "fired", "count": 2, "first": 1772442000000, '
+        '"last": 1772442060000, "ids": ["i", "j"], "entries": ["a", "b"], "after": [0, 60000], '
+        '"late": [61000, 2]}',
         '{"event": "late", "entry": "a", "scheduled": 1772442000000, "late_by": 1500, "id": "i", '
         '"worker": "w@h"}',
         '{"event": "merged", "entry": "a", "scheduled": 1772442000000, "id": "i", "worker": "w@h"}',
@@ -134,6 +150,12 @@ def test_lines_of_other_versions_are_read_as_far_as_they_go(line: dict):
         {"event": "lead", "epoch": "1", "reason": "failover", "cold": False, "now": 3},
         {"event": "lead", "epoch": True, "reason": "failover", "cold": False, "now": 3},
         {"event": "broken", "entry": "a", "error": {"text": "a dict"}},
+        {"event": "sent_together", "outcome": "fired", "count": 1, "first": 1, "last": 1, "ids": [7]}
+        | {"entries": ["a"], "after": [0], "late": [0]},
+        {"event": "sent_together", "outcome": "fired", "count": 1, "first": 1, "last": 1, "ids": ["i"]}
+        | {"entries": ["a"], "after": [True], "late": [0]},
+        {"event": "sent_together", "outcome": "fired", "count": 1, "first": 1, "last": 1, "ids": "i"}
+        | {"entries": ["a"], "after": [0], "late": [0]},
     ],
 )
 def test_what_is_no_line_of_ours_is_none(line: dict):
@@ -152,6 +174,69 @@ def test_what_a_misfire_left_is_in_its_sentence_and_its_own_reason_is_not_said_t
     lost = [{"reason": "too_old", "count": 2, "id": "x"}, {"reason": "scheduler_down", "count": 3, "id": "y"}]
     misfire = Misfired(**vars(MISFIRED) | {"outcomes": {"recovered": 1, "missed": 5}, "lost": lost})
     assert ": 1 recovered, 2 missed (too_old, result x), 3 missed (result y); next" in misfire.sentence()
+
+
+def sent(entry: str, **changed: Any) -> Sent:
+    known = {
+        "entry": entry,
+        "outcome": "fired",
+        "scheduled": NINE,
+        "fire_time": NINE + 3,
+        "id": f"id {entry}",
+    }
+    return Sent(**known | changed)
+
+
+def test_runs_that_were_sent_together_are_one_line_and_come_apart_again():
+    runs = [sent("a"), sent("b", scheduled=NINE - 5), sent("c", fire_time=NINE + 90), sent("a", id="more")]
+    [line] = encode(runs)
+    assert (line["event"], line["count"], line["first"], line["last"]) == ("sent_together", 4, NINE - 5, NINE)
+    assert line["ids"] == ["id a", "id b", "id c", "more"]
+    together = decode(json.loads(json.dumps(line)))
+    assert list(together.split()) == runs
+    assert list(together.split("a")) == [runs[0], runs[3]]
+    assert list(together.split("another")) == []
+    assert together.written_at == NINE + 90
+
+
+def test_a_single_run_and_one_that_stands_for_others_keep_their_own_lines():
+    late, merging = sent("b", outcome="recovered"), sent("c", merged=3)
+    lines = encode([MISFIRED, sent("a"), late, merging, MISSED])
+    assert sorted(line["event"] for line in lines) == ["misfire", "missed", "sent", "sent", "sent"]
+    assert {line["entry"]: line["outcome"] for line in lines if line["event"] == "sent"} == {
+        "a": "fired",
+        "b": "recovered",
+        "c": "fired",
+    }
+
+
+def test_runs_in_time_and_late_ones_do_not_share_a_line():
+    lines = encode([sent("a"), sent("b", outcome="recovered"), sent("c"), sent("d", outcome="recovered")])
+    assert {(line["outcome"], *line["entries"]) for line in lines} == {
+        ("fired", "a", "c"),
+        ("recovered", "b", "d"),
+    }
+
+
+def test_any_other_event_stands_for_itself():
+    for event in EVENTS:
+        assert isinstance(event, SentTogether) or list(event.split("x")) == [event]
+
+
+def test_what_a_worker_gives_up_is_counted_and_what_beat_records_was_counted_before():
+    assert MISSED.counts == {}
+    assert replace(MISSED, worker="w@h").counts == {("stocks", "missed"): 5}
+    assert Merged(entry="a", scheduled=NINE, id="i").counts == {("a", "merged"): 1}
+
+
+def test_a_late_start_tells_when_it_was_and_what_it_was_sent_as():
+    event = StartedLate(
+        entry="a", scheduled=NINE, late_by=1_500, id="i", outcome="recovered", now=NINE + 1_500
+    )
+    assert event.sentence() == (
+        "'a' (recovered) started late by 1.500 s: scheduled 2026-03-02T09:00:00.000+00:00, "
+        "started 2026-03-02T09:00:01.500+00:00, id i"
+    )
 
 
 def test_what_is_missed_is_one_sentence():

@@ -317,7 +317,7 @@ def test_words_are_stored_as_they_are_spelled_here():
         *("fired", "recovered", "merged", "missed"),
         *("scheduler_down", "failover", "store_unavailable", "broker_unavailable", "scheduler_busy"),
         *("queue_late", "paused", "too_old", "capped", "ended", "schedule_error", "publish_rejected"),
-        *("entry_deleted", "clock_jump", "expired", "start_in_past"),
+        *("entry_deleted", "clock_jump", "expired", "start_in_past", "restarted"),
         *("smart_policy", "ignore_misfire_policy", "fire_once_now", "do_nothing", "fire_now"),
         *("reschedule_now_with_existing_repeat_count", "reschedule_now_with_remaining_repeat_count"),
         *("reschedule_next_with_existing_count", "reschedule_next_with_remaining_count"),

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from celery_misfire.exceptions import NewerSchema
 from celery_misfire.misfire import Reason
 from celery_misfire.store import registers
-from celery_misfire.store.port import LeaseValue, StateMark, Watched
+from celery_misfire.store.port import LeaseValue, Watched
 from celery_misfire.store.registers import Merged, Missed, Register, Started, Unknown
+from celery_misfire.store.state_mark import StateMark
 
 WORDS = st.text(st.characters(exclude_characters="|:"), min_size=1)
 NUMBERS = st.integers(0, 10**18)

@@ -33,6 +33,7 @@ from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenE
 from celery_misfire.events import Event, GaveUp, Misfired, Sent
 from celery_misfire.exceptions import MisfireConfigError, PublishRejected
 from celery_misfire.fire import LONGEST_NAME
+from celery_misfire.log_lines import log_fields
 from celery_misfire.records import Definition
 from celery_misfire.triggers.asked import AskedTrigger
 from celery_misfire.triggers.kinds import trigger_for
@@ -118,7 +119,13 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
             if dropped := sorted(options.keys() - set(ROW_OPTIONS)):
                 hint = " Use 'expire_seconds'." if "expires" in dropped else ""
                 what = ", ".join(map(repr, dropped))
-                logger.warning("beat: %s.options: a row has no column for %s.%s", place, what, hint)
+                logger.warning(
+                    "beat: %s.options: a row has no column for %s.%s",
+                    place,
+                    what,
+                    hint,
+                    extra=log_fields("advice"),
+                )
             if isinstance(schedule, clocked):
                 own["one_off"] = True
             policy = _policy_fields(self._entries.misfire_keys.pop(name, None))
@@ -126,7 +133,12 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
             return
         if unused := sorted(own.keys() - {"enabled", "description"}):
             what = ", ".join(map(repr, unused))
-            logger.warning("beat: %s: its schedule has no model, so %s has no effect", place, what)
+            logger.warning(
+                "beat: %s: its schedule has no model, so %s has no effect",
+                place,
+                what,
+                extra=log_fields("advice"),
+            )
         if own.get("enabled", True):
             fields = {**given, "name": name, "schedule": schedule, "app": self.app}
             self._schedule[name] = ScheduleEntry(**{k: v for k, v in fields.items() if k not in ROW_KEYS})
@@ -190,7 +202,11 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
             return True
         if row.is_single_run and record.state.previous_fire_time is None and name not in self._warned:
             self._warned.add(name)
-            logger.warning("beat: periodic task %r never fires: its time had passed when beat saw it", name)
+            logger.warning(
+                "beat: periodic task %r never fires: its time had passed when beat saw it",
+                name,
+                extra=log_fields("problem", entry=name),
+            )
         # A row that neither ran nor was missed stays enabled: somebody may want to give it another time.
         return row.is_single_run and record.state.previous_fire_time is not None
 

@@ -19,6 +19,7 @@ from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django.models import MisfirePolicy, MissedFire
 from celery_misfire.contrib.django.moments import as_stored, as_text, millis, now
 from celery_misfire.exceptions import MisfireConfigError
+from celery_misfire.log_lines import log_fields
 
 __all__ = ["MAIL_INTERVAL", "send_mail_about"]
 
@@ -51,7 +52,8 @@ def send_mail_about(record: MissedFire) -> None:
         send_mail(_subject(record), _text(record, sum(r.count for r in unmailed)), None, recipients)
     except Exception as exc:
         # The log leaves out the text of the error, which may have the address or the password of the server.
-        logger.error("no mail about the missed runs of %r: %s", record.entry, type(exc).__name__)
+        name, extra = record.entry, log_fields("no_mail", entry=record.entry, task_id=record.task_id)
+        logger.error("no mail about the missed runs of %r: %s", name, type(exc).__name__, extra=extra)
         MissedFire.objects.filter(pk=record.pk).update(mailed_at=None)
 
 

@@ -10,7 +10,7 @@ from celery_misfire.contrib.django.mail import send_mail_about
 from celery_misfire.contrib.django.models import MissedFire
 from celery_misfire.contrib.django.moments import as_stored
 from celery_misfire.misfire import MissedFire as Record
-from celery_misfire.misfire import to_millis
+from celery_misfire.misfire import Reason, to_millis
 from celery_misfire.sending.missed_runs import recorders
 
 __all__ = ["forget", "install", "keep"]
@@ -46,7 +46,9 @@ def keep(missed: Record) -> None:
         if isinstance(column, CharField):
             values[column.name] = values[column.name].replace("\0", "")[: column.max_length]
     MissedFire.objects.bulk_create([MissedFire(**values)], ignore_conflicts=True)
-    send_mail_about(MissedFire.objects.get(task_id=values["task_id"]))
+    # A deploy is no alarm. The next mail counts what was missed in it.
+    if missed.reason != Reason.RESTARTED:
+        send_mail_about(MissedFire.objects.get(task_id=values["task_id"]))
 
 
 def forget(before: int) -> int:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from celery import Celery
 
 from celery_misfire import records
 from celery_misfire.conf.settings import read_settings
-from celery_misfire.events import Event, Led, decode
+from celery_misfire.events import Event, Led, Sent, SentTogether, decode
 from celery_misfire.records import EntryRecord
 from celery_misfire.store.redis_store import RedisStore
 
@@ -19,7 +20,7 @@ __all__ = ["LogLine", "Stored", "log_of", "open_store", "read", "records_of"]
 READ_TIMEOUT = 2.0
 #: A timeline reads at most this many lines of the log: a little more than a log keeps by default.
 TIMELINE_LINES = 12_000
-#: The log of an outage is read in pages of this many lines, and at most this many pages.
+#: The log is read in pages of this many lines; that of an outage, at most this many pages.
 PAGE_LINES, MAX_PAGES = 1000, 10
 
 
@@ -75,20 +76,37 @@ def records_of(store: RedisStore, names: Sequence[str]) -> dict[str, EntryRecord
 
 
 def read(store: RedisStore, entry: str, since: int, now: int) -> Stored:
-    """Read what the store holds of an entry, in four calls at most.
+    """Read what the store holds of an entry.
 
     :raises StoreUnavailable: Redis is away, or too slow.
     """
     oldest = store.log_after("0-0", 1)
     begins = _written_at(oldest[0][0]) if oldest else now
-    lines = [line for _id, line in store.log_after(f"{since}-0", TIMELINE_LINES + 1)]
-    is_cut = len(lines) > TIMELINE_LINES
-    if is_cut:
-        lines = store.log(TIMELINE_LINES)
-    events = [event for line in lines if (event := decode(line)) is not None]
-    if is_cut:
+    events: list[Event] = []
+    last_id = f"{since}-0"
+    # Page by page: a line may tell of a hundred runs.
+    for _ in range(TIMELINE_LINES // PAGE_LINES):
+        page = store.log_after(last_id, PAGE_LINES)
+        events += _about(entry, (line for _id, line in page))
+        if len(page) < PAGE_LINES:
+            break
+        last_id = page[-1][0]
+    else:
+        events = _about(entry, store.log(TIMELINE_LINES))
         begins = next((e.written_at for e in events if e.written_at is not None), begins)
     return Stored(events, None if begins <= since else begins, records_of(store, [entry]).get(entry))
+
+
+def _about(entry: str, lines: Iterable[Mapping[str, Any]]) -> list[Event]:
+    """Return the events of these lines, and of runs that were sent together only those of one entry."""
+    found: list[Event] = []
+    for event in filter(None, map(decode, lines)):
+        own = list(event.split(entry))
+        if not own and event.written_at is not None:
+            # It shows that beat was there.
+            own = [Sent(entry="", outcome="", scheduled=event.written_at, fire_time=event.written_at, id="")]
+        found += own
+    return found
 
 
 def log_of(store: RedisStore, entry: str, since: int, until: int) -> list[LogLine]:
@@ -108,6 +126,8 @@ def log_of(store: RedisStore, entry: str, since: int, until: int) -> list[LogLin
             event = decode(line)
             if line.get("entry") == entry or isinstance(event, Led):
                 found.append(LogLine(written_at, str(line["event"]), event))
+            elif isinstance(event, SentTogether):
+                found += (LogLine(written_at, one.kind, one) for one in event.split(entry))
         if len(page) < PAGE_LINES:
             break
     return found

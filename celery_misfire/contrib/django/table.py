@@ -35,6 +35,7 @@ from celery_misfire.contrib.django.rows import (
 )
 from celery_misfire.contrib.django.updates import RowUpdates, in_chunks
 from celery_misfire.exceptions import MisfireConfigError
+from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import ENDLESS, Trigger, TriggerType
 from celery_misfire.misfire import MisfirePolicy as Policy
 from celery_misfire.records import Definition
@@ -227,7 +228,11 @@ class Table:
             self._look_at = time.monotonic() + LOOK_EVERY
         length = self._trouble.end(time.monotonic())
         if length is not None:
-            logger.info("beat: the database answers again after %.0f s", length)
+            logger.info(
+                "beat: the database answers again after %.0f s",
+                length,
+                extra=log_fields("database_available"),
+            )
 
     def _forget(self) -> None:
         keep = self._settings.keep_missed
@@ -247,7 +252,13 @@ class Table:
         if self.was_read.is_set():
             goes_on = f"going on with {len(self.rows)} as they were, counters are written later"
         hint = " Has `manage.py migrate` been run?" if "celery_misfire_" in problem else ""
-        logger.error("beat: the periodic tasks cannot be read (%s); %s.%s", problem, goes_on, hint)
+        logger.error(
+            "beat: the periodic tasks cannot be read (%s); %s.%s",
+            problem,
+            goes_on,
+            hint,
+            extra=log_fields("database_unavailable"),
+        )
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -307,8 +318,10 @@ class Table:
         self.rows = {row.task.name: row for row in by_key.values()}
         if not self.was_read.is_set():
             for warning in unknown_policies(self._app, self._settings, self.rows.keys()):
-                logger.warning("beat: %s", warning)
-        logger.info("beat: %d periodic tasks, %d of them new or changed", len(by_key), len(changed))
+                logger.warning("beat: %s", warning, extra=log_fields("advice"))
+        extra = log_fields("tables_read", count=len(by_key))
+        what = "beat: %d periodic tasks, %d of them new or changed"
+        logger.info(what, len(by_key), len(changed), extra=extra)
 
     def _row(self, task: PeriodicTask, misfire: object) -> Row:
         name = str(task.name)
@@ -318,13 +331,20 @@ class Table:
             if isinstance(exc.__cause__, Error):
                 # The database failed, not the row.
                 raise exc.__cause__ from None
-            logger.error("beat: periodic task %r is left out: %s", name, exc)
+            logger.error(
+                "beat: periodic task %r is left out: %s", name, exc, extra=log_fields("problem", entry=name)
+            )
             return Row(self._app, task, None, self._entry_class)
         try:
             policy = self._policy(name, misfire, trigger.trigger_type)
         except MisfireConfigError as exc:
             # A task that runs by the site's policy is better than one that does not run.
-            logger.error("beat: the policy of periodic task %r is not used: %s", name, exc)
+            logger.error(
+                "beat: the policy of periodic task %r is not used: %s",
+                name,
+                exc,
+                extra=log_fields("problem", entry=name),
+            )
             policy = site_policy(task, trigger, self._settings)
         definition = Definition(
             name,
@@ -352,7 +372,12 @@ class Table:
         except Exception as exc:
             if isinstance(exc, OSError) or type(exc).__module__ == "django.db.utils":
                 raise
-            logger.error("beat: entry %r cannot be written as a row: %s", entry.name, exc)
+            logger.error(
+                "beat: entry %r cannot be written as a row: %s",
+                entry.name,
+                exc,
+                extra=log_fields("problem", entry=entry.name),
+            )
 
 
 def _read_schedules(tasks: Sequence[PeriodicTask]) -> None:

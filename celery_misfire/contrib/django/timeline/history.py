@@ -27,6 +27,7 @@ SHORTEST_SILENCE = AUTO_THRESHOLD
 #: The reasons that mean that beat could not work, and how their outages are called.
 OUTAGES: Mapping[str, str | Promise] = {
     Reason.SCHEDULER_DOWN: gettext_lazy("Beat was down"),
+    Reason.RESTARTED: gettext_lazy("Beat was down"),
     Reason.FAILOVER: gettext_lazy("Failover"),
     Reason.STORE_UNAVAILABLE: gettext_lazy("Redis was away"),
     Reason.BROKER_UNAVAILABLE: gettext_lazy("Broker was away"),
@@ -230,4 +231,4 @@ def _outages(events: Sequence[Event], last_sign: int | None) -> Iterator[Outage]
 
 def _sign_of_life(event: Event) -> int | None:
     """Return when beat made this event; None for an event of a worker."""
-    return None if isinstance(event, Missed) and event.worker is not None else event.written_at
+    return None if getattr(event, "worker", None) is not None else event.written_at

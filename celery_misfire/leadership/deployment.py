@@ -1,0 +1,133 @@
+"""Keeps a beat away from the state of another deployment, whose runs go elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from celery_misfire.exceptions import StoreRefused
+from celery_misfire.leadership.lease import uptime
+from celery_misfire.log_lines import log_fields
+from celery_misfire.store.port import LeaseValue, Store
+from celery_misfire.store.state_mark import Destination
+from celery_misfire.texts import one_line
+from celery_misfire.trouble import Reminders
+
+__all__ = ["TWO_DEPLOYMENTS", "Deployment"]
+
+logger = logging.getLogger(__name__)
+
+#: A refusal is repeated, and the broker asked again where our runs go, so often, in seconds.
+REMIND_EVERY = 60.0
+
+#: The way out.
+TWO_DEPLOYMENTS = "If these are two deployments, give each a misfire_namespace of its own."
+
+
+class Deployment:
+    """Compares where our runs go with where those of the state go; for a beat that does not lead.
+
+    :param ask: returns where our runs go, None when the broker does not answer.
+    :param ttl: seconds for which a beat may be silent.
+    :param clock: returns seconds on a clock that nobody sets.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        ask: Callable[[], Destination | None],
+        ttl: float,
+        clock: Callable[[], float] = uptime,
+    ) -> None:
+        self._store, self._ask, self._ttl, self._clock = store, ask, ttl, clock
+        self._ours: Destination | None = None
+        #: The destination of the state when the broker was asked last, and when it is asked again.
+        self._asked_about: Destination | None = None
+        self._ask_at = 0.0
+        #: When the state was found to be another one's, and the lease of that moment.
+        self._found: tuple[float, LeaseValue | None] | None = None
+        #: True when there is no state with other keys that we could go on with.
+        self._former_is_settled = False
+        #: What is said once a beat whose runs go elsewhere has been seen alive, '' before.
+        self._refusal = ""
+        self._reminders = Reminders(REMIND_EVERY)
+
+    def why_not(self) -> str:
+        """Return why this beat must not lead, '' when it may.
+
+        A state whose runs go elsewhere is left to its own beat. It is adopted only where that beat gives no
+        sign of life for as long as a lease lasts.
+
+        :raises StoreUnavailable, NewerSchema: as :meth:`Store.look`.
+        """
+        mark, lease = self._store.look()
+        if mark is None and not self._refusal and not self._former_is_settled:
+            return self._about_former()
+        theirs = mark.destination if mark else None
+        difference = self._difference(theirs) if theirs else ""
+        # A state that is gone may be written again by the beat that was seen.
+        if not difference and (theirs is not None or not self._refusal):
+            self._found, self._refusal = None, ""
+            return ""
+        if not self._refusal and self._is_alive(lease):
+            self._refusal = self._refused(lease, difference)
+            self._store.tell_leader(self._refusal)
+        if self._refusal:
+            if self._reminders.is_due(self._refusal, self._clock()):
+                logger.error("beat: %s", self._refusal, extra=log_fields("deployments"))
+            return "the state is that of another deployment"
+        return self._wait()
+
+    def _about_former(self) -> str:
+        """Look after a state that has other keys, as ours have got a prefix: keep it, if it is ours."""
+        mark, lease = self._store.look_at_former()
+        difference = self._difference(mark.destination) if mark and mark.destination else ""
+        if mark is None or (difference and self._is_alive(lease)):
+            self._found, self._former_is_settled = None, True
+            return ""
+        if mark.destination and self._ours is None:
+            return "a state has keys without a prefix, and the broker does not tell whether it is ours"
+        if lease is not None:
+            return f"another beat leads, with keys that have no prefix ({one_line(lease.owner)})"
+        if difference and (reason := self._wait()):
+            return reason
+        try:
+            moved = self._store.take_former()
+        except StoreRefused as exc:
+            what = "a state with keys that have no prefix cannot be moved"
+            logger.warning("beat: %s: %s", what, exc, extra=log_fields("moved"))
+            moved, self._former_is_settled = False, True
+        if moved:
+            what = "a state was found with keys that have no prefix, and has moved to those that have it"
+            where = f"; {difference}. {TWO_DEPLOYMENTS}" if difference else ""
+            logger.warning("beat: %s%s", what, where, extra=log_fields("moved"))
+        self._found = None
+        return "" if moved or self._former_is_settled else "a state with keys that have no prefix has changed"
+
+    def _is_alive(self, lease: LeaseValue | None) -> bool:
+        """Return True when the beat of the state that was found has given a sign of life since then."""
+        self._found = self._found or (self._clock(), lease)
+        return lease not in (None, self._found[1])
+
+    def _wait(self) -> str:
+        """Return why we must still wait for the beat of the state that was found, '' when it had its time."""
+        self._found = self._found or (self._clock(), None)
+        is_over = self._clock() - self._found[0] >= self._ttl
+        return "" if is_over else "the runs of this state go elsewhere; waiting for its beat"
+
+    def _difference(self, theirs: Destination) -> str:
+        """Return in words how our destination differs from that of the state, '' if not that we know."""
+        is_news = theirs != self._asked_about or self._clock() >= self._ask_at
+        if is_news and (self._ours is None or self._ours.difference(theirs)):
+            self._asked_about, self._ask_at = theirs, self._clock() + REMIND_EVERY
+            self._ours = self._ask() or self._ours
+        return self._ours.difference(theirs) if self._ours else ""
+
+    def _refused(self, lease: LeaseValue | None, difference: str) -> str:
+        owner = one_line(lease.owner) if lease else ""
+        return (
+            f"{self._store} is that of another beat ({owner}), whose runs go elsewhere: {difference}. "
+            f"{self._store.process} sends nothing, so that no run lands in the wrong queue. "
+            f"{TWO_DEPLOYMENTS} "
+            "If the other one was this beat before its configuration changed, end it and restart this one."
+        )

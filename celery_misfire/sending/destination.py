@@ -1,0 +1,82 @@
+"""Where the runs of an app go, as its broker tells it.
+
+Two beats may name one broker differently (``localhost``, a service's name, another user), and two brokers may
+have equal names in different networks. So the server itself is asked. A Redis keeps a random word of ours in
+each database; its own run id changes at each restart. RabbitMQ tells the name of its cluster.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from celery import Celery
+from celery.app.routes import MapRoute
+from kombu import Producer
+
+from celery_misfire.store.state_mark import Destination
+
+__all__ = ["destination_of", "redis_get"]
+
+#: Stands for a task that the app's routes do not know.
+ANY_TASK = "celery_misfire.any_task"
+
+
+def destination_of(app: Celery, producer: Producer, keys: Sequence[str]) -> Destination:
+    """Return where the runs of an app go that a producer of its own sends.
+
+    :param keys: where a Redis may have the word for its database; the first is written if none is there.
+    """
+    connection: Any = producer.connection
+    channel: Any = producer.channel
+    driver, several = connection.transport.driver_name, len(connection.alt) > 1
+    prefix = getattr(channel, "global_keyprefix", "") or getattr(channel, "queue_name_prefix", "") or ""
+    if several:
+        # After a failover the beats of one deployment may stand at different ones of them.
+        place = ""
+    elif driver == "redis":
+        place = _word_of(channel, keys)
+    else:
+        properties = getattr(connection.connection, "server_properties", None) or {}
+        cluster = properties.get("cluster_name", "")
+        place = f"{driver} {cluster} {connection.virtual_host or '/'}"
+    return Destination(place, str(prefix), _default_queue(app))
+
+
+def redis_get(channel: Any, key: str) -> Any:
+    """Return what a Redis has under a key, without kombu's prefix; None when there is nothing."""
+    with channel.conn_or_acquire() as client:
+        return client.get(key)
+
+
+def _word_of(channel: Any, keys: Sequence[str]) -> str:
+    """Return the word for this database, '' when it cannot be kept there."""
+    found = next(filter(None, _commands(channel, *(("GET", key) for key in keys))), "")
+    if not found:
+        new = ("SET", keys[0], uuid.uuid4().hex, "NX"), ("GET", keys[0])
+        found = _commands(channel, *new)[1]
+    return f"redis {found}" if found else ""
+
+
+def _commands(channel: Any, *commands: Sequence[str]) -> list[str]:
+    """Return the answers to commands whose keys get no prefix from kombu; '' for errors and for nothing."""
+    with channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipeline:
+        pipeline.global_keyprefix = ""
+        for command in commands:
+            pipeline.execute_command(*command)
+        answers = pipeline.execute(raise_on_error=False)
+    texts = (a.decode("utf-8", "replace") if isinstance(a, bytes) else a for a in answers)
+    return [text if isinstance(text, str) else "" for text in texts]
+
+
+def _default_queue(app: Celery) -> str:
+    queue: Any = app.conf.task_default_queue
+    # Routes that are wrong are refused with the messages that need them.
+    with suppress(Exception):
+        router: Any = app.amqp.router
+        # A router of the app's own is not asked: it may answer differently each time.
+        routes = [route(ANY_TASK) for route in router.routes if isinstance(route, MapRoute)]
+        queue = next((route["queue"] for route in routes if route and "queue" in route), queue)
+    return str(getattr(queue, "name", queue))
