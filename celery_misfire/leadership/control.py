@@ -12,6 +12,7 @@ from celery_misfire.events import Event
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.leadership.pending_misses import give_up
+from celery_misfire.log_lines import log_fields
 from celery_misfire.pause_events import Paused, Resumed
 from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.store.port import Store
@@ -107,7 +108,8 @@ class Control:
         for text in requests.values():
             request = Request.parse(text)
             if request is None:
-                logger.warning("beat: a request is left out, as this version does not understand it")
+                what = "a request is left out, as this version does not understand it"
+                logger.warning("beat: %s", what, extra=log_fields("request_left_out"))
                 continue
             # A clock that is ahead must not make the pause begin tomorrow.
             request = replace(request, at=min(request.at, now))
@@ -129,7 +131,8 @@ class Control:
         name = request.entry
         record = changed.get(name) or self._ledger.get(name)
         if record is None or name not in self._ledger.definitions:
-            logger.warning("beat: no entry %s: it cannot be %sd", quote_name(name), request.do)
+            what = f"no entry {quote_name(name)}: it cannot be {request.do}d"
+            logger.warning("beat: %s", what, extra=log_fields("request_left_out", entry=name))
         elif request.do == "pause":
             since = record.paused.since if record.paused else request.at
             pause = replace(request.as_pause, since=since)
@@ -186,4 +189,5 @@ class Control:
 def _say_unasked(what: str, name: str, exc: Exception) -> None:
     """Say that a schedule, which may raise anything, could not be asked for the end of a pause or a hold."""
     why = f"the {what} of {quote_name(name)} cannot be left out ({type(exc).__name__})"
-    logger.warning("beat: %s; it is judged as after an outage", why)
+    extra = log_fields("problem", entry=name)
+    logger.warning("beat: %s; it is judged as after an outage", why, extra=extra)
