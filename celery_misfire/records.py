@@ -15,6 +15,7 @@ from celery_misfire.entry_record import (
     SCHEMA,
     EntryRecord,
     Intent,
+    Pause,
     Unreported,
     dumps,
     loads,
@@ -97,6 +98,7 @@ def edited(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryR
         _begun(fresh, record, now),
         intents=record.intents,
         missed=record.missed,
+        paused=record.paused,
         unknown_fields=record.unknown_fields,
     )
 
@@ -165,6 +167,43 @@ def resumed(record: EntryRecord, task: str, now: int) -> EntryRecord:
     paused_from = None if next_ is None or next_ > now else next_
     state = replace(record.state, next_fire_time=next_)
     return replace(record, task=task, state=state, removed_at=None, paused_from=paused_from)
+
+
+def awakened(record: EntryRecord, trigger: Trigger, end: int, now: int, *, misfires: bool) -> EntryRecord:
+    """Return the record of an entry whose pause is over.
+
+    What was due before the pause and had not been decided is missed: nothing of it is made up for.
+
+    :param end: when the pause ended; what is due later is judged as ever.
+    :param misfires: the fire times of the pause have misfired, if they are late enough, as Quartz resumes a
+        trigger. Else they are none, and the next one is the first after the pause; the grid stays.
+    """
+    pause = record.paused
+    if pause is None:
+        return record
+    next_, awake = record.state.next_fire_time, replace(record, paused=None)
+    if next_ is None or next_ > end:
+        return awake
+    if misfires:
+        return replace(awake, paused_from=next_)
+    return skipped(awake, trigger, pause.since, end, now)
+
+
+def skipped(record: EntryRecord, trigger: Trigger, since: int, end: int, now: int) -> EntryRecord:
+    """Return the record with the first fire time after `end`: those since `since` are no occurrences.
+
+    What was due before `since` and had not been decided is missed.
+    """
+    first = record.state.next_fire_time
+    if first is None or first > end:
+        return record
+    times = trigger.fire_times(record.state)
+    lost = []
+    if first < since:
+        last = times.before(since) or first
+        lost = [Missed(first, last, times.count(first, last), Reason.PAUSED)]
+    state = replace(record.state, next_fire_time=times.after(end))
+    return with_missed(replace(record, state=state), lost, MisfireInstruction.DO_NOTHING, now)
 
 
 def unknown(name: str, now: int) -> EntryRecord:
@@ -316,7 +355,9 @@ __all__ = [
     "Definition",
     "EntryRecord",
     "Intent",
+    "Pause",
     "Unreported",
+    "awakened",
     "claim",
     "clock_step",
     "dumps",
@@ -330,6 +371,7 @@ __all__ = [
     "resumed",
     "returned",
     "set_back",
+    "skipped",
     "unknown",
     "vacated",
     "with_missed",

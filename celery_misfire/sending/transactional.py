@@ -204,7 +204,8 @@ class Transactional:
         if name is not None:
             self._unfit.add(name)
             what = f"a script with the message of entry {quote_name(name)} alone fails again and again"
-            logger.warning("beat: %s (%s); its runs are sent in two steps", what, error)
+            extra = log_fields("dispatch", entry=name)
+            logger.warning("beat: %s (%s); its runs are sent in two steps", what, error, extra=extra)
 
     def _say(self, refusal: Refusal) -> None:
         queue, error = quote_name(refusal.queue), refusal.error

@@ -59,12 +59,14 @@ def test_the_prefix_goes_before_every_key(world: World) -> None:
         StartRequest(Started("n", "h"), entry="a", sent_at=1, late_start=2, line={"event": "late"}),
     )
     store.tell_leader("a note")
+    store.request({"1": "please"})
     store.watch("w", 60, 60, seen="1-1")
     names = world.client.keys()
     assert {name for name in names if not name.startswith("acme:")} == set()
     kinds = {name.split(":")[3] for name in names if name.startswith("acme:" + PLAIN)}
     assert kinds == {
-        *("state", "lease", "log", "counts", "place", "fire", "late", "note", "watch", "watcher", "guard")
+        *("state", "lease", "log", "counts", "place", "fire", "late", "note", "watch", "watcher", "guard"),
+        *("beats", "control"),
     }
     assert world.runs("acme:celery") == {"a": 1, "b": 1}
 

@@ -51,16 +51,27 @@ def use_all_of(store: RedisStore) -> None:
     assert isinstance(taken, Taken), taken
     assert store.acquire("other", 60) == Held(taken.lease)
     renewed = LeaseValue("token", 1, 2, "here")
-    store.renew(renewed, 60)
+    store.renew(renewed, 60, sign="a sign of life")
+    store.request({"1": "please"})
+    assert store.write_hold("token", "", "a hold")
+    sight = store.sight()
+    assert (sight.hold, sight.requests) == ("a hold", {"1": "please"})
+    assert sight.beats[store.owner][1] == "a sign of life"
+    assert sight.lease_left is not None
+    store.drop_requests(["1"])
+    assert store.write_hold("token", "a hold", "")
+    assert store.claim_by_hand("1", "ann") == "ann"
+    assert store.claim_by_hand("1", "bob") == "ann"
+    store.unclaim_by_hand("1", "ann")
     store.write_meta("token", "shop")
     store.describe("token", "settings", "entries")
-    assert store.described_entries() == "entries"
+    assert store.description()[1] == "entries"
     store.tell_leader("a note")
     store.renew(renewed, 60)
     store.describe("token", "beat", "entries")
-    assert store.described_entries() == "entries"
+    assert store.description()[1] == "entries"
     store.tell_leader("a line")
-    assert store.renew(renewed, 60) == "a line"
+    assert store.renew(renewed, 60) == ("a line", False)
     assert (
         store.commit("token", [Change("a", "", "1"), Change("b", "", "1")], [{"event": "1"}]).conflicts == ()
     )

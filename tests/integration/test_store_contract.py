@@ -270,12 +270,12 @@ def test_when_the_lease_has_gone_nothing_is_written(place: StorePlace, store: St
             assert isinstance(store.acquire("new", 60, lease), Taken)
         case "lost":
             place.lose()
-    before = store.load(), store.log(), store.described_entries()
+    before = store.load(), store.log(), store.description()
     for token in ("token", ""):
         for write in writes(store, token):
             with pytest.raises(LeaseLost):
                 write()
-    assert (store.load(), store.log(), store.described_entries()) == before
+    assert (store.load(), store.log(), store.description()) == before
 
 
 def test_a_commit_with_one_conflict_writes_nothing_at_all(place: StorePlace, store: Store):
@@ -311,13 +311,13 @@ def test_names_and_records_may_hold_any_text(store: Store):
 
 
 def test_the_leading_beat_describes_itself_to_the_others(place: StorePlace, store: Store):
-    assert store.described_entries() == ""
+    assert store.description()[1] == ""
     lease = take(store).lease
     assert store.acquire("other", 60) == Held(lease, "")
     store.describe("token", "settings", "entries")
     store.describe("token", "settings 2", "entries 2")
     assert store.acquire("other", 60) == Held(lease, "settings 2")
-    assert place.store().described_entries() == "entries 2"
+    assert place.store().description()[1] == "entries 2"
     assert store.load() == {}
 
 
@@ -327,8 +327,8 @@ def test_a_note_for_the_leader_is_delivered_once(place: StorePlace, store: Store
     place.store().tell_leader("another line")
     with pytest.raises(LeaseLost):
         store.renew(LeaseValue("other", 1, 1, "there"), 60)
-    assert store.renew(lease, 60) == "another line"
-    assert store.renew(lease, 60) == ""
+    assert store.renew(lease, 60).note == "another line"
+    assert store.renew(lease, 60).note == ""
 
 
 # -- registers ---------------------------------------------------------------------------------------------
@@ -486,3 +486,71 @@ def test_workers_with_the_guard_are_counted_on_for_a_time(place: StorePlace, sto
     store.watch("watcher", 60, guard_ttl=0.05)
     place.pass_time(0.1)
     assert not store.is_guarded()
+
+
+# -- signs of life, requests, the hold ---------------------------------------------------------------------
+
+
+def test_a_beat_gives_its_sign_of_life_with_the_calls_that_it_makes_anyway(place: StorePlace, store: Store):
+    assert (store.sight().lease, store.sight().is_cold, store.sight().beats) == (None, True, {})
+    lease = store.acquire("mine", 60, sign="first").lease  # type: ignore[union-attr]
+    sight = store.sight()
+    assert (sight.lease, sight.beats[store.owner][1], sight.is_cold) == (lease, "first", True)
+    assert sight.now - 5_000 <= sight.beats[store.owner][0] <= sight.now
+    assert 0 < (sight.lease_left or 0) <= 60_000
+    store.write_meta("mine", "app")
+    store.renew(lease.renewed(), 60, sign="second")
+    store.watch("worker", 60, guard_ttl=60)
+    sight = store.sight()
+    assert (sight.beats[store.owner][1], sight.is_cold, sight.is_guarded) == ("second", False, True)
+    # A standby's call is refused, and it lives all the same.
+    assert isinstance(store.acquire("other", 60, sign="third"), Held)
+    assert store.sight().beats[store.owner][1] == "third"
+    # Who does not lead takes only the sign back.
+    store.release("other")
+    assert (store.sight().beats, store.sight().lease) == ({}, lease.renewed())
+
+
+def test_a_look_changes_nothing(place: StorePlace, store: Store):
+    store.acquire("mine", 60, sign="sign")
+    store.request({"1": "please"})
+    before = place.contents()
+    store.sight()
+    assert place.contents() == before
+
+
+def test_the_leader_hears_of_a_request_until_it_is_dropped(store: Store):
+    lease = take(store).lease
+    assert store.renew(lease, 60) == ("", False)
+    store.request({})
+    store.request({"2": "later", "1": "first"})
+    assert store.renew(lease, 60) == ("", True)
+    assert list(store.sight().requests.items()) == [("1", "first"), ("2", "later")]
+    store.drop_requests([])
+    store.drop_requests(["1", "2"])
+    assert store.sight().requests == {}
+    assert store.renew(lease, 60) == ("", False)
+
+
+def test_the_leader_alone_writes_the_hold_and_only_over_the_one_it_knows(store: Store):
+    take(store, "mine")
+    with pytest.raises(LeaseLost):
+        store.write_hold("other", "", "until nine")
+    assert store.write_hold("mine", "", "until nine")
+    # Sent twice, it works once.
+    assert store.write_hold("mine", "", "until nine")
+    assert not store.write_hold("mine", "until ten", "until eleven")
+    assert store.sight().hold == "until nine"
+    assert store.write_hold("mine", "until nine", "")
+    assert store.sight().hold == ""
+
+
+def test_one_alone_has_an_occurrence_run_by_hand_unless_it_was_not_sent(store: Store):
+    assert store.claim_by_hand("id", "ann") == "ann"
+    assert store.claim_by_hand("id", "bob") == "ann"
+    store.unclaim_by_hand("id", "bob")
+    assert store.claim_by_hand("id", "bob") == "ann"
+    store.unclaim_by_hand("id", "ann")
+    assert store.claim_by_hand("id", "bob") == "bob"
+    # The worker's register is another one.
+    assert store.register("id") is None

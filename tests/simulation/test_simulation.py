@@ -12,8 +12,8 @@ import pytest
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Ledger
 from celery_misfire.sending.transactional import Transactional
-from celery_misfire.store import memory
 from celery_misfire.store.memory import MemoryStore
+from celery_misfire.store.memory_control import one_call
 from celery_misfire.store.port import Change, CommitResult
 from tests.simulation.history import Problem, check
 from tests.simulation.world import Plan, World
@@ -108,7 +108,7 @@ def replace_commit(monkeypatch: pytest.MonkeyPatch, other: Callable[..., Any]) -
     ) -> Any:
         return other(store, right, token, changes, log, pushes)
 
-    monkeypatch.setattr(MemoryStore, "commit", memory._one_call(commit))
+    monkeypatch.setattr(MemoryStore, "commit", one_call(commit))
 
 
 def early_in_one_script(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,7 @@ class World:
     """Runs beats through the troubles that a seed draws, and tells what took place."""
 
     def __init__(self, seed: int, plan: Plan) -> None:
-        self.plan, self._dice = plan, random.Random(seed)
+        self.plan, self._dice, self._dice_of_looks = plan, random.Random(seed), random.Random(-1 - seed)
         self.now = BEGIN
         self.database = MemoryDatabase(lambda: self.now / 1000)
         self.database.fault = self._fault
@@ -184,7 +184,9 @@ class World:
             return Fault.UNREACHABLE
         if not self._troubled or call in ("log", "is_guarded", "last_log_id"):
             return None
-        point, plan = self._dice.random(), self.plan
+        # A look has dice of its own: those of the other calls fall as they did before there were looks.
+        dice = self._dice_of_looks if call == "sight" else self._dice
+        point, plan = dice.random(), self.plan
         for fault, share in (
             (Fault.ANSWER_LOST, plan.lost),
             (Fault.UNREACHABLE, plan.unreachable),
