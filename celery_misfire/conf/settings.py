@@ -76,7 +76,9 @@ def _addresses(value: object) -> tuple[str, ...]:
 def _site_url(value: object) -> str:
     if isinstance(value, str) and re.fullmatch(r"https?://[^\s/@?#]+(/[^\s?#]*)?", value):
         return value.rstrip("/")
-    raise ValueError(f"expected the address of the site, got {quote(value)}. Set it to 'https://example.com'.")
+    raise ValueError(
+        f"expected the address of the site, got {quote(value)}. Set it to 'https://example.com'."
+    )
 
 
 def _token(value: object) -> str:

@@ -151,7 +151,7 @@ def _untold(people: _People, moment: datetime) -> list[MissedFire]:
     recent = MissedFire.objects.filter(mailed_at__gt=moment - MAIL_INTERVAL)
     told = dict[object, set[str]]()
     for key, name, addresses in recent.values_list("periodic_task_id", "entry", "mailed_to"):
-        told.setdefault(key or name, set()).update(addresses)
+        told.setdefault(key or name, set()).update(addresses or ())
     wanted = []
     for record in found.order_by("pk")[:MOST_RECORDS]:
         addresses = set(people.of(record.periodic_task_id))

@@ -28,12 +28,10 @@ def overdue(told: Sequence[tuple[str, int | None, int | None]], since: int, site
     :param told: the entries that are overdue: name, primary key of the row, and when they were due.
     """
     n = len(told)
-    subject = ngettext(
-        "Beat is down: %(n)d task is overdue", "Beat is down: %(n)d tasks are overdue", n
-    ) % {"n": n}
-    rows = [
-        (name, "" if due is None else as_text(due), _task_link(key, site_url)) for name, key, due in told
-    ]
+    subject = ngettext("Beat is down: %(n)d task is overdue", "Beat is down: %(n)d tasks are overdue", n) % {
+        "n": n
+    }
+    rows = [(name, "" if due is None else as_text(due), _task_link(key, site_url)) for name, key, due in told]
     lines = [
         _("No beat is running, so nothing is sent. Overdue since %s:") % as_text(since),
         "",
@@ -50,9 +48,10 @@ def missed(over: Sequence[Alarm], records: Sequence[MissedFire], site_url: str) 
     if over:
         subject = _("Beat is back: %(missed)s") % {"missed": n_missed if count else _("no missed runs")}
     elif len(names) == 1:
-        subject = ngettext(
-            "%(n)d missed run of %(entry)s", "%(n)d missed runs of %(entry)s", count
-        ) % {"n": count, "entry": records[0].entry}
+        subject = ngettext("%(n)d missed run of %(entry)s", "%(n)d missed runs of %(entry)s", count) % {
+            "n": count,
+            "entry": records[0].entry,
+        }
     else:
         subject = _("%(missed)s of %(n)d tasks") % {"missed": n_missed, "n": len(names)}
     lines = []

@@ -181,8 +181,8 @@ class MissedFire(models.Model):
     detected_at = models.DateTimeField(_("detected at"), db_index=True)
     #: None when no mail was sent about it.
     mailed_at = models.DateTimeField(_("mailed at"), null=True, editable=False)
-    #: The addresses that got it.
-    mailed_to = models.JSONField(default=list, editable=False)
+    #: The addresses that got it. An older version, which may still run, does not know the column.
+    mailed_to = models.JSONField(null=True, editable=False)
     #: None while somebody may still want to run it.
     dismissed_at = models.DateTimeField(_("dismissed at"), null=True, editable=False)
     dismissed_by = models.ForeignKey(
