@@ -29,8 +29,7 @@ from celery_misfire.fire import isoformat
 from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import AUTO_THRESHOLD, from_millis
 from celery_misfire.records import EntryRecord, Pause
-from celery_misfire.signals import beat_overdue
-            beat_recovered.send(sender=self._app, since=from_millis(int(since)))
+from celery_misfire.signals import beat_overdue, beat_recovered
 from celery_misfire.status import Status, status_of
 from celery_misfire.store.port import Watched
 from celery_misfire.store.redis_store import RedisStore

@@ -405,12 +405,12 @@ def test_a_mail_is_german(site: AdminSite):
     from django.core import mail
     from django.test import override_settings
 
-    from celery_misfire.contrib.django.mail import send_mail_about
+    from celery_misfire.contrib.django.mail import send_due
     from celery_misfire.contrib.django.models import MissedFire
 
     locmem = "django.core.mail.backends.locmem.EmailBackend"
     with override_settings(EMAIL_BACKEND=locmem), site.settings(misfire_mail_to=["ops@example.org"]):
-        send_mail_about(MissedFire.objects.get(entry="Preise"))
+        send_due(int(time.time() * 1000))
     message = mail.outbox[-1]
     assert message.subject.endswith("2 ausgefallene Läufe von Preise")
     for line in str(message.body).splitlines():
