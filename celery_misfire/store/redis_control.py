@@ -12,6 +12,7 @@ from celery_misfire.store.connection import as_text
 from celery_misfire.store.port import LeaseValue, Watched
 from celery_misfire.store.registers import BY_HAND_REGISTER_TTL
 from celery_misfire.store.sight import Sight
+from celery_misfire.store.state_mark import Destination
 
 __all__ = ["RedisControl"]
 
@@ -29,6 +30,7 @@ class RedisControl:
     _control_key: str
     _register_prefix: str
     _watch_keys: Sequence[str]
+    place_keys: Sequence[str]
     _redis: redis.Redis
     _call: Callable[..., Any]
     _run: Callable[..., Any]
@@ -47,6 +49,11 @@ class RedisControl:
             beats={beat: (int(at), text) for beat, (at, _, text) in signs.items() if at.isdecimal()},
             requests=dict(sorted(_pairs(requests))),
         )
+
+    def has_queues_of(self, destination: Destination) -> bool:
+        """Return True when the messages of this destination are in this database."""
+        words = self._call(self._redis.mget, self.place_keys)
+        return destination.place in {f"redis {as_text(word)}" for word in words if word}
 
     def request(self, requests: Mapping[str, str]) -> None:
         if requests:

@@ -11,6 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
 from django_celery_beat.models import PeriodicTask
 
+from celery_misfire.contrib.django.admin.fleet import FleetAdmin
 from celery_misfire.contrib.django.admin.missed import MissedFireAdmin
 from celery_misfire.contrib.django.admin.policy_form import PolicyInline
 from celery_misfire.contrib.django.admin.rerun_page import RerunAdmin
@@ -18,7 +19,7 @@ from celery_misfire.contrib.django.admin.task_list import TaskListMixin
 from celery_misfire.contrib.django.admin.timeline_page import timeline_view
 from celery_misfire.contrib.django.admin.whatif_page import whatif_view
 from celery_misfire.contrib.django.database import NOT_MIGRATED, is_migrated
-from celery_misfire.contrib.django.models import MissedFire, Rerun
+from celery_misfire.contrib.django.models import Fleet, MissedFire, Rerun
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[PeriodicTask]
@@ -40,6 +41,8 @@ def replace_registered(site: admin.AdminSite = admin.site) -> None:
         site.register(MissedFire, MissedFireAdmin)
     if not site.is_registered(Rerun):
         site.register(Rerun, RerunAdmin)
+    if not site.is_registered(Fleet):
+        site.register(Fleet, FleetAdmin)
     registered = site._registry.get(PeriodicTask)
     if registered is not None and not isinstance(registered, PeriodicTaskMixin):
         known = type(registered)

@@ -17,7 +17,7 @@ from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Outcome, Reaso
 from celery_misfire.records import EntryRecord
 from celery_misfire.status import is_current, status_of
 
-__all__ = ["History", "expand", "expected", "history"]
+__all__ = ["History", "expand", "expected", "history", "outages_in"]
 
 #: A stretch of more occurrences than this is not expanded.
 EXPAND_LIMIT = 500
@@ -78,7 +78,7 @@ def history(
     if record is not None:
         found.add_pending(record)
     # A log that begins before `start` is complete, so the silence up to its first event is known.
-    outages = list(_outages(events, start if known_from is None else None))
+    outages = list(outages_in(events, start if known_from is None else None))
     overdue = 0
     due = status_of(record, trigger, policy, now).overdue_since if enabled else None
     if due is not None and known is not None:
@@ -213,7 +213,7 @@ def _missed(first: int, last: int, count: int, reason: str) -> Occurrence:
     return Occurrence(first, Outcome.MISSED, None, last, count, reason_in_words(reason))
 
 
-def _outages(events: Sequence[Event], last_sign: int | None) -> Iterator[Outage]:
+def outages_in(events: Sequence[Event], last_sign: int | None) -> Iterator[Outage]:
     """Yield when beat was not there: what misfires say, and the silence before each lead.
 
     :param last_sign: the last sign of life before these events, as far as that is known.

@@ -1,0 +1,177 @@
+"""What an outage would do to all tasks at once; nothing is saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from celery import current_app
+from django import forms
+from django.core.paginator import Paginator
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.http import urlencode
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+from django_celery_beat.models import PeriodicTask
+
+from celery_misfire.conf.settings import read_settings
+from celery_misfire.contrib.django.admin.fleet_state import Planned, planned
+from celery_misfire.contrib.django.policies import short_label_of
+from celery_misfire.contrib.django.state import open_store, records_of
+from celery_misfire.contrib.django.timeline.timeline import format_number
+from celery_misfire.contrib.django.timeline.whatif import first_state
+from celery_misfire.entry_record import EntryRecord
+from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
+from celery_misfire.misfire import Outcome, from_millis, to_millis
+from celery_misfire.simulation import steps
+
+__all__ = ["Effect", "WhatIfForm", "effect_of", "whatif_context"]
+
+#: A page has so many tasks.
+TASKS = 100
+_INPUT = "%Y-%m-%dT%H:%M"
+_SATURDAY, _DOWN, _LENGTH = 5, 22, timedelta(hours=8)
+
+
+class WhatIfForm(forms.Form):
+    """When beat is away."""
+
+    down = forms.DateTimeField(
+        label=gettext_lazy("Beat is away from"),
+        widget=forms.DateTimeInput({"type": "datetime-local"}, format=_INPUT),
+    )
+    up = forms.DateTimeField(
+        label=gettext_lazy("until"),
+        widget=forms.DateTimeInput({"type": "datetime-local"}, format=_INPUT),
+    )
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or self.cleaned_data
+        if "down" in data and "up" in data:
+            down, up = data["down"], data["up"] = _aware(data["down"]), _aware(data["up"])
+            if up <= down:
+                self.add_error("up", _("The outage has to end after it begins."))
+            elif not 1970 < down.year < up.year + 1 < 9000:
+                self.add_error("down", _("Choose a date between 1971 and 8999."))
+        return data
+
+
+def _aware(moment: datetime) -> datetime:
+    # Without USE_TZ the times are naive.
+    return moment if timezone.is_aware(moment) else timezone.make_aware(moment)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an outage does to one task: how many of its occurrences end in which way.
+
+    :param in_time: those that are late by less than the threshold, and count as on time.
+    """
+
+    name: str
+    key: int
+    policy: str
+    recovered: int = 0
+    merged: int = 0
+    missed: int = 0
+    in_time: int = 0
+    problem: str = ""
+
+    @property
+    def due(self) -> int:
+        """How many fire times fall into the outage."""
+        return self.recovered + self.merged + self.missed + self.in_time
+
+
+def effect_of(plan: Planned, record: EntryRecord | None, down: int, up: int, now: int) -> Effect:
+    """Return what happens to a task when beat is away from `down` to `up`, in milliseconds UTC."""
+    trigger, policy, task = plan.trigger, plan.policy, plan.task
+    if trigger is None:
+        return Effect(task.name, task.pk, "", problem=_("schedule not valid"))
+    effect = Effect(task.name, task.pk, short_label_of(policy, trigger.trigger_type))
+    if policy is None:
+        return effect
+    try:
+        state = first_state(trigger, record, now)
+        if state.next_fire_time is None:
+            return effect
+        # A task that is finished stays so.
+        state = replace(state, next_fire_time=trigger.fire_times(state).after(down - 1))
+        for step in steps(trigger, state, policy, start=down, down_at=down, up_at=up, until=up):
+            late = [runs for runs in step.plan.runs if runs.outcome is Outcome.RECOVERED]
+            fired = [runs for runs in step.plan.runs if runs.outcome is Outcome.FIRED]
+            effect = replace(
+                effect,
+                recovered=effect.recovered + sum(runs.count for runs in late),
+                merged=effect.merged + sum(runs.merged for runs in late),
+                missed=effect.missed + sum(lost.count for lost in step.plan.missed),
+                in_time=effect.in_time + sum(runs.count for runs in fired),
+            )
+    except Exception as exc:
+        # A schedule may fail in its own code, such as the sun's at the poles.
+        problem = _("The fire times cannot be computed: %(error)s") % {"error": exc}
+        return replace(effect, problem=problem)
+    return effect
+
+
+def whatif_context(request: HttpRequest, now: int) -> dict[str, Any]:
+    """Return what the page shows."""
+    form = WhatIfForm({**_defaults(now), **request.GET.dict()})
+    context: dict[str, Any] = {"form": form, "problems": []}
+    if not form.is_valid():
+        return context
+    down, up = to_millis(form.cleaned_data["down"]), to_millis(form.cleaned_data["up"])
+    effects = _effects(down, up, now, context["problems"])
+    touched = sorted(
+        (e for e in effects if e.due or e.problem),
+        key=lambda e: (not e.problem, -e.missed, -e.recovered, e.name),
+    )
+    page = Paginator(touched, TASKS).get_page(request.GET.get("p"))
+    asked = {name: form[name].value() for name in ("down", "up")}
+    totals = [
+        (text, format_number(sum(getattr(e, name) for e in effects)))
+        for name, text in (
+            ("due", _("Fire times")),
+            ("recovered", _("recovered")),
+            ("merged", _("merged")),
+            ("missed", _("missed")),
+            ("in_time", _("on time")),
+        )
+    ]
+    numbers = page.paginator.get_elided_page_range(page.number)
+    return context | {
+        "page": page,
+        "pages": [(n, "?" + urlencode({**asked, "p": n})) for n in numbers],
+        "totals": totals,
+        "untouched": len(effects) - len(touched),
+        "whatif_query": urlencode(asked),
+    }
+
+
+def _effects(down: int, up: int, now: int, problems: list[str]) -> list[Effect]:
+    try:
+        settings = read_settings(current_app)
+        records = records_of(open_store(current_app), None)
+    except MisfireConfigError as exc:
+        problems.append(str(exc))
+        return []
+    except StoreUnavailable as exc:
+        text = _("Redis does not answer; past and next runs are unknown. %(error)s")
+        problems.append(text % {"error": exc})
+        records = {}
+    enabled = PeriodicTask.objects.filter(enabled=True).values_list("pk", flat=True)
+    found = planned(enabled, settings)
+    return [effect_of(plan, records.get(plan.task.name), down, up, now) for plan in found.values()]
+
+
+def _defaults(now: int) -> dict[str, str]:
+    """Return what the form holds at first: the night after the next Saturday."""
+    today = from_millis(now).astimezone(timezone.get_current_timezone())
+    down = (today + timedelta(days=(_SATURDAY - today.weekday()) % 7)).replace(
+        hour=_DOWN, minute=0, second=0, microsecond=0
+    )
+    if down <= today:
+        down += timedelta(days=7)
+    return {"down": f"{down:{_INPUT}}", "up": f"{down + _LENGTH:{_INPUT}}"}

@@ -1,0 +1,204 @@
+"""One strip of time for each periodic task, under one axis: what became of its runs, and what is to come.
+
+Pure. A strip has a fixed number of places, so that its picture is small however often a task runs. Moments are
+milliseconds UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import tzinfo
+
+from django.utils.formats import date_format
+from django.utils.safestring import SafeString, mark_safe
+from django.utils.translation import gettext as _
+from django.utils.translation import pgettext
+
+from celery_misfire.contrib.django.timeline.ground import ticks
+from celery_misfire.contrib.django.timeline.shapes import escape, number
+from celery_misfire.contrib.django.timeline.timeline import OUTCOMES, Fate, Waiting
+from celery_misfire.events import Event, Misfired, Sent, SentTogether
+from celery_misfire.misfire import FireTimes, Outcome, from_millis
+from celery_misfire.triggers.wall_times import DAY, HOUR
+from celery_misfire.triggers.zones import zone_for
+
+__all__ = ["LEGEND", "Strip", "Window", "axis", "symbol", "together", "words_of"]
+
+#: So many places a strip has from its left to its right.
+PLACES = 480
+#: The height of a strip in pixels; of the axis.
+HEIGHT, AXIS_HEIGHT = 24, 36
+#: From where to where a mark of each fate reaches down the strip: told by place and length, not by colour alone.
+_REACH: dict[Fate, tuple[int, int]] = {
+    None: (9, 13),
+    Outcome.FIRED: (7, 15),
+    Outcome.MERGED: (17, 20),
+    Outcome.RECOVERED: (3, 20),
+    Waiting.OVERDUE: (3, 15),
+    Outcome.MISSED: (1, 23),
+}
+#: In this order they are drawn, and explained.
+LEGEND: tuple[Fate, ...] = tuple(_REACH)
+#: The axis has at most about so many labels.
+_LABELS = 9
+
+
+@dataclass(frozen=True)
+class Window:
+    """The time that is shown."""
+
+    start: int
+    now: int
+    end: int
+
+    @classmethod
+    def around(cls, now: int, days: int) -> Window:
+        return cls(now - days * DAY, now, now + days * DAY)
+
+    def place(self, moment: int) -> int:
+        inside = min(max(moment, self.start), self.end - 1)
+        return (inside - self.start) * PLACES // (self.end - self.start)
+
+    def begin_of(self, place: int) -> int:
+        """Return the first moment of a place."""
+        return self.start - (-place * (self.end - self.start) // PLACES)
+
+    def percent(self, moment: int) -> str:
+        return f"{number((moment - self.start) * 100 / (self.end - self.start))}%"
+
+
+@dataclass
+class Strip:
+    """The marks of one task."""
+
+    window: Window
+    places: dict[Fate, set[int]] = field(default_factory=dict)
+
+    def add(self, fate: Fate, first: int, last: int | None = None) -> None:
+        """Mark a moment, or all from one to another."""
+        last = first if last is None else last
+        if first < self.window.end and last >= self.window.start:
+            found = self.places.setdefault(fate, set())
+            found.update(range(self.window.place(first), self.window.place(last) + 1))
+
+    def add_log(self, events: Iterable[Event]) -> None:
+        """Mark the runs of one entry, and what was merged into them."""
+        for event in events:
+            if isinstance(event, Sent):
+                late = event.outcome == Outcome.RECOVERED
+                self.add(Outcome.RECOVERED if late else Outcome.FIRED, event.scheduled)
+            elif isinstance(event, Misfired) and event.outcomes.get(Outcome.MERGED):
+                self.add(Outcome.MERGED, event.first, event.last)
+
+    def add_expected(self, times: FireTimes, first: int | None) -> None:
+        """Mark what is to come, from the next fire time on; each place is asked about once."""
+        moment, window = first, self.window
+        while moment is not None and moment < window.end:
+            self.add(None, moment)
+            moment = times.after(max(moment, window.begin_of(window.place(moment) + 1) - 1))
+
+    def draw(self, outages: Sequence[tuple[int, int]], words: str) -> SafeString:
+        """Return the strip as SVG, over shaded outages.
+
+        :param words: what it shows, for those who do not see it.
+        """
+        parts = [_rects("mf-band", self._bands(outages), 0, HEIGHT)]
+        for fate, (top, bottom) in _REACH.items():
+            if places := self.places.get(fate):
+                parts.append(_rects(f"mf-{_word(fate)}", _stretches(places), top, bottom))
+        now = self.window.place(self.window.now)
+        parts.append(_rects("mf-now", [(now, now)], 0, HEIGHT))
+        return mark_safe(
+            f'<svg class="mf mf-row" viewBox="0 0 {PLACES} {HEIGHT}" preserveAspectRatio="none" '
+            f'role="img" aria-label="{escape(words)}">{"".join(parts)}</svg>'
+        )
+
+    def _bands(self, outages: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        window, places = self.window, set[int]()
+        for start, end in outages:
+            if start < window.end and end >= window.start:
+                places.update(range(window.place(start), window.place(end) + 1))
+        return _stretches(places)
+
+
+def together(events: Iterable[Event], names: Collection[str]) -> dict[str, list[Event]]:
+    """Return what the log tells of these entries, in one pass over it."""
+    found: dict[str, list[Event]] = {name: [] for name in names}
+    for event in events:
+        if isinstance(event, SentTogether):
+            if not found.keys().isdisjoint(event.entries):
+                for one in event.split():
+                    if one.entry in found:
+                        found[one.entry].append(one)
+        elif isinstance(event, Sent | Misfired) and event.entry in found:
+            found[event.entry].append(event)
+    return found
+
+
+def axis(window: Window, zone: tzinfo) -> SafeString:
+    """Return the axis above the strips."""
+    known, length = zone_for(zone), window.end - window.start
+    parts, day_before = [], ""
+    for moment in ticks(known, window.start, window.end, max(HOUR, length / _LABELS)):
+        local = from_millis(moment).astimezone(zone)
+        day = date_format(local, pgettext("as Django's filter date takes it", "D j M"))
+        at = window.percent(moment)
+        share = (moment - window.start) / length
+        anchor = "end" if share > 0.95 else "start" if share < 0.03 else "middle"
+        if length <= 3 * DAY:
+            parts.append(
+                f'<text class="mf-quiet" text-anchor="{anchor}" x="{at}" y="30">'
+                f"{date_format(local, 'H:i')}</text>"
+            )
+        if day != day_before:
+            y = 14 if length <= 3 * DAY else 24
+            parts.append(f'<text text-anchor="{anchor}" x="{at}" y="{y}">{escape(day)}</text>')
+            day_before = day
+    return mark_safe(
+        f'<svg class="mf mf-axis" width="100%" height="{AXIS_HEIGHT}" aria-hidden="true">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def symbol(fate: Fate) -> SafeString:
+    """Return the mark of a fate, for the legend."""
+    top, bottom = _REACH[fate]
+    return mark_safe(
+        f'<svg class="mf mf-key" width="14" height="{HEIGHT}" viewBox="0 0 14 {HEIGHT}" aria-hidden="true">'
+        f"{_rects(f'mf-{_word(fate)}', [(5, 8)], top, bottom)}</svg>"
+    )
+
+
+def words_of(strip: Strip, state: str) -> str:
+    """Return what a strip shows, in words."""
+    shown = [str(OUTCOMES[fate]) for fate in LEGEND if strip.places.get(fate)]
+    return f"{state}: {', '.join(shown)}" if shown else _("%(state)s: no marks") % {"state": state}
+
+
+def _word(fate: Fate) -> str:
+    return "expected" if fate is None else str(fate)
+
+
+def _stretches(places: Iterable[int]) -> list[tuple[int, int]]:
+    """Return places that touch as one stretch."""
+    found: list[tuple[int, int]] = []
+    for place in sorted(places):
+        if found and place == found[-1][1] + 1:
+            found[-1] = (found[-1][0], place)
+        else:
+            found.append((place, place))
+    return found
+
+
+def _rects(kind: str, stretches: Sequence[tuple[int, int]], top: int, bottom: int) -> str:
+    """Return these stretches as one path."""
+    if not stretches:
+        return ""
+    height = bottom - top
+    path = "".join(
+        f"M{first} {top}h{width}v{height}h{-width}z"
+        for first, last in stretches
+        for width in [last - first + 1]
+    )
+    return f'<path class="{kind}" fill="currentColor" d="{path}"/>'
