@@ -24,6 +24,7 @@ playwright = pytest.importorskip("playwright.sync_api")
 
 NAME = "stock prices of today"
 VIEWER = "viewer"
+FLEET = "/admin/celery_misfire/fleet/"
 
 #: What the tests need beside what the shop has: a period to choose, and somebody who may look.
 SEED = f"""
@@ -260,6 +261,7 @@ def test_no_page_has_a_serious_fault_for_those_who_see_or_hear_less(shop: Shop, 
     task, missed = f"/admin/django_celery_beat/periodictask/{key}", "/admin/celery_misfire/missedfire/"
     places = ["/admin/django_celery_beat/periodictask/", f"{task}/timeline/", f"{task}/what-if/", missed]
     places += [f"{missed}1/change/", f"{missed}run/?run=1&run=2", "/admin/celery_misfire/rerun/"]
+    places += [FLEET, f"{FLEET}?days=7&state=missed", f"{FLEET}what-if/"]
     found = {}
     for scheme in ("light", "dark"):
         page = shop.page(browser)
@@ -277,3 +279,51 @@ def test_no_page_has_a_serious_fault_for_those_who_see_or_hear_less(shop: Shop, 
                         nodes = [node["html"][:120] for node in fault["nodes"][:3]]
                         found[f"{place} {width} {scheme} {fault['id']}"] = nodes
     assert found == {}
+
+
+@pytest.mark.takes(30)
+@pytest.mark.timeout(240)
+def test_the_page_of_all_tasks_brings_itself_up_to_date_and_holds_them(
+    shop: Shop, browser: playwright.Browser
+):
+    shop.python(RECORDS)
+    page = shop.page(browser)
+    # As often as a test may wait for.
+    page.route(
+        f"**{FLEET}*",
+        lambda route: route.fulfill(
+            response=(answer := route.fetch()),
+            body=answer.text().replace('data-refresh="30"', 'data-refresh="0.5"'),
+        ),
+    )
+    page.goto(FLEET)
+    assert "no beat leads" in page.inner_text("#content")
+    assert "360 missed" in page.inner_text("#content")
+    beat = shop.start_beat()
+    page.get_by_text("no beat leads").wait_for(state="detached", timeout=60_000)
+    assert beat.alive, shop.last_words()
+
+    page.locator("summary").click()
+    page.fill("#id_until", "2099-01-01T12:00")
+    page.fill("#id_reason", "the move")
+    page.get_by_role("button", name="Hold all tasks").click()
+    assert "All tasks will be held until" in page.inner_text(".messagelist >> nth=0")
+    page.get_by_text("(the move)").first.wait_for(timeout=60_000)
+    # Nothing is taken away from under somebody's hands.
+    page.get_by_label("Choose long").check()
+    page.wait_for_timeout(1500)
+    assert page.get_by_label("Choose long").is_checked()
+    page.get_by_role("link", name="long", exact=True).click()
+    assert "/timeline/" in page.url
+
+    viewer = browser.new_context(base_url=shop.address, java_script_enabled=False).new_page()
+    viewer.goto("/admin/")
+    viewer.fill("#id_username", VIEWER)
+    viewer.fill("#id_password", PASSWORD)
+    viewer.click("input[type=submit]")
+    viewer.goto(FLEET)
+    viewer.get_by_role("link", name="With missed runs").click()
+    assert "360 missed" in viewer.inner_text("#content")
+    viewer.get_by_role("link", name="Refresh").click()
+    assert "state=missed" in viewer.url
+    assert viewer.get_by_role("button", name="Hold all tasks").count() == 0

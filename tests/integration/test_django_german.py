@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gettext
 import re
+import time
 import struct
 from collections import Counter
 from collections.abc import Iterator

@@ -305,6 +305,6 @@ class Fleet(PeriodicTask):
 
     class Meta:
         proxy = True
-        verbose_name = _("fleet of tasks")
+        verbose_name = _("task at a glance")
         verbose_name_plural = _("all tasks at a glance")
         default_permissions = ()

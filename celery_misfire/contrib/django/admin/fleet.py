@@ -55,6 +55,10 @@ class FleetAdmin(_ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
+    def get_model_perms(self, request: HttpRequest) -> dict[str, bool]:
+        """Return what the index offers: to look."""
+        return {"view": self.has_view_permission(request), "add": False, "change": False, "delete": False}
+
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
         return [

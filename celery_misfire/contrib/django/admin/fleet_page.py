@@ -32,6 +32,7 @@ from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import Outcome
 from celery_misfire.records import Pause
 from celery_misfire.status import Status, is_current, status_of
+from celery_misfire.triggers.kinds import CronTrigger
 
 if TYPE_CHECKING:
     from celery_misfire.contrib.django.admin.fleet import FleetAdmin
@@ -43,7 +44,7 @@ TASKS = 100
 #: How many days the timeline reaches back and ahead.
 DAYS = (1, 7)
 #: At most so many lines of the log are read; with many tasks, a line tells of a hundred runs.
-MOST_LINES, FEWEST_LINES, RUNS_READ = 10_000, 500, 1_000_000
+MOST_LINES, FEWEST_LINES, RUNS_READ = 10_000, 200, 300_000
 #: At most so many records of missed runs, and so many alarms, are drawn.
 MOST_MISSED, MOST_ALARMS = 5_000, 200
 
@@ -200,7 +201,7 @@ def _rows(
     missed = _missed([line.key for line in lines], window)
     bands = _outages(events, missed, window, state)
     links = _Links(model_admin, request)
-    rows = []
+    rows, alike = [], _Alike()
     for line in lines:
         plan = known.get(line.key)
         status = line.status
@@ -211,7 +212,7 @@ def _rows(
         strip.add_log(told[line.name])
         for first, last in missed.get(line.key, ()):
             strip.add(Outcome.MISSED, first, last)
-        _add_status(strip, status, plan, state, line)
+        _add_status(strip, status, plan, state, line, alike)
         words = _in_words(line, status, plan, state.now)
         following = None if status is None else status.next_fire_time
         rows.append(
@@ -230,8 +231,17 @@ def _rows(
     return rows
 
 
+#: What is to come of tasks that fire alike, as places of a strip: by their schedule, its begin, and the next.
+_Alike = dict[tuple[str, int, int], set[int]]
+
+
 def _add_status(
-    strip: Strip, status: Status | None, plan: Planned | None, state: FleetState, line: Line
+    strip: Strip,
+    status: Status | None,
+    plan: Planned | None,
+    state: FleetState,
+    line: Line,
+    alike: _Alike,
 ) -> None:
     """Mark what is overdue, and what is to come."""
     if status is None or status.next_fire_time is None:
@@ -243,7 +253,14 @@ def _add_status(
         return
     try:
         times = plan.trigger.fire_times(record.state)
-        strip.add_expected(times, due if due >= state.now else times.after(state.now))
+        first = due if due >= state.now else times.after(state.now)
+        if first is not None:
+            # The fire times of others depend on when they were first seen.
+            start = 0 if isinstance(plan.trigger, CronTrigger) else record.state.start_time
+            key = (plan.trigger.fingerprint, start, first)
+            if key not in alike:
+                alike[key] = strip.expected(times, first)
+            strip.places[None] = alike[key]
     except Exception:
         # A schedule may fail in its own code, such as the sun's at the poles; the task's page says how.
         return

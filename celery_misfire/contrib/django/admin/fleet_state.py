@@ -33,7 +33,7 @@ from celery_misfire.store.sight import Sight
 __all__ = ["STATES", "FleetState", "Line", "Planned", "look", "planned"]
 
 #: Of at most this many late tasks the schedules are asked how late they may be; the others: a minute.
-MOST_EXACT = 2 * ROWS_AT_ONCE
+MOST_EXACT = ROWS_AT_ONCE
 
 #: What the page can be narrowed to.
 STATES = ("overdue", "missed", "paused", "disabled")

@@ -35,7 +35,7 @@ class Migration(migrations.Migration):
             name="Fleet",
             fields=[],
             options={
-                "verbose_name": "fleet of tasks",
+                "verbose_name": "task at a glance",
                 "verbose_name_plural": "all tasks at a glance",
                 "proxy": True,
                 "default_permissions": (),

@@ -20,7 +20,7 @@ from celery_misfire.contrib.django.timeline.shapes import escape, number
 from celery_misfire.contrib.django.timeline.timeline import OUTCOMES, Fate, Waiting
 from celery_misfire.events import Event, Misfired, Sent, SentTogether
 from celery_misfire.misfire import FireTimes, Outcome, from_millis
-from celery_misfire.triggers.wall_times import DAY, HOUR
+from celery_misfire.triggers.wall_times import DAY
 from celery_misfire.triggers.zones import zone_for
 
 __all__ = ["LEGEND", "Strip", "Window", "axis", "symbol", "together", "words_of"]
@@ -29,6 +29,8 @@ __all__ = ["LEGEND", "Strip", "Window", "axis", "symbol", "together", "words_of"
 PLACES = 480
 #: The height of a strip in pixels; of the axis.
 HEIGHT, AXIS_HEIGHT = 24, 36
+#: A row is at most so much taller than its strip, on each side.
+TALLEST = 300
 #: From where to where a mark of each fate reaches down the strip: told by place and length, not by colour alone.
 _REACH: dict[Fate, tuple[int, int]] = {
     None: (9, 13),
@@ -40,8 +42,10 @@ _REACH: dict[Fate, tuple[int, int]] = {
 }
 #: In this order they are drawn, and explained.
 LEGEND: tuple[Fate, ...] = tuple(_REACH)
-#: The axis has at most about so many labels.
-_LABELS = 9
+#: The axis has at most about so many labels, if they are times of day, and if they are days.
+_LABELS, _DAYS = 9, 4
+#: After this share of the axis there is no room for such a label.
+_LAST_LABEL, _LAST_DAY = 0.95, 0.88
 
 
 @dataclass(frozen=True)
@@ -91,24 +95,27 @@ class Strip:
             elif isinstance(event, Misfired) and event.outcomes.get(Outcome.MERGED):
                 self.add(Outcome.MERGED, event.first, event.last)
 
-    def add_expected(self, times: FireTimes, first: int | None) -> None:
-        """Mark what is to come, from the next fire time on; each place is asked about once."""
-        moment, window = first, self.window
+    def expected(self, times: FireTimes, first: int) -> set[int]:
+        """Return the places of what is to come, from the next fire time on; each is asked about once."""
+        window, found = self.window, set[int]()
+        moment: int | None = first
         while moment is not None and moment < window.end:
-            self.add(None, moment)
-            moment = times.after(max(moment, window.begin_of(window.place(moment) + 1) - 1))
+            found.add(place := window.place(moment))
+            moment = times.after(max(moment, window.begin_of(place + 1) - 1))
+        return found
 
     def draw(self, outages: Sequence[tuple[int, int]], words: str) -> SafeString:
         """Return the strip as SVG, over shaded outages.
 
         :param words: what it shows, for those who do not see it.
         """
-        parts = [_rects("mf-band", self._bands(outages), 0, HEIGHT)]
+        # A band is as high as its row, which may have a long name.
+        parts = [_rects("mf-band", self._bands(outages), -TALLEST, HEIGHT + TALLEST)]
         for fate, (top, bottom) in _REACH.items():
             if places := self.places.get(fate):
                 parts.append(_rects(f"mf-{_word(fate)}", _stretches(places), top, bottom))
         now = self.window.place(self.window.now)
-        parts.append(_rects("mf-now", [(now, now)], 0, HEIGHT))
+        parts.append(_rects("mf-now", [(now, now)], -TALLEST, HEIGHT + TALLEST))
         return mark_safe(
             f'<svg class="mf mf-row" viewBox="0 0 {PLACES} {HEIGHT}" preserveAspectRatio="none" '
             f'role="img" aria-label="{escape(words)}">{"".join(parts)}</svg>'
@@ -139,20 +146,21 @@ def together(events: Iterable[Event], names: Collection[str]) -> dict[str, list[
 def axis(window: Window, zone: tzinfo) -> SafeString:
     """Return the axis above the strips."""
     known, length = zone_for(zone), window.end - window.start
-    parts, day_before = [], ""
-    for moment in ticks(known, window.start, window.end, max(HOUR, length / _LABELS)):
-        local = from_millis(moment).astimezone(zone)
-        day = date_format(local, pgettext("as Django's filter date takes it", "D j M"))
-        at = window.percent(moment)
+    parts, day_before, has_clocks = [], "", length <= 3 * DAY
+    for moment in ticks(known, window.start, window.end, length / (_LABELS if has_clocks else _DAYS)):
         share = (moment - window.start) / length
-        anchor = "end" if share > 0.95 else "start" if share < 0.03 else "middle"
-        if length <= 3 * DAY:
-            parts.append(
-                f'<text class="mf-quiet" text-anchor="{anchor}" x="{at}" y="30">'
-                f"{date_format(local, 'H:i')}</text>"
-            )
+        if share > (_LAST_LABEL if has_clocks else _LAST_DAY):
+            # It would be cut off.
+            break
+        local, at = from_millis(moment).astimezone(zone), window.percent(moment)
+        day = date_format(local, pgettext("as Django's filter date takes it", "D j M"))
+        if has_clocks:
+            anchor = "start" if share < 1 - _LAST_LABEL else "middle"
+            clock = date_format(local, "H:i")
+            parts.append(f'<text class="mf-quiet" text-anchor="{anchor}" x="{at}" y="30">{clock}</text>')
         if day != day_before:
-            y = 14 if length <= 3 * DAY else 24
+            anchor = "start" if share < 1 - _LAST_DAY else "middle"
+            y = 14 if has_clocks else 24
             parts.append(f'<text text-anchor="{anchor}" x="{at}" y="{y}">{escape(day)}</text>')
             day_before = day
     return mark_safe(
