@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import gettext
 import re
-import time
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -408,10 +407,11 @@ def test_a_mail_is_german(site: AdminSite):
 
     from celery_misfire.contrib.django.mail import send_due
     from celery_misfire.contrib.django.models import MissedFire
+    from celery_misfire.contrib.django.moments import millis
 
     locmem = "django.core.mail.backends.locmem.EmailBackend"
     with override_settings(EMAIL_BACKEND=locmem), site.settings(misfire_mail_to=["ops@example.org"]):
-        send_due(int(time.time() * 1000))
+        send_due(millis(MissedFire.objects.get(entry="Preise").detected_at) + 1000)
     message = mail.outbox[-1]
     assert message.subject.endswith("2 ausgefallene Läufe von Preise")
     for line in str(message.body).splitlines():
