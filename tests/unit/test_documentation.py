@@ -8,15 +8,23 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 from markdown_it import MarkdownIt
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
+from celery_misfire.events import Misfired
+from celery_misfire.exceptions import TaskMissed
+from celery_misfire.testing import outage
+from celery_misfire.testing.process import BeatProcess
 from tests.support.django_project import sqlite
+from tests.support.pages import ID, blocks, on_one_line
 from tests.support.processes import ROOT
 
 README = ROOT / "README.md"
@@ -36,7 +44,7 @@ PeriodicTask.objects.create(name="reports", task="shop.reports", interval=hourly
 """
 
 
-def blocks(parser: Any) -> list[Any]:
+def examples(parser: Any) -> list[Any]:
     """Return every block that a parser finds in the pages, as parameters of a test."""
     sybil = Sybil(parsers=[parser])
     return [
@@ -50,7 +58,7 @@ def page_id(page: Path) -> str:
     return page.stem
 
 
-@pytest.mark.parametrize("block", blocks(PythonCodeBlockParser()))
+@pytest.mark.parametrize("block", examples(PythonCodeBlockParser()))
 def test_each_block_of_python_runs_when_it_is_pasted_into_a_module_with_an_app(
     block: Example, tmp_path: Path, migrated_file: Path
 ) -> None:
@@ -68,7 +76,7 @@ def test_each_block_of_python_runs_when_it_is_pasted_into_a_module_with_an_app(
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("block", blocks(CodeBlockParser("console", lambda block: None)))
+@pytest.mark.parametrize("block", examples(CodeBlockParser("console", lambda block: None)))
 def test_each_command_of_ours_that_is_printed_exists(block: Example) -> None:
     commands = [text[2:] for text in str(block.parsed).splitlines() if text.startswith("$ ")]
     assert commands, "a block of commands has lines that begin with '$ '"
@@ -112,3 +120,22 @@ def test_every_link_of_the_readme_is_absolute_and_leads_to_something_that_is_her
 def anchors(page: Path) -> set[str]:
     heads = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in heads}
+
+
+# -- what the pages say that is printed --------------------------------------------------------------------
+
+
+def test_beat_decides_and_logs_what_the_readme_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, events = Celery("shop"), []
+    [schedule] = [text for text in blocks(README, "python") if "app.conf.beat_schedule =" in text]
+    exec(schedule, {"app": app})
+    process = partial(BeatProcess, listeners=[events.extend])
+    monkeypatch.setattr("celery_misfire.testing.beat.BeatProcess", process)
+    eight, ten = (datetime(2026, 3, 2, hour, tzinfo=UTC) for hour in (8, 10))
+    beat = outage(app, start=eight, down_at=eight + timedelta(minutes=50), up_at=ten + timedelta(minutes=20))
+
+    log, error = (ID.sub("ID", on_one_line(text)) for text in blocks(README, "text"))
+    [misfire] = [event for event in events if isinstance(event, Misfired) and event.entry == "stocks"]
+    assert ID.sub("ID", misfire.sentence()) == log
+    [missed] = beat.missed("stocks")
+    assert f"celery_misfire.exceptions.TaskMissed: {TaskMissed.from_missed(missed)}" == error
