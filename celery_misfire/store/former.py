@@ -20,7 +20,7 @@ MARK_TTL = 600
 KEYS_IN_A_CALL = 1000
 
 # Moved with the state, or of no use later.
-_NOT_MOVED = ("state", "lease", "log", "note", "guard", "watcher")
+_NOT_MOVED = ("state", "lease", "log", "note", "guard", "watcher", "beats")
 
 
 def look_at(
