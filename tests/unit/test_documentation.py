@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from celery import Celery
 from click import Context
 from markdown_it import MarkdownIt
@@ -35,6 +36,9 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SITE = "https://celery-misfire.readthedocs.io/en/latest/"
 REPOSITORY = "https://github.com/celery-misfire/celery-misfire/blob/main/"
 FILES = "https://raw.githubusercontent.com/celery-misfire/celery-misfire/main/"
+
+#: A block of code.
+CODE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
 
 #: A site with the periodic task "reports", for the pages that are about Django.
 ON_DJANGO = """
@@ -125,8 +129,31 @@ def test_every_link_of_the_readme_is_absolute_and_leads_to_something_that_is_her
                 assert (ROOT / target.removeprefix(prefix)).exists()
 
 
+@pytest.mark.parametrize("page", PAGES[1:], ids=page_id)
+def test_every_link_between_the_pages_leads_to_a_page_and_to_a_heading_of_it(page: Path) -> None:
+    text = CODE.sub("", page.read_text())
+    targets = re.findall(r"\]\(([^)\s]+)\)|\{download\}`[^<`]*<([^>]+)>`", text)
+    for target in filter(None, (target for found in targets for target in found)):
+        if not target.startswith("https://"):
+            name, _, anchor = target.partition("#")
+            linked = page.parent / name if name else page
+            assert linked.is_file(), target
+            assert not anchor or anchor in anchors(linked), target
+
+
+def test_every_page_is_named_on_the_first_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    linked = set(re.findall(r"\]\((\w[\w-]*)\.md\)", index))
+    in_tree = {
+        name for tree in re.findall(r"```{toctree}\n(.*?)```", index, re.DOTALL) for name in tree.split()
+    }
+    names = {page.stem for page in PAGES[1:]} - {"index"}
+    assert names == linked
+    assert names <= in_tree
+
+
 def anchors(page: Path) -> set[str]:
-    heads = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    heads = re.findall(r"^#+ (.+)$", CODE.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in heads}
 
 
@@ -147,3 +174,22 @@ def test_beat_decides_and_logs_what_the_readme_says(monkeypatch: pytest.MonkeyPa
     assert ID.sub("ID", misfire.sentence()) == log
     [missed] = beat.missed("stocks")
     assert f"celery_misfire.exceptions.TaskMissed: {TaskMissed.from_missed(missed)}" == error
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.y*ml")), ids=lambda path: path.name)
+def test_each_file_of_yaml_can_be_read(path: Path) -> None:
+    assert all(yaml.safe_load_all(path.read_text()))
+
+
+def test_the_manifest_probes_beat_by_a_command_that_exists() -> None:
+    manifest = (ROOT / "docs" / "kubernetes" / "beat.yaml").read_text()
+    deployment, budget = yaml.safe_load_all(manifest)
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    *shell, probe = container["livenessProbe"]["exec"]["command"]
+    assert shell == ["sh", "-c"]
+    # The page about probes explains the same command.
+    assert probe in (ROOT / "docs" / "probes.md").read_text()
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert (
+        labels == deployment["spec"]["selector"]["matchLabels"] == budget["spec"]["selector"]["matchLabels"]
+    )
