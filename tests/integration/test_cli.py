@@ -21,7 +21,7 @@ from celery_misfire import by_hand, records
 from celery_misfire.misfire import MisfirePolicy, from_millis
 from celery_misfire.pause_events import Paused
 from celery_misfire.store.port import Change, Taken
-from celery_misfire.store.registers import Started
+from celery_misfire.store.registers import Started, StartRequest
 from example_project.child_process import free_port
 from tests.integration.test_leader import HOUR, MINUTE, World
 from tests.support.command_line import ENTRIES, CommandLine, check_answer
@@ -244,7 +244,7 @@ def test_what_an_admin_had_run_is_not_run_again_and_what_was_not_sent_can_be(sho
     shop.settings |= {"misfire_redis_url": shop.url, "broker_url": f"redis://127.0.0.1:{port}/0"}
     assert "could not be sent" in shop.text("run", "reports", "--at", at, code=1)
     shop.settings.pop("broker_url")
-    world.store.start(id_, Started("nonce", "worker@host"), entry="reports", by_hand=True)
+    world.store.start(id_, StartRequest(Started("nonce", "worker@host"), "reports", by_hand=True))
     assert "has been run already (worker@host)" in shop.text("run", "reports", "--at", at, code=1)
 
 
