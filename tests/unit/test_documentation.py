@@ -24,7 +24,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from celery_misfire.cli import misfire
 from celery_misfire.events import Misfired
 from celery_misfire.exceptions import TaskMissed
-from celery_misfire.testing import outage
+from celery_misfire.testing import check_config, outage
 from celery_misfire.testing.process import BeatProcess
 from tests.support.django_project import sqlite
 from tests.support.pages import ID, blocks, on_one_line
@@ -193,3 +193,11 @@ def test_the_manifest_probes_beat_by_a_command_that_exists() -> None:
     assert (
         labels == deployment["spec"]["selector"]["matchLabels"] == budget["spec"]["selector"]["matchLabels"]
     )
+
+
+def test_beat_would_start_with_what_the_readme_configures() -> None:
+    configured = [text for text in blocks(README, "python") if "app.conf" in text]
+    app = Celery("shop", broker="redis://localhost")
+    exec("\n".join(configured), {"app": app})
+    assert set(app.conf.beat_schedule) == {"reports", "stocks"}
+    assert check_config(app) == []
