@@ -413,7 +413,7 @@ def test_a_mail_is_german(site: AdminSite):
     with override_settings(EMAIL_BACKEND=locmem), site.settings(misfire_mail_to=["ops@example.org"]):
         send_due(millis(MissedFire.objects.get(entry="Preise").detected_at) + 1000)
     message = mail.outbox[-1]
-    assert message.subject.endswith("2 ausgefallene Läufe von Preise")
+    assert message.subject.endswith("5 ausgefallene Läufe von 2 Aufgaben")
     for line in str(message.body).splitlines():
         in_german(line)
 

@@ -216,9 +216,7 @@ def test_the_index_and_the_list_lead_to_the_page(site: AdminSite):
     assert f'href="{PAGE}"' in client.get(TASKS).content.decode()
 
 
-def test_ten_thousand_tasks_take_no_more_queries_and_calls_than_ten(
-    site: AdminSite, server: RedisServer
-):
+def test_ten_thousand_tasks_take_no_more_queries_and_calls_than_ten(site: AdminSite, server: RedisServer):
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
     from django_celery_beat.models import CrontabSchedule, PeriodicTask
