@@ -30,7 +30,7 @@ class RedisControl:
     _control_key: str
     _register_prefix: str
     _watch_keys: Sequence[str]
-    place_keys: Sequence[str]
+    place_keys: tuple[str, str]
     _redis: redis.Redis
     _call: Callable[..., Any]
     _run: Callable[..., Any]

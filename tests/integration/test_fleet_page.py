@@ -1,4 +1,4 @@
-"""The page of all tasks, what if for all of them, hold and pause, and the health: a real Redis behind them."""
+"""The page of all tasks, what if for all of them, hold and pause, and the health, on a real Redis."""
 
 from __future__ import annotations
 

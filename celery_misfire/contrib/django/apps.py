@@ -15,7 +15,7 @@ class MisfireAppConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the checks and the hooks of reports and alarms, and add to the admin if the site has one."""
+        """Register the checks and the hooks of reports and alarms, and add to the admin if there is one."""
         import_module("celery_misfire.contrib.django.checks")
         import_module("celery_misfire.contrib.django.recording").install()
         import_module("celery_misfire.contrib.django.database").install()

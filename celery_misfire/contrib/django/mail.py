@@ -2,8 +2,8 @@
 
 Off until the setting ``misfire_mail_to`` or a policy names an address. A worker that watches beat says that
 it is down. What was missed is told together, with the news that beat is back: whoever keeps a record, or sees
-that beat leads again, looks a moment later at what has not been told. Marks in the database see to it that one
-process alone sends each mail.
+that beat leads again, looks a moment later at what has not been told. By marks in the database one process
+alone sends each mail.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from celery_misfire.conf.settings import Settings, read_settings
 from celery_misfire.contrib.django import mail_texts as texts
 from celery_misfire.contrib.django.database import is_migrated
 from celery_misfire.contrib.django.models import Alarm, MisfirePolicy, MissedFire
-from celery_misfire.contrib.django.moments import as_stored, millis, now
+from celery_misfire.contrib.django.moments import as_stored, now
 from celery_misfire.contrib.django.state import open_store, records_of
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.log_lines import log_fields

@@ -75,9 +75,9 @@ def missed(over: Sequence[Alarm], records: Sequence[MissedFire], site_url: str) 
     ]
     head = (_("Periodic task"), _("Missed"), _("Scheduled"), _("Reason"), "")
     lines += _table(head, rows)
-    since = min(record.detected_at for record in records)
+    found = min(record.detected_at for record in records)
     link = _link(site_url, "missedfire_changelist")
-    query = urlencode({"state": "open", "detected_at__gte": since.isoformat()})
+    query = urlencode({"state": "open", "detected_at__gte": found.isoformat()})
     return _subject(subject), _text(lines, link and f"{link}?{query}")
 
 

@@ -300,7 +300,7 @@ class Alarm(models.Model):
         return as_text(millis(self.since))
 
 
-class Fleet(PeriodicTask):
+class Fleet(PeriodicTask):  # type: ignore[misc]  # its package has no types
     """All periodic tasks at once, for the page of the admin that shows them; it has no table of its own."""
 
     class Meta:

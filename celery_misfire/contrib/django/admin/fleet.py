@@ -1,4 +1,4 @@
-"""All periodic tasks at once: the page, what if for all of them, hold and pause, and the health for monitors."""
+"""All periodic tasks at once: the page, what if for all of them, hold and pause, and health for monitors."""
 
 from __future__ import annotations
 

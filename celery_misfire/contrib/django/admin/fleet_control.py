@@ -40,7 +40,7 @@ def carry_out(request: HttpRequest) -> tuple[int, str]:
     """Do what a form asks for; return how that is told, and in which words."""
     form, do = ControlForm(request.POST), request.POST.get("do", "")
     if not form.is_valid():
-        return messages.ERROR, " ".join(error for errors in form.errors.values() for error in errors)
+        return messages.ERROR, " ".join(str(error) for errors in form.errors.values() for error in errors)
     until = _millis(form.cleaned_data["until"])
     if until is not None and until <= moments.now():
         return messages.ERROR, _("Choose a time that is still to come.")

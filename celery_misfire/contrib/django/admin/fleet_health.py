@@ -19,14 +19,6 @@ from celery_misfire.contrib.django.admin.fleet_state import FleetState, look
 from celery_misfire.contrib.django.database import is_migrated
 from celery_misfire.exceptions import MisfireConfigError
 
-try:
-    from django.contrib.auth.decorators import login_not_required
-except ImportError:  # Before Django 5.1 no middleware asks for a login.
-
-    def login_not_required(view_func: Any) -> Any:
-        return view_func
-
-
 if TYPE_CHECKING:
     from celery_misfire.contrib.django.admin.fleet import FleetAdmin
 
@@ -54,7 +46,6 @@ def badge_view(model_admin: FleetAdmin) -> View:
 
 
 def _guarded(model_admin: FleetAdmin, answer: Callable[[FleetState | None], HttpResponse]) -> View:
-    @login_not_required
     def view(request: HttpRequest) -> HttpResponse:
         if request.method not in ("GET", "HEAD"):
             response: HttpResponse = JsonResponse({"detail": "Use GET."}, status=405)
@@ -65,6 +56,8 @@ def _guarded(model_admin: FleetAdmin, answer: Callable[[FleetState | None], Http
         add_never_cache_headers(response)
         return response
 
+    # For Django's LoginRequiredMiddleware: who shows the token needs no login.
+    view.login_required = False  # type: ignore[attr-defined]
     return view
 
 

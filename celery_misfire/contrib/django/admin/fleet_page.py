@@ -113,7 +113,7 @@ class _Query:
         return fits and (not self.state or line.is_in(self.state))
 
     def link(self, **other: Any) -> str:
-        asked = {"state": self.state, "q": self.text, "days": self.days} | other
+        asked: dict[str, Any] = {"state": self.state, "q": self.text, "days": self.days, **other}
         return "?" + urlencode({name: value for name, value in asked.items() if value})
 
 
@@ -279,7 +279,7 @@ def _missed(keys: Sequence[int], window: Window) -> dict[int, list[Span]]:
 def _outages(
     events: Sequence[Event], missed: Mapping[int, Sequence[Span]], window: Window, state: FleetState
 ) -> list[Span]:
-    """Return when beat was not there: as the log tells it, as the workers saw it, and what was missed then."""
+    """Return when beat was not there: by the log, by what the workers saw, and by what was missed."""
     found = [(outage.start, outage.end) for outage in outages_in(events, None)]
     begin = moments.as_stored(window.start)
     alarms = Alarm.objects.filter(Q(over_at=None) | Q(over_at__gte=begin))
@@ -309,7 +309,7 @@ class _Links:
         if not self._may_see_missed:
             return ""
         url = reverse(f"{self._site.name}:celery_misfire_missedfire_changelist")
-        return f"{url}?{urlencode({'periodic_task': line.key, 'state': 'open'})}"
+        return f"{url}?periodic_task={line.key}&state=open"
 
 
 def _policy(plan: Planned | None) -> str:

@@ -1,7 +1,7 @@
 """One strip of time for each periodic task, under one axis: what became of its runs, and what is to come.
 
-Pure. A strip has a fixed number of places, so that its picture is small however often a task runs. Moments are
-milliseconds UTC.
+Pure. A strip has a fixed number of places, so that its picture is small however often a task runs. Moments
+are milliseconds UTC.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PLACES = 480
 HEIGHT, AXIS_HEIGHT = 24, 36
 #: A row is at most so much taller than its strip, on each side.
 TALLEST = 300
-#: From where to where a mark of each fate reaches down the strip: told by place and length, not by colour alone.
+#: From where to where a mark of each fate reaches down the strip: not its colour alone tells it.
 _REACH: dict[Fate, tuple[int, int]] = {
     None: (9, 13),
     Outcome.FIRED: (7, 15),
