@@ -178,7 +178,7 @@ class Settings:
     :param missed_results: ``"summary"``: one record per outage and entry; ``"each"``: one per run.
     :param on_missed: name of the task that is sent with each record of missed runs.
     :param mail_to: addresses that get mail about missed runs; for django-celery-beat only.
-    :param site_url: address of the Django site, for the links of a mail; '' when it is not known.
+    :param site_url: address of the Django site, for the links of a mail; None: they are paths.
     :param health_token: who shows it may ask the Django site for its health; None: staff alone may.
     :param keep_missed: how long records of missed runs stay in the database; None: until somebody deletes
         them. For django-celery-beat only.
@@ -212,7 +212,7 @@ class Settings:
     missed_results: str = "summary"
     on_missed: str | None = None
     mail_to: tuple[str, ...] = ()
-    site_url: str = ""
+    site_url: str | None = None
     health_token: str | None = None
     keep_missed: float | None = None
     on_resume: str = "reschedule"

@@ -401,6 +401,18 @@ def test_the_what_if_page_is_german(client: Any, query: dict[str, str], told: st
     in_german(page, "Beat fällt aus von:", "Misfire-Schwelle (Sekunden):", told)
 
 
+def test_the_page_of_all_tasks_is_german(client: Any):
+    page = "/admin/celery_misfire/fleet/"
+    in_german(
+        content(client, page),
+        "Alle Aufgaben im Überblick",
+        "Offene ausgefallene Läufe",
+        "Alle Aufgaben ruhen lassen",
+        "Mit ausgefallenen Läufen",
+    )
+    in_german(content(client, f"{page}what-if/"), "Beat fällt aus von:")
+
+
 def test_a_mail_is_german(site: AdminSite):
     from django.core import mail
     from django.test import override_settings

@@ -314,6 +314,20 @@ def test_an_end_that_nobody_saw_is_not_told_with_the_next_outage(site: AdminSite
     assert "for 5\xa0minutes" in outbox[-1].body
 
 
+def test_alarms_are_forgotten_with_the_records_of_their_time(site: AdminSite, outbox: list[Any]):
+    from celery_misfire.contrib.django.models import Alarm
+    from celery_misfire.contrib.django.recording import forget
+
+    down("nightly")
+    forget(NOW + 60 * MINUTE)
+    back(3)
+    down("nightly", minutes=5)
+    forget(NOW + 2 * MINUTE)
+    assert Alarm.objects.count() == 2
+    forget(NOW + 60 * MINUTE)
+    assert [alarm.over_at for alarm in Alarm.objects.all()] == [None]
+
+
 def test_nobody_is_told_of_an_outage_who_has_not_asked(site: AdminSite, outbox: list[Any]):
     down("nightly")
     with site.settings(misfire_mail_to=OPS):

@@ -16,7 +16,7 @@ from celery.schedules import crontab
 from celery_misfire import records
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import StoreUnavailable
-from celery_misfire.signals import beat_overdue
+from celery_misfire.signals import beat_overdue, beat_recovered
 from celery_misfire.store.port import Change
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.triggers.kinds import trigger_for
@@ -127,6 +127,23 @@ def test_an_outage_has_one_alarm_and_one_end(place: Place, caplog: pytest.LogCap
     place.store.release("beat")
     watch.look()
     assert len(place.alarms) == 2
+
+
+def test_the_end_of_an_alarm_is_a_signal_too(place: Place) -> None:
+    told: list[tuple[Any, Any]] = []
+
+    def note(sender: Any, since: Any, **_: Any) -> None:
+        told.append((sender, since))
+
+    beat_recovered.connect(note, sender=place.app)
+    watch = place.watch()
+    place.due(600, "tick")
+    watch.look()
+    assert told == []
+    place.store.acquire("beat", ttl=10)
+    for _ in range(2):
+        watch.look()
+    assert told == [(place.app, place.alarms[0]["since"])]
 
 
 def test_many_entries_are_not_all_named_in_the_log(place: Place, caplog: pytest.LogCaptureFixture) -> None:

@@ -44,6 +44,8 @@ MAIL_WITHIN = timedelta(days=1)
 QUIET, MOST_WAITS = 3.0, 10
 #: A process that ends waits so long for the mail server, in seconds.
 EXIT_TIMEOUT = 10.0
+#: The name of each thread that sends mail.
+THREAD = "misfire-mail"
 #: One statement names at most so many rows.
 ROWS_AT_ONCE = 500
 #: Most records that one look tells of; the next look tells of the others.
@@ -192,7 +194,7 @@ class _People:
 
     def __init__(self) -> None:
         settings = _settings()
-        self.site_url = settings.site_url if settings else ""
+        self.site_url = (settings and settings.site_url) or ""
         self._all = settings.mail_to if settings else ()
         self._own = {
             key: tuple(found)
@@ -289,10 +291,10 @@ def _send_when_quiet() -> None:
 @atexit.register
 def _finish() -> None:
     """Send what waits before the process ends."""
-    thread = _Waiting.thread
     _Waiting.ends.set()
-    if thread is not None:
-        thread.join(EXIT_TIMEOUT)
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join(EXIT_TIMEOUT)
 
 
 def _in_thread(do: Callable[[], object]) -> threading.Thread:
@@ -307,6 +309,6 @@ def _in_thread(do: Callable[[], object]) -> threading.Thread:
         finally:
             connections.close_all()
 
-    thread = threading.Thread(target=run, name="misfire-mail", daemon=True)
+    thread = threading.Thread(target=run, name=THREAD, daemon=True)
     thread.start()
     return thread

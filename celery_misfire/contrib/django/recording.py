@@ -8,7 +8,7 @@ from django.db.models import CharField
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.contrib.django.mail import is_wanted, mail_soon
-from celery_misfire.contrib.django.models import MissedFire, Rerun
+from celery_misfire.contrib.django.models import Alarm, MissedFire, Rerun
 from celery_misfire.contrib.django.moments import as_stored
 from celery_misfire.misfire import MissedFire as Record
 from celery_misfire.misfire import Reason, to_millis
@@ -65,10 +65,12 @@ def _row_of(entry: str) -> int | None:
 
 
 def forget(before: int) -> int:
-    """Delete records that were found before this moment (milliseconds UTC), with who had them run after all.
+    """Delete records that were found before this moment (milliseconds UTC), with who had them run after all,
+    and with the alarms of that time.
 
     :returns: how many; 0 when there are no more of them.
     """
+    Alarm.objects.filter(over_at__lt=as_stored(before)).delete()
     Rerun.objects.filter(requested_at__lt=as_stored(before)).delete()
     old = MissedFire.objects.filter(detected_at__lt=as_stored(before)).order_by("pk")
     _all, of_each = MissedFire.objects.filter(
