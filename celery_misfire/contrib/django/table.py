@@ -18,13 +18,14 @@ from typing import Any
 from celery import Celery
 from django.core.exceptions import ValidationError
 from django.db import Error, connections
-from django.db.models import QuerySet, prefetch_related_objects
+from django.db.models import prefetch_related_objects
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 from django_celery_beat.schedulers import ModelEntry
 
 from celery_misfire.conf.names import without_arguments
 from celery_misfire.conf.settings import Settings
 from celery_misfire.conf.warnings import unknown_policies
+from celery_misfire.contrib.django.changes import SCHEDULES, marks_of_rows
 from celery_misfire.contrib.django.models import MisfirePolicy
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.recording import forget
@@ -62,11 +63,6 @@ WRITE_EVERY = 1.0
 WRITE_TIMEOUT = 2.0
 #: Seconds after which the log says again that the database fails.
 REMIND_EVERY = 60.0
-
-#: The columns that beat writes itself, or never looks at: a change in them alone changes no run.
-_IGNORED_COLUMNS = {"last_run_at", "total_run_count", "date_changed", "description"}
-#: The foreign keys of a row to its schedule.
-_SCHEDULES = ("interval", "crontab", "solar", "clocked")
 
 
 @dataclass(frozen=True)
@@ -271,37 +267,11 @@ class Table:
         at = time.monotonic()
         if changed_at == self._changed_at and at < self._scan_at:
             return
-        marks = self._scan()
+        marks = marks_of_rows()
         if marks != self._marks or not self.was_read.is_set():
             self._load(marks)
         self._changed_at, self._scan_at = changed_at, at + SCAN_EVERY
         self.was_read.set()
-
-    def _scan(self) -> dict[int, int]:
-        """Return, for each enabled row, a number that changes with all that its runs depend on."""
-        # Five queries are cheaper than a join, which would send the same schedules over and over.
-        columns = [f.attname for f in PeriodicTask._meta.concrete_fields if f.name not in _IGNORED_COLUMNS]
-        related = [columns.index(f"{name}_id") for name in _SCHEDULES]
-        schedules: list[dict[Any, int]] = []
-        for name in _SCHEDULES:
-            model = PeriodicTask._meta.get_field(name).related_model
-            schedules.append(
-                {values[0]: hash(values) for values in _raw(model._default_manager.values_list())}
-            )
-        own = [f.attname for f in MisfirePolicy._meta.concrete_fields if not f.primary_key]
-        found = _raw(MisfirePolicy.objects.values_list("periodic_task_id", *own))
-        policies = {values[0]: hash(values) for values in found}
-        rows = PeriodicTask.objects.filter(enabled=True).values_list("pk", *columns)
-        return {
-            values[0]: hash(
-                (
-                    values,
-                    policies.get(values[0]),
-                    *(marks.get(values[1 + at]) for marks, at in zip(schedules, related, strict=True)),
-                )
-            )
-            for values in _raw(rows)
-        }
 
     def _load(self, marks: dict[int, int]) -> None:
         """Read the rows that have changed. What changes meanwhile is found by the next scan."""
@@ -391,22 +361,13 @@ class Table:
 def _read_schedules(tasks: Sequence[PeriodicTask]) -> None:
     """Read the schedules of these rows by a few queries; leave out those that cannot be read."""
     try:
-        prefetch_related_objects(tasks, *_SCHEDULES)
+        prefetch_related_objects(tasks, *SCHEDULES)
     except ValidationError:
         # A row has a time zone that this machine does not know. Halving finds that row. It then reads its
         # schedule by itself, fails, and is left out.
         middle = len(tasks) // 2
         for half in (tasks[:middle], tasks[middle:]) if middle else ():
             _read_schedules(half)
-
-
-def _raw(rows: QuerySet[Any, tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
-    """Return the values as the driver has them: a comparison needs no conversion."""
-    sql, params = rows.query.get_compiler(rows.db).as_sql()
-    with connections[rows.db].cursor() as cursor:
-        cursor.execute(sql, params)
-        values: list[tuple[Any, ...]] = cursor.fetchall()
-        return values
 
 
 def _due_since(task: PeriodicTask, trigger: Trigger) -> int | None:
