@@ -11,9 +11,10 @@ import gc
 import logging
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -26,8 +27,9 @@ from celery.signals import beat_embedded_init, beat_init
 from click import ClickException
 from kombu import Connection, Producer
 
-from celery_misfire.beat_entries import NOT_ASKED, BeatEntries, own_is_due
-from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
+from celery_misfire.beat_entries import NOT_ASKED, BeatEntries, ConfiguredEntries, own_is_due
+from celery_misfire.beats import Sign
+from celery_misfire.conf.entries import ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
 from celery_misfire.conf.warnings import warnings_for
@@ -57,11 +59,8 @@ logger = logging.getLogger(__name__)
 FAREWELL = 2.0
 
 
-class MisfireMixin(Scheduler):
+class MisfireMixin(ConfiguredEntries, Scheduler):
     """Misfire handling for a subclass of :class:`celery.beat.Scheduler`."""
-
-    #: What an entry of ``beat_schedule`` may hold.
-    entry_keys: Collection[str] = ENTRY_KEYS
 
     def __init__(self, app: Celery, *args: Any, **kwargs: Any) -> None:
         self._entries = BeatEntries(kwargs.get("schedule_filename") or app.conf.beat_schedule_filename or "")
@@ -106,7 +105,7 @@ class MisfireMixin(Scheduler):
         for warning in self._warnings(entries):
             logger.warning("beat: %s", warning, extra=log_fields("advice"))
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
-        lease = Lease(self._store, settings.lease_ttl, settings.lease_renew)
+        lease = Lease(self._store, settings.lease_ttl, settings.lease_renew, sign=_signer(settings))
         self._reporter = Reporter(self.app, settings)
         self._event_log = EventLog(logger, self.app.timezone, self._store.process)
         self._numbers = BeatNumbers(settings)
@@ -333,6 +332,17 @@ def _spare_the_collector(events: Sequence[Event]) -> None:
     """Have the collector leave the entries alone: they live as long as beat."""
     if any(isinstance(event, Led) for event in events) and not gc.get_freeze_count():
         gc.freeze()
+
+
+def _signer(settings: Settings) -> Callable[[], str]:
+    """Return a function that returns the sign of life of this beat."""
+    host, pid, started = socket.gethostname(), os.getpid(), _now()
+    every = max(settings.lease_renew, settings.standby_poll)
+    return lambda: str(Sign(host=host, pid=pid, every=every, clock=_now(), started=started))
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _refused_classes(scheduler: Any) -> list[str]:

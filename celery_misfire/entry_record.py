@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 from celery_misfire.misfire import MisfireInstruction, Outcome, Reason, Runs, TriggerState
 from celery_misfire.policy import Word
 
-__all__ = ["MAX_LENGTH", "SCHEMA", "EntryRecord", "Intent", "Unreported", "dumps", "loads"]
+__all__ = ["MAX_LENGTH", "SCHEMA", "EntryRecord", "Intent", "Pause", "Unreported", "dumps", "loads"]
 
 #: Version of the state in Redis. A beat refuses to work on another one.
 SCHEMA = 1
@@ -31,7 +31,7 @@ MAX_DEPTH = 50
 FIRST_MOMENT, LAST_MOMENT = -62_135_596_800_000, 10**14
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Intent:
     """An occurrence that was claimed to be sent and is not known to have been sent.
 
@@ -59,7 +59,7 @@ class Intent:
         return self.scheduled if self.last_missed is None else self.last_missed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unreported:
     """Missed occurrences whose result and signals are still to come.
 
@@ -78,7 +78,28 @@ class Unreported:
     unknown_fields: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A time in which an entry does not fire, because somebody said so.
+
+    :param since: what was due before is not part of the pause.
+    :param until: when it ends by itself, None for not before somebody says so.
+    :param reason: why, in the words of whoever paused it; `by` says who.
+    :param unknown_fields: as in :class:`EntryRecord`.
+    """
+
+    since: int
+    until: int | None = None
+    reason: str = ""
+    by: str = ""
+    unknown_fields: str = ""
+
+    def is_over(self, now: int) -> bool:
+        """Return True when it has ended by itself."""
+        return self.until is not None and self.until <= now
+
+
+@dataclass(frozen=True, slots=True)
 class EntryRecord:
     """All that is known of one entry. Moments are milliseconds UTC.
 
@@ -90,6 +111,7 @@ class EntryRecord:
     :param paused_from: the first fire time of a pause that has not been planned yet, None when there is none.
         An entry is paused while it is gone from the schedule. So for a removed entry it is the fire time that
         was to come next, and for one that came back, the oldest that came due meanwhile.
+    :param paused: the pause that somebody asked for, None when there is none. An older version ignores it.
     :param key: what the entry is known by, whatever its name, where it has such a thing; else None.
     :param unknown_fields: the JSON object of what a newer version has written beside the other fields, '' for
         nothing. A text, as records can be compared and hashed.
@@ -107,6 +129,7 @@ class EntryRecord:
     removed_at: int | None = None
     paused_from: int | None = None
     key: str | None = None
+    paused: Pause | None = None
     unknown_fields: str = ""
 
     @property
@@ -141,6 +164,7 @@ def dumps(record: EntryRecord) -> str:
         **({} if record.key is None else {"key": record.key}),
         "missed": [_missed_fields(missed) for missed in record.missed],
         "name": record.name,
+        **({} if record.paused is None else {"paused": _pause_fields(record.paused)}),
         "paused_from": record.paused_from,
         "removed_at": record.removed_at,
         "runs": [_runs_fields(runs) for runs in record.runs],
@@ -149,6 +173,11 @@ def dumps(record: EntryRecord) -> str:
         "v": SCHEMA,
     }
     return _encode(_with_unknown(fields, record.unknown_fields))
+
+
+def _pause_fields(pause: Pause) -> dict[str, Any]:
+    fields = {"by": pause.by, "reason": pause.reason, "since": pause.since, "until": pause.until}
+    return _with_unknown(fields, pause.unknown_fields)
 
 
 def _state_fields(state: TriggerState) -> dict[str, Any]:
@@ -249,7 +278,19 @@ def _record(data: dict[str, Any]) -> EntryRecord:
         begun_at=_moment_or_none(take("begun_at", None)),
         removed_at=_moment_or_none(take("removed_at", None)),
         paused_from=_moment_or_none(take("paused_from", None)),
+        paused=None if (pause := take("paused", None)) is None else _pause(pause),
         key=None if (key := take("key", None)) is None else _text(key),
+        unknown_fields=_rest(data),
+    )
+
+
+def _pause(data: dict[str, Any]) -> Pause:
+    take = data.pop
+    return Pause(
+        since=_moment(take("since")),
+        until=_moment_or_none(take("until", None)),
+        reason=_text(take("reason", "")),
+        by=_text(take("by", "")),
         unknown_fields=_rest(data),
     )
 

@@ -10,6 +10,7 @@ import json
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha1
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
@@ -101,11 +102,11 @@ def header(
     content = {
         "v": _VERSION,
         "entry": entry,
-        "scheduled_fire_time": isoformat(from_millis(scheduled)),
-        "fire_time": isoformat(from_millis(fire_time)),
+        "scheduled_fire_time": _text_of(scheduled),
+        "fire_time": _text_of(fire_time),
         "outcome": str(outcome),
         "missed_count": merged + (outcome is Outcome.RECOVERED),
-        "last_missed_fire_time": None if last_missed is None else isoformat(from_millis(last_missed)),
+        "last_missed_fire_time": None if last_missed is None else _text_of(last_missed),
         "instruction": None if instruction is None else str(instruction),
         "resolved": None if resolved is None else str(resolved),
         "threshold": threshold,
@@ -138,6 +139,12 @@ def task_id(namespace: str, entry: str, generation: int, scheduled_ms: int) -> s
 def isoformat(moment: datetime) -> str:
     """Return an aware datetime as ISO 8601 text in UTC, to the millisecond."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+@lru_cache(maxsize=100)
+def _text_of(moment: int) -> str:
+    # The messages of a batch share most of their moments.
+    return isoformat(from_millis(moment))
 
 
 def read(raw: object) -> Fire | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from celery_misfire.events import Event, GaveUp, Misfired, Sent
 from celery_misfire.misfire import Outcome, from_millis
+from celery_misfire.pause_events import Paused, Resumed
 from celery_misfire.texts import one_line
 
 __all__ = ["MOST_SINGLE_LINES", "PREFIX", "EventLog", "event_fields", "log_fields"]
@@ -29,7 +30,7 @@ STRAGGLERS = 10.0
 LONGEST_WAIT = 30.0
 
 _NAMES = {"id": "task_id", "first": "scheduled", "worker": "owner"}
-_MOMENTS = {"first", "last", "scheduled", "fire_time", "next"}
+_MOMENTS = {"first", "last", "scheduled", "fire_time", "next", "since", "until"}
 #: Of no use to a reader of a line: what the record's own time says, and parts that have fields of their own.
 _LEFT_OUT = {"now", "outcomes", "lost"}
 
@@ -125,7 +126,9 @@ class EventLog:
 
     def listen(self, events: Sequence[Event]) -> None:
         """Take over the events of a commit. They are logged by :meth:`write`."""
-        self._heard += (e for e in events if isinstance(e, Misfired | GaveUp) or _is_late_run(e))
+        self._heard += (
+            e for e in events if isinstance(e, Misfired | GaveUp | Paused | Resumed) or _is_late_run(e)
+        )
 
     def write(self, now: float, *, is_complete: bool) -> None:
         """Log what was heard.
@@ -140,7 +143,9 @@ class EventLog:
             if isinstance(event, Misfired | GaveUp):
                 self._outages.setdefault(event.reason, _Outage(now + LONGEST_WAIT)).add(event)
             else:
-                self._say(logging.INFO, event)
+                # Somebody has stopped entries, or let them go on.
+                is_asked_for = isinstance(event, Paused | Resumed)
+                self._say(logging.WARNING if is_asked_for else logging.INFO, event)
         for reason, outage in list(self._outages.items()):
             is_due = is_complete or now >= outage.waits_until
             if outage.is_large or is_due:
@@ -192,6 +197,8 @@ class EventLog:
         outage.outcomes.clear()
 
 
+#: The events of which the log tells, but for late runs.
+_TOLD = (Misfired, GaveUp, Paused, Resumed)
 _SUMMARY = (Outcome.RECOVERED, Outcome.MERGED, Outcome.MISSED)
 #: A restart on purpose is no alarm.
 _QUIET_REASONS = {"restarted"}

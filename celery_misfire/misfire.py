@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
+from celery_misfire.frozen import replaced
 from celery_misfire.policy import (
     AUTO_THRESHOLD,
     FITTING,
@@ -78,7 +79,7 @@ class MissedFire:
     detected_at: datetime
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TriggerState:
     """Where a trigger stands. The words are Quartz's, the moments milliseconds UTC.
 
@@ -158,7 +159,7 @@ class Trigger(Protocol):
         """Return the fire times under this state (its grid, repetitions and end)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Runs:
     """Consecutive occurrences that are to be run, oldest first.
 
@@ -271,7 +272,7 @@ def _pass_over(
     triggered = state.times_triggered + used
     complete = state.max_runs is not None and triggered >= state.max_runs
     following = None if complete else times.after(now)
-    return replace(state, next_fire_time=following, previous_fire_time=last, times_triggered=triggered)
+    return replaced(state, next_fire_time=following, previous_fire_time=last, times_triggered=triggered)
 
 
 def _find_nth(times: FireTimes, first: int, last: int, n: int) -> int:

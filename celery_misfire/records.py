@@ -15,10 +15,12 @@ from celery_misfire.entry_record import (
     SCHEMA,
     EntryRecord,
     Intent,
+    Pause,
     Unreported,
     dumps,
     loads,
 )
+from celery_misfire.frozen import replaced
 from celery_misfire.misfire import (
     ENDLESS,
     MisfireInstruction,
@@ -96,6 +98,7 @@ def edited(record: EntryRecord, task: str, trigger: Trigger, now: int) -> EntryR
         _begun(fresh, record, now),
         intents=record.intents,
         missed=record.missed,
+        paused=record.paused,
         unknown_fields=record.unknown_fields,
     )
 
@@ -166,6 +169,43 @@ def resumed(record: EntryRecord, task: str, now: int) -> EntryRecord:
     return replace(record, task=task, state=state, removed_at=None, paused_from=paused_from)
 
 
+def awakened(record: EntryRecord, trigger: Trigger, end: int, now: int, *, misfires: bool) -> EntryRecord:
+    """Return the record of an entry whose pause is over.
+
+    What was due before the pause and had not been decided is missed: nothing of it is made up for.
+
+    :param end: when the pause ended; what is due later is judged as ever.
+    :param misfires: the fire times of the pause have misfired, if they are late enough, as Quartz resumes a
+        trigger. Else they are none, and the next one is the first after the pause; the grid stays.
+    """
+    pause = record.paused
+    if pause is None:
+        return record
+    next_, awake = record.state.next_fire_time, replace(record, paused=None)
+    if next_ is None or next_ > end:
+        return awake
+    if misfires:
+        return replace(awake, paused_from=next_)
+    return skipped(awake, trigger, pause.since, end, now)
+
+
+def skipped(record: EntryRecord, trigger: Trigger, since: int, end: int, now: int) -> EntryRecord:
+    """Return the record with the first fire time after `end`: those since `since` are no occurrences.
+
+    What was due before `since` and had not been decided is missed.
+    """
+    first = record.state.next_fire_time
+    if first is None or first > end:
+        return record
+    times = trigger.fire_times(record.state)
+    lost = []
+    if first < since:
+        last = times.before(since) or first
+        lost = [Missed(first, last, times.count(first, last), Reason.PAUSED)]
+    state = replace(record.state, next_fire_time=times.after(end))
+    return with_missed(replace(record, state=state), lost, MisfireInstruction.DO_NOTHING, now)
+
+
 def unknown(name: str, now: int) -> EntryRecord:
     """Return the record of a removed entry whose own record could not be read."""
     state = TriggerState(next_fire_time=None, start_time=now)
@@ -225,7 +265,7 @@ def with_plan(record: EntryRecord, plan: Plan, now: int, policy: MisfirePolicy |
     in_time = tuple(r for r in plan.runs if r.outcome is Outcome.FIRED)
     late = tuple(r for r in plan.runs if r.outcome is not Outcome.FIRED)
     # Runs in time go first, or they would wait for the catch-up.
-    decided = replace(record, state=plan.state, runs=in_time + record.runs + late, paused_from=None)
+    decided = replaced(record, state=plan.state, runs=in_time + record.runs + late, paused_from=None)
     instruction = plan.misfire.resolved if plan.misfire else resolved(record, policy)
     return with_missed(decided, plan.missed, instruction, now)
 
@@ -288,7 +328,7 @@ def claim(record: EntryRecord, trigger: Trigger, now: int, limit: int) -> EntryR
                 if (following := next(times, None)) is not None:
                     runs.insert(0, replace(stretch, first=following, count=max(1, stretch.count - taken)))
                 break
-    return replace(record, runs=tuple(runs), intents=record.intents + tuple(claimed))
+    return replaced(record, runs=tuple(runs), intents=record.intents + tuple(claimed))
 
 
 def occurrences(trigger: Trigger, state: TriggerState, first: int, last: int) -> Iterator[int]:
@@ -315,7 +355,9 @@ __all__ = [
     "Definition",
     "EntryRecord",
     "Intent",
+    "Pause",
     "Unreported",
+    "awakened",
     "claim",
     "clock_step",
     "dumps",
@@ -329,6 +371,7 @@ __all__ = [
     "resumed",
     "returned",
     "set_back",
+    "skipped",
     "unknown",
     "vacated",
     "with_missed",

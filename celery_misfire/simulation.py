@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from celery_misfire.misfire import (
     FITTING,
     MisfirePolicy,
+    Missed,
     Outcome,
     Plan,
     Reason,
+    Runs,
     Trigger,
     TriggerState,
     from_millis,
@@ -24,10 +26,12 @@ from celery_misfire.texts import type_name
 from celery_misfire.triggers.kinds import trigger_for
 
 __all__ = [
+    "OutageEffect",
     "SimulatedFire",
     "SimulatedMiss",
     "Simulation",
     "Step",
+    "effect_of_outage",
     "simulate",
     "simulate_trigger",
     "steps",
@@ -175,3 +179,72 @@ def steps(
             step = Step(now, plan(trigger, state, policy, now))
             yield step
             state = step.plan.state
+
+
+@dataclass(frozen=True)
+class OutageEffect:
+    """What one outage does to one trigger, counted and not walked, so that it may be of any length.
+
+    Moments are milliseconds UTC.
+
+    :param due: how many fire times lie in the outage, its end included.
+    :param runs: what runs at its end: in time after all, or late.
+    :param missed: what never runs.
+    :param misfired: as in :class:`Simulation`.
+    :param next_fire_time: the first one after the outage, None when there is none.
+    """
+
+    due: int
+    runs: tuple[Runs, ...]
+    missed: tuple[Missed, ...]
+    misfired: bool
+    next_fire_time: int | None
+
+    def count(self, outcome: Outcome) -> int:
+        """Return how many occurrences end so."""
+        if outcome is Outcome.MISSED:
+            return sum(lost.count for lost in self.missed)
+        if outcome is Outcome.MERGED:
+            return sum(run.merged for run in self.runs)
+        return sum(run.count for run in self.runs if run.outcome is outcome)
+
+
+def effect_of_outage(
+    trigger: Trigger, state: TriggerState, policy: MisfirePolicy | None, down: int, up: int
+) -> OutageEffect:
+    """Return what happens when beat is away from `down` to `up`, in milliseconds UTC.
+
+    :param state: where the trigger stands. Until `down` all goes as planned.
+    :param policy: None: misfire handling is off, and what is late is dropped.
+    :raises ValueError: for times out of order, and for an instruction that does not fit.
+    """
+    if policy is not None and policy.instruction not in FITTING[trigger.trigger_type]:
+        raise ValueError(f"{policy.instruction} does not fit a schedule of type {trigger.trigger_type}")
+    if not down < up:
+        raise ValueError("the outage must end after it begins")
+    state = _run_until(trigger, state, down)
+    first, due = state.next_fire_time, 0
+    done = plan(trigger, state, policy, up)
+    if first is not None and first <= up:
+        due = trigger.fire_times(state).count(first, up)
+        if state.runs_left is not None:
+            due = min(due, state.runs_left)
+    return OutageEffect(due, done.runs, done.missed, done.misfire is not None, done.state.next_fire_time)
+
+
+def _run_until(trigger: Trigger, state: TriggerState, moment: int) -> TriggerState:
+    """Return the state at a moment before which every run was made in time."""
+    first = state.next_fire_time
+    if first is None or first >= moment:
+        return state
+    times = trigger.fire_times(state)
+    last = times.before(moment) or first
+    made = times.count(first, last)
+    if state.runs_left is not None and made >= state.runs_left:
+        return replace(state, next_fire_time=None)
+    return replace(
+        state,
+        next_fire_time=times.after(last),
+        previous_fire_time=last,
+        times_triggered=state.times_triggered + made,
+    )

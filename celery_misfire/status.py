@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Trigger, threshold_millis
-from celery_misfire.records import EntryRecord
+from celery_misfire.records import EntryRecord, Pause
 
 __all__ = ["Status", "is_current", "status_of"]
 
@@ -23,6 +23,7 @@ class Status:
     :param late_by: how long ago that was, 0 while it is still to come.
     :param threshold: how late it may be.
     :param is_overdue: it is late by the threshold or more, and beat has not decided about it.
+    :param paused: the pause, or the hold of all entries, for which it does not fire now.
     """
 
     is_known: bool = False
@@ -30,6 +31,7 @@ class Status:
     late_by: int = 0
     threshold: int = AUTO_THRESHOLD
     is_overdue: bool = False
+    paused: Pause | None = None
 
     @property
     def overdue_since(self) -> int | None:
@@ -49,12 +51,14 @@ def status_of(
     now: int,
     *,
     default_threshold: int = AUTO_THRESHOLD,
+    hold: Pause | None = None,
 ) -> Status:
     """Return where an entry stands.
 
     :param trigger: the schedule as it is now; None where only beat knows it.
     :param policy: the policy in force, None when misfire handling is off.
     :param default_threshold: holds where the schedule is not known, or fails in its own code.
+    :param hold: the hold of all entries, if there is one.
     """
     if record is None or record.removed_at is not None:
         return Status()
@@ -63,6 +67,14 @@ def status_of(
     due = record.state.next_fire_time
     if due is None:
         return Status(is_known=True)
+    for pause in filter(None, (record.paused, hold)):
+        until = pause.until
+        if until is None:
+            return Status(is_known=True, paused=pause)
+        # What it would have run by then is no occurrence.
+        due = due if due > until else _after(trigger, record, until)
+        if due is None or not pause.is_over(now):
+            return Status(is_known=True, next_fire_time=due, paused=pause)
     if due >= now:
         return Status(is_known=True, next_fire_time=due)
     threshold = default_threshold
@@ -74,3 +86,11 @@ def status_of(
             threshold = default_threshold
     late_by = now - due
     return Status(True, due, late_by, threshold, late_by >= threshold)
+
+
+def _after(trigger: Trigger | None, record: EntryRecord, moment: int) -> int | None:
+    """Return the first fire time after a moment; None where nobody knows it."""
+    try:
+        return None if trigger is None else trigger.fire_times(record.state).after(moment)
+    except Exception:
+        return None

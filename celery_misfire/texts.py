@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterable
+from datetime import timedelta
 from typing import Any
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "one_line",
     "quote",
     "quote_name",
+    "schedule_in_words",
     "suggestion",
     "type_name",
     "unknown_key",
@@ -101,6 +103,29 @@ def describe_error(exc: BaseException) -> str:
     except Exception:
         text = ""
     return one_line(f"{type(exc).__name__}: {text}" if text else type(exc).__name__)
+
+
+def schedule_in_words(schedule: object) -> str:
+    """Return a schedule as people say it, as far as its class is known; else what it says of itself."""
+    every = (
+        schedule if isinstance(schedule, int | float | timedelta) else getattr(schedule, "run_every", None)
+    )
+    if isinstance(every, int | float | timedelta):
+        seconds = every.total_seconds() if isinstance(every, timedelta) else every
+        units = ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+        size, unit = next(((s, u) for s, u in units if seconds >= s and seconds % s == 0), units[-1])
+        count = f"{seconds / size:g} "
+        return f"every {unit}" if count == "1 " else f"every {count}{unit}s"
+    try:
+        text = repr(schedule)
+    except Exception:
+        text = type(schedule).__name__
+    # The schedules of Celery and of this package show themselves as <kind: arguments>.
+    if found := re.fullmatch(r"<(\w+): (.*)>", text, re.DOTALL):
+        # What is not set, and what Celery says of its fields, tells nobody anything.
+        rest = re.sub(r",? ?\b\w+ (None|False|-1)(?=,|$)", "", found[2].replace(" (m/h/dM/MY/d)", ""))
+        text = f"{found[1]} {rest.removeprefix('expression ').lstrip(', ')}"
+    return one_line(hide_secrets(text))
 
 
 def suggestion(word: object, words: Iterable[str], spell: Callable[[str], str] = str) -> str:

@@ -51,11 +51,14 @@ def plainly_named(schedule: Mapping[str, Any]) -> Mapping[str, Any]:
     return {plain.get(name, name): entry for name, entry in schedule.items()} if plain else schedule
 
 
-def without_arguments(name: str, task: str = "") -> str:
+def without_arguments(name: Any, task: str = "") -> Any:
     """Return the name of an entry as it can be shown, when there are no others to tell it from.
 
+    :param name: what is no text is returned as it is.
     :param task: '' when nobody knows it: then whatever looks like a call has arguments.
     """
+    if not isinstance(name, str):
+        return name
     if shows_arguments(name, task):
         return f"{task}(...)"
     return name if task else re.sub(r"(?s)^([\w.]+)\(.+\)$", r"\1(...)", name)

@@ -19,7 +19,7 @@ from celery_misfire.misfire import MisfirePolicy, Trigger
 from celery_misfire.store.url import address
 from celery_misfire.texts import quote, quote_name, suggestion
 
-__all__ = ["unknown_policies", "warnings_for"]
+__all__ = ["evaluated", "unknown_policies", "warnings_for"]
 
 #: What Celery adds to the schedule by itself, where results do not expire by themselves.
 ENTRIES_OF_CELERY = {"celery.backend_cleanup"}
@@ -136,6 +136,13 @@ def _evaluated(arguments: Any) -> Any:
     if isinstance(arguments, Mapping):
         return {key: value for key, value in arguments.items() if not _is_called_by_beat(value)}
     return [value for value in arguments if not _is_called_by_beat(value)]
+
+
+def evaluated(arguments: Any) -> Any:
+    """Return the arguments as they are sent: beat calls some for their value."""
+    if isinstance(arguments, Mapping):
+        return {key: value() if _is_called_by_beat(value) else value for key, value in arguments.items()}
+    return [value() if _is_called_by_beat(value) else value for value in arguments]
 
 
 def _is_called_by_beat(value: object) -> bool:

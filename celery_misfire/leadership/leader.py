@@ -16,6 +16,7 @@ from celery_misfire.events import Event, Led, Misfired
 from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.leadership.adoption import Adoption
 from celery_misfire.leadership.broker_link import BrokerLink
+from celery_misfire.leadership.control import Control
 from celery_misfire.leadership.decisions import LARGEST_BATCH, Decisions
 from celery_misfire.leadership.failing import FailingEntries
 from celery_misfire.leadership.figures import Figures, figures_of
@@ -111,6 +112,7 @@ class Leader:
         self._decisions = Decisions(
             self._ledger, self._adoption, self._intents, self._failing, self._outages, self._queues
         )
+        self._control = Control(store, lease, self._ledger, misfires=resume_misfires)
         self._broker = BrokerLink(self._dispatch.connect, self._outages, wall, steady)
 
     # -- taking over ---------------------------------------------------------------------------------------
@@ -137,6 +139,7 @@ class Leader:
         self._ledger.commit(Commit(events=[led]))
         if acquired.cold:
             self._store.write_meta(self._lease.token, self._app)
+        self._control.take_over(now, goes_on=goes_on)
         self._lease.other_was_alive = self._lease.superseded = False
         self._ledger.epoch = acquired.epoch
         if goes_on:
@@ -238,11 +241,13 @@ class Leader:
             self._follow_clock(now)
             self._clock_was_set_back = False
         self._misses.acknowledge()
+        self._control.tick(now)
         if not self._broker.connect(self._dispatch.look):
             return self._sleep()
         # What comes due while store and broker are waited for is part of the outage.
         now = self._wall()
-        due, hold = self._decisions.due(now), self._broker.is_flapping
+        due = self._control.due(now, self._decisions.due, self._failing.forget)
+        hold = self._broker.is_flapping
         self.is_behind = len(due) >= LARGEST_BATCH
         if due:
             self._dispatch.carry_out(*self._decisions.plan_due(due, now, hold=hold))
@@ -252,7 +257,8 @@ class Leader:
         in_turn = (n for n in self._queues.unsent if self._decisions.may_send_again(n, now, hold=hold))
         unsent = list(islice(in_turn, LARGEST_BATCH))
         self.is_behind |= bool(unsent)
-        late = self._room() > 0 and any(map(self._decisions.may_catch_up, self._queues.catch_up))
+        catch_up = self._queues.catch_up if self._control.hold is None else ()
+        late = self._room() > 0 and any(map(self._decisions.may_catch_up, catch_up))
         if unsent:
             self._dispatch.carry_out(*self._decisions.judge_again(unsent, now, hold=hold))
         # Alternate, or steady due work would starve the catch-up.
@@ -268,8 +274,10 @@ class Leader:
         if self._queues.catch_up and not self._room():
             waits.append(self._look_at_queue - steady)
         if self._broker.is_up:
-            waits += [at - steady for at in self._failing.next_tries()]
-            if (moment := self._queues.timeline.next()) is not None:
+            hold = self._control.hold
+            if hold is None:
+                waits += [at - steady for at in self._failing.next_tries()]
+            if (moment := hold.until if hold else self._queues.timeline.next()) is not None:
                 waits.append((moment - self._wall()) / 1000)
         else:
             waits.append(self._broker.next_try - steady)

@@ -52,6 +52,7 @@ class Lease:
     :param renew_every: seconds between two renewals.
     :param clock: returns seconds on a clock that nobody sets.
     :param is_dead: returns whether the owner of a lease is known to have ended.
+    :param sign: returns what this beat says of itself with each call (:mod:`celery_misfire.beats`).
     """
 
     def __init__(
@@ -61,9 +62,12 @@ class Lease:
         renew_every: float,
         clock: Callable[[], float] = uptime,
         is_dead: Callable[[str], bool] = owner.is_dead,
+        sign: Callable[[], str] = str,
     ) -> None:
         self._store, self._ttl, self._renew_every, self._clock = store, ttl, renew_every, clock
-        self._is_dead = is_dead
+        self._is_dead, self._sign = is_dead, sign
+        #: True when somebody has left a request for the leader.
+        self.is_asked = False
         #: Guards `_ours`, `_known` and `_trusted_until`, which the thread changes too.
         self._lock = threading.Lock()
         self._ours: LeaseValue | None = None
@@ -131,7 +135,8 @@ class Lease:
         token, asked, ours = uuid.uuid4().hex, self._clock(), self._ours
         # A new token each time: none that was used may become valid again.
         self._asked_for.append(token)
-        answer = self._store.acquire(token, self._ttl, ours or stale, needs_state=left_alone)
+        seen = ours or stale
+        answer = self._store.acquire(token, self._ttl, seen, needs_state=left_alone, sign=self._sign())
         if isinstance(answer, Held) and self._may_be_taken(answer.lease):
             answer = self._store.acquire(token, self._ttl, answer.lease)
         if not isinstance(answer, Taken):
@@ -245,7 +250,7 @@ class Lease:
             return
         renewed = ours.renewed()
         try:
-            note = self._store.renew(renewed, self._ttl, known)
+            note, asked_for = self._store.renew(renewed, self._ttl, known, sign=self._sign())
         except LeaseLost:
             self._replace(ours, None, 0, 0.0)
         except StoreUnavailable:
@@ -254,6 +259,7 @@ class Lease:
             self._replace(ours, renewed, known, self._trusted_until)
         else:
             self._replace(ours, renewed, renewed.renewals, asked + self._ttl * TRUST)
+            self.is_asked = self.is_asked or asked_for
             if note:
                 logger.warning("beat: %s", one_line(note, MAX_LINE_LENGTH), extra=log_fields("beats_differ"))
 

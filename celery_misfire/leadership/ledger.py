@@ -14,11 +14,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from celery_misfire import fire, records
 from celery_misfire.events import Event, encode
 from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
+from celery_misfire.frozen import replaced
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import threshold_millis
@@ -292,20 +293,22 @@ class Ledger(Mapping[str, EntryRecord]):
     def with_certainty(self, record: EntryRecord) -> EntryRecord:
         """Mark the intents of which this process knows that no attempt was made."""
         intents = tuple(
-            replace(i, unsent=i.unsent or (record.name, i.scheduled) in self.untried) for i in record.intents
+            replaced(i, unsent=True) if (record.name, i.scheduled) in self.untried else i
+            for i in record.intents
         )
-        return replace(record, intents=intents)
+        return replaced(record, intents=intents)
 
     def _done(self, commit: Commit, texts: Mapping[str, str]) -> None:
         self._unanswered = None
         self._texts.update(texts)
         self.unusable -= texts.keys()
         for name, record in commit.records.items():
-            before = self._records.get(name)
-            known = {i.scheduled for i in before.intents} if before else set()
-            self.untried |= {(name, i.scheduled) for i in record.intents if i.scheduled not in known}
-            # An intent that came from a record of another name may have been sent.
-            self.untried -= {(name, i.scheduled) for i in record.intents if i.entry}
+            if record.intents:
+                before = self._records.get(name)
+                known = {i.scheduled for i in before.intents} if before else set()
+                self.untried |= {(name, i.scheduled) for i in record.intents if i.scheduled not in known}
+                # An intent that came from a record of another name may have been sent.
+                self.untried -= {(name, i.scheduled) for i in record.intents if i.entry}
             self._records[name] = record
         self._after(commit)
 
@@ -320,5 +323,5 @@ def take_back(ledger: Ledger, sent: Iterable[tuple[str, str, Intent]]) -> None:
         register = ledger._store.register(task_id)
         if isinstance(register, registers.Missed) and not register.nonce:
             record = commit.records.get(name, ledger[name])
-            commit.records[name] = replace(record, intents=(*record.intents, intent))
+            commit.records[name] = replaced(record, intents=(*record.intents, intent))
     ledger.commit(commit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from celery_misfire.exceptions import LeaseLost, MisfireError, NewerSchema, StoreRefused, StoreUnavailable
 from celery_misfire.leadership.leader import Leader
@@ -111,9 +112,14 @@ class Member:
 
     def close(self) -> None:
         """Give the lease up, so that another beat can go on at once."""
+        stands_by = not self._lease.token
         # A beat in trouble leaves no mark: what it could not send is no matter of a restart.
         works = self._leads and self._lease.held
         self._lease.release(self._leader.in_time_since if works else None)
+        if stands_by and self._store_has_answered and not self._trouble.is_on:
+            # The lease is not ours. What is taken back is the sign of life.
+            with suppress(StoreUnavailable):
+                self._store.release("")
 
     def _adopt(self) -> None:
         self.has_changed = False
@@ -179,7 +185,7 @@ class Member:
         if not self._lease.other_was_alive or theirs in ("", self._compared_with, self._description[0]):
             return
         self._compared_with = theirs
-        if found := difference(self._description, (theirs, self._store.described_entries())):
+        if found := difference(self._description, (theirs, self._store.description()[1])):
             beats = f"{self._store.process}, which stands by, and {self._lease.holder}, which leads"
             text = f"two beats of one namespace are configured differently, {beats}: {found}. {_NAMESPACES}"
             logger.warning("beat: %s", text, extra=log_fields("beats_differ", owner=self._store.process))

@@ -27,9 +27,9 @@ class Queues:
         :param unfinished: those whose record is not in line with the schedule yet.
         """
         planned = {n: r for n, r in present.items() if n not in unfinished}
-        moments = ((n, r.state.next_fire_time) for n, r in planned.items())
+        moments = ((n, _next_moment(r)) for n, r in planned.items())
         self.timeline.rebuild((n, moment) for n, moment in moments if moment is not None)
-        self.catch_up = {n: None for n, r in planned.items() if r.runs}
+        self.catch_up = {n: None for n, r in planned.items() if r.runs and r.paused is None}
         self.unsent = {n: None for n, r in present.items() if r.intents}
 
     def put(self, name: str, record: EntryRecord, *, is_finished: bool) -> None:
@@ -38,9 +38,14 @@ class Queues:
         :param is_finished: its record is in line with the schedule.
         """
         if is_finished:
-            self.timeline.put(name, record.state.next_fire_time)
-            _set(self.catch_up, name, bool(record.runs))
+            self.timeline.put(name, _next_moment(record))
+            _set(self.catch_up, name, bool(record.runs) and record.paused is None)
         _set(self.unsent, name, bool(record.intents))
+
+
+def _next_moment(record: EntryRecord) -> int | None:
+    """Return when there is something to be decided about an entry: its pause ends, or it is due."""
+    return record.state.next_fire_time if record.paused is None else record.paused.until
 
 
 def _set(queue: dict[str, None], name: str, is_in: bool) -> None:

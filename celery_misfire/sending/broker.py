@@ -7,11 +7,9 @@ asked whether it has taken a message.
 from __future__ import annotations
 
 import logging
-import re
 import selectors
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 from celery import Celery
@@ -20,7 +18,7 @@ from kombu import Connection, Producer
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
 from celery_misfire.sending.confirms import Confirms, Interrupted, Receipt
 from celery_misfire.sending.destination import destination_of, redis_get
-from celery_misfire.sending.errors import broker_address, name_error
+from celery_misfire.sending.errors import about_message, broker_address, is_large, lacks_memory, name_error
 from celery_misfire.sending.recording import PushRecorder
 from celery_misfire.store.port import Push
 from celery_misfire.store.state_mark import Destination
@@ -48,7 +46,8 @@ class Broker:
         self._connection: Connection | None = None
         self._producer: WatchedProducer | None = None
         self._blocked = False
-        #: Tells whether RabbitMQ has sent something. Of the socket: py-amqp spins for ever on half a frame.
+        #: Tells whether RabbitMQ has sent something; None for another broker. It is asked of the socket, as
+        #: py-amqp spins for ever on half a frame.
         self._selector: selectors.BaseSelector | None = None
         #: The producer of the connection that was asked last what it reads, see :meth:`read`.
         self._asked: WatchedProducer | None = None
@@ -112,7 +111,7 @@ class Broker:
         try:
             return question()
         except Exception as exc:
-            if _about_key(exc):
+            if about_message(exc):
                 return None
             error = self._unavailable(name_error(exc))
             self.drop()
@@ -142,7 +141,7 @@ class Broker:
     def push(self, messages: Sequence[Sequence[Push]]) -> list[Receipt]:
         """Do what was recorded of several messages, in one round trip; return what became of each.
 
-        :raises BrokerUnavailable: when the broker can't be reached; nothing has left.
+        :raises BrokerUnavailable: when the broker can't be reached, or is full; nothing has left.
         """
         producer = self.producer
         channel: Any = producer.channel
@@ -152,12 +151,16 @@ class Broker:
                 pipeline.global_keyprefix = ""
                 for push in (push for pushes in messages for push in pushes):
                     pipeline.execute_command(push.kind.upper(), push.key, push.value)
-                answers = iter(pipeline.execute(raise_on_error=False))
+                answers = pipeline.execute(raise_on_error=False)
         except Exception as exc:
             failure = producer.failure_of(exc) or Interrupted(name_error(exc))
             self.drop()
             return [Receipt("", failure=failure) for _ in messages]
-        return [_receipt([next(answers) for _ in pushes], producer) for pushes in messages]
+        values = (push.value for pushes in messages for push in pushes)
+        if all(map(lacks_memory, answers)) and not all(map(is_large, values)):
+            raise self._unavailable(name_error(answers[0]))
+        left = iter(answers)
+        return [_receipt([next(left) for _ in pushes], producer) for pushes in messages]
 
     def await_answers(self) -> None:
         """Wait until the broker has said what became of all messages of a batch."""
@@ -169,7 +172,7 @@ class Broker:
         connection, producer = self._connection, self._producer
         if connection is None or producer is None:
             return
-        if _is_amqp(connection):
+        if self._selector is not None:
             try:
                 while connection.connected and self._can_be_read():
                     connection.drain_events(timeout=TIMEOUT)
@@ -322,12 +325,13 @@ class WatchedProducer(Producer):
         try:
             if waits:
                 self._finish_others()
-            with self._confirms.expecting(receipt) if self._confirms else nullcontext():
-                result = super()._publish(*args, **kwargs)
+            if self._confirms is not None:
+                self._confirms.coming = receipt
+            result = super()._publish(*args, **kwargs)
         except Exception as exc:
-            if about_key := _about_key(exc):
+            if (about := about_message(exc)) and (not lacks_memory(exc) or is_large(args[0])):
                 self._unfinished = False
-                raise PublishRejected(about_key) from None
+                raise PublishRejected(about) from None
             failure = self.failure_of(exc)
             if failure is None:
                 # The connection is given up for this, and the others have nothing to do with it.
@@ -337,6 +341,9 @@ class WatchedProducer(Producer):
                 # A message that has its answer already is not in doubt: an event after it failed.
                 self._receipt.failure = failure
             raise failure from None
+        finally:
+            if self._confirms is not None:
+                self._confirms.coming = None
         self._unfinished = False
         if self._confirms is None:
             receipt.was_taken = True
@@ -389,7 +396,7 @@ def _receipt(answers: Sequence[Any], producer: WatchedProducer) -> Receipt:
     errors = [answer for answer in answers if isinstance(answer, Exception)]
     if not errors:
         return Receipt("", was_taken=True)
-    reasons = [_about_key(error) for error in errors]
+    reasons = [about_message(error) for error in errors]
     if not all(reasons):
         return Receipt("", failure=producer.failure_of(errors[0]) or MisfireError(name_error(errors[0])))
     if len(errors) < len(answers):
@@ -415,19 +422,3 @@ def _is_redis(connection: Connection) -> bool:
 
 def _unavailable(connection: Connection | None, reason: str) -> BrokerUnavailable:
     return BrokerUnavailable(reason, broker_address(connection) if connection else "")
-
-
-def _about_key(exc: Exception) -> str:
-    """Return what Redis says about one key, without quoting anything; '' for any other error.
-
-    Kombu takes these for failures of the connection.
-    """
-    found = _ABOUT_KEY.search(str(exc)) if type(exc).__module__ == "redis.exceptions" else None
-    return _IN_WORDS[found[0]] if found else ""
-
-
-_IN_WORDS = {
-    "WRONGTYPE": "a key of its queue in Redis holds something else (WRONGTYPE)",
-    "o permissions": "the Redis user lacks the rights (NOPERM)",
-}
-_ABOUT_KEY = re.compile("|".join(_IN_WORDS))

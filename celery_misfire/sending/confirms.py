@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +52,8 @@ class Confirms:
         # The method of the instance hides that of the class.
         channel.basic_publish = self._publish
         self._published = 0
-        #: What the next message is; None: one that is awaited at once.
-        self._coming: Receipt | None = None
+        #: What the next message is, whose answer :meth:`wait` awaits; None: one that is awaited at once.
+        self.coming: Receipt | None = None
         #: By delivery tag: the broker counts the messages of a channel, as we do.
         self._open: dict[int, Receipt] = {}
         #: True when a message came back because no queue is bound for it.
@@ -72,18 +70,9 @@ class Confirms:
         """True while the answer to a message is still to come."""
         return bool(self._open)
 
-    @contextmanager
-    def expecting(self, receipt: Receipt) -> Iterator[None]:
-        """Let the message that is published in the block be this one; :meth:`wait` awaits its answer."""
-        self._coming = receipt
-        try:
-            yield
-        finally:
-            self._coming = None
-
     def _publish(self, *args: Any, **kwargs: Any) -> Any:
         result = self._send(*args, **kwargs)
-        receipt, is_expected = self._coming or Receipt(""), self._coming is not None
+        receipt, is_expected = self.coming or Receipt(""), self.coming is not None
         self._published += 1
         self._open[self._published] = receipt
         receipt.is_open = True

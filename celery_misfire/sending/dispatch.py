@@ -10,12 +10,13 @@ Nothing here knows Celery: that is the :class:`Publisher`'s business.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from celery_misfire.events import Sent
 from celery_misfire.exceptions import BrokerUnavailable
+from celery_misfire.frozen import replaced
 from celery_misfire.leadership.ledger import Commit, Ledger, take_back
 from celery_misfire.misfire import MisfireInstruction, Outcome, resolve
 from celery_misfire.records import Definition, EntryRecord, Intent
@@ -144,6 +145,20 @@ class Dispatch(Protocol):
         """
 
 
+@dataclass
+class _Try:
+    """An attempt to send the message of a run, and what is known of it by now."""
+
+    run: Run
+    message: Message
+    attempt: Attempt
+
+    @property
+    def was_made(self) -> bool:
+        """False when it is still certain that the message was not sent."""
+        return self.attempt.fate is not Fate.NOT_TRIED
+
+
 class TwoStep:
     """Claim, send, acknowledge.
 
@@ -166,18 +181,14 @@ class TwoStep:
 
     def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
         self._ledger.commit(commit)
-        ordered = in_order(runs)
-        attempts: dict[Run, Attempt] = {}
-        messages: dict[Run, Message] = {}
+        ordered, tries = in_order(runs), list[_Try]()
         try:
-            self._send_all(ordered, attempts, messages)
-            self._settle(attempts, messages)
+            self._send_all(ordered, tries)
+            self._settle(tries)
         finally:
-            self._acknowledge(ordered, attempts, messages)
+            self._acknowledge(ordered, tries)
 
-    def _send_all(
-        self, runs: Sequence[Run], attempts: dict[Run, Attempt], messages: dict[Run, Message]
-    ) -> None:
+    def _send_all(self, runs: Sequence[Run], tries: list[_Try]) -> None:
         failed: set[str] = set()
         for run in runs:
             if not self._may_send():
@@ -185,7 +196,7 @@ class TwoStep:
             if run.entry in failed and (run.entry, run.intent.scheduled) not in self._ledger.untried:
                 # It waits for its next try, and holds up no later run.
                 continue
-            attempt = self._send(run, attempts, messages)
+            attempt = self._send(run, tries)
             if attempt.fate is Fate.UNDER_WAY:
                 continue
             if attempt.fate is not Fate.SENT:
@@ -194,50 +205,38 @@ class TwoStep:
             if attempt.broker_failed:
                 break
 
-    def _send(self, run: Run, attempts: dict[Run, Attempt], messages: dict[Run, Message]) -> Attempt:
+    def _send(self, run: Run, tries: list[_Try]) -> Attempt:
         try:
-            if not attempts:
+            if not any(one.was_made for one in tries):
                 self._publisher.connect()
             message = message_of(self._ledger, run, self._ledger[run.entry], self._wall())
         except Exception as exc:
             # The broker is away, or a schedule of the app's own fails: this says nothing about the message.
             return Attempt(Fate.NOT_TRIED, exc)
-        messages[run] = message
         # Whatever interrupts the attempt, the message may have arrived.
-        attempts[run] = Attempt(Fate.IN_DOUBT)
-        attempt = self._publisher.publish(message)
-        self._take(run, attempt, attempts)
-        return attempt
+        tries.append(one := _Try(run, message, Attempt(Fate.IN_DOUBT)))
+        one.attempt = self._publisher.publish(message)
+        return one.attempt
 
-    @staticmethod
-    def _take(run: Run, attempt: Attempt, attempts: dict[Run, Attempt]) -> None:
-        if attempt.fate is Fate.NOT_TRIED:
-            # It is still certain that it was not sent.
-            del attempts[run]
-        else:
-            attempts[run] = attempt
-
-    def _settle(self, attempts: dict[Run, Attempt], messages: dict[Run, Message]) -> None:
+    def _settle(self, tries: Iterable[_Try]) -> None:
         """Find out what became of the messages under way."""
-        under_way = [run for run, attempt in attempts.items() if attempt.fate is Fate.UNDER_WAY]
+        under_way = [one for one in tries if one.attempt.fate is Fate.UNDER_WAY]
         if not under_way:
             return
         settled = self._publisher.settle(may_send=self._may_send())
-        found = [(run, settled[messages[run].task_id]) for run in under_way]
+        for one in under_way:
+            one.attempt = settled[one.message.task_id]
         # The failure of the broker comes last: it is what is known of it now.
-        for run, attempt in sorted(found, key=lambda pair: pair[1].broker_failed):
-            self._take(run, attempt, attempts)
-            if attempt.fate is Fate.SENT or attempt.error is not None:
-                self._note(run, attempt)
+        for one in sorted(under_way, key=lambda one: one.attempt.broker_failed):
+            if one.attempt.fate is Fate.SENT or one.attempt.error is not None:
+                self._note(one.run, one.attempt)
 
-    def _acknowledge(
-        self, runs: Sequence[Run], attempts: dict[Run, Attempt], messages: dict[Run, Message]
-    ) -> None:
+    def _acknowledge(self, runs: Sequence[Run], tries: Iterable[_Try]) -> None:
         """Take what was sent out of the records, and note what is certain of the rest."""
-        self._ledger.untried -= {(run.entry, run.intent.scheduled) for run in attempts}
-        made = {(run.entry, run.intent.scheduled): attempt.fate for run, attempt in attempts.items()}
-        sent = [run for run, attempt in attempts.items() if attempt.fate is Fate.SENT]
-        commit = Commit(events=[event_of(run, messages[run]) for run in sent])
+        made = {(one.run.entry, one.run.intent.scheduled): one.attempt.fate for one in tries if one.was_made}
+        self._ledger.untried -= made.keys()
+        sent = [one for one in tries if one.attempt.fate is Fate.SENT]
+        commit = Commit(events=[event_of(one.run, one.message) for one in sent])
         for name in dict.fromkeys(run.entry for run in runs):
             record = self._ledger.with_certainty(self._ledger[name])
             left = []
@@ -246,10 +245,11 @@ class TwoStep:
                 if fate is None:
                     left.append(intent)
                 elif fate is not Fate.SENT:
-                    left.append(replace(intent, unsent=fate is Fate.REFUSED))
-            commit.records[name] = replace(record, intents=tuple(left))
+                    left.append(replaced(intent, unsent=fate is Fate.REFUSED))
+            commit.records[name] = replaced(record, intents=tuple(left))
         self._ledger.commit(commit)
-        late = (messages[run] for run in sent if self._wall() - messages[run].due >= messages[run].threshold)
+        now = self._wall()
+        late = (one.message for one in sent if now - one.message.due >= one.message.threshold)
         take_back(self._ledger, ((m.definition.name, m.task_id, m.intent) for m in late))
 
 

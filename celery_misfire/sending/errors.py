@@ -13,7 +13,10 @@ from kombu.exceptions import OperationalError, SerializerNotInstalled
 from celery_misfire.store.errors import describe
 from celery_misfire.texts import hide_secrets, one_line
 
-__all__ = ["broker_address", "name_error"]
+__all__ = ["about_message", "broker_address", "is_large", "lacks_memory", "name_error"]
+
+#: Hardly any message is longer, in characters: a Redis without the memory for one that is shorter is full.
+LONGEST_OF_MOST = 100_000
 
 #: These errors speak of the configuration alone.
 _IN_ITS_WORDS = (ImproperlyConfigured, QueueNotFound, SerializerNotInstalled)
@@ -72,3 +75,34 @@ def broker_address(connection: Connection) -> str:
 def _without_login(uri: str) -> str:
     # The user can be a key of a cloud's service, and a query has passwords as well.
     return re.sub(r"://.*@", "://", uri).partition("?")[0]
+
+
+# -- what Redis answers ------------------------------------------------------------------------------------
+
+
+def about_message(exc: Exception) -> str:
+    """Return what Redis says against one message or one key, without quoting anything; '' for other errors.
+
+    Kombu takes these for failures of the connection.
+    """
+    found = _ANSWER.search(str(exc)) if type(exc).__module__ == "redis.exceptions" else None
+    return _IN_WORDS[found[0]] if found else ""
+
+
+def lacks_memory(answer: object) -> bool:
+    """True for the error of a Redis that lacks the memory for what it was to write."""
+    return isinstance(answer, Exception) and about_message(answer) == _IN_WORDS[_OUT_OF_MEMORY]
+
+
+def is_large(message: bytes | str) -> bool:
+    """True for a message that Redis may lack the memory for while there is enough for all others."""
+    return len(message) > LONGEST_OF_MOST
+
+
+_OUT_OF_MEMORY = "not allowed when used memory"
+_IN_WORDS = {
+    "WRONGTYPE": "a key of its queue in Redis holds something else (WRONGTYPE)",
+    "o permissions": "the Redis user lacks the rights (NOPERM)",
+    _OUT_OF_MEMORY: "Redis lacks the memory for it (OOM)",
+}
+_ANSWER = re.compile("|".join(_IN_WORDS))

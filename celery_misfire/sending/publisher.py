@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from celery import Celery
@@ -20,6 +21,7 @@ from celery_misfire.log_lines import log_fields
 from celery_misfire.sending.broker import Broker, name_error
 from celery_misfire.sending.confirms import Interrupted, Receipt
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
+from celery_misfire.sending.portions import MOST_CHARACTERS, MOST_MESSAGES
 from celery_misfire.store.port import Push
 from celery_misfire.store.state_mark import Destination
 from celery_misfire.texts import quote_name
@@ -27,12 +29,6 @@ from celery_misfire.texts import quote_name
 __all__ = ["EntryPublisher", "refuse_coroutine"]
 
 logger = logging.getLogger(__name__)
-
-
-#: The most messages that are under way at a time.
-MOST_MESSAGES = 100
-#: The most characters of messages that are held back to be pushed together, but for one that is longer.
-MOST_CHARACTERS = 1_000_000
 
 
 class Entry(Protocol):
@@ -121,8 +117,7 @@ class EntryPublisher:
         return attempt, pushes
 
     def _record(self, message: Message) -> tuple[Attempt, list[Push]]:
-        with self._broker.recorder.recording(message.definition.name) as pushes:
-            attempt = self._send(message)
+        attempt, pushes = self._broker.recorder.record(message.definition.name, partial(self._send, message))
         if attempt.fate is Fate.IN_DOUBT:
             # Nothing has left. What failed may be the entry's own queue, so it does not come first again.
             return Attempt(Fate.REFUSED, attempt.error), []
@@ -211,7 +206,9 @@ class EntryPublisher:
         try:
             entry = self._entry_of(message.definition.name)
             options: dict[str, Any] = entry.options or {}
-            headers = copy.deepcopy(options.get("headers") or {}) | _headers(message)
+            headers = _headers(message)
+            if own := options.get("headers"):
+                headers = copy.deepcopy(own) | headers
         except PublishRejected as exc:
             return Attempt(Fate.REFUSED, exc)
         except Exception as exc:

@@ -6,9 +6,8 @@ writes, finds a client that keeps the commands for the script that writes the re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from celery_misfire.store.port import Push
 
@@ -19,12 +18,14 @@ class NotRecordable(Exception):
     """Kombu wants to write something that the script cannot do; the message goes in two steps."""
 
 
+T = TypeVar("T")
+
+
 class PushRecorder:
     """Records what a channel of kombu's Redis transport pushes."""
 
     def __init__(self) -> None:
-        self._entry = ""
-        self._pushes: list[Push] | None = None
+        self._client: _RecordingClient | None = None
 
     def install(self, channel: Any) -> None:
         """Let a channel write through this recorder while it records."""
@@ -35,9 +36,10 @@ class PushRecorder:
         put = getattr(channel, name)
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            if self._pushes is None:
+            client = self._client
+            if client is None:
                 return put(*args, **kwargs)
-            client = _RecordingClient(self._entry, self._pushes, getattr(channel, "global_keyprefix", ""))
+            client.prefix = getattr(channel, "global_keyprefix", "") or ""
             # The method of the instance hides that of the class for the time of this call.
             channel.conn_or_acquire = client.hand_out
             try:
@@ -47,38 +49,35 @@ class PushRecorder:
 
         setattr(channel, name, recorded)
 
-    @contextmanager
-    def recording(self, entry: str) -> Iterator[list[Push]]:
-        """Record in the block what is pushed for an entry; gives the list that fills up."""
-        pushes: list[Push] = []
-        self._entry, self._pushes = entry, pushes
+    def record(self, entry: str, send: Callable[[], T]) -> tuple[T, list[Push]]:
+        """Return what `send` returns, and what it would have pushed for an entry."""
+        self._client = client = _RecordingClient(entry)
         try:
-            yield pushes
+            return send(), client.pushes
         finally:
-            self._pushes = None
+            self._client = None
 
 
 class _RecordingClient:
-    """Stands for a client of redis-py, and for a pipeline of one.
+    """Stands for a client of redis-py, and for a pipeline of one."""
 
-    :param prefix: kombu's own client puts it before every key.
-    """
+    def __init__(self, entry: str) -> None:
+        self._entry = entry
+        self.pushes: list[Push] = []
+        #: Kombu's own client puts it before every key.
+        self.prefix = ""
 
-    def __init__(self, entry: str, pushes: list[Push], prefix: str | None) -> None:
-        self._entry, self._pushes, self._prefix = entry, pushes, prefix or ""
-
-    @contextmanager
-    def hand_out(self, client: Any = None) -> Iterator[_RecordingClient]:
-        yield self
+    def hand_out(self, client: Any = None) -> _RecordingClient:
+        return self
 
     def lpush(self, key: str, value: str) -> None:
-        self._pushes.append(Push(self._entry, "lpush", self._prefix + key, value))
+        self.pushes.append(Push(self._entry, "lpush", self.prefix + key, value))
 
     def pexpire(self, key: str, milliseconds: int) -> None:
-        self._pushes.append(Push(self._entry, "pexpire", self._prefix + key, str(milliseconds)))
+        self.pushes.append(Push(self._entry, "pexpire", self.prefix + key, str(milliseconds)))
 
     def publish(self, topic: str, value: str) -> None:
-        self._pushes.append(Push(self._entry, "publish", self._prefix + topic, value))
+        self.pushes.append(Push(self._entry, "publish", self.prefix + topic, value))
 
     def pipeline(self, *_: Any, **__: Any) -> _RecordingClient:
         return self

@@ -7,10 +7,12 @@ of the script, and the ledger settles that under a new token.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 from celery_misfire.events import Sent
+from celery_misfire.exceptions import StoreRefused, StoreUnavailable
+from celery_misfire.frozen import replaced
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.log_lines import log_fields
 from celery_misfire.records import EntryRecord
@@ -24,6 +26,7 @@ from celery_misfire.sending.dispatch import (
     in_order,
     message_of,
 )
+from celery_misfire.sending.portions import MOST_CHARACTERS, Portions
 from celery_misfire.store.port import Push, Refusal
 from celery_misfire.texts import quote_name
 from celery_misfire.trouble import Reminders
@@ -32,10 +35,6 @@ __all__ = ["Transactional"]
 
 logger = logging.getLogger(__name__)
 
-#: The most messages in one script: a hundred block Redis for about 3 ms.
-MOST_MESSAGES = 100
-#: The most characters of messages in one script, but for a single message that is longer.
-MOST_CHARACTERS = 1_000_000
 #: A queue that refuses messages is mentioned so often, in seconds.
 REMIND_EVERY = 3600.0
 
@@ -47,10 +46,7 @@ class _Built:
     run: Run
     event: Sent
     pushes: Sequence[Push]
-
-    @property
-    def length(self) -> int:
-        return sum(len(push.value) for push in self.pushes)
+    length: int
 
 
 class Transactional:
@@ -78,6 +74,9 @@ class Transactional:
         self._may_send, self._note, self._wall, self._steady = may_send, note, wall, steady
         #: Whether a task leaves while its message is built; what is found out stays so.
         self._early_tasks: dict[str, bool] = {}
+        self._portions = Portions()
+        #: Entries whose messages fail in a script; what is found out stays so.
+        self._unfit: set[str] = set()
         self._reminders = Reminders(REMIND_EVERY)
         #: Messages in the longest queue that the last runs went to.
         self.queue_length = 0
@@ -85,27 +84,34 @@ class Transactional:
     def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
         ordered, in_two_steps = list[Run](), list[Run]()
         for run in in_order(runs):
-            (in_two_steps if self._leaves_early(run) else ordered).append(run)
+            (in_two_steps if self._goes_in_two_steps(run) else ordered).append(run)
         built, failed = self._build(commit, ordered)
         records = self._without_sent(commit, built, failed)
         later = {run.entry for run in in_two_steps}
-        for names in _portions([name for name in records if name not in later], built):
+        lengths = dict[str, list[int]]()
+        for one in built:
+            lengths.setdefault(one.run.entry, []).append(one.length)
+        for names in self._portions.cut([name for name in records if name not in later], lengths):
             later |= self._commit(commit, records, names, built)
         by_entry = [run for run in ordered if run.entry in later]
-        self._two_step.carry_out(_part_of(commit, commit.records, later), [*in_two_steps, *by_entry])
+        if later:
+            self._two_step.carry_out(_part_of(commit, commit.records, later), [*in_two_steps, *by_entry])
 
-    def _leaves_early(self, run: Run) -> bool:
-        """True for a task that is sent, or run, while its message is built: its record has to come first."""
+    def _goes_in_two_steps(self, run: Run) -> bool:
+        """True for a run that a script cannot send.
+
+        A task may be sent, or run, while its message is built: its record has to come first.
+        """
         task = self._ledger.definitions[run.entry].task
         if task not in self._early_tasks:
             self._early_tasks[task] = self._publisher.sends_early(task)
-        return self._early_tasks[task]
+        return self._early_tasks[task] or run.entry in self._unfit
 
     # -- building ------------------------------------------------------------------------------------------
 
-    def _build(self, commit: Commit, runs: Iterable[Run]) -> tuple[list[_Built], set[Run]]:
-        """Return the runs whose messages could be built, and those whose could not."""
-        built, failed, lengths = list[_Built](), set[Run](), dict[str, int]()
+    def _build(self, commit: Commit, runs: Iterable[Run]) -> tuple[list[_Built], set[tuple[str, int]]]:
+        """Return the runs whose messages could be built, and entry and time of those whose could not."""
+        built, failed, lengths = list[_Built](), set[tuple[str, int]](), dict[str, int]()
         for run in runs:
             if not self._may_send():
                 break
@@ -121,14 +127,14 @@ class Transactional:
             else:
                 attempt, pushes = self._publisher.build(message)
             if attempt.fate is not Fate.SENT:
-                failed.add(run)
+                failed.add((run.entry, run.intent.scheduled))
                 self._note(run, attempt)
                 continue
             if not pushes:
                 self._early_tasks[message.definition.task] = True
-            one = _Built(run, event_of(run, message), pushes)
-            lengths[run.entry] = lengths.get(run.entry, 0) + one.length
-            built.append(one)
+            length = sum(len(push.value) for push in pushes)
+            lengths[run.entry] = lengths.get(run.entry, 0) + length
+            built.append(_Built(run, event_of(run, message), pushes, length))
         return built, failed
 
     def _is_once(self, run: Run) -> bool:
@@ -139,22 +145,21 @@ class Transactional:
         return scheduled > self._ledger.doubtful_until and all(i.scheduled != scheduled for i in intents)
 
     def _without_sent(
-        self, commit: Commit, built: Iterable[_Built], failed: Collection[Run]
+        self, commit: Commit, built: Iterable[_Built], failed: Collection[tuple[str, int]]
     ) -> dict[str, EntryRecord]:
         """Return the records without the intents of the runs that are pushed with them."""
         records, sent = dict(commit.records), dict[str, set[int]]()
         for one in built:
             sent.setdefault(one.run.entry, set()).add(one.run.intent.scheduled)
-        for name in sent.keys() | {run.entry for run in failed}:
+        for name in sent.keys() | {name for name, _ in failed}:
             record, gone = records.get(name) or self._ledger[name], sent.get(name, ())
-            # An intent that the record had before may have been sent then.
-            known = {i.scheduled for i in self._ledger[name].intents} if name in self._ledger else ()
-            left = [
-                replace(i, unsent=True) if Run(name, i) in failed and i.scheduled not in known else i
-                for i in record.intents
-                if i.scheduled not in gone
-            ]
-            records[name] = replace(record, intents=tuple(left))
+            left = [i for i in record.intents if i.scheduled not in gone]
+            if left:
+                # An intent that the record had before may have been sent then.
+                known = {i.scheduled for i in self._ledger[name].intents} if name in self._ledger else ()
+                unsent = {n for n in failed if n[0] == name and n[1] not in known}
+                left = [replaced(i, unsent=True) if (name, i.scheduled) in unsent else i for i in left]
+            records[name] = replaced(record, intents=tuple(left))
         return records
 
     # -- the script ----------------------------------------------------------------------------------------
@@ -168,14 +173,21 @@ class Transactional:
     ) -> set[str]:
         """Commit the records of these entries with their messages; return those that must go in two steps."""
         refused: set[str] = set()
-        while names := [name for name in names if name not in refused]:
+        while names := {name: None for name in names if name not in refused}:
             messages = [one for one in built if one.run.entry in names]
             part = _part_of(commit, records, names)
             part.events += [one.event for one in messages]
-            result = self._ledger.commit(part, [push for one in messages for push in one.pushes])
+            pushes = [push for one in messages for push in one.pushes]
+            try:
+                result = self._ledger.commit(part, pushes)
+            except StoreUnavailable as exc:
+                if pushes and not isinstance(exc, StoreRefused):
+                    self._script_failed(_runs_of(messages), exc)
+                raise
             if result.queue_lengths:
                 self.queue_length = max(result.queue_lengths.values())
             if not result.refused:
+                self._portions.succeeded(_runs_of(messages))
                 for one in messages:
                     self._note(one.run, Attempt(Fate.SENT))
                 for push, error in result.failed:
@@ -185,6 +197,15 @@ class Transactional:
                 self._say(refusal)
                 refused |= set(refusal.entries)
         return refused
+
+    def _script_failed(self, runs: Collection[tuple[str, int]], error: StoreUnavailable) -> None:
+        """Note a script that failed; the lease that is taken next shows whether Redis answers otherwise."""
+        name = self._portions.failed(runs)
+        if name is not None:
+            self._unfit.add(name)
+            what = f"a script with the message of entry {quote_name(name)} alone fails again and again"
+            extra = log_fields("dispatch", entry=name)
+            logger.warning("beat: %s (%s); its runs are sent in two steps", what, error, extra=extra)
 
     def _say(self, refusal: Refusal) -> None:
         queue, error = quote_name(refusal.queue), refusal.error
@@ -197,25 +218,11 @@ class Transactional:
             logger.warning("beat: %s", text, extra=log_fields("problem"))
 
 
+def _runs_of(messages: Iterable[_Built]) -> set[tuple[str, int]]:
+    return {(one.run.entry, one.run.intent.scheduled) for one in messages}
+
+
 def _part_of(commit: Commit, records: dict[str, EntryRecord], names: Collection[str]) -> Commit:
     """Return the part of a commit that concerns these entries."""
     events = [event for event in commit.events if getattr(event, "entry", None) in names]
     return Commit({name: records[name] for name in names if name in records}, events)
-
-
-def _portions(names: Iterable[str], built: Sequence[_Built]) -> Iterator[list[str]]:
-    """Yield entries whose records and messages make a script of limited size each."""
-    messages, lengths = dict[str, int](), dict[str, int]()
-    for one in built:
-        messages[one.run.entry] = messages.get(one.run.entry, 0) + 1
-        lengths[one.run.entry] = lengths.get(one.run.entry, 0) + one.length
-    portion, count, length = list[str](), 0, 0
-    for name in names:
-        more, longer = messages.get(name, 0), lengths.get(name, 0)
-        if portion and (count + more > MOST_MESSAGES or length + longer > MOST_CHARACTERS):
-            yield portion
-            portion, count, length = [], 0, 0
-        portion.append(name)
-        count, length = count + more, length + longer
-    if portion:
-        yield portion

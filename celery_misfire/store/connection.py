@@ -128,7 +128,13 @@ def _decoded(answer: Any) -> Any:
 
 @cache
 def _source(script: str) -> str:
-    return resources.files("celery_misfire.store").joinpath("lua", f"{script}.lua").read_text("utf-8")
+    files = ("sign", script) if script in _SIGNED else (script,)
+    lua = resources.files("celery_misfire.store").joinpath("lua")
+    return "".join(lua.joinpath(f"{file}.lua").read_text("utf-8") for file in files)
+
+
+#: The scripts with which a beat gives a sign of life.
+_SIGNED = ("acquire", "renew")
 
 
 def _client(url: str, options: Mapping[str, Any], call_timeout: float) -> redis.Redis:

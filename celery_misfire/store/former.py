@@ -20,7 +20,7 @@ MARK_TTL = 600
 KEYS_IN_A_CALL = 1000
 
 # Moved with the state, or of no use later.
-_NOT_MOVED = ("state", "lease", "log", "note", "guard", "watcher")
+_NOT_MOVED = ("state", "lease", "log", "note", "guard", "watcher", "beats")
 
 
 def look_at(
@@ -77,6 +77,17 @@ class FormerKeys:
             for name in names:
                 pipeline.renamenx(name, self._prefix + name)
             # One that has run out meanwhile is no error.
-            pipeline.execute(raise_on_error=False)
+            answers = pipeline.execute(raise_on_error=False)
+            for name, moved in zip(names, answers, strict=True):
+                if not moved and name.startswith(f"{self._base}:counts:"):
+                    self._add_counts(name)
             if not cursor:
                 return
+
+    def _add_counts(self, name: str) -> None:
+        """Add the counts of an hour to those that somebody has counted with a prefix already."""
+        pipeline = self._connection.client.pipeline(transaction=False)
+        for field, count in self._connection.client.hgetall(name).items():
+            pipeline.hincrby(self._prefix + name, as_text(field), int(count))
+        pipeline.delete(name)
+        pipeline.execute()

@@ -1,26 +1,22 @@
-"""A store in memory, for simulations and tests: the same promises as Redis, and troubles on demand.
+"""A store in memory, for simulations and tests: the same promises as Redis.
 
-A :class:`MemoryDatabase` stands for one Redis that is both store and broker. Each beat and each worker has a
-:class:`MemoryStore` of its own on it.
+Each beat and each worker has a :class:`MemoryStore` of its own on one
+:class:`~celery_misfire.store.memory_database.MemoryDatabase`.
 """
 
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from copy import deepcopy
-from dataclasses import dataclass, field
-from enum import Enum, auto
-from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
-from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
+from celery_misfire.exceptions import LeaseLost
 from celery_misfire.store import registers
 from celery_misfire.store.clean_stop import STOP_TTL, CleanStop
+from celery_misfire.store.memory_control import MemoryControl, one_call
+from celery_misfire.store.memory_database import Contents, Fault, MemoryDatabase
 from celery_misfire.store.owner import name_of
 from celery_misfire.store.port import (
     COUNTS_TTL,
@@ -32,150 +28,19 @@ from celery_misfire.store.port import (
     LeaseValue,
     NoState,
     Push,
-    Refusal,
     Store,
     Taken,
     Watched,
     by_queue,
 )
-from celery_misfire.store.registers import REGISTER_TTL, Register, register_ttl
+from celery_misfire.store.registers import REGISTER_TTL, Register, StartRequest, register_ttl
+from celery_misfire.store.sight import SIGN_TTL, Renewed
 from celery_misfire.store.state_mark import Destination, StateMark
 
 __all__ = ["Contents", "Fault", "MemoryDatabase", "MemoryStore"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
 
-
-class Fault(Enum):
-    """What may happen to a call. Its caller gets a :class:`StoreUnavailable` each time."""
-
-    #: The call never arrives.
-    UNREACHABLE = auto()
-    #: The call is carried out, and its answer gets lost.
-    ANSWER_LOST = auto()
-    #: The call is carried out later, by :meth:`MemoryDatabase.carry_out_late`.
-    LATE = auto()
-
-
-@dataclass
-class Contents:
-    """All that a database holds.
-
-    :param expiring: texts that are kept for a time, each with the moment when it goes: the lease, registers
-        and the like, by name.
-    :param log: lines as JSON, each with its id.
-    :param queues: messages by the name of their queue, oldest first.
-    :param queue_ends: when queues end that nobody uses, in seconds since 1970.
-    :param published: what was sent to subscribers: channel and message, oldest first.
-    :param counts: for each hour since 1970, by entry and outcome.
-    """
-
-    meta: str = ""
-    epoch: int = 0
-    description: tuple[str, str] = ("", "")
-    records: dict[str, str] = field(default_factory=dict)
-    expiring: dict[str, tuple[str, float]] = field(default_factory=dict)
-    log: list[tuple[tuple[int, int], str]] = field(default_factory=list)
-    watch_notes: dict[str, str] = field(default_factory=dict)
-    queues: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
-    queue_ends: dict[str, float] = field(default_factory=dict)
-    published: list[tuple[str, Any]] = field(default_factory=list)
-    counts: dict[int, Counter[tuple[str, str]]] = field(default_factory=dict)
-
-
-class MemoryDatabase:
-    """One database: the state of one namespace, and the queues of its broker.
-
-    :param clock: returns the time of the database in seconds since 1970.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self.clock = clock
-        self.contents = Contents()
-        #: Asked before each call, with the owner of the store and the name of the method.
-        self.fault: Callable[[str, str], Fault | None] = lambda owner, call: None
-        #: Asked about each push: why the broker refuses it, '' for one that it takes.
-        self.refuse: Callable[[Push], str] = lambda push: ""
-        #: Calls that are still under way, see :attr:`Fault.LATE`.
-        self.late_calls: list[Callable[[], Any]] = []
-        #: One call at a time. Whoever looks at `contents` from another thread needs it too.
-        self.lock = threading.RLock()
-
-    def lose(self) -> None:
-        """Forget everything, queues included."""
-        self.put_back(Contents())
-
-    def snapshot(self) -> Contents:
-        """Return a copy of everything."""
-        with self.lock:
-            return deepcopy(self.contents)
-
-    def put_back(self, snapshot: Contents) -> None:
-        """Go back to a snapshot, queues included."""
-        with self.lock:
-            self.contents = deepcopy(snapshot)
-
-    def carry_out_late(self) -> None:
-        """Carry out the calls that were under way. Nobody hears their answers."""
-        with self.lock:
-            calls, self.late_calls = self.late_calls, []
-            for call in calls:
-                with suppress(MisfireError):
-                    call()
-
-    def refusals(self, queues: Mapping[str, Sequence[Push]]) -> tuple[Refusal, ...]:
-        """Return the queues that do not take these messages."""
-        errors = (
-            (messages, next(filter(None, map(self.refuse, messages)), "")) for messages in queues.values()
-        )
-        return tuple(Refusal.of(messages, error) for messages, error in errors if error)
-
-    def count(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """Add to the counts of this hour, and drop those that are too old."""
-        if counts:
-            kept, hour = self.contents.counts, int(self.clock() // 3600)
-            kept.setdefault(hour, Counter()).update(counts)
-            for old in [one for one in kept if one < hour - COUNTS_TTL // 3600]:
-                del kept[old]
-
-    def push(self, push: Push) -> str:
-        """Carry out one command to the broker; return the error of one that cannot be carried out."""
-        if error := self.refuse(push):
-            return error
-        match push.kind:
-            case "lpush":
-                self.contents.queues[push.key].append(push.value)
-            case "pexpire":
-                self.contents.queue_ends[push.key] = self.clock() + int(push.value) / 1000
-            case "publish":
-                self.contents.published.append((push.key, push.value))
-        return ""
-
-
-def _one_call(
-    method: Callable[Concatenate[MemoryStore, P], T],
-) -> Callable[Concatenate[MemoryStore, P], T]:
-    """Make a method one call to the database, which may fail."""
-
-    @wraps(method)
-    def call(self: MemoryStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        database = self.database
-        with database.lock:
-            fault = database.fault(self.owner, method.__name__)
-            if fault is None:
-                return method(self, *args, **kwargs)
-            if fault is Fault.LATE:
-                database.late_calls.append(partial(method, self, *args, **kwargs))
-            elif fault is Fault.ANSWER_LOST:
-                with suppress(MisfireError):
-                    method(self, *args, **kwargs)
-            raise StoreUnavailable(f"{self}: {fault.name.lower().replace('_', ' ')}")
-
-    return call
-
-
-class MemoryStore(Store):
+class MemoryStore(MemoryControl, Store):
     """The :class:`~celery_misfire.store.port.Store` in memory. Threads may share it.
 
     :param owner: the beat or worker whose store it is.
@@ -189,21 +54,28 @@ class MemoryStore(Store):
     def __str__(self) -> str:
         return "state in memory"
 
-    @_one_call
+    @one_call
     def advice(self) -> list[str]:
         return []
 
     # -- lease ---------------------------------------------------------------------------------------------
 
-    @_one_call
+    @one_call
     def time(self) -> int:
         return self._now()
 
-    @_one_call
+    @one_call
     def acquire(
-        self, token: str, ttl: float, seen: LeaseValue | None = None, *, needs_state: bool = False
+        self,
+        token: str,
+        ttl: float,
+        seen: LeaseValue | None = None,
+        *,
+        needs_state: bool = False,
+        sign: str = "",
     ) -> Taken | Held | NoState:
         contents = self.database.contents
+        self._sign(sign)
         app = StateMark.parse(contents.meta, str(self)).app if contents.meta else ""
         held = self._get("lease")
         if held and held != str(seen or ""):
@@ -217,34 +89,39 @@ class MemoryStore(Store):
         stop = CleanStop.parse(self._get("stopped", take=True), previous_epoch, self._now())
         return Taken(lease, previous_epoch, cold=not contents.meta, app=app, stop=stop)
 
-    @_one_call
-    def renew(self, lease: LeaseValue, ttl: float, known: int = 0) -> str:
+    @one_call
+    def renew(self, lease: LeaseValue, ttl: float, known: int = 0, *, sign: str = "") -> Renewed:
         self._check(lease.token)
         if LeaseValue.parse(self._get("lease")).renewals < known:
             raise LeaseLost
+        self._sign(sign)
         self._set("lease", str(lease), ttl)
-        return self._get("note", take=True)
+        return Renewed(self._get("note", take=True), bool(self.database.contents.requests))
 
-    @_one_call
+    @one_call
     def release(self, token: str, in_time_since: int | None = None) -> None:
+        self.database.contents.beats.pop(self.owner, None)
         with suppress(LeaseLost):
             self._check(token)
             epoch = LeaseValue.parse(self._get("lease", take=True)).epoch
             if in_time_since:
                 self._set("stopped", f"{epoch}|{self._now()}|{in_time_since}", STOP_TTL)
 
-    def _check(self, token: str) -> None:
-        if not token or LeaseValue.parse(self._get("lease")).token != token:
-            raise LeaseLost
+    def _sign(self, text: str) -> None:
+        beats, now = self.database.contents.beats, self._now()
+        if text:
+            beats[self.owner] = (now, text)
+            for old in [beat for beat, (at, _) in beats.items() if now - at > SIGN_TTL * 1000]:
+                del beats[old]
 
     # -- records -------------------------------------------------------------------------------------------
 
-    @_one_call
+    @one_call
     def load(self, names: Sequence[str] | None = None) -> dict[str, str]:
         records = self.database.contents.records
         return {name: records[name] for name in (records if names is None else names) if name in records}
 
-    @_one_call
+    @one_call
     def commit(
         self,
         token: str,
@@ -278,7 +155,7 @@ class MemoryStore(Store):
         lengths = {name: len(self.database.contents.queues[name]) for name in queues}
         return CommitResult(queue_lengths=lengths, failed=tuple(failed))
 
-    @_one_call
+    @one_call
     def counts_since(self, moment: float) -> dict[tuple[str, str], int]:
         oldest = max(moment, self.database.clock() - COUNTS_TTL) // 3600
         totals: Counter[tuple[str, str]] = Counter()
@@ -287,17 +164,17 @@ class MemoryStore(Store):
                 totals.update(counts)
         return dict(totals)
 
-    @_one_call
+    @one_call
     def write_meta(self, token: str, app: str) -> None:
         self._check(token)
         self.database.contents.meta = self.database.contents.meta or str(StateMark(app))
 
-    @_one_call
+    @one_call
     def look(self) -> tuple[StateMark | None, LeaseValue | None]:
         meta, lease = self.database.contents.meta, self._get("lease")
         return StateMark.parse(meta, str(self)) if meta else None, LeaseValue.parse(lease) if lease else None
 
-    @_one_call
+    @one_call
     def write_destination(self, token: str, destination: Destination) -> None:
         self._check(token)
         contents = self.database.contents
@@ -306,44 +183,34 @@ class MemoryStore(Store):
 
     # -- the configuration of the beat that leads ----------------------------------------------------------
 
-    @_one_call
+    @one_call
     def describe(self, token: str, beat: str, entries: str) -> None:
         self._check(token)
         self.database.contents.description = (beat, entries)
 
-    @_one_call
-    def described_entries(self) -> str:
-        return self.database.contents.description[1]
+    @one_call
+    def description(self) -> tuple[str, str]:
+        return self.database.contents.description
 
-    @_one_call
+    @one_call
     def tell_leader(self, text: str) -> None:
         self._set("note", text, NOTE_TTL)
 
     # -- registers -----------------------------------------------------------------------------------------
 
-    @_one_call
+    @one_call
     def settle(self, task_ids: Sequence[str], value: Register, *, token: str | None = None) -> list[Register]:
         if token is not None:
             self._check(token)
         return [self._write_register(task_id, value)[0] for task_id in task_ids]
 
-    @_one_call
-    def start(
-        self,
-        task_id: str,
-        value: Register,
-        *,
-        entry: str,
-        sent_at: int | None = None,
-        late_start: int | None = None,
-        line: Mapping[str, Any] | None = None,
-        merged_line: Mapping[str, Any] | None = None,
-        by_hand: bool = False,
-    ) -> tuple[Register, int]:
+    @one_call
+    def start(self, task_id: str, request: StartRequest) -> tuple[Register, int]:
+        value, line, late_start, entry = request.value, request.line, request.late_start, request.entry
         started, _, late_run = self._get(f"late:{entry}").partition("|")
-        if sent_at is not None and started and sent_at < int(started):
-            value, line, late_start = registers.Merged(late_run), merged_line, None
-        held, fresh = self._write_register(task_id, value, by_hand=by_hand)
+        if request.sent_at is not None and started and request.sent_at < int(started):
+            value, line, late_start = registers.Merged(late_run), request.merged_line, None
+        held, fresh = self._write_register(task_id, value, by_hand=request.by_hand)
         if fresh and late_start is not None:
             self._set(f"late:{entry}", f"{late_start}|{task_id}", REGISTER_TTL)
         if not fresh or line is None:
@@ -365,24 +232,24 @@ class MemoryStore(Store):
             self._set(f"fire:{task_id}", str(value), register_ttl(value, by_hand=by_hand))
         return registers.parse(held or str(value)), not held
 
-    @_one_call
+    @one_call
     def register(self, task_id: str) -> Register | None:
         return registers.parse(held) if (held := self._get(f"fire:{task_id}")) else None
 
     # -- log -----------------------------------------------------------------------------------------------
 
-    @_one_call
+    @one_call
     def log(self, count: int | None = None) -> list[dict[str, Any]]:
         lines = self.database.contents.log
         return [json.loads(text) for _, text in (lines if count is None else lines[-count:])]
 
-    @_one_call
+    @one_call
     def log_after(self, seen: str, count: int) -> list[tuple[str, dict[str, Any]]]:
         after = tuple(map(int, seen.split("-")))
         found = [(id_, text) for id_, text in self.database.contents.log if id_ > after]
         return [(f"{id_[0]}-{id_[1]}", json.loads(text)) for id_, text in found[:count]]
 
-    @_one_call
+    @one_call
     def last_log_id(self) -> str:
         moment, number = self.database.contents.log[-1][0] if self.database.contents.log else (0, 0)
         return f"{moment}-{number}"
@@ -397,7 +264,7 @@ class MemoryStore(Store):
 
     # -- watching ------------------------------------------------------------------------------------------
 
-    @_one_call
+    @one_call
     def watch(
         self,
         token: str,
@@ -416,20 +283,6 @@ class MemoryStore(Store):
         notes |= {name: note for name, note in (("seen", seen), ("alarm", alarm)) if note is not None}
         return Watched.parse(self._get("lease") != "", notes.get("seen", ""), notes.get("alarm", ""))
 
-    @_one_call
+    @one_call
     def is_guarded(self) -> bool:
         return self._get("guard") != ""
-
-    def _now(self) -> int:
-        return round(self.database.clock() * 1000)
-
-    def _get(self, name: str, *, take: bool = False) -> str:
-        """Return a text that is kept for a time, or take it; '' when there is none (any more)."""
-        text, until = self.database.contents.expiring.get(name, ("", 0.0))
-        is_over = until <= self.database.clock()
-        if text and (take or is_over):
-            del self.database.contents.expiring[name]
-        return "" if is_over else text
-
-    def _set(self, name: str, text: str, ttl: float) -> None:
-        self.database.contents.expiring[name] = (text, self.database.clock() + ttl)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from celery_misfire.store.changes import Change, CommitResult, Push, Refusal, by_queue
 from celery_misfire.store.clean_stop import CleanStop
-from celery_misfire.store.registers import Register
+from celery_misfire.store.registers import Register, StartRequest
 from celery_misfire.store.state_mark import Destination, StateMark
-from celery_misfire.texts import quote
+
+if TYPE_CHECKING:
+    from celery_misfire.store.sight import Renewed, Sight
 
 __all__ = [
     "COUNTS_TTL",
@@ -125,82 +128,6 @@ class NoState:
 
 
 @dataclass(frozen=True)
-class Change:
-    """The record of one entry is replaced: `old` must be in force. '' stands for no record."""
-
-    entry: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True, slots=True)
-class Push:
-    """One command to the broker that goes with the record of an entry, as the broker's client would send it.
-
-    :param entry: whose record it goes with.
-    :param kind: ``lpush`` puts the message `value` into the queue `key`; a worker takes out first what was
-        put in first. ``pexpire`` lets the key `key` end `value` milliseconds from now. ``publish`` sends the
-        message `value` to the subscribers of the channel `key`.
-    """
-
-    entry: str
-    kind: Literal["lpush", "pexpire", "publish"]
-    key: str
-    value: bytes | str
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A queue that takes no messages from us: its key holds something else, or we lack the rights.
-
-    :param queue: the queue's key.
-    :param error: what the broker says, in words.
-    :param entries: the entries whose messages were to go there.
-    """
-
-    queue: str
-    error: str
-    entries: tuple[str, ...]
-
-    @classmethod
-    def of(cls, messages: Sequence[Push], error: str) -> Refusal:
-        """Return the refusal of a queue for which there were these messages."""
-        return cls(messages[0].key, error, tuple(dict.fromkeys(push.entry for push in messages)))
-
-
-@dataclass(frozen=True, slots=True)
-class CommitResult:
-    """What became of a commit.
-
-    :param conflicts: entries whose record in force is not the old one. If there are any, nothing was written.
-    :param refused: queues that take no messages. If there are any, nothing was written.
-    :param queue_lengths: messages in each queue to which some were pushed, as far as it is known.
-    :param failed: each ``pexpire`` and ``publish`` that failed, with its error in words. The rest was done.
-    """
-
-    conflicts: tuple[str, ...] = ()
-    refused: tuple[Refusal, ...] = ()
-    queue_lengths: Mapping[str, int] = field(default_factory=dict)
-    failed: tuple[tuple[Push, str], ...] = ()
-
-
-def by_queue(changes: Sequence[Change], pushes: Sequence[Push]) -> dict[str, list[Push]]:
-    """Return the messages for each queue, in their order.
-
-    :raises ValueError: when one of the pushes has no change of its entry's record to go with. It is by the
-        record that a store knows what it has pushed already.
-    """
-    queues: dict[str, list[Push]] = {}
-    changed = {change.entry for change in changes if change.old != change.new} if pushes else ()
-    for push in pushes:
-        if push.entry not in changed:
-            raise ValueError(f"{push.kind} without a change of the record of {quote(push.entry)}")
-        if push.kind == "lpush":
-            queues.setdefault(push.key, []).append(push)
-    return queues
-
-
-@dataclass(frozen=True)
 class Watched:
     """What the worker that watches beat finds, and what it has noted itself.
 
@@ -255,30 +182,63 @@ class Store(Protocol):
     # The lease.
 
     def acquire(
-        self, token: str, ttl: float, seen: LeaseValue | None = None, *, needs_state: bool = False
+        self,
+        token: str,
+        ttl: float,
+        seen: LeaseValue | None = None,
+        *,
+        needs_state: bool = False,
+        sign: str = "",
     ) -> Taken | Held | NoState:
         """Take the lease if it is free, or if it still has the value `seen`.
 
         :param ttl: seconds after which the lease is free unless renewed.
         :param needs_state: leave a free lease alone when the store holds no state.
+        :param sign: is kept as the sign of life of this beat, in either case; '' for none.
         :raises NewerSchema: when another version has written the state. Nothing has been written then.
         """
 
-    def renew(self, lease: LeaseValue, ttl: float, known: int = 0) -> str:
+    def renew(self, lease: LeaseValue, ttl: float, known: int = 0, *, sign: str = "") -> Renewed:
         """Prolong the lease with this token and give it this value.
 
         :param known: how many renewals the store is known to have had.
-        :returns: what another beat has to tell the leader, '' for nothing.
+        :param sign: as in :meth:`acquire`.
         :raises LeaseLost: when the lease is not ours any more, or has had fewer renewals: the store went back
             in time.
         """
 
     def release(self, token: str, in_time_since: int | None = None) -> None:
-        """Give the lease up, if it is ours.
+        """Give the lease up, if it is ours, and take the sign of life back.
 
         :param in_time_since: leave a mark of a clean stop, see :class:`~.clean_stop.CleanStop`. The next one
             that takes the lease is told of it, nobody after.
         """
+
+    def sight(self) -> Sight:
+        """Return what is to be seen of the namespace, in one call that writes nothing."""
+
+    # People ask the leader for something.
+
+    def request(self, requests: Mapping[str, str]) -> None:
+        """Leave requests for the leader, by id. They are carried out in the order of their ids."""
+
+    def drop_requests(self, ids: Sequence[str]) -> None:
+        """Take requests back, or away when they are carried out."""
+
+    def write_hold(self, token: str, old: str, new: str) -> bool:
+        """Replace the hold in force ('' for none); False when `old` is not in force.
+
+        :raises LeaseLost: as :meth:`commit`.
+        """
+
+    def claim_by_hand(self, task_id: str, who: str) -> str:
+        """Note who has an occurrence run by hand, unless somebody had it run before; return who that is.
+
+        It is noted in the register of the id ``by-hand:<task id>``.
+        """
+
+    def unclaim_by_hand(self, task_id: str, who: str) -> None:
+        """Take that back, if it was `who`: the occurrence was not sent."""
 
     # The records, which only the leader writes.
 
@@ -354,8 +314,8 @@ class Store(Protocol):
         :raises LeaseLost: as :meth:`commit`.
         """
 
-    def described_entries(self) -> str:
-        """Return the description of the leading beat's entries, '' when there is none."""
+    def description(self) -> tuple[str, str]:
+        """Return the description of the leading beat and of its entries, '' for none."""
 
     def tell_leader(self, text: str) -> None:
         """Leave a line that the leading beat logs at its next renewal."""
@@ -370,28 +330,12 @@ class Store(Protocol):
         :raises LeaseLost: when the lease has another token. Nothing has been written then.
         """
 
-    def start(
-        self,
-        task_id: str,
-        value: Register,
-        *,
-        entry: str,
-        sent_at: int | None = None,
-        late_start: int | None = None,
-        line: Mapping[str, Any] | None = None,
-        merged_line: Mapping[str, Any] | None = None,
-        by_hand: bool = False,
-    ) -> tuple[Register, int]:
-        """Write `value` into the register of an occurrence that has none yet.
+    def start(self, task_id: str, request: StartRequest) -> tuple[Register, int]:
+        """Write into the register of an occurrence that has none yet.
 
-        With `sent_at`, a message that was sent before the entry's last late run started is merged into that
-        run: its register says so, not `value`. What is missed or merged, and has a line, is counted. The log
-        takes a tenth of its length of such lines in an hour.
+        What is missed or merged, and has a line, is counted. The log takes a tenth of its length of such
+        lines in an hour.
 
-        :param sent_at: when the message was sent, in milliseconds UTC; None: it cannot be merged.
-        :param late_start: when the run starts, in milliseconds UTC; None: it is in time.
-        :param line: goes to the log with `value`; `merged_line`, if the message is merged.
-        :param by_hand: the run was asked for by hand, see :func:`~.registers.register_ttl`.
         :returns: what the register holds, and 0 when it had been written before; else 1 or, for a run with a
             line, how many there were in this hour, which are counted as ``("", "late")``.
         """

@@ -35,10 +35,11 @@ from celery_misfire.store.port import (
     Refusal,
     Store,
     Taken,
-    Watched,
     by_queue,
 )
-from celery_misfire.store.registers import Register, register_ttl
+from celery_misfire.store.redis_control import RedisControl
+from celery_misfire.store.registers import Register, StartRequest, register_ttl
+from celery_misfire.store.sight import SIGN_TTL, Renewed
 from celery_misfire.store.state_mark import Destination, StateMark
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class _Clock:
         return round((time.monotonic() + self._call_timeout) * 1000 + self.offset)
 
 
-class RedisStore(Store):
+class RedisStore(RedisControl, Store):
     """The :class:`~celery_misfire.store.port.Store` in Redis.
 
     :param url: and `options` and `call_timeout`: as for a
@@ -111,6 +112,7 @@ class RedisStore(Store):
         self._watch_keys = (f"{prefix}:watcher", f"{prefix}:watch", self._guard_key, self.lease_key)
         self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
         self._counts_prefix, self.place_keys = f"{prefix}:counts:", (f"{prefix}:place", f"{base}:place")
+        self._beats_key, self._control_key = f"{prefix}:beats", f"{prefix}:control"
 
     @classmethod
     def of(cls, settings: Settings, call_timeout: float = LONGEST_CALL) -> RedisStore:
@@ -134,12 +136,19 @@ class RedisStore(Store):
     # -- lease ---------------------------------------------------------------------------------------------
 
     def acquire(
-        self, token: str, ttl: float, seen: LeaseValue | None = None, *, needs_state: bool = False
+        self,
+        token: str,
+        ttl: float,
+        seen: LeaseValue | None = None,
+        *,
+        needs_state: bool = False,
+        sign: str = "",
     ) -> Taken | Held | NoState:
-        keys = [self.lease_key, self.state_key, self.log_key, self._stop_key]
+        keys = [self.lease_key, self.state_key, self.log_key, self._stop_key, self._beats_key]
         meta, app, free = "", "", _NO_STATE if needs_state else ""
         while True:
-            answer = self._run("acquire", keys, [token, self.owner, _ms(ttl), str(seen or ""), meta, free])
+            args = [token, self.owner, _ms(ttl), str(seen or ""), meta, free, sign, _ms(SIGN_TTL)]
+            answer = self._run("acquire", keys, args)
             match answer:
                 case ["META", meta]:
                     app = StateMark.parse(meta, self.state_key).app if meta else ""
@@ -151,15 +160,17 @@ class RedisStore(Store):
                     stop = CleanStop.parse(mark, int(previous_epoch), int(now))
                     return Taken(LeaseValue.parse(value), int(previous_epoch), not meta, app, stop)
 
-    def renew(self, lease: LeaseValue, ttl: float, known: int = 0) -> str:
-        args = [lease.token, str(lease), _ms(ttl), known]
-        answer = self._run("renew", [self.lease_key, self._note_key], args)
+    def renew(self, lease: LeaseValue, ttl: float, known: int = 0, *, sign: str = "") -> Renewed:
+        keys = [self.lease_key, self._note_key, self._control_key, self._beats_key]
+        args = [lease.token, str(lease), _ms(ttl), known, self.owner, sign, _ms(SIGN_TTL)]
+        answer = self._run("renew", keys, args)
         if not answer:
             raise LeaseLost
-        return str(answer[0])
+        return Renewed(str(answer[0]), answer[1] == 1)
 
     def release(self, token: str, in_time_since: int | None = None) -> None:
-        self._run("release", [self.lease_key, self._stop_key], [token, in_time_since or "", _ms(STOP_TTL)])
+        args = [token, in_time_since or "", _ms(STOP_TTL), self.owner]
+        self._run("release", [self.lease_key, self._stop_key, self._beats_key], args)
 
     # -- records -------------------------------------------------------------------------------------------
 
@@ -201,6 +212,9 @@ class RedisStore(Store):
 
     def write_meta(self, token: str, app: str) -> None:
         self._replace(token, [("_meta", "", str(StateMark(app)))])
+
+    def write_hold(self, token: str, old: str, new: str) -> bool:
+        return bool(self._replace(token, [("_hold", old, new)])[0] == "OK")
 
     def look(self) -> tuple[StateMark | None, LeaseValue | None]:
         return look_at(self._connection, self.state_key, self.lease_key)
@@ -250,12 +264,11 @@ class RedisStore(Store):
     # -- the configuration of the beat that leads ----------------------------------------------------------
 
     def describe(self, token: str, beat: str, entries: str) -> None:
-        known = self._call(self._redis.hmget, self.state_key, _DESCRIPTION)
-        olds = [as_text(text or "") for text in known]
-        self._replace(token, list(zip(_DESCRIPTION, olds, (beat, entries), strict=True)))
+        self._replace(token, list(zip(_DESCRIPTION, self.description(), (beat, entries), strict=True)))
 
-    def described_entries(self) -> str:
-        return as_text(self._call(self._redis.hget, self.state_key, _DESCRIPTION[1]) or "")
+    def description(self) -> tuple[str, str]:
+        beat, entries = self._call(self._redis.hmget, self.state_key, _DESCRIPTION)
+        return as_text(beat or ""), as_text(entries or "")
 
     def tell_leader(self, text: str) -> None:
         self._call(partial(self._redis.set, px=_ms(NOTE_TTL)), self._note_key, text)
@@ -272,29 +285,20 @@ class RedisStore(Store):
             raise LeaseLost
         return [registers.parse(text) for text in held]
 
-    def start(
-        self,
-        task_id: str,
-        value: Register,
-        *,
-        entry: str,
-        sent_at: int | None = None,
-        late_start: int | None = None,
-        line: Mapping[str, Any] | None = None,
-        merged_line: Mapping[str, Any] | None = None,
-        by_hand: bool = False,
-    ) -> tuple[Register, int]:
-        ttl = _ms(register_ttl(value, by_hand=by_hand))
+    def start(self, task_id: str, request: StartRequest) -> tuple[Register, int]:
+        value, sent_at, late_start = request.value, request.sent_at, request.late_start
+        ttl = _ms(register_ttl(value, by_hand=request.by_hand))
         key = self._register_prefix + task_id
-        if sent_at is None and late_start is None and line is None:
+        if sent_at is None and late_start is None and request.line is None:
             # The common case, in the fewest bytes; sent twice, it finds the value that is its own.
             if self._call(partial(self._redis.set, nx=True, px=ttl), key, str(value)):
                 return value, 1
             return self.register(task_id) or registers.Unknown(), 0
+        entry = request.entry
         entry_digest = hashlib.sha1(entry.encode("utf-8", "surrogateescape")).hexdigest()
         keys = [key, self._late_prefix + entry_digest, self.log_key, self._counts_key(time.time())]
         mark = "" if late_start is None else f"{late_start}|{task_id}"
-        lines = ["" if one is None else _line(one) for one in (line, merged_line)]
+        lines = ["" if one is None else _line(one) for one in (request.line, request.merged_line)]
         args = [
             str(value),
             ttl,
@@ -331,25 +335,6 @@ class RedisStore(Store):
     def last_log_id(self) -> str:
         rows = self._call(self._redis.xrevrange, self.log_key, "+", "-", 1)
         return as_text(rows[0][0]) if rows else "0-0"
-
-    # -- watching ------------------------------------------------------------------------------------------
-
-    def watch(
-        self,
-        token: str,
-        ttl: float,
-        guard_ttl: float = 0,
-        *,
-        seen: str | None = None,
-        alarm: str | None = None,
-    ) -> Watched | None:
-        notes = {"seen": seen, "alarm": alarm}
-        pairs = [text for name, note in notes.items() if note is not None for text in (name, note)]
-        answer = self._run("watch", self._watch_keys, [token, _ms(ttl), _ms(guard_ttl), *pairs])
-        return Watched.parse(answer[0] == 1, *answer[1:]) if answer else None
-
-    def is_guarded(self) -> bool:
-        return bool(self._call(self._redis.exists, self._guard_key))
 
 
 def _commit_result(
@@ -405,8 +390,8 @@ def _refused_names(
     return tuple(found)
 
 
-def _line(line: Mapping[str, Any]) -> str:
-    return json.dumps(line, separators=(",", ":"))
+# json.dumps() would make an encoder for each line.
+_line = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _parse_line(fields: Mapping[bytes, bytes]) -> dict[str, Any]:

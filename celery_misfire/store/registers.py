@@ -5,9 +5,21 @@ A register is written once. Its text may never change: beats and workers of diff
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["REGISTER_TTL", "Merged", "Missed", "Register", "Started", "Unknown", "parse", "register_ttl"]
+__all__ = [
+    "REGISTER_TTL",
+    "Merged",
+    "Missed",
+    "Register",
+    "StartRequest",
+    "Started",
+    "Unknown",
+    "parse",
+    "register_ttl",
+]
 
 #: The register of a run that started is kept for so many seconds, longer than a broker may hold a message.
 REGISTER_TTL = 24 * 3600.0
@@ -66,6 +78,29 @@ class Unknown:
 
 #: What is known of one occurrence. The first one to write it decides; it is never changed.
 Register = Started | Missed | Merged | Unknown
+
+
+@dataclass(frozen=True)
+class StartRequest:
+    """What a worker has a store write when it starts a run, or gives it up instead.
+
+    With `sent_at`, a message that was sent before the entry's last late run started is merged into that run:
+    its register says so, not `value`.
+
+    :param value: for the register, if it has none yet.
+    :param sent_at: when the message was sent, in milliseconds UTC; None: it cannot be merged.
+    :param late_start: when the run starts, in milliseconds UTC; None: it is in time.
+    :param line: goes to the log with `value`; `merged_line`, if the message is merged.
+    :param by_hand: the run was asked for by hand; its register is kept as long as the log's record.
+    """
+
+    value: Register
+    entry: str
+    sent_at: int | None = None
+    late_start: int | None = None
+    line: Mapping[str, Any] | None = None
+    merged_line: Mapping[str, Any] | None = None
+    by_hand: bool = False
 
 
 def parse(text: str) -> Register:

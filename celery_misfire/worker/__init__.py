@@ -36,9 +36,13 @@ from celery_misfire.worker.guard import Guard
 from celery_misfire.worker.tracing import describe_span
 from celery_misfire.worker.watch import Watch
 
-__all__ = ["Guard", "Request", "install"]
+__all__ = ["WORKER_SIDE", "Guard", "Request", "install"]
 
 logger = logging.getLogger(__name__)
+
+
+#: Under this name the configuration of a worker says that the worker side is installed (``inspect conf``).
+WORKER_SIDE = "worker_side_of_celery_misfire"
 
 
 class Request(celery.worker.request.Request):
@@ -141,6 +145,7 @@ def install(worker: Any) -> None:
     watch = known["_misfire_watch"] = Watch(app, settings, worker.hostname)
     numbers = known["_misfire_numbers"] = WorkerNumbers(settings)
     numbers.gauges.append(lambda: [Note("store_up", value=watch.store_is_up)])
+    app.conf[WORKER_SIDE] = {"namespace": settings.namespace, "guard": settings.worker_guard}
     if not (settings.worker_guard or settings.deduplicate):
         return
     known["_misfire_guard"] = Guard(app, settings, worker.hostname, numbers)

@@ -169,14 +169,18 @@ class Guard:
         answer = self._ask(
             lambda: self._store.start(
                 delivery.task_id,
-                registers.Started(delivery.nonce, self._hostname),
-                entry=entry,
-                # A message that is delivered again may be that of a run that started before the late one.
-                sent_at=to_millis(delivery.fire.fire_time) if merges and not delivery.redelivered else None,
-                late_start=_now() if merges and late is not None else None,
-                line=None if late is None else late.encode(),
-                merged_line=merged.encode() if merges else None,
-                by_hand=delivery.by_hand,
+                registers.StartRequest(
+                    registers.Started(delivery.nonce, self._hostname),
+                    entry=entry,
+                    # A message that is delivered again may be that of a run that started before the late one.
+                    sent_at=to_millis(delivery.fire.fire_time)
+                    if merges and not delivery.redelivered
+                    else None,
+                    late_start=_now() if merges and late is not None else None,
+                    line=None if late is None else late.encode(),
+                    merged_line=merged.encode() if merges else None,
+                    by_hand=delivery.by_hand,
+                ),
             )
         )
         if answer is None:
@@ -237,9 +241,9 @@ class Guard:
         """
         if delivery.redelivered:
             return self._store.register(delivery.task_id), None
-        entry = delivery.fire.entry
         line = None if event is None else event.encode()
-        return self._store.start(delivery.task_id, value, entry=entry, line=line)
+        request = registers.StartRequest(value, delivery.fire.entry, line=line)
+        return self._store.start(delivery.task_id, request)
 
     def _has_started(self, delivery: Delivery, register: Register) -> bool:
         """Return True when the register says that the run started from this message; else it is dropped."""

@@ -8,11 +8,13 @@ solo pool blocks its worker.
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import tzinfo
 from typing import Any
 
 from celery import Celery
@@ -21,11 +23,12 @@ from celery.schedules import maybe_schedule
 from celery_misfire import records
 from celery_misfire.conf.names import plainly_named
 from celery_misfire.conf.settings import Settings
+from celery_misfire.control import read_hold
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.fire import isoformat
 from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import AUTO_THRESHOLD, from_millis
-from celery_misfire.records import EntryRecord
+from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.signals import beat_overdue
 from celery_misfire.status import Status, status_of
 from celery_misfire.store.port import Watched
@@ -35,7 +38,7 @@ from celery_misfire.texts import quote_name
 from celery_misfire.triggers.kinds import trigger_for
 from celery_misfire.trouble import Trouble
 
-__all__ = ["Watch"]
+__all__ = ["Alarm", "Watch"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,21 +50,57 @@ GUARD_TTL = 5
 MOST_NAMES = 10
 
 
+@dataclass(frozen=True)
+class Alarm:
+    """Beat is overdue and nobody leads; or that is over.
+
+    :param since: the oldest fire time that was overdue, in milliseconds UTC.
+    :param entries: those that wait, oldest first; none when it is over.
+    """
+
+    since: int
+    entries: Sequence[str] = ()
+
+    @property
+    def is_over(self) -> bool:
+        return not self.entries
+
+    def sentence(self, zone: tzinfo) -> str:
+        """Return the alarm in words, on one line; moments are in this time zone."""
+        since = from_millis(self.since).astimezone(zone).isoformat(timespec="milliseconds")
+        if self.is_over:
+            return f"beat is back; it had been overdue since {since}"
+        waiting = ", ".join(map(quote_name, self.entries[:MOST_NAMES]))
+        if len(self.entries) > MOST_NAMES:
+            waiting += f" and {len(self.entries) - MOST_NAMES} more"
+        return f"beat is overdue since {since} and nobody leads; waiting: {waiting}"
+
+
 class Watch:
     """Looks each ``misfire_check_rate`` seconds whether a beat leads.
 
-    :param hostname: of the worker.
+    :param hostname: of the worker; None: this is no worker, and one of them at a time is known by its host.
+    :param tell: hears of each alarm; None: the log.
     """
 
-    def __init__(self, app: Celery, settings: Settings, hostname: str) -> None:
-        self._app, self._settings = app, settings
-        self._hostname, self._token = hostname, f"{hostname}:{uuid.uuid4().hex}"
+    def __init__(
+        self,
+        app: Celery,
+        settings: Settings,
+        hostname: str | None,
+        tell: Callable[[Alarm], None] | None = None,
+    ) -> None:
+        self._app, self._settings, self._is_worker = app, settings, hostname is not None
+        self._hostname = hostname
+        self._token = f"{hostname}:{uuid.uuid4().hex}" if hostname else f"cli@{socket.gethostname()}"
+        self._tell = tell or self._log
         self._store = RedisStore.of(settings)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._trouble = Trouble()
         #: The configured entries, as beat calls them.
         self._entries: Mapping[str, Any] = {}
+        self._hold: Pause | None = None
 
     @property
     def store_is_up(self) -> bool:
@@ -72,14 +111,15 @@ class Watch:
         """Start the thread, unless it runs."""
         if self._thread is None or not self._thread.is_alive():
             self._stop = threading.Event()
-            self._thread = threading.Thread(target=self._run, name="misfire-watch", daemon=True)
+            self._thread = threading.Thread(target=self.run, name="misfire-watch", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
         """Let the thread end; does not wait for it."""
         self._stop.set()
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Look again and again, until the watch is stopped."""
         stop = self._stop
         while not stop.is_set():
             try:
@@ -115,7 +155,7 @@ class Watch:
 
     def _keep_watch(self, **notes: str) -> Watched | None:
         rate = self._settings.check_rate
-        guard_ttl = rate * GUARD_TTL if self._settings.deduplicate else 0
+        guard_ttl = rate * GUARD_TTL if self._settings.deduplicate and self._is_worker else 0
         return self._store.watch(self._token, rate * WATCHER_TTL, guard_ttl, **notes)
 
     # -- beat ----------------------------------------------------------------------------------------------
@@ -124,6 +164,7 @@ class Watch:
         """Return the fire times that have passed by more than their threshold, by entry, oldest first."""
         overdue: dict[str, int] = {}
         self._entries = plainly_named(self._app.conf.beat_schedule)
+        self._hold = read_hold(self._store.sight().hold)
         for name, text in self._store.load().items():
             try:
                 status = self._status(records.loads(text), now)
@@ -147,7 +188,7 @@ class Watch:
         except Exception:
             # The entry is known to beat alone, or its schedule cannot be read here.
             trigger = None
-        return status_of(record, trigger, policy, now, default_threshold=default)
+        return status_of(record, trigger, policy, now, default_threshold=default, hold=self._hold)
 
     def _raise_alarm(self, overdue: dict[str, int]) -> None:
         if not overdue:
@@ -156,28 +197,21 @@ class Watch:
         # Noted before it is raised, so that no other worker raises it again.
         if self._keep_watch(alarm=str(since)) is None:
             return
-        waiting = ", ".join(map(quote_name, names[:MOST_NAMES]))
-        if len(names) > MOST_NAMES:
-            waiting += f" and {len(names) - MOST_NAMES} more"
-        extra = self._fields("overdue", scheduled=isoformat(from_millis(since)), entries=len(names))
-        logger.error(
-            "worker: beat is overdue since %s and nobody leads; waiting: %s",
-            self._time(since),
-            waiting,
-            extra=extra,
-        )
+        self._tell(Alarm(since, names))
         beat_overdue.send(sender=self._app, entries=names, since=from_millis(since))
 
     def _all_clear(self, since: str) -> None:
         if self._keep_watch(alarm="") is not None:
-            extra = self._fields("beat_is_back", scheduled=isoformat(from_millis(int(since))))
-            logger.info(
-                "worker: beat is back; it had been overdue since %s", self._time(int(since)), extra=extra
-            )
+            self._tell(Alarm(int(since)))
 
     def _fields(self, event: str, **values: object) -> dict[str, Any]:
         return log_fields(event, owner=self._hostname, **values)
 
-    def _time(self, moment: int) -> str:
-        local: datetime = from_millis(moment).astimezone(self._app.timezone)
-        return local.isoformat(timespec="milliseconds")
+    def _log(self, alarm: Alarm) -> None:
+        scheduled = isoformat(from_millis(alarm.since))
+        if alarm.is_over:
+            extra, level = self._fields("beat_is_back", scheduled=scheduled), logging.INFO
+        else:
+            extra = self._fields("overdue", scheduled=scheduled, entries=len(alarm.entries))
+            level = logging.ERROR
+        logger.log(level, "worker: %s", alarm.sentence(self._app.timezone), extra=extra)

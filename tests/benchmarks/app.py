@@ -12,13 +12,18 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
 from celery.schedules import schedule
-from celery.signals import beat_init
+from celery.signals import beat_init, worker_ready
+
+#: The queue of the entries that are in time, where others are behind.
+PUNCTUAL = "punctual"
+#: So many entries are behind; each has an interval of a second.
+LATE_ENTRIES = 10
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Load:
     :param interval: seconds between two runs of an entry.
     :param first: when the first entry is due, in seconds since 1970.
     :param spread: seconds over which the first runs of all entries are spread.
+    :param behind: occurrences of further entries, which are overdue at the start and are all to be run.
     :param settings: of Celery.
     """
 
@@ -36,6 +42,7 @@ class Load:
     interval: float
     first: float
     spread: float = 0.0
+    behind: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
 
     def due(self, number: int) -> float:
@@ -59,7 +66,27 @@ def _build(load: Load) -> Celery:
             }
             for n in range(load.count)
         }
+    if load.behind:
+        _fall_behind(app, load.behind)
     return app
+
+
+def _fall_behind(app: Celery, occurrences: int) -> None:
+    """Add entries that are overdue, and give the others a queue of their own."""
+    from celery_misfire.schedules import simple
+
+    for entry in app.conf.beat_schedule.values():
+        entry["options"] = {"queue": PUNCTUAL}
+    start = datetime.now(UTC) - timedelta(seconds=occurrences / LATE_ENTRIES)
+    app.conf.beat_schedule |= {
+        f"late {n}": {
+            "task": "noop",
+            "schedule": simple(start=start, interval=1),
+            "args": [n],
+            "misfire": "ignore_misfire_policy",
+        }
+        for n in range(LATE_ENTRIES)
+    }
 
 
 # Ours says once how it dispatches.
@@ -95,6 +122,11 @@ def _tell_of_the_first_tick(sender: Any, **_: Any) -> None:
         return delay
 
     scheduler.tick = first_tick
+
+
+@worker_ready.connect
+def _tell_of_the_worker(**_: Any) -> None:
+    _ready()
 
 
 def bare_loop() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from redis.client import Monitor
 
-from tests.benchmarks.app import Load
-from tests.benchmarks.contenders import QUEUE, Arena, Contender, Running
+from tests.benchmarks.app import PUNCTUAL, Load
+from tests.benchmarks.contenders import OURS, QUEUE, Arena, Contender, Running
+from tests.support.processes import wait_for
 
 WEEK = 7 * 24 * 3600.0
 #: A process that has not sent everything so many seconds after it was due is stopped.
@@ -75,17 +76,49 @@ def steady(arena: Arena, contender: Contender, count: int, interval: float, seco
         before, end = running.cpu(), time.time() + seconds
         while time.time() < end:
             if found := client.brpop(QUEUE, timeout=0.1):
-                number = int(json.loads(found[1])["headers"]["argsrepr"].strip("[](), "))
-                # From the nearest time of the entry's own: who is later than half an interval looks early.
-                lag = (time.time() - load.due(number)) % interval
-                lags.append(lag if lag < interval / 2 else lag - interval)
+                lags.append(_lag(load, found[1]))
         spent = running.cpu() - before
+    return {"CPU, us per message": spent / max(1, len(lags)) * 1e6, **_lags(lags, count * seconds / interval)}
+
+
+def _lag(load: Load, message: str) -> float:
+    """Return how many seconds ago the entry of a message was due."""
+    number = int(json.loads(message)["headers"]["argsrepr"].strip("[](), "))
+    # From the nearest time of the entry's own: who is later than half an interval looks early.
+    lag = (time.time() - load.due(number)) % load.interval
+    return lag if lag < load.interval / 2 else lag - load.interval
+
+
+def _lags(lags: list[float], due: float) -> Figures:
     lags.sort()
     return {
-        "CPU, us per message": spent / max(1, len(lags)) * 1e6,
         "lag p50, ms": lags[len(lags) // 2] * 1e3 if lags else float("nan"),
         "lag p99, ms": lags[int(len(lags) * 0.99)] * 1e3 if lags else float("nan"),
-        "sent, of those due": len(lags) / (count * seconds / interval),
+        "sent, of those due": len(lags) / due,
+    }
+
+
+def catch_up(arena: Arena, contender: Contender, behind: int, seconds: float) -> Figures:
+    """Some entries are far behind and have every run made, while others are due each second."""
+    load = Load(10, 1.0, time.time(), spread=1.0, behind=behind)
+    client = arena.redis.client()
+    lags, caught_up = list[float](), 0
+    with arena.running(contender, load) as running:
+        running.wait_until_ready()
+        wait_for(lambda: client.llen(QUEUE), 300, every=0.05, what="a late run")
+        client.delete(QUEUE, PUNCTUAL)
+        before, end = running.cpu(), time.time() + seconds
+        while time.time() < end:
+            if found := client.brpop(PUNCTUAL, timeout=0.1):
+                lags.append(_lag(load, found[1]))
+            # As fast as many workers: a queue that gets long is waited for.
+            late, _ = client.pipeline().llen(QUEUE).delete(QUEUE).execute()
+            caught_up += late
+        spent = running.cpu() - before
+    return {
+        "caught up per second": caught_up / seconds,
+        "CPU, us per message": spent / max(1, caught_up + len(lags)) * 1e6,
+        **_lags(lags, load.count * seconds / load.interval),
     }
 
 
@@ -106,6 +139,28 @@ def idle(arena: Arena, contender: Contender, count: int, seconds: float) -> Figu
         figures["memory, MB"] = running.memory()
         figures["Redis memory, bytes per entry"] = arena.held(contender) / count
     return figures
+
+
+def worker(arena: Arena, contender: Contender, count: int) -> Figures:
+    """A worker runs what our beat has sent in time."""
+    lead, client = 2.5 + count / 1000, arena.redis.client()
+    with arena.running(OURS, Load(count, WEEK, time.time() + lead)) as beat:
+        wait_for(lambda: beat.queued() == count, 300, what="the messages")
+        messages = client.lrange(QUEUE, 0, -1)
+    with arena.running(contender, Load(0, WEEK, 0)) as running:
+        running.wait_until_ready()
+        before = running.cpu()
+        with client.monitor() as monitor:
+            client.echo("begin")
+            client.rpush(QUEUE, *messages)
+            wait_for(lambda: not running.queued(), 300, what="an empty queue")
+            time.sleep(AFTERMATH)
+            client.echo("end")
+            seen = [line for line in _seen(monitor) if "celery-misfire:" in line["command"]]
+        return {
+            "CPU, us per message": (running.cpu() - before) / count * 1e6,
+            "Redis commands of ours per message": len(seen) / count,
+        }
 
 
 def _redis(arena: Arena, contender: Contender, running: Running, load: Load) -> Figures:

@@ -18,6 +18,7 @@ from typing import Any, Self
 import kombu
 import redis
 
+from celery_misfire.store.redis_store import RedisStore
 from example_project.child_process import Child
 from tests.benchmarks.app import Load
 from tests.support.django_project import SCHEDULER, connected, migrate, sqlite
@@ -35,6 +36,7 @@ class Contender:
     """One way to send.
 
     :param scheduler: of beat; '' for the bare loop.
+    :param worker: a worker, on what our beat has sent; it is ours if `scheduler` is.
     :param state: number of the Redis database that holds our state; the broker's is 0.
     :param largest: so many entries at once at most, where each tick costs time for every entry.
     """
@@ -43,6 +45,7 @@ class Contender:
     scheduler: str = ""
     state: int = 0
     rabbitmq: bool = False
+    worker: bool = False
     django: bool = False
     largest: int = sys.maxsize
 
@@ -55,6 +58,8 @@ OURS = Contender("celery-misfire, one Redis", "celery_misfire.beat:MisfireSchedu
 OURS_APART = replace(OURS, name="celery-misfire, state in another Redis database", state=1)
 OURS_RABBITMQ = replace(OURS, name="celery-misfire, RabbitMQ with confirms", rabbitmq=True)
 BARE_RABBITMQ = replace(BARE, name="bare `apply_async` loop, RabbitMQ without confirms", rabbitmq=True)
+BARE_WORKER = Contender("worker without celery-misfire", worker=True)
+OURS_WORKER = replace(BARE_WORKER, name="worker with celery-misfire", scheduler=OURS.scheduler)
 OURS_DJANGO = replace(STOCK, name="celery-misfire, Django rows", scheduler=SCHEDULER, largest=sys.maxsize)
 
 
@@ -129,14 +134,26 @@ class Arena(ExitStack):
             self._rabbitmq.delete(QUEUE)
             self._rabbitmq.declare(QUEUE)
         load = replace(load, settings={**self._settings(contender, place), **load.settings})
+        if load.behind:
+            # Where no state is found, no entry has a past.
+            store = RedisStore(load.settings["misfire_redis_url"], load.settings["misfire_namespace"])
+            store.acquire("past", 10)
+            store.write_meta("past", "bench")
+            store.release("past")
         env = {"BENCH": json.dumps(asdict(load)), "BENCH_READY": str(place / "ready")}
         if contender.django:
             env |= self._rows(place, load)
         (place / "ready").unlink(missing_ok=True)
         # At INFO, Celery writes a line for each message.
-        app = Load.__module__
-        beat = ["celery", "-A", app, "beat", "--pidfile=", "--loglevel=WARNING"]
-        command = [sys.executable, "-m", *(beat if contender.scheduler else [app])]
+        app, quiet = Load.__module__, "--loglevel=WARNING"
+        arguments = [app]
+        if contender.worker:
+            # Without the bus, nothing but messages costs anything.
+            alone = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+            arguments = ["celery", "-A", app, "worker", "--pool=solo", *alone, quiet]
+        elif contender.scheduler:
+            arguments = ["celery", "-A", app, "beat", "--pidfile=", quiet]
+        command = [sys.executable, "-m", *arguments]
         paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         child = Child(command, log=place / "log", cwd=place, env={**os.environ, **paths, **env})
         running = Running(child, place / "ready", self._length(contender))
@@ -152,6 +169,7 @@ class Arena(ExitStack):
         return {
             "broker_url": rabbitmq.url if rabbitmq else self.redis.url,
             "beat_scheduler": contender.scheduler or CELERY.scheduler,
+            "imports": ("celery_misfire.worker",) if contender.worker and contender.scheduler else (),
             "beat_schedule_filename": str(place / "celerybeat-schedule"),
             "misfire_namespace": "bench",
             "misfire_redis_url": f"redis://127.0.0.1:{self.redis.port}/{contender.state}",

@@ -586,17 +586,17 @@ def test_a_broker_that_fails_in_the_middle_loses_nothing_and_doubles_nothing(
     hourly("gone").delete()
     hourly()
     record, names = missed(count=4), []
-    real = sending._Message.send
+    real = sending.Sender.send
 
-    def fails_at_the_third(self: Any, id_: str, scheduled: int) -> None:
+    def fails_at_the_third(self: Any, message: Any, id_: str, scheduled: int) -> None:
         if len(names) == 2:
             raise sending.BrokerAway("away")
         names.append(id_)
-        real(self, id_, scheduled)
+        real(self, message, id_, scheduled)
 
     client = site.client(*RUN)
     with monkeypatch.context() as patch:
-        patch.setattr(sending._Message, "send", fails_at_the_third)
+        patch.setattr(sending.Sender, "send", fails_at_the_third)
         run(client, missed("gone").pk, record.pk)
     rerun = Rerun.objects.get()
     assert (rerun.runs.count(), rerun.finished_at) == (2, None)

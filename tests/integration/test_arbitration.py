@@ -91,7 +91,9 @@ def test_what_a_worker_has_started_was_a_run(world: World) -> None:
     world.entry("tick", schedule(60), "do_nothing")
     [message] = die_while_sending(world)
     guard(world)
-    assert world.store.start(message.task_id, registers.Started("nonce", "worker@test"), entry="tick")[1]
+    assert world.store.start(
+        message.task_id, registers.StartRequest(registers.Started("nonce", "worker@test"), entry="tick")
+    )[1]
     world.now += LATE
     world.start()
     world.run(world.now + SECOND)
@@ -162,7 +164,9 @@ def test_of_several_each_has_one_fate(world: World, instruction: str, started: t
     guard(world)
     ids = [task_id("test", "tick", record.generation, t) for t in times]
     for n in started:
-        world.store.start(ids[n], registers.Started(str(n), "worker@test"), entry="tick")
+        world.store.start(
+            ids[n], registers.StartRequest(registers.Started(str(n), "worker@test"), entry="tick")
+        )
     world.now = times[-1] + LATE
     world.start()
     world.run(world.now + SECOND)

@@ -21,6 +21,7 @@ from celery_misfire.sending import broker as broker_module
 from celery_misfire.sending.broker import Broker
 from celery_misfire.sending.confirms import Interrupted, Receipt
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
+from celery_misfire.sending.errors import LONGEST_OF_MOST
 from celery_misfire.store.port import Push
 from tests.integration.test_leader import DAY, MINUTE, SECOND
 from tests.integration.test_leader import World as VirtualWorld
@@ -182,6 +183,41 @@ def test_an_entry_that_ends_the_channel_costs_no_other_its_run(
     assert refused == ["20"]
 
 
+# On a busy machine rabbitmqctl alone takes a minute.
+@pytest.mark.timeout(600)
+def test_a_memory_alarm_in_the_middle_of_a_batch_loses_nothing(
+    world: World,
+    rabbitmq_server: RabbitMQ,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    beat = world.beat(broker=rabbitmq_server.url)
+    fire_all(beat, "z")
+    names, tried = [f"{n:02}" for n in range(40)], list[str]()
+    publish = beat._publisher.publish
+
+    def short_of_memory_after_ten(message: Message) -> Attempt:
+        tried.append(message.definition.name)
+        if len(tried) == 10:
+            rabbitmq_server.control("set_vm_memory_high_watermark", "0")
+        return publish(message)
+
+    monkeypatch.setattr(beat._publisher, "publish", short_of_memory_after_ten)
+    patient = {"misfire": {"instruction": "do_nothing", "threshold": 3600}}
+    beat.update_from_dict({name: due_now(**patient) for name in names})
+    try:
+        run(beat, lambda: [m for m in caplog.messages if "memory or disk is short" in m], timeout=200)
+        assert sent_lines(beat).total() < len(names)
+    finally:
+        rabbitmq_server.control("set_vm_memory_high_watermark", "0.4")
+    run(beat, lambda: is_done(beat, names))
+    copies = Counter(m.id for m in rabbitmq_server.published())
+    assert len(copies) == 1 + len(names)
+    # What RabbitMQ had not answered to was in doubt, and was sent again.
+    assert copies.total() <= 1 + 2 * len(names)
+    assert sent_lines(beat) == Counter(["z", *names])
+
+
 def test_an_event_for_each_message_hides_no_answer_of_rabbitmq(
     world: World, rabbitmq_server: RabbitMQ
 ) -> None:
@@ -235,6 +271,24 @@ def test_each_answer_of_redis_concerns_its_own_message(
     assert both.failure is not None
     # The keys are pushed as recorded: the recorder has put the prefix before them.
     assert client.lrange("right", 0, -1) == ["4", "3", "1"]
+
+
+def test_a_redis_without_memory_has_failed_unless_the_message_is_large(
+    redis_broker: Broker, redis_server: RedisServer
+) -> None:
+    client = redis_server.client()
+    assert redis_broker.push([pushes("0", "right")])[0].was_taken
+    client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(BrokerUnavailable, match="maxmemory"):
+            redis_broker.push([pushes("1", "right"), pushes("2", "right")])
+        (large,) = redis_broker.push([pushes("3" * (LONGEST_OF_MOST + 1), "right")])
+    finally:
+        client.config_set("maxmemory", 0)
+    assert (large.was_taken, large.failure) == (False, None)
+    assert "OOM" in str(large.rejection)
+    assert redis_broker.push([pushes("4", "right")])[0].was_taken
+    assert client.lrange("right", 0, -1) == ["4", "0"]
 
 
 def test_a_batch_that_redis_does_not_answer_is_in_doubt_and_not_repeated_behind_our_back(

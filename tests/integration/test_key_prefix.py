@@ -10,7 +10,7 @@ import pytest
 from celery_misfire.beat import MisfireScheduler
 from celery_misfire.store.port import LeaseValue
 from celery_misfire.store.redis_store import RedisStore
-from celery_misfire.store.registers import Missed, Started
+from celery_misfire.store.registers import Missed, Started, StartRequest
 from celery_misfire.store.state_mark import StateMark
 from tests.support.one_redis import World, fire_all, run, store_of
 from tests.support.processes import wait_for
@@ -54,14 +54,19 @@ def test_the_prefix_goes_before_every_key(world: World) -> None:
     fire_all(beat, "ab")
     store = store_of(beat)
     store.settle(["an-id"], Missed("too_old"))
-    store.start("other-id", Started("n", "h"), entry="a", sent_at=1, late_start=2, line={"event": "late"})
+    store.start(
+        "other-id",
+        StartRequest(Started("n", "h"), entry="a", sent_at=1, late_start=2, line={"event": "late"}),
+    )
     store.tell_leader("a note")
+    store.request({"1": "please"})
     store.watch("w", 60, 60, seen="1-1")
     names = world.client.keys()
     assert {name for name in names if not name.startswith("acme:")} == set()
     kinds = {name.split(":")[3] for name in names if name.startswith("acme:" + PLAIN)}
     assert kinds == {
-        *("state", "lease", "log", "counts", "place", "fire", "late", "note", "watch", "watcher", "guard")
+        *("state", "lease", "log", "counts", "place", "fire", "late", "note", "watch", "watcher", "guard"),
+        *("beats", "control"),
     }
     assert world.runs("acme:celery") == {"a": 1, "b": 1}
 
@@ -93,12 +98,12 @@ def test_a_state_that_had_no_prefix_is_kept(
     fire_all(first, "b")
     records, lines = store_of(first).load(["a"]), store_of(first).log()
     done = Started("nonce", "host")
-    store_of(first).start("an-id", done, entry="a")
+    store_of(first).start("an-id", StartRequest(done, "a"))
     end(world, first)
     without_destination(world)
     # A worker that was replaced before beat has written here already.
     early = RedisStore(world.server.url, "shop", key_prefix="acme:")
-    early.start("late-id", done, entry="a", line={"event": "late"})
+    early.start("late-id", StartRequest(done, "a", line={"event": "late"}))
 
     second = lead(beat_of(world, beat_schedule=HOURLY, **prefix))
     store = store_of(second)

@@ -262,7 +262,7 @@ def test_the_thread_outlives_an_error(
     lease = Lease(store, ttl=300, renew_every=0.05)
     assert lease.acquire()
 
-    def fail(*_: Any) -> str:
+    def fail(*_: Any, **__: Any) -> str:
         raise RuntimeError("no idea")
 
     with monkeypatch.context() as patch:

@@ -25,7 +25,7 @@ from celery_misfire.conf.settings import read_settings
 from celery_misfire.exceptions import MisfireConfigError, StoreRefused, StoreUnavailable
 from celery_misfire.store.port import Change, Held, LeaseValue, Taken
 from celery_misfire.store.redis_store import RedisStore
-from celery_misfire.store.registers import Merged, Missed, Started
+from celery_misfire.store.registers import Merged, Missed, Started, StartRequest
 from example_project.child_process import free_port
 from tests.support.processes import NAMESPACE, Project, wait_for
 from tests.support.redis_server import ClusterNode, RedisServer, SentinelServer
@@ -51,16 +51,27 @@ def use_all_of(store: RedisStore) -> None:
     assert isinstance(taken, Taken), taken
     assert store.acquire("other", 60) == Held(taken.lease)
     renewed = LeaseValue("token", 1, 2, "here")
-    store.renew(renewed, 60)
+    store.renew(renewed, 60, sign="a sign of life")
+    store.request({"1": "please"})
+    assert store.write_hold("token", "", "a hold")
+    sight = store.sight()
+    assert (sight.hold, sight.requests) == ("a hold", {"1": "please"})
+    assert sight.beats[store.owner][1] == "a sign of life"
+    assert sight.lease_left is not None
+    store.drop_requests(["1"])
+    assert store.write_hold("token", "a hold", "")
+    assert store.claim_by_hand("1", "ann") == "ann"
+    assert store.claim_by_hand("1", "bob") == "ann"
+    store.unclaim_by_hand("1", "ann")
     store.write_meta("token", "shop")
     store.describe("token", "settings", "entries")
-    assert store.described_entries() == "entries"
+    assert store.description()[1] == "entries"
     store.tell_leader("a note")
     store.renew(renewed, 60)
     store.describe("token", "beat", "entries")
-    assert store.described_entries() == "entries"
+    assert store.description()[1] == "entries"
     store.tell_leader("a line")
-    assert store.renew(renewed, 60) == "a line"
+    assert store.renew(renewed, 60) == ("a line", False)
     assert (
         store.commit("token", [Change("a", "", "1"), Change("b", "", "1")], [{"event": "1"}]).conflicts == ()
     )
@@ -70,10 +81,12 @@ def use_all_of(store: RedisStore) -> None:
     assert store.load() == {"a": "2"}
     capped, x, y = Missed("capped"), Started("x", "h"), Started("y", "h")
     assert store.settle(["1", "2"], capped) == [capped] * 2
-    assert store.start("3", x, entry="a") == (x, True)
-    assert store.start("3", y, entry="a") == (x, False)
-    assert store.start("4", x, entry="a", sent_at=5, late_start=10, line={"event": "3"}) == (x, True)
-    assert store.start("5", x, entry="a", sent_at=5, merged_line={"event": "4"}) == (Merged("4"), 2)
+    assert store.start("3", StartRequest(x, "a")) == (x, True)
+    assert store.start("3", StartRequest(y, "a")) == (x, False)
+    late = StartRequest(x, "a", sent_at=5, late_start=10, line={"event": "3"})
+    assert store.start("4", late) == (x, True)
+    merged = StartRequest(x, "a", sent_at=5, merged_line={"event": "4"})
+    assert store.start("5", merged) == (Merged("4"), 2)
     assert store.register("3") == x
     assert [line["event"] for line in store.log()] == ["1", "2", "3", "4"]
     assert [line["event"] for _, line in store.log_after("0-0", 10)] == ["1", "2", "3", "4"]

@@ -99,9 +99,11 @@ def test_keys_and_their_texts_are_what_other_versions_know(store: RedisStore, cl
     store.commit("token", [Change("a", "", "record")], [{"event": "sent", "entry": "a"}])
     store.tell_leader("a note")
     started, missed = registers.Started("nonce", "worker@test"), registers.Missed("expired", "nonce")
-    store.start("1", started, entry="a", sent_at=5, late_start=10, line={"event": "late"})
-    store.start("2", started, entry="a", sent_at=9, merged_line={"event": "merged"})
-    store.start("3", missed, entry="b")
+    store.start(
+        "1", registers.StartRequest(started, entry="a", sent_at=5, late_start=10, line={"event": "late"})
+    )
+    store.start("2", registers.StartRequest(started, entry="a", sent_at=9, merged_line={"event": "merged"}))
+    store.start("3", registers.StartRequest(missed, entry="b"))
     store.settle(["4"], registers.Missed("failover"))
     store.watch("watcher", 60, 60, seen="1-0", alarm="7")
 
@@ -208,8 +210,8 @@ def test_a_register_of_a_wrong_type_is_told_as_such_and_left_alone(store: RedisS
     client.sadd(REGISTER, "not ours")
     unknown, started = registers.Unknown(), registers.Started("n", "h")
     assert store.settle(["an-id"], registers.Missed("capped")) == [unknown]
-    assert store.start("an-id", started, entry="e") == (unknown, False)
-    assert store.start("an-id", started, entry="e", sent_at=1) == (unknown, False)
+    assert store.start("an-id", registers.StartRequest(started, entry="e")) == (unknown, False)
+    assert store.start("an-id", registers.StartRequest(started, entry="e", sent_at=1)) == (unknown, False)
     assert store.register("an-id") == unknown
     assert client.smembers(REGISTER) == {"not ours"}
 

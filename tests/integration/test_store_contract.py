@@ -8,7 +8,7 @@ import pytest
 
 from celery_misfire.exceptions import LeaseLost, NewerSchema
 from celery_misfire.store.port import Change, CommitResult, Held, LeaseValue, NoState, Store, Taken, Watched
-from celery_misfire.store.registers import Merged, Missed, Register, Started
+from celery_misfire.store.registers import Merged, Missed, Register, Started, StartRequest
 from tests.support.stores import StorePlace
 
 LINE, MERGED_LINE = {"event": "late"}, {"event": "merged"}
@@ -270,12 +270,12 @@ def test_when_the_lease_has_gone_nothing_is_written(place: StorePlace, store: St
             assert isinstance(store.acquire("new", 60, lease), Taken)
         case "lost":
             place.lose()
-    before = store.load(), store.log(), store.described_entries()
+    before = store.load(), store.log(), store.description()
     for token in ("token", ""):
         for write in writes(store, token):
             with pytest.raises(LeaseLost):
                 write()
-    assert (store.load(), store.log(), store.described_entries()) == before
+    assert (store.load(), store.log(), store.description()) == before
 
 
 def test_a_commit_with_one_conflict_writes_nothing_at_all(place: StorePlace, store: Store):
@@ -311,13 +311,13 @@ def test_names_and_records_may_hold_any_text(store: Store):
 
 
 def test_the_leading_beat_describes_itself_to_the_others(place: StorePlace, store: Store):
-    assert store.described_entries() == ""
+    assert store.description()[1] == ""
     lease = take(store).lease
     assert store.acquire("other", 60) == Held(lease, "")
     store.describe("token", "settings", "entries")
     store.describe("token", "settings 2", "entries 2")
     assert store.acquire("other", 60) == Held(lease, "settings 2")
-    assert place.store().described_entries() == "entries 2"
+    assert place.store().description()[1] == "entries 2"
     assert store.load() == {}
 
 
@@ -327,8 +327,8 @@ def test_a_note_for_the_leader_is_delivered_once(place: StorePlace, store: Store
     place.store().tell_leader("another line")
     with pytest.raises(LeaseLost):
         store.renew(LeaseValue("other", 1, 1, "there"), 60)
-    assert store.renew(lease, 60) == "another line"
-    assert store.renew(lease, 60) == ""
+    assert store.renew(lease, 60).note == "another line"
+    assert store.renew(lease, 60).note == ""
 
 
 # -- registers ---------------------------------------------------------------------------------------------
@@ -353,17 +353,17 @@ def test_a_register_is_written_once(store: Store):
     assert store.settle(["1", "2"], STARTED) == [CAPPED, STARTED]
     assert store.settle(["2", "1"], PAUSED) == [STARTED, CAPPED]
     assert store.settle([], PAUSED) == []
-    assert store.start("1", STARTED, entry="e", line=LINE) == (CAPPED, False)
-    assert store.start("2", Started("another", "w"), entry="e") == (STARTED, False)
-    assert store.start("3", STARTED, entry="e") == (STARTED, True)
+    assert store.start("1", StartRequest(STARTED, entry="e", line=LINE)) == (CAPPED, False)
+    assert store.start("2", StartRequest(Started("another", "w"), entry="e")) == (STARTED, False)
+    assert store.start("3", StartRequest(STARTED, entry="e")) == (STARTED, True)
     assert [store.register(id_) for id_ in "1234"] == [CAPPED, STARTED, STARTED, None]
     assert store.log() == []
 
 
 @pytest.mark.parametrize("value", [STARTED, CAPPED, Missed("expired", "nonce"), Merged("an-id")])
 def test_a_register_is_read_as_it_was_written(store: Store, value: Register):
-    assert store.start("1", value, entry="e", line=LINE) == (value, True)
-    assert store.start("1", PAUSED, entry="e", line=LINE) == (value, False)
+    assert store.start("1", StartRequest(value, entry="e", line=LINE)) == (value, True)
+    assert store.start("1", StartRequest(PAUSED, entry="e", line=LINE)) == (value, False)
     assert store.register("1") == value
     assert store.log() == [LINE]
 
@@ -371,9 +371,8 @@ def test_a_register_is_read_as_it_was_written(store: Store, value: Register):
 def test_what_was_sent_before_a_late_run_started_is_merged_into_it(store: Store):
     def start(task_id: str, sent_at: int, late_start: int | None = None, entry: str = "e") -> object:
         lines = {"line": LINE if late_start else None, "merged_line": MERGED_LINE}
-        held, nth = store.start(
-            task_id, STARTED, entry=entry, sent_at=sent_at, late_start=late_start, **lines
-        )
+        request = StartRequest(STARTED, entry, sent_at=sent_at, late_start=late_start, **lines)
+        held, nth = store.start(task_id, request)
         return held, nth > 0
 
     assert start("1", 1000) == (STARTED, True)
@@ -390,19 +389,25 @@ def test_what_was_sent_before_a_late_run_started_is_merged_into_it(store: Store)
     # A run that was merged has not started: it takes nothing in.
     assert start("7", 5500) == (STARTED, True)
     # A message that cannot be merged passes.
-    assert store.start("8", STARTED, entry="e") == (STARTED, True)
+    assert store.start("8", StartRequest(STARTED, entry="e")) == (STARTED, True)
 
 
 def test_runs_that_come_late_are_counted(store: Store):
     take(store)
     missed = Missed("queue_late", "nonce")
     lines = {"line": LINE, "merged_line": MERGED_LINE}
-    assert store.start("1", STARTED, entry="a:b") == (STARTED, 1)
-    assert store.start("2", STARTED, entry="a:b", line=LINE) == (STARTED, 1)
-    assert store.start("3", missed, entry="a:b", line=LINE) == (missed, 2)
-    assert store.start("3", missed, entry="a:b", line=LINE) == (missed, 0)
-    assert store.start("4", STARTED, entry="c", sent_at=1, late_start=5, **lines) == (STARTED, 3)
-    assert store.start("5", STARTED, entry="c", sent_at=2, late_start=6, **lines) == (Merged("4"), 4)
+    assert store.start("1", StartRequest(STARTED, entry="a:b")) == (STARTED, 1)
+    assert store.start("2", StartRequest(STARTED, entry="a:b", line=LINE)) == (STARTED, 1)
+    assert store.start("3", StartRequest(missed, entry="a:b", line=LINE)) == (missed, 2)
+    assert store.start("3", StartRequest(missed, entry="a:b", line=LINE)) == (missed, 0)
+    assert store.start("4", StartRequest(STARTED, entry="c", sent_at=1, late_start=5, **lines)) == (
+        STARTED,
+        3,
+    )
+    assert store.start("5", StartRequest(STARTED, entry="c", sent_at=2, late_start=6, **lines)) == (
+        Merged("4"),
+        4,
+    )
     counts = {("a:b", "missed"): 1, ("c", "merged"): 1, ("", "late"): 4}
     assert store.counts_since(0) == counts
 
@@ -411,7 +416,7 @@ def test_a_backlog_of_late_runs_leaves_most_of_the_log_to_others(place: StorePla
     store = place.store(history=1000)
     take(store)
     store.commit("token", [], [{"event": "before"}])
-    nth = [store.start(str(n), STARTED, entry="a", line=LINE)[1] for n in range(300)]
+    nth = [store.start(str(n), StartRequest(STARTED, entry="a", line=LINE))[1] for n in range(300)]
     assert nth == [*range(1, 301)]
     lines = events(store.log())
     assert (lines[0], lines.count("late"), len(lines)) == ("before", 100, 101)
@@ -449,7 +454,7 @@ def test_without_a_history_nothing_is_logged(place: StorePlace):
     store = place.store(history=0)
     take(store)
     store.commit("token", [Change("a", "", "1")], [LINE])
-    store.start("1", STARTED, entry="e", line=LINE)
+    store.start("1", StartRequest(STARTED, entry="e", line=LINE))
     assert store.log() == []
 
 
@@ -481,3 +486,71 @@ def test_workers_with_the_guard_are_counted_on_for_a_time(place: StorePlace, sto
     store.watch("watcher", 60, guard_ttl=0.05)
     place.pass_time(0.1)
     assert not store.is_guarded()
+
+
+# -- signs of life, requests, the hold ---------------------------------------------------------------------
+
+
+def test_a_beat_gives_its_sign_of_life_with_the_calls_that_it_makes_anyway(place: StorePlace, store: Store):
+    assert (store.sight().lease, store.sight().is_cold, store.sight().beats) == (None, True, {})
+    lease = store.acquire("mine", 60, sign="first").lease  # type: ignore[union-attr]
+    sight = store.sight()
+    assert (sight.lease, sight.beats[store.owner][1], sight.is_cold) == (lease, "first", True)
+    assert sight.now - 5_000 <= sight.beats[store.owner][0] <= sight.now
+    assert 0 < (sight.lease_left or 0) <= 60_000
+    store.write_meta("mine", "app")
+    store.renew(lease.renewed(), 60, sign="second")
+    store.watch("worker", 60, guard_ttl=60)
+    sight = store.sight()
+    assert (sight.beats[store.owner][1], sight.is_cold, sight.is_guarded) == ("second", False, True)
+    # A standby's call is refused, and it lives all the same.
+    assert isinstance(store.acquire("other", 60, sign="third"), Held)
+    assert store.sight().beats[store.owner][1] == "third"
+    # Who does not lead takes only the sign back.
+    store.release("other")
+    assert (store.sight().beats, store.sight().lease) == ({}, lease.renewed())
+
+
+def test_a_look_changes_nothing(place: StorePlace, store: Store):
+    store.acquire("mine", 60, sign="sign")
+    store.request({"1": "please"})
+    before = place.contents()
+    store.sight()
+    assert place.contents() == before
+
+
+def test_the_leader_hears_of_a_request_until_it_is_dropped(store: Store):
+    lease = take(store).lease
+    assert store.renew(lease, 60) == ("", False)
+    store.request({})
+    store.request({"2": "later", "1": "first"})
+    assert store.renew(lease, 60) == ("", True)
+    assert list(store.sight().requests.items()) == [("1", "first"), ("2", "later")]
+    store.drop_requests([])
+    store.drop_requests(["1", "2"])
+    assert store.sight().requests == {}
+    assert store.renew(lease, 60) == ("", False)
+
+
+def test_the_leader_alone_writes_the_hold_and_only_over_the_one_it_knows(store: Store):
+    take(store, "mine")
+    with pytest.raises(LeaseLost):
+        store.write_hold("other", "", "until nine")
+    assert store.write_hold("mine", "", "until nine")
+    # Sent twice, it works once.
+    assert store.write_hold("mine", "", "until nine")
+    assert not store.write_hold("mine", "until ten", "until eleven")
+    assert store.sight().hold == "until nine"
+    assert store.write_hold("mine", "until nine", "")
+    assert store.sight().hold == ""
+
+
+def test_one_alone_has_an_occurrence_run_by_hand_unless_it_was_not_sent(store: Store):
+    assert store.claim_by_hand("id", "ann") == "ann"
+    assert store.claim_by_hand("id", "bob") == "ann"
+    store.unclaim_by_hand("id", "bob")
+    assert store.claim_by_hand("id", "bob") == "ann"
+    store.unclaim_by_hand("id", "ann")
+    assert store.claim_by_hand("id", "bob") == "bob"
+    # The worker's register is another one.
+    assert store.register("id") is None

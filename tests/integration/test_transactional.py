@@ -324,6 +324,47 @@ def test_memory_that_runs_out_stops_all_until_it_is_there_again(world: World, lo
     assert len(log("standing by")) <= 3
 
 
+def test_a_message_that_no_script_gets_through_stops_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    beat = world.beat()
+    commit = RedisStore.commit
+
+    def cut(store: RedisStore, *args: Any, **kwargs: Any) -> Any:
+        if len(args) > 3 and any(push.entry == "bad" for push in args[3]):
+            raise StoreUnavailable("the connection was closed")
+        return commit(store, *args, **kwargs)
+
+    monkeypatch.setattr(RedisStore, "commit", cut)
+    names = [f"{n:02}" for n in range(30)]
+    fire(beat, ["bad"], schedule=simple(start=datetime.now(UTC), interval=1))
+    fire_all(beat, names)
+    run(beat, lambda: is_done(beat, ["bad"]))
+    assert world.runs() - Counter(bad=99) == sent_lines(beat) - Counter(bad=99) == Counter(names)
+    (line,) = log("alone fails again and again")
+    assert "'bad'" in line
+    # From now on nobody waits for it.
+    failures, runs = len(log("standing by")), world.runs()["bad"]
+    run(beat, lambda: world.runs()["bad"] >= runs + 2)
+    assert len(log("standing by")) == failures
+
+
+def test_a_message_for_which_redis_lacks_the_memory_stops_no_other(world: World, log: Log) -> None:
+    beat = world.beat()
+    fire_all(beat, "z")
+    spare = 10_000_000
+    world.client.config_set("maxmemory", world.client.info("memory")["used_memory"] + spare)
+    fire(beat, ["huge"], kwargs={"text": "x" * spare})
+    fire(beat, "abc")
+    run(beat, lambda: is_done(beat, "abc") and log("cannot be sent"))
+    assert world.runs() == sent_lines(beat) == Counter("abcz")
+    assert log("alone fails again and again")
+    assert not log("the broker failed")
+    world.client.config_set("maxmemory", 0)
+    run(beat, lambda: is_done(beat, ["huge"]))
+    assert world.runs() == sent_lines(beat) == Counter([*"abcz", "huge"])
+
+
 def test_bindings_that_were_flushed_are_declared_again(world: World, log: Log) -> None:
     topic = Exchange("topic", "topic")
     beat = world.beat(task_queues=[Queue("celery"), Queue("news", topic, routing_key="news.#")])

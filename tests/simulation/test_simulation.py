@@ -12,8 +12,8 @@ import pytest
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Ledger
 from celery_misfire.sending.transactional import Transactional
-from celery_misfire.store import memory
 from celery_misfire.store.memory import MemoryStore
+from celery_misfire.store.memory_control import one_call
 from celery_misfire.store.port import Change, CommitResult
 from tests.simulation.history import Problem, check
 from tests.simulation.world import Plan, World
@@ -29,13 +29,14 @@ PLANS = {
     "a store that loses all": Plan(flush=0.004),
     "a queue that refuses": Plan(queue_refuses=0.05, worker=True),
     "messages that leave early": Plan(early=True, worker=True, crash=0.01, lost=0.03),
+    "a message that no script gets through": Plan(poisoned=True, worker=True, lost=0.02),
     "two places": Plan(apart=True, worker=True),
 }
 
 
 def run(seed: int, plan: Plan) -> list[Problem]:
     """Return what the checker finds."""
-    in_one = not (plan.apart or plan.early or plan.queue_refuses)
+    in_one = not (plan.apart or plan.early or plan.poisoned or plan.queue_refuses)
     return check(World(seed, plan).run(), queued_once=in_one).problems
 
 
@@ -107,12 +108,12 @@ def replace_commit(monkeypatch: pytest.MonkeyPatch, other: Callable[..., Any]) -
     ) -> Any:
         return other(store, right, token, changes, log, pushes)
 
-    monkeypatch.setattr(MemoryStore, "commit", memory._one_call(commit))
+    monkeypatch.setattr(MemoryStore, "commit", one_call(commit))
 
 
 def early_in_one_script(monkeypatch: pytest.MonkeyPatch) -> None:
     """What leaves while its message is built is no case of its own."""
-    monkeypatch.setattr(Transactional, "_leaves_early", lambda *_: False)
+    monkeypatch.setattr(Transactional, "_goes_in_two_steps", lambda *_: False)
 
 
 TAKEN_AWAY = [

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from celery_misfire import fire, records
-from celery_misfire.exceptions import BrokerUnavailable, PublishRejected
+from celery_misfire.exceptions import BrokerUnavailable, PublishRejected, StoreUnavailable
 from celery_misfire.misfire import MisfirePolicy, from_millis
 from celery_misfire.records import Definition
 from celery_misfire.schedules import simple
@@ -21,7 +21,7 @@ from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.publisher import _headers
 from celery_misfire.store import registers
 from celery_misfire.store.memory import Fault, MemoryDatabase, MemoryStore
-from celery_misfire.store.port import Push
+from celery_misfire.store.port import NOTHING, Change, CommitResult, Push
 from celery_misfire.store.state_mark import Destination
 from celery_misfire.testing.process import BeatProcess
 from celery_misfire.triggers.kinds import trigger_for
@@ -54,6 +54,7 @@ class Plan:
 
     :param apart: messages are in another place than the state.
     :param early: the task of the entry `every` leaves while its message is built.
+    :param poisoned: no script with a message of the entry `every` gets an answer, nor is it carried out.
     """
 
     apart: bool = False
@@ -68,8 +69,27 @@ class Plan:
     down: float = 0.003
     queue_refuses: float = 0.0
     early: bool = False
+    poisoned: bool = False
     back: float = 0.0
     flush: float = 0.0
+
+
+class _Store(MemoryStore):
+    """A store that fails with the messages of some entries."""
+
+    poisoned: Collection[str] = ()
+
+    def commit(
+        self,
+        token: str,
+        changes: Sequence[Change],
+        log: Iterable[Mapping[str, Any]] = (),
+        pushes: Sequence[Push] = (),
+        counts: Mapping[tuple[str, str], int] = NOTHING,
+    ) -> CommitResult:
+        if any(push.entry in self.poisoned for push in pushes):
+            raise StoreUnavailable("the connection was closed")
+        return super().commit(token, changes, log, pushes, counts)
 
 
 @dataclass
@@ -141,7 +161,7 @@ class World:
     """Runs beats through the troubles that a seed draws, and tells what took place."""
 
     def __init__(self, seed: int, plan: Plan) -> None:
-        self.plan, self._dice = plan, random.Random(seed)
+        self.plan, self._dice, self._dice_of_looks = plan, random.Random(seed), random.Random(-1 - seed)
         self.now = BEGIN
         self.database = MemoryDatabase(lambda: self.now / 1000)
         self.database.fault = self._fault
@@ -164,7 +184,9 @@ class World:
             return Fault.UNREACHABLE
         if not self._troubled or call in ("log", "is_guarded", "last_log_id"):
             return None
-        point, plan = self._dice.random(), self.plan
+        # A look has dice of its own: those of the other calls fall as they did before there were looks.
+        dice = self._dice_of_looks if call == "sight" else self._dice
+        point, plan = dice.random(), self.plan
         for fault, share in (
             (Fault.ANSWER_LOST, plan.lost),
             (Fault.UNREACHABLE, plan.unreachable),
@@ -185,8 +207,10 @@ class World:
     def _start(self) -> None:
         self._number += 1
         name = f"host:{self._number}"
+        store = _Store(self.database, name, history=1_000_000)
+        store.poisoned = {"every"} if self.plan.poisoned else set()
         process = BeatProcess(
-            MemoryStore(self.database, name, history=1_000_000),
+            store,
             Publisher(self),
             lambda: self.now,
             self._definitions,
@@ -219,7 +243,8 @@ class World:
         if not header.get("once"):
             worker = MemoryStore(self.database, "worker")
             before, self.database.fault = self.database.fault, lambda *_: None
-            held, fresh = worker.start(id_, registers.Started(header["nonce"], "w"), entry=header["entry"])
+            started = registers.Started(header["nonce"], "w")
+            held, fresh = worker.start(id_, registers.StartRequest(started, header["entry"]))
             self.database.fault = before
             if not fresh and not (isinstance(held, registers.Started) and held.nonce == header["nonce"]):
                 return

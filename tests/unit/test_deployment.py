@@ -99,9 +99,9 @@ def test_a_neighbour_is_told_of_us_once(scene: Scene) -> None:
     scene.may_lead()
     scene.renew(taken)
     scene.may_lead()
-    assert "staging:1 sends nothing" in scene.owner.renew(taken.lease, TTL)
+    assert "staging:1 sends nothing" in scene.owner.renew(taken.lease, TTL).note
     scene.may_lead()
-    assert scene.owner.renew(taken.lease, TTL) == ""
+    assert scene.owner.renew(taken.lease, TTL).note == ""
 
 
 def test_a_neighbour_that_comes_back_in_time_keeps_its_state(scene: Scene) -> None:

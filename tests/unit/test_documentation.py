@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click import Context
 from markdown_it import MarkdownIt
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
+from celery_misfire.cli import misfire
 from tests.support.django_project import sqlite
 from tests.support.processes import ROOT
 
@@ -76,6 +78,12 @@ def test_each_command_of_ours_that_is_printed_exists(block: Example) -> None:
         match command.split():
             case ["make", target, *_]:
                 subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+            case ["celery", "-A", "proj", "misfire", *given]:
+                name = next(word for word in given if word in misfire.list_commands(Context(misfire)))
+                known = misfire.get_command(Context(misfire), name)
+                assert known is not None
+                options = {option for param in known.params for option in param.opts}
+                assert {word for word in given if word.startswith("--")} <= options
             case ["pip", "install", name, *_]:
                 assert re.fullmatch(r'"?celery-misfire(\[(calendars|cli|django|prometheus)\])?"?', name)
 

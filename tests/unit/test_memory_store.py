@@ -12,7 +12,7 @@ import pytest
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.store.memory import Fault, MemoryDatabase, MemoryStore
 from celery_misfire.store.port import Change, CommitResult, Push, Refusal, Store, Taken
-from celery_misfire.store.registers import Merged, Missed, Register, Started
+from celery_misfire.store.registers import Merged, Missed, Register, Started, StartRequest
 
 LINE = {"event": "1"}
 
@@ -215,7 +215,7 @@ def test_threads_may_share_a_store(store: MemoryStore):
 def test_a_register_is_kept_as_long_as_its_kind(value: Register, by_hand: bool, days: int):
     now = 1_700_000_000.0
     store = MemoryStore(MemoryDatabase(lambda: now))
-    store.start("1", value, entry="e", by_hand=by_hand)
+    store.start("1", StartRequest(value, entry="e", by_hand=by_hand))
     now += days * 86_400 - 1
     assert store.register("1") == value
     now += 2

@@ -23,7 +23,7 @@ from celery_misfire.misfire import (
     plan,
     to_millis,
 )
-from celery_misfire.records import MAX_LENGTH, EntryRecord, Intent, Unreported, dumps, loads
+from celery_misfire.records import MAX_LENGTH, EntryRecord, Intent, Pause, Unreported, dumps, loads
 from celery_misfire.schedules import simple
 from celery_misfire.triggers.kinds import trigger_for
 from tests.support.old_state import read_dump, records_of
@@ -239,6 +239,34 @@ def test_the_text_of_a_record_stays_what_it_is():
     )
     assert [dumps(plain), dumps(full)] == PINNED
     assert [loads(text) for text in PINNED] == [plain, full]
+
+
+def test_a_pause_is_a_field_of_its_own_which_another_version_keeps():
+    plain = EntryRecord("n", "t", 1, "f", TriggerState(2, 3))
+    paused = replace(plain, paused=Pause(4, 5, "upgrade", "ann"))
+    pause = '"paused":{"by":"ann","reason":"upgrade","since":4,"until":5},'
+    text = PINNED[0].replace('"paused_from"', f'{pause}"paused_from"')
+    assert dumps(paused) == text
+    assert loads(text) == paused
+    newer = text.replace('"by"', '"approved":true,"by"')
+    assert dumps(loads(newer)) == json.dumps(json.loads(newer), sort_keys=True, separators=(",", ":"))
+    assert [Pause(4, until).is_over(5) for until in (None, 5, 6)] == [False, True, False]
+    for wrong in ('{"since":"x"}', '{"until":5}', "7", '{"since":4,"by":7}'):
+        with pytest.raises(ValueError):  # noqa: PT011
+            loads(text.replace(pause, f'"paused":{wrong},'))
+
+
+def test_an_entry_that_wakes_up_in_time_goes_on_as_it_was_and_a_counted_one_keeps_its_count():
+    trigger = trigger_for(simple(datetime.fromtimestamp(NOW / 1000, UTC), interval=60, repeat_count=5))
+    record = records.first_seen("a", "t", trigger, NOW - 1, from_now=False)
+    paused = replace(record, paused=Pause(NOW - 1))
+    assert records.awakened(paused, trigger, NOW - 1, NOW, misfires=False) == record
+    late = records.awakened(paused, trigger, NOW + MINUTE, NOW + MINUTE, misfires=False)
+    assert (late.state.next_fire_time, late.state.times_triggered) == (NOW + 2 * MINUTE, 0)
+    assert late.missed == ()
+    # All of its fire times were in the pause.
+    over = records.awakened(paused, trigger, NOW + 9 * MINUTE, NOW + 9 * MINUTE, misfires=False)
+    assert over.state.next_fire_time is None
 
 
 def test_a_renamed_entry_keeps_its_fire_times_and_its_intents_the_name_of_their_ids():

@@ -8,7 +8,8 @@ from datetime import timedelta
 import pytest
 
 from celery_misfire import records
-from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy
+from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Trigger
+from celery_misfire.records import Pause
 from celery_misfire.status import Status, is_current, status_of
 from celery_misfire.triggers.kinds import trigger_for
 
@@ -70,3 +71,19 @@ def test_a_record_is_current_until_the_schedule_is_edited_or_the_entry_removed()
     assert is_current(RECORD, TRIGGER)
     assert not is_current(RECORD, trigger_for(timedelta(seconds=61)))
     assert not is_current(records.removed(RECORD, NOW), TRIGGER)
+
+
+def test_a_paused_entry_is_late_for_nothing_and_comes_next_when_the_pause_is_over():
+    open_, until = Pause(NOW), Pause(NOW, DUE + 150_000)
+    for hold in (False, True):
+
+        def status(pause: Pause, now: int, trigger: Trigger | None = TRIGGER, hold: bool = hold) -> Status:
+            record = RECORD if hold else replace(RECORD, paused=pause)
+            return status_of(record, trigger, POLICY, now, hold=pause if hold else None)
+
+        assert status(open_, DUE + 99_000) == Status(True, paused=open_)
+        assert status(until, DUE + 149_000) == Status(True, DUE + 180_000, paused=until)
+        assert status(until, DUE + 149_000, None) == Status(True, None, paused=until)
+        # The leader has not seen yet that it is over.
+        assert status(until, DUE + 151_000) == Status(True, DUE + 180_000)
+        assert status(until, DUE + 210_000).is_overdue

@@ -13,21 +13,25 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from celery import schedules
+from celery import Celery, schedules
 from celery.beat import ScheduleEntry
 from django_celery_beat import schedulers
 from django_celery_beat.clockedschedule import clocked
+from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.beat import FAREWELL, MisfireMixin
+from celery_misfire.by_hand import Sendable
 from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry, policy_keys
 from celery_misfire.conf.names import plain_names, plainly_named
+from celery_misfire.conf.settings import Settings
 from celery_misfire.conf.warnings import unknown_policies
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
-from celery_misfire.contrib.django.rows import entry_name
+from celery_misfire.contrib.django.policies import policy_of
+from celery_misfire.contrib.django.rows import entry_name, entry_of, trigger_of
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
 from celery_misfire.events import Event, GaveUp, Misfired, Sent
-from celery_misfire.exceptions import PublishRejected
+from celery_misfire.exceptions import MisfireConfigError, PublishRejected
 from celery_misfire.fire import LONGEST_NAME
 from celery_misfire.log_lines import log_fields
 from celery_misfire.records import Definition
@@ -51,6 +55,25 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
     """
 
     entry_keys = (*ENTRY_KEYS, *ROW_KEYS)
+
+    @classmethod
+    def configured(cls, app: Celery) -> tuple[Settings, dict[str, ConfiguredEntry]]:
+        settings, entries = super().configured(app)
+        # Beat writes most entries of the configuration as rows; whoever changes a row has the last word.
+        related = ("interval", "crontab", "solar", "clocked", "misfire_policy")
+        rows = PeriodicTask._default_manager.select_related(*related)
+        names = {task.name for task in rows}
+        entries = {n: e for n, e in entries.items() if not names & {n, e.own_name}}
+        return settings, entries | {
+            entry_name(task): _configured_row(task, settings) for task in rows if task.enabled
+        }
+
+    @classmethod
+    def sendable(cls, app: Celery, name: str, keys: Mapping[Any, Any]) -> Sendable:
+        if (task := keys.get("row")) is None:
+            return super().sendable(app, name, keys)
+        entry = entry_of(task, app)
+        return Sendable(name, entry.task, entry.args, entry.kwargs, entry.options)
 
     def setup_schedule(self) -> None:
         self._written: list[WrittenEntry] = []
@@ -222,6 +245,17 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         super().close()
         if hasattr(self, "_table"):
             self._table.stop(FAREWELL)
+
+
+def _configured_row(task: PeriodicTask, settings: Settings) -> ConfiguredEntry:
+    """Return a row as an entry; without a trigger when it cannot be planned as it is."""
+    keys = {"task": task.task, "schedule": task.scheduler and task.scheduler.schedule, "row": task}
+    try:
+        trigger = trigger_of(task)
+        policy = policy_of(task, trigger, settings)
+    except (ValueError, MisfireConfigError):
+        return ConfiguredEntry(task.name, keys, None, None)
+    return ConfiguredEntry(task.name, keys, trigger, policy)
 
 
 def _keys_of(entry: ScheduleEntry) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 -- Take the lease if it is free, or if it is still the value that the caller has seen unchanged for too long.
--- KEYS: lease, state, log, mark of a clean stop.
+-- KEYS: lease, state, log, mark of a clean stop, beats.
 -- ARGV: token, owner, ttl in ms, the lease value to take over ('' = none), the _meta that the caller has read and
--- understood ('' = none), '|' to leave a free lease alone when there is no state ('' = take it all the same).
+-- understood ('' = none), '|' to leave a free lease alone when there is no state ('' = take it all the same),
+-- the sign of life of this beat ('' = none), for how many ms signs are kept.
 -- Returns {'TAKEN', epoch, previous epoch, new lease value, Redis's clock in ms, the mark of a clean stop},
 -- {'HELD', lease value in force, what its holder said of itself}, with '|' for a lease that was left alone,
 -- {'META', _meta} when it is another one: nothing is written to a state that the caller may not understand.
@@ -16,6 +17,7 @@ local meta = redis.call('HGET', KEYS[2], '_meta') or ''
 if meta ~= ARGV[5] then return {'META', meta} end
 local current = redis.call('GET', KEYS[1]) or (meta == '' and ARGV[6] or '')
 if current ~= '' and current ~= ARGV[4] then
+  if ARGV[7] ~= '' then sign(KEYS[5], ARGV[2], ARGV[7], ARGV[8]) end
   return {'HELD', current, redis.call('HGET', KEYS[2], '_beat') or ''}
 end
 local previous = tonumber(redis.call('HGET', KEYS[2], '_epoch')) or 0
@@ -31,4 +33,5 @@ redis.call('SET', KEYS[1], value, 'PX', ARGV[3])
 local stop = redis.pcall('GET', KEYS[4])
 redis.call('DEL', KEYS[4])
 stop = type(stop) == 'string' and stop or ''
+if ARGV[7] ~= '' then sign(KEYS[5], ARGV[2], ARGV[7], ARGV[8]) end
 return {'TAKEN', string.format('%d', epoch), string.format('%d', previous), value, string.format('%d', now), stop}

@@ -1,5 +1,8 @@
--- Give the lease up, if it is still the caller's, and mark that as a clean stop, if it is one.
--- KEYS: lease, mark.  ARGV: token, since when the caller has sent in time ('' = no mark), time to live of the mark.
+-- Give the lease up, if it is still the caller's, and mark that as a clean stop, if it is one. The sign of life of
+-- the caller is taken back.
+-- KEYS: lease, mark, beats.
+-- ARGV: token, since when the caller has sent in time ('' = no mark), time to live of the mark, the caller.
+redis.pcall('HDEL', KEYS[3], ARGV[4])
 local current = redis.call('GET', KEYS[1]) or ''
 if ARGV[1] == '' or string.sub(current, 1, #ARGV[1] + 1) ~= ARGV[1] .. '|' then return 0 end
 -- First of all: a Redis without memory refuses the mark, not this.

@@ -1,7 +1,9 @@
--- Prolong the lease, if it is still the caller's. KEYS: lease, note.
--- ARGV: token, new value, ttl in ms, how many renewals the lease is known to have had.
+-- Prolong the lease, if it is still the caller's.
+-- KEYS: lease, note, control, beats.
+-- ARGV: token, new value, ttl in ms, how many renewals the lease is known to have had, the caller, its sign of life
+-- ('' = none), for how many ms signs are kept.
 -- Returns {} when it is another one's, or has had fewer renewals, else {the note that another beat has left, '' for
--- none}.
+-- none; 1 if there is a request}.
 -- A SET, not a PEXPIRE: a Redis without memory must refuse it, so that nobody leads who cannot claim.
 local current = redis.call('GET', KEYS[1]) or ''
 if ARGV[1] == '' or string.sub(current, 1, #ARGV[1] + 1) ~= ARGV[1] .. '|' then return {} end
@@ -10,4 +12,5 @@ if (tonumber(renewals) or 0) < tonumber(ARGV[4]) then return {} end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 local note = redis.pcall('GET', KEYS[2])
 if note then redis.call('DEL', KEYS[2]) end
-return {type(note) == 'string' and note or ''}
+if ARGV[6] ~= '' then sign(KEYS[4], ARGV[5], ARGV[6], ARGV[7]) end
+return {type(note) == 'string' and note or '', redis.call('EXISTS', KEYS[3])}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Any
 
 from celery import Celery
@@ -13,60 +12,23 @@ from django.db import IntegrityError, router, transaction
 from django.utils.translation import gettext as _
 from django_celery_beat.models import PeriodicTask
 
-from celery_misfire import fire
+from celery_misfire import by_hand
+from celery_misfire.by_hand import Occurrences
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.admin.sending import (
-    GENERATION_BY_HAND,
     BrokerAway,
     CannotRun,
     Sender,
 )
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun, Rerun
 from celery_misfire.contrib.django.rows import trigger_of
-from celery_misfire.misfire import ENDLESS, FireTimes, Trigger
-from celery_misfire.triggers.wall_times import Bounded
 
 __all__ = ["AlreadyRun", "Occurrences", "Runner", "no_task", "occurrences_of", "run", "tasks_of"]
 
 
 class AlreadyRun(CannotRun):
     """Somebody has had it run before."""
-
-
-@dataclass(frozen=True)
-class Occurrences:
-    """The occurrences of a record that are known, in milliseconds UTC.
-
-    :param times: from the first to the last of them; others than these it does not have.
-    :param was_edited: the schedule gives other fire times now; only the first and the last one are known.
-    """
-
-    times: FireTimes
-    was_edited: bool = False
-
-    def between(self, first: int, last: int) -> Iterator[int]:
-        """Yield those from `first` to `last`, both included, the oldest first."""
-        moment = self.times.after(first - 1)
-        while moment is not None and moment <= last:
-            yield moment
-            moment = self.times.after(moment)
-
-
-@dataclass(frozen=True)
-class _Few:
-    """Fire times that are listed."""
-
-    moments: tuple[int, ...]
-
-    def after(self, moment: int) -> int | None:
-        return next((m for m in self.moments if m > moment), None)
-
-    def before(self, moment: int) -> int | None:
-        return next((m for m in reversed(self.moments) if m < moment), None)
-
-    def count(self, first: int, last: int) -> int:
-        return sum(first <= m <= last for m in self.moments)
 
 
 def tasks_of(records: Iterable[MissedFire]) -> dict[int, PeriodicTask]:
@@ -85,25 +47,12 @@ def no_task(missed: MissedFire) -> str:
 
 def occurrences_of(missed: MissedFire, task: PeriodicTask | None) -> Occurrences:
     """Return the occurrences that a record stands for, computed from the schedule as it is now."""
-    first, last = moments.millis(missed.first), moments.millis(missed.last)
-    if missed.count == 1:
-        return Occurrences(_Few((first,)))
+    trigger = None
     if task is not None:
-        # A schedule may fail in its own code, such as the sun's at the poles.
-        with suppress(Exception):
-            times = Bounded(_grid_from(trigger_of(task), first), first, last)
-            ends = (times.after(first - 1), times.after(last - 1))
-            if ends == (first, last) and times.count(first, last) == missed.count:
-                return Occurrences(times)
-    return Occurrences(_Few((first, last)), was_edited=True)
-
-
-def _grid_from(trigger: Trigger, first: int) -> FireTimes:
-    state = trigger.first_state(first)
-    if state.repeat_count is not None:
-        # The grid may have been started anew since.
-        state = replace(state, start_time=first, repeat_count=ENDLESS, end_time=None)
-    return trigger.fire_times(replace(state, next_fire_time=first))
+        with suppress(ValueError):
+            trigger = trigger_of(task)
+    first, last = moments.millis(missed.first), moments.millis(missed.last)
+    return by_hand.occurrences_of(trigger, first, last, missed.count)
 
 
 class Runner:
@@ -137,7 +86,7 @@ class Runner:
         except ImproperlyConfigured as exc:
             raise CannotRun(str(exc)) from None
         message = self.sender.message(task)
-        id_ = fire.task_id(namespace, missed.entry, GENERATION_BY_HAND, scheduled)
+        id_ = by_hand.task_id(namespace, missed.entry, scheduled)
         try:
             with transaction.atomic(using=router.db_for_write(OccurrenceRun)):
                 claimed = OccurrenceRun.objects.create(
@@ -147,7 +96,7 @@ class Runner:
                     task_id=id_,
                     requested_by=self._user,
                 )
-                message.send(id_, scheduled)
+                self.sender.send(message, id_, scheduled)
         except IntegrityError:
             if not missed.runs.filter(scheduled_fire_time=moments.as_stored(scheduled)).exists():
                 raise CannotRun(_("Its record is gone.")) from None

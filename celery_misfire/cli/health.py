@@ -1,0 +1,102 @@
+"""The commands for probes and monitors: ``health``, and ``watch``, the workers' watcher without a worker."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+
+import click
+
+from celery_misfire.beats import beats_in, problem_of
+from celery_misfire.cli.output import Page
+from celery_misfire.cli.session import FINE, NOT_FINE, Session, command
+from celery_misfire.worker.watch import Alarm, Watch
+
+__all__ = ["health_", "watch_"]
+
+
+@command("health", short_help="For probes: is there a beat that works?")
+@click.option("--this-host", is_flag=True, help="Each beat of this host, leader or standby, must be well.")
+@click.option("--max-late", type=click.FloatRange(0), metavar="SECONDS", help="No run may be later.")
+def health_(session: Session, this_host: bool, max_late: float | None) -> int:
+    """For probes: is there a beat that works? Exit code 0: yes; 1: no; 3: Redis cannot be reached.
+
+    A beat gives a sign of life at each renewal of the lease, or each look at it. It is not well when it has
+    given none for two of its longest ticks: frozen, stuck, or cut off from Redis.
+    """
+    sight = session.store.sight()
+    host = socket.gethostname() if this_host else None
+    beats = beats_in(sight)
+    problem = problem_of(sight, host, {beat.pid: _is_alive(beat.pid) for beat in beats if beat.host == host})
+    late = None
+    if max_late is not None and not problem:
+        late = max((entry.status.late_by for entry in session.fleet.entries.values()), default=0)
+        if late > max_late * 1000:
+            problem = f"runs are late by {late / 1000:.0f} s (limit {max_late:g} s)"
+    data = {
+        "healthy": not problem,
+        "reason": problem or None,
+        "host": host,
+        "late_by": None if late is None else late / 1000,
+        "beats": [
+            {
+                "host": beat.host,
+                "pid": beat.pid,
+                "leads": beat.leads,
+                "well": beat.is_well,
+                "silent_for": beat.silent_for / 1000,
+            }
+            for beat in beats
+        ],
+    }
+    session.answer(data, lambda page: page.line(f"not healthy: {problem}" if problem else "healthy"))
+    return NOT_FINE if problem else FINE
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # It is somebody else's.
+        return True
+    return True
+
+
+@command("watch", short_help="Raise an alarm while no beat leads and runs are overdue.")
+@click.option("--alert", metavar="COMMAND", help="Run this when it begins and when it is over, by the shell.")
+@click.option("--once", is_flag=True, help="Look once; exit code 1 while the alarm is on.")
+def watch_(session: Session, alert: str | None, once: bool) -> int:
+    """Raise an alarm while no beat leads and runs are overdue: the workers' watcher, without a worker.
+
+    One watches at a time: a worker or this command. COMMAND finds MISFIRE_ALARM (raised or over),
+    MISFIRE_SINCE and MISFIRE_ENTRIES, one to a line, in its environment.
+    """
+    page = Page(session.zone, no_color=session.no_color)
+
+    def tell(alarm: Alarm) -> None:
+        word, since = "over" if alarm.is_over else "raised", session.time(alarm.since)
+        if session.as_json:
+            session.echo_json({"alarm": word, "since": since, "entries": list(alarm.entries)}, indent=None)
+        else:
+            page.line(f"{page.time(time.time_ns() // 1_000_000)}  {alarm.sentence(session.zone)}")
+        if alert:
+            _call(alert, {"MISFIRE_ALARM": word, "MISFIRE_SINCE": str(since)}, alarm.entries)
+
+    watch = Watch(session.app, session.settings, None, tell)
+    if once:
+        watch.look()
+        return NOT_FINE if not session.fleet.leader and session.fleet.overdue else FINE
+    watch.run()
+    return FINE
+
+
+def _call(command: str, told: Mapping[str, str], entries: Sequence[str]) -> None:
+    environment = {**os.environ, **told, "MISFIRE_ENTRIES": "\n".join(entries)}
+    code = subprocess.run(command, shell=True, env=environment, check=False).returncode
+    if code:
+        click.echo(f"the command of --alert ended with exit code {code}", err=True)

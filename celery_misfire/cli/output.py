@@ -1,0 +1,153 @@
+"""Moments, lengths of time and tables, as people read and write them in a terminal."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, time, timedelta, tzinfo
+from typing import Any
+
+import click
+
+from celery_misfire.misfire import from_millis, to_millis
+from celery_misfire.texts import one_line, quote
+
+__all__ = ["Page", "ago", "isoformat", "length", "read_length", "read_moment"]
+
+#: Longest text in a cell of a table, in characters.
+LONGEST_CELL = 200
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def isoformat(moment: int, zone: tzinfo, timespec: str = "milliseconds") -> str:
+    """Return milliseconds UTC as a time in a zone, with the offset."""
+    try:
+        return from_millis(moment).astimezone(zone).isoformat(timespec=timespec)
+    except (OverflowError, ValueError):
+        # No calendar has it: the record was damaged.
+        return f"{moment} ms"
+
+
+def length(millis: float) -> str:
+    """Return a length of time in its two largest units."""
+    seconds = abs(millis) / 1000
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    parts: list[str] = []
+    left = round(seconds)
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        if left >= size or parts:
+            parts.append(f"{left // size} {unit}")
+            left %= size
+    return " ".join(part for part in parts[:2] if not part.startswith("0 "))
+
+
+def ago(millis: float) -> str:
+    return f"{length(millis)} ago"
+
+
+def read_length(text: str) -> int:
+    """Return a length of time such as ``90m``, ``24h`` or ``1d12h``, in milliseconds.
+
+    :raises click.BadParameter: for anything else.
+    """
+    found = re.findall(r"(\d+(?:\.\d+)?)([smhdw])", text)
+    if not found or "".join(map("".join, found)) != text:
+        raise click.BadParameter(f"{quote(text)} is no length of time. Write 90s, 30m, 24h, 7d.")
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in found)
+    if not 0 < seconds <= 366 * 86_400:
+        raise click.BadParameter(f"{quote(text)}: expected more than nothing and at most a year.")
+    return round(seconds * 1000)
+
+
+def read_moment(text: str, zone: tzinfo, now: int, *, past: bool) -> int:
+    """Return the moment that somebody means, in milliseconds UTC.
+
+    A length of time is counted from now; a time of the day is the last one, or the next one; what has no
+    offset is in the zone.
+
+    :param past: back from now, else onwards.
+    :raises click.BadParameter: for a text that is none of these.
+    """
+    if re.fullmatch(r"(\d+(\.\d+)?[smhdw])+", text):
+        return now - read_length(text) if past else now + read_length(text)
+    local = from_millis(now).astimezone(zone)
+    try:
+        clock = time.fromisoformat(text) if re.fullmatch(r"\d\d:\d\d(:\d\d)?", text) else None
+        if clock is None:
+            moment = datetime.fromisoformat(text)
+            return to_millis(moment if moment.tzinfo else moment.replace(tzinfo=zone))
+    except (ValueError, OverflowError):
+        what = "is no time. Write 2h, 09:30, 2026-03-01 or 2026-03-01T09:30+01:00"
+        raise click.BadParameter(f"{quote(text)} {what}.") from None
+    days = (local.date() + timedelta(days=n) for n in range(-1, 3))
+    moments = sorted(to_millis(datetime.combine(day, clock, zone).astimezone(UTC)) for day in days)
+    return max(m for m in moments if m <= now) if past else min(m for m in moments if m > now)
+
+
+class Page:
+    """What a command writes: lines, and tables by rich where that is installed.
+
+    :param zone: of the moments.
+    """
+
+    def __init__(self, zone: tzinfo, *, no_color: bool = False) -> None:
+        self._zone, self._no_color = zone, no_color
+
+    def time(self, moment: int | None) -> str:
+        """Return a moment for a cell, '' for None."""
+        return "" if moment is None else isoformat(moment, self._zone, "seconds").replace("T", " ", 1)
+
+    def line(self, text: str = "") -> None:
+        click.echo(text)
+
+    def pairs(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Write names with their values."""
+        shown = list(pairs)
+        width = max((len(name) for name, _ in shown), default=0)
+        for name, value in shown:
+            self.line(f"{name.ljust(width)}  {one_line(value, LONGEST_CELL)}")
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], more: int = 0) -> None:
+        """Write a table.
+
+        :param more: so many rows are left out.
+        """
+        cells = [[one_line(str(cell), LONGEST_CELL) for cell in row] for row in rows]
+        # A column that says nothing is left out.
+        used = [n for n in range(len(columns)) if not n or any(row[n] for row in cells)]
+        head, body = [columns[n] for n in used], [[row[n] for n in used] for row in cells]
+        if (rich := _rich()) is not None:
+            self._rich_table(rich, head, body)
+        else:
+            widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+            for row in (head, *body):
+                self.line("  ".join(map(str.ljust, row, widths)).rstrip())
+        if more > 0:
+            self.line(f"{more:,} more; --limit shows them")
+
+    def _rich_table(self, rich: Any, head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+        table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+        for column in head:
+            table.add_column(column, overflow="fold")
+        for row in body:
+            table.add_row(*map(rich.text.Text, row))
+        # A file has no edge.
+        width = None if sys.stdout.isatty() else 10_000
+        console = rich.console.Console(width=width, no_color=self._no_color, highlight=False)
+        console.print(table, soft_wrap=width is not None)
+
+
+def _rich() -> Any:
+    """Return rich, which the extra ``cli`` brings; None without it."""
+    try:
+        import rich
+        import rich.box
+        import rich.console
+        import rich.table
+        import rich.text
+    except ImportError:
+        return None
+    return rich

@@ -1,0 +1,216 @@
+"""The command ``simulate``: what an outage would do, to one entry or to all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import click
+
+from celery_misfire import records
+from celery_misfire.cli.output import Page, length, read_moment
+from celery_misfire.cli.reading import limit_option, most
+from celery_misfire.cli.session import Session, command, fail
+from celery_misfire.conf.entries import ConfiguredEntry
+from celery_misfire.exceptions import StoreUnavailable
+from celery_misfire.misfire import (
+    FITTING,
+    FireTimes,
+    MisfireInstruction,
+    MisfirePolicy,
+    Outcome,
+    resolve,
+)
+from celery_misfire.records import EntryRecord
+from celery_misfire.simulation import OutageEffect, effect_of_outage
+from celery_misfire.status import is_current
+from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.texts import describe_error, quote_name
+
+__all__ = ["simulate_"]
+
+#: Longest wait for Redis, in seconds: the answer can do without it.
+READ_TIMEOUT = 1.0
+#: How many characters the picture of an outage is wide.
+PICTURE = 48
+#: What stands in a picture for an occurrence of each outcome.
+MARKS = {Outcome.FIRED: "+", Outcome.RECOVERED: "R", Outcome.MERGED: "m", Outcome.MISSED: "x"}
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What happens to one entry, or the problem for which nobody can say."""
+
+    name: str
+    resolved: str = ""
+    problem: str = ""
+    effect: OutageEffect | None = None
+    times: FireTimes | None = None
+
+
+@command("simulate", short_help="What an outage would do.")
+@click.argument("entries", nargs=-1, metavar="[ENTRY]...")
+@click.option(
+    "--down", required=True, metavar="TIME", help="Beat goes away: 01:30, 2h, 2026-03-01T01:30, ..."
+)
+@click.option(
+    "--up",
+    required=True,
+    metavar="TIME",
+    help="Beat is back: 10:15 or 2h after --down, ...",
+)
+@click.option(
+    "--instruction",
+    type=click.Choice([str(i) for i in MisfireInstruction]),
+    help="Try this instruction in place of the configured one.",
+)
+@limit_option
+def simulate_(
+    session: Session, entries: Sequence[str], down: str, up: str, instruction: str | None, limit: int | None
+) -> None:
+    """What an outage would do to entries, all of them if none is named. Needs neither broker nor Redis.
+
+    Where Redis answers, it starts from the state that beat keeps there, else from entries that are seen now
+    for the first time.
+    """
+    known, source = _state(session)
+    begin = read_moment(down, session.zone, _now(), past=False)
+    end = read_moment(up, session.zone, begin, past=False)
+    if end <= begin:
+        fail("--up: the outage must end after it begins.")
+    names = session.names(entries, known=session.entries)
+    answers = [_answer(session.entries[n], n, known.get(n), instruction, begin, end) for n in names]
+    if entries and instruction is not None and len(answers) == 1 and answers[0].problem:
+        fail(f"entry {quote_name(names[0])}: {answers[0].problem}")
+    number = most(session, limit)
+    shown, more = answers[:number], max(0, len(answers) - (number or len(answers)))
+    totals = {o: sum(a.effect.count(o) for a in answers if a.effect) for o in Outcome}
+    data: dict[str, Any] = {
+        "down": session.time(begin),
+        "up": session.time(end),
+        "state": source,
+        "total": {str(outcome): count for outcome, count in totals.items()},
+        "entries": [_as_json(session, answer) for answer in shown],
+        "more": more,
+    }
+
+    def write(page: Page) -> None:
+        page.line(
+            f"beat is away from {page.time(begin)} to {page.time(end)} ({length(end - begin)}), {source}"
+        )
+        page.line(", ".join(f"{MARKS[o]} {count:,} {o}" for o, count in totals.items()))
+        page.line()
+        columns = ("entry", "instruction", "due", *map(str, Outcome), "next", "outage")
+        page.table(columns, [_row(page, answer, begin, end) for answer in shown], more)
+
+    session.answer(data, write)
+
+
+def _state(session: Session) -> tuple[Mapping[str, EntryRecord], str]:
+    """Return the records that Redis has, and in words where the simulation starts from."""
+    store = RedisStore.of(session.settings, READ_TIMEOUT)
+    found: dict[str, EntryRecord] = {}
+    try:
+        texts = store.load()
+    except StoreUnavailable as exc:
+        return found, f"as if entries were first seen now ({exc})"
+    for name, text in texts.items():
+        try:
+            found[name] = records.loads(text)
+        except ValueError:
+            continue
+    return found, "from the state in Redis" if found else "as if entries were first seen now (no state)"
+
+
+def _answer(
+    entry: ConfiguredEntry,
+    name: str,
+    record: EntryRecord | None,
+    instruction: str | None,
+    down: int,
+    up: int,
+) -> _Answer:
+    trigger, policy = entry.trigger, entry.policy
+    if trigger is None:
+        return _Answer(name, problem="its schedule cannot be asked")
+    if instruction is not None:
+        chosen = MisfireInstruction(instruction)
+        if chosen not in FITTING[trigger.trigger_type]:
+            return _Answer(name, problem=f"{chosen} does not fit a schedule of type {trigger.trigger_type}")
+        policy = replace(policy or MisfirePolicy(), instruction=chosen)
+    resolved = str(resolve(policy.instruction, trigger.trigger_type)) if policy else "off"
+    try:
+        is_known = record is not None and is_current(record, trigger)
+        state = record.state if record and is_known else trigger.first_state(min(_now(), down))
+        effect = effect_of_outage(trigger, state, policy, down, up)
+        return _Answer(name, resolved, effect=effect, times=trigger.fire_times(state))
+    except Exception as exc:
+        # A schedule of the app's own may raise anything.
+        return _Answer(name, resolved, problem=describe_error(exc))
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _as_json(session: Session, answer: _Answer) -> dict[str, Any]:
+    effect = answer.effect
+    if effect is None:
+        return {"entry": answer.name, "problem": answer.problem}
+    return {
+        "entry": answer.name,
+        "resolved": answer.resolved,
+        "due": effect.due,
+        "misfired": effect.misfired,
+        **{str(outcome): effect.count(outcome) for outcome in Outcome},
+        "missed_runs": [
+            {
+                "first": session.time(lost.first),
+                "last": session.time(lost.last),
+                "count": lost.count,
+                "reason": str(lost.reason),
+            }
+            for lost in effect.missed
+        ],
+        "next": session.time(effect.next_fire_time),
+    }
+
+
+def _row(page: Page, answer: _Answer, down: int, up: int) -> list[object]:
+    effect = answer.effect
+    if effect is None:
+        return [answer.name, answer.problem, *[""] * 7]
+    counts = [effect.count(outcome) or "" for outcome in Outcome]
+    following = page.time(effect.next_fire_time) or "never"
+    return [answer.name, answer.resolved, effect.due or "", *counts, following, _picture(answer, down, up)]
+
+
+def _picture(answer: _Answer, down: int, up: int) -> str:
+    """Return a line from the beginning of the outage to its end, with a mark where fire times are."""
+    effect, times = answer.effect, answer.times
+    assert effect is not None
+    assert times is not None
+    stretches: list[tuple[int, int, Outcome]] = []
+    for run in effect.runs:
+        stretches.append((run.first, run.last, run.outcome))
+        if run.merged:
+            stretches.append((run.first + 1, run.last_missed or run.last, Outcome.MERGED))
+    stretches += [(lost.first, lost.last, Outcome.MISSED) for lost in effect.missed]
+    cells = ""
+    for cell in range(PICTURE):
+        begin = down + (up - down) * cell // PICTURE
+        end = down + (up - down) * (cell + 1) // PICTURE
+        cells += _mark(times, stretches, begin, end if cell + 1 < PICTURE else up + 1)
+    return f"[{cells}]"
+
+
+def _mark(times: FireTimes, stretches: Sequence[tuple[int, int, Outcome]], begin: int, end: int) -> str:
+    """Return the mark for the occurrences from `begin` up to `end`."""
+    for first, last, outcome in stretches:
+        if first < end and last >= begin:
+            following = times.after(max(first, begin) - 1)
+            if first >= begin or (following is not None and following < min(end, last + 1)):
+                return MARKS[outcome]
+    return "."

@@ -1,0 +1,116 @@
+"""Moments, lengths of time and tables of the command line."""
+
+from __future__ import annotations
+
+import sys
+from zoneinfo import ZoneInfo
+
+import click
+import pytest
+
+from celery_misfire.cli.output import Page, isoformat, length, read_length, read_moment
+from celery_misfire.misfire import to_millis
+from celery_misfire.texts import schedule_in_words
+
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+def at(text: str) -> int:
+    from datetime import datetime
+
+    return to_millis(datetime.fromisoformat(text))
+
+
+# Twenty past nine on the day before the clocks go forward.
+NOW = at("2026-03-28T09:20:00+01:00")
+
+
+@pytest.mark.parametrize(
+    ("text", "past", "meant"),
+    [
+        ("2h", True, "2026-03-28T07:20:00+01:00"),
+        ("1d12h", False, "2026-03-29T22:20:00+02:00"),
+        ("09:20", True, "2026-03-28T09:20:00+01:00"),
+        ("09:21", True, "2026-03-27T09:21:00+01:00"),
+        ("09:20", False, "2026-03-29T09:20:00+02:00"),
+        ("10:00:30", False, "2026-03-28T10:00:30+01:00"),
+        ("2026-03-29", True, "2026-03-29T00:00:00+01:00"),
+        ("2026-03-29T12:00", False, "2026-03-29T12:00:00+02:00"),
+        ("2026-03-29T12:00Z", False, "2026-03-29T14:00:00+02:00"),
+    ],
+)
+def test_a_moment_is_read_as_people_mean_it(text: str, past: bool, meant: str):
+    found = read_moment(text, BERLIN, NOW, past=past)
+    assert isoformat(found, BERLIN, "seconds") == meant
+
+
+@pytest.mark.parametrize("text", ["", "soon", "24", "25:00", "2026-13-01", "-2h", "0s", "2y", "9:20", "999d"])
+def test_what_is_no_moment_is_refused(text: str):
+    with pytest.raises(click.BadParameter):
+        read_moment(text, BERLIN, NOW, past=True)
+    with pytest.raises(click.BadParameter):
+        read_length(text)
+
+
+@pytest.mark.parametrize(
+    ("millis", "text"),
+    [
+        (0, "0.0 s"),
+        (1_540, "1.5 s"),
+        (59_000, "59 s"),
+        (60_000, "1 min"),
+        (5_430_000, "1 h 30 min"),
+        (86_400_000, "1 d"),
+        (90_061_000, "1 d 1 h"),
+    ],
+)
+def test_a_length_is_told_in_its_two_largest_units(millis: int, text: str):
+    assert length(millis) == text
+
+
+def test_a_table_is_plain_text_without_rich(monkeypatch, capsys):
+    rows = [("a", 1, ""), ("long [name]", 22, "")]
+    page = Page(BERLIN)
+    page.table(("entry", "count", "nothing"), rows, more=1_000)
+    with_rich = capsys.readouterr().out
+    assert "\u2500" in with_rich
+    assert "long [name]" in with_rich
+    monkeypatch.setitem(sys.modules, "rich", None)
+    page.table(("entry", "count", "nothing"), rows, more=1_000)
+    assert capsys.readouterr().out.splitlines() == [
+        "entry        count",
+        "a            1",
+        "long [name]  22",
+        "1,000 more; --limit shows them",
+    ]
+
+
+def test_what_others_wrote_stays_on_its_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    Page(BERLIN).table(("entry",), [("two\nlines \x1b[31m",)])
+    assert capsys.readouterr().out == "entry\ntwo\\nlines \\x1b[31m\n"
+
+
+def test_schedules_are_told_as_people_say_them():
+    from celery.schedules import crontab, schedule, solar
+
+    from celery_misfire.schedules import cron, simple
+
+    told = {
+        "every minute": 60,
+        "every 15 minutes": schedule(900),
+        "every 5.5 seconds": 5.5,
+        "every day": schedule(86_400.0),
+        "crontab */5 9-17 * * 1-5": crontab(minute="*/5", hour="9-17", day_of_week="1-5"),
+        "cron 0 0 9 * * ?": cron("0 0 9 * * ?"),
+        "cron 0 9 * * *, timezone Europe/Berlin": cron("0 9 * * *", timezone="Europe/Berlin"),
+        "simple interval 0:01:00, repeat_count 5": simple(interval=60, repeat_count=5),
+        "solar sunset at latitude 52, longitude: 13": solar("sunset", 52, 13),
+    }
+    assert {text: schedule_in_words(value) for text, value in told.items()} == {text: text for text in told}
+
+    class Own:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    assert schedule_in_words(Own()) == "Own"
