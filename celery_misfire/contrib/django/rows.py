@@ -63,7 +63,7 @@ def entry_name(task: PeriodicTask) -> str:
     """
     name, of = str(task.name), str(task.task)
     # A row that somebody named like another one's entry gets a name of that kind as well.
-    if not shows_arguments(name, of) and not _INSTEAD.fullmatch(name):
+    if "(" not in name or not (shows_arguments(name, of) or _INSTEAD.fullmatch(name)):
         return name
     tail = f"(...) row {task.pk}"
     return of[: LONGEST_NAME - len(tail)] + tail
