@@ -439,4 +439,4 @@ def test_the_badge_says_how_it_is(site: AdminSite):
     assert badge() == "beat: 2 missed"
     with site.settings(misfire_redis_url="redis://127.0.0.1:1/0"):
         assert badge() == "beat: not known"
-        assert health(client)[1]["reason"] == "redis does not answer"
+        assert health(client)[1]["reason"] == "redis does not answer, or cannot be read"

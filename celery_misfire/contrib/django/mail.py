@@ -25,6 +25,7 @@ from celery_misfire.contrib.django import mail_texts as texts
 from celery_misfire.contrib.django.database import is_migrated
 from celery_misfire.contrib.django.models import Alarm, MisfirePolicy, MissedFire
 from celery_misfire.contrib.django.moments import as_stored, now
+from celery_misfire.contrib.django.rows import key_in_name
 from celery_misfire.contrib.django.state import open_store, records_of
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.log_lines import log_fields
@@ -229,8 +230,8 @@ def _settings() -> Settings | None:
 
 
 def _rows(names: Sequence[str]) -> dict[str, int]:
-    """Return the primary keys of the rows of these names."""
-    found: dict[str, int] = {}
+    """Return the primary keys of the rows of these entries."""
+    found = {name: key for name in names if (key := key_in_name(name)) is not None}
     for some in _chunks(names):
         found |= PeriodicTask.objects.filter(name__in=some).values_list("name", "pk")
     return found

@@ -15,6 +15,7 @@ from django_celery_beat.models import PeriodicTask
 
 from celery_misfire import control
 from celery_misfire.contrib.django import moments
+from celery_misfire.contrib.django.rows import entry_name
 from celery_misfire.contrib.django.state import open_store
 from celery_misfire.control import LONGEST_REASON
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
@@ -47,7 +48,7 @@ def carry_out(request: HttpRequest) -> tuple[int, str]:
     if do == "hold" and until is None:
         return messages.ERROR, _("Say until when all tasks are to be held.")
     keys = [key for key in request.POST.getlist("task") if key.isdecimal() and len(key) < 19]
-    names = list(PeriodicTask.objects.filter(pk__in=keys).values_list("name", flat=True))
+    names = [entry_name(task) for task in PeriodicTask.objects.filter(pk__in=keys).order_by("pk")]
     if do in ("pause", "resume") and not names:
         return messages.ERROR, _("Choose the tasks first.")
     words: dict[str, Any] = {"by": request.user.get_username()}

@@ -80,7 +80,7 @@ def _health(state: FleetState | None) -> dict[str, Any]:
     if state is None:
         return {"healthy": False, "reason": "migrations are missing"}
     overdue = state.count("overdue")
-    reason = "redis does not answer" if state.sight is None else state.alarm
+    reason = "redis does not answer, or cannot be read" if state.sight is None else state.alarm
     if not reason and overdue:
         reason = f"{overdue} tasks are overdue"
     known = state.sight is not None

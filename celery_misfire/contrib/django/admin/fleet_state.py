@@ -20,10 +20,10 @@ from celery_misfire.contrib.django.admin.overview import ROWS_AT_ONCE
 from celery_misfire.contrib.django.database import with_policies
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
 from celery_misfire.contrib.django.policies import policy_of
-from celery_misfire.contrib.django.rows import site_policy, trigger_of
+from celery_misfire.contrib.django.rows import entry_name, site_policy, trigger_of
 from celery_misfire.contrib.django.state import open_store, records_of
 from celery_misfire.control import read_hold
-from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
+from celery_misfire.exceptions import MisfireConfigError, NewerSchema, StoreUnavailable
 from celery_misfire.misfire import MisfirePolicy, Trigger
 from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.status import Status, status_of
@@ -88,7 +88,7 @@ class Line:
 class FleetState:
     """All tasks, and the beats.
 
-    :param sight: None when Redis does not answer; `problem` says so then.
+    :param sight: None when Redis does not answer, or cannot be read; `problem` says so then.
     :param way: how runs are sent, in words; '' when that is not known.
     """
 
@@ -167,8 +167,11 @@ def look(now: int) -> FleetState:
     :raises django.db.Error: when the database fails.
     """
     missed = _open_runs()
-    rows = PeriodicTask.objects.order_by().values_list("pk", "name", "enabled")
-    lines = [Line(key, name, enabled, missed.get(key, 0)) for key, name, enabled in rows]
+    rows = PeriodicTask.objects.order_by().values_list("pk", "name", "task", "enabled")
+    lines = [
+        Line(key, _entry_name(key, name, task), enabled, missed.get(key, 0))
+        for key, name, task, enabled in rows
+    ]
     try:
         settings = read_settings(current_app)
         store = open_store(current_app)
@@ -179,8 +182,16 @@ def look(now: int) -> FleetState:
     except StoreUnavailable as exc:
         text = _("Redis does not answer; past and next runs are unknown. %(error)s")
         return FleetState(lines, now, text % {"error": exc})
+    except NewerSchema as exc:
+        text = _("The state in Redis is not of this version: %(error)s.")
+        return FleetState(lines, now, text % {"error": exc})
     state = FleetState(lines, now, "", sight, records, way)
     return replace(state, lines=_with_status(state, settings))
+
+
+def _entry_name(key: int, name: str, task: str) -> str:
+    # A row takes time to make, and most names are plain.
+    return entry_name(PeriodicTask(pk=key, name=name, task=task)) if "(" in name else name
 
 
 def _open_runs() -> dict[int, int]:

@@ -19,6 +19,7 @@ from django_celery_beat.models import PeriodicTask
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django.admin.fleet_state import Planned, planned
 from celery_misfire.contrib.django.policies import short_label_of
+from celery_misfire.contrib.django.rows import entry_name
 from celery_misfire.contrib.django.state import open_store, records_of
 from celery_misfire.contrib.django.timeline.timeline import format_number
 from celery_misfire.contrib.django.timeline.whatif import first_state
@@ -89,8 +90,8 @@ def effect_of(plan: Planned, record: EntryRecord | None, down: int, up: int, now
     """Return what happens to a task when beat is away from `down` to `up`, in milliseconds UTC."""
     trigger, policy, task = plan.trigger, plan.policy, plan.task
     if trigger is None:
-        return Effect(task.name, task.pk, "", problem=_("schedule not valid"))
-    effect = Effect(task.name, task.pk, short_label_of(policy, trigger.trigger_type))
+        return Effect(entry_name(task), task.pk, "", problem=_("schedule not valid"))
+    effect = Effect(entry_name(task), task.pk, short_label_of(policy, trigger.trigger_type))
     if policy is None:
         return effect
     try:
@@ -163,7 +164,7 @@ def _effects(down: int, up: int, now: int, problems: list[str]) -> list[Effect]:
         records = {}
     enabled = PeriodicTask.objects.filter(enabled=True).values_list("pk", flat=True)
     found = planned(enabled, settings)
-    return [effect_of(plan, records.get(plan.task.name), down, up, now) for plan in found.values()]
+    return [effect_of(plan, records.get(entry_name(plan.task)), down, up, now) for plan in found.values()]
 
 
 def _defaults(now: int) -> dict[str, str]:
