@@ -310,6 +310,16 @@ def test_what_cannot_be_asked_for_is_refused(site: AdminSite, form: dict[str, An
     assert asked(site) == []
 
 
+def test_a_row_that_celery_named_by_its_arguments_shows_none_of_them(site: AdminSite):
+    row = task("shop.reports('canary')")
+    site.plan(row, next_fire_time=NOW + HOUR)
+    client = site.client("view_periodictask", "change_periodictask")
+    assert "canary" not in show(client).content.decode() + show(client, "what-if/").content.decode()
+    client.post(f"{PAGE}control/", {"do": "pause", "task": [row.pk]})
+    [request] = asked(site)
+    assert request.entry == f"shop.reports(...) row {row.pk}"
+
+
 def test_who_may_only_look_holds_nothing_and_a_foreign_page_cannot_ask(site: AdminSite):
     site.plan(task("a"))
     viewer = site.client("view_periodictask")
