@@ -19,7 +19,7 @@ from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Trigger, Trigg
 from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.status import Status, is_current, status_of
 from celery_misfire.store.port import Store
-from celery_misfire.store.sight import Sight
+from celery_misfire.store.values import Sight
 
 __all__ = ["Entry", "Fleet", "read"]
 
