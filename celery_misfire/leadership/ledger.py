@@ -126,22 +126,10 @@ class Ledger(Mapping[str, EntryRecord]):
                 self.restore()
         else:
             if acquired.cold:
-                self._say_cold()
+                _say_cold(self._store, self._lease)
             self.epoch = 0
             self.load()
         return goes_on
-
-    def _say_cold(self) -> None:
-        """Say that there is no state, and loudly if there has been one."""
-        # Another beat had the lease, or something was decided.
-        if self._lease.superseded or self._store.last_log_id() != "0-0":
-            level, event, what = logging.WARNING, "state_lost", "the saved schedule was lost"
-        else:
-            level, event = logging.INFO, "first_start"
-            what = "first start, or Redis has lost its data: no saved schedule"
-        text = "every schedule is planned from now; nothing runs at once, and nothing counts as missed"
-        extra = log_fields(event, owner=self._store.process)
-        logger.log(level, "beat: %s (%s): %s", what, self._store, text, extra=extra)
 
     def load(self) -> None:
         """Forget what is in memory and read the store. A text that is no record of ours is left out."""
@@ -311,6 +299,19 @@ class Ledger(Mapping[str, EntryRecord]):
                 self.untried -= {(name, i.scheduled) for i in record.intents if i.entry}
             self._records[name] = record
         self._after(commit)
+
+
+def _say_cold(store: Store, lease: Lease) -> None:
+    """Say that there is no state, and loudly if there has been one."""
+    # Another beat had the lease, or something was decided.
+    if lease.superseded or store.last_log_id() != "0-0":
+        level, event, what = logging.WARNING, "state_lost", "the saved schedule was lost"
+    else:
+        level, event = logging.INFO, "first_start"
+        what = "first start, or Redis has lost its data: no saved schedule"
+    text = "every schedule is planned from now; nothing runs at once, and nothing counts as missed"
+    extra = log_fields(event, owner=store.process)
+    logger.log(level, "beat: %s (%s): %s", what, store, text, extra=extra)
 
 
 def take_back(ledger: Ledger, sent: Iterable[tuple[str, str, Intent]]) -> None:

@@ -12,7 +12,7 @@ from celery_misfire.leadership.deployment import TWO_DEPLOYMENTS
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.log_lines import log_fields
-from celery_misfire.sending.dispatch import RecordingPublisher, Run, TwoStep
+from celery_misfire.sending.dispatch import Attempt, RecordingPublisher, Run, TwoStep
 from celery_misfire.sending.transactional import Transactional
 from celery_misfire.store.port import LeaseValue, Store
 
@@ -30,7 +30,7 @@ class DispatchChoice:
     The lease is a random token. Where the broker's own connection reads it under the store's key, the two are
     one database, whatever their URLs say.
 
-    :param steady: a clock that nobody sets, in seconds.
+    :param may_send: and `note`, `wall` and `steady`: as for both ways (:class:`.Transactional`).
     """
 
     def __init__(
@@ -39,12 +39,18 @@ class DispatchChoice:
         lease: Lease,
         ledger: Ledger,
         publisher: RecordingPublisher,
-        two_step: TwoStep,
-        transactional: Transactional,
+        *,
+        may_send: Callable[[], bool],
+        note: Callable[[Run, Attempt], None],
+        wall: Callable[[], int],
         steady: Callable[[], float],
     ) -> None:
         self._store, self._lease, self._ledger, self._publisher = store, lease, ledger, publisher
-        self._two_step, self._transactional, self._steady = two_step, transactional, steady
+        self._steady = steady
+        self._two_step = TwoStep(ledger, publisher, may_send=may_send, note=note, wall=wall)
+        self._transactional = Transactional(
+            ledger, publisher, self._two_step, may_send=may_send, note=note, wall=wall, steady=steady
+        )
         #: What was looked at last: the token, and when it is to be looked at again.
         self._token, self._look_at = "", 0.0
         self._said: bool | None = None
