@@ -183,9 +183,11 @@ def _start(sender: Any, **_: Any) -> None:
     if problem is not None:
         what, extra = "runs of beat are neither judged nor deduplicated", log_fields("problem")
         logger.error("worker: %s: %s", what, problem, extra=extra)
-    for part in (_guard_of(sender.app), known.get("_misfire_watch")):
-        if part is not None:
-            part.start()
+    guard = _guard_of(sender.app)
+    if guard is not None:
+        guard.reports.start()
+    if (watch := known.get("_misfire_watch")) is not None:
+        watch.start()
     numbers: WorkerNumbers | None = known.get("_misfire_numbers")
     if numbers is not None:
         # A pool of green threads has no children, and a thread that waits for a pipe would stop it.
@@ -199,4 +201,4 @@ def _stop(sender: Any, **_: Any) -> None:
         watch.stop()
     guard = _guard_of(sender.app)
     if guard is not None:
-        guard.close()
+        guard.reports.stop()
