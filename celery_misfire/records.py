@@ -19,6 +19,7 @@ from celery_misfire.entry_record import (
     Unreported,
     dumps,
     loads,
+    loads_all,
 )
 from celery_misfire.frozen import replaced
 from celery_misfire.misfire import (
@@ -364,6 +365,7 @@ __all__ = [
     "edited",
     "first_seen",
     "loads",
+    "loads_all",
     "occurrences",
     "removed",
     "renamed",

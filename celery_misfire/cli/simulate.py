@@ -25,7 +25,7 @@ from celery_misfire.misfire import (
 )
 from celery_misfire.records import EntryRecord
 from celery_misfire.simulation import OutageEffect, effect_of_outage
-from celery_misfire.status import is_current
+from celery_misfire.status import state_of
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.texts import describe_error, quote_name
 
@@ -111,16 +111,10 @@ def simulate_(
 def _state(session: Session) -> tuple[Mapping[str, EntryRecord], str]:
     """Return the records that Redis has, and in words where the simulation starts from."""
     store = RedisStore.of(session.settings, READ_TIMEOUT)
-    found: dict[str, EntryRecord] = {}
     try:
-        texts = store.load()
+        found = records.loads_all(store.load())
     except StoreUnavailable as exc:
-        return found, f"as if entries were first seen now ({exc})"
-    for name, text in texts.items():
-        try:
-            found[name] = records.loads(text)
-        except ValueError:
-            continue
+        return {}, f"as if entries were first seen now ({exc})"
     return found, "from the state in Redis" if found else "as if entries were first seen now (no state)"
 
 
@@ -142,8 +136,7 @@ def _answer(
         policy = replace(policy or MisfirePolicy(), instruction=chosen)
     resolved = str(resolve(policy.instruction, trigger.trigger_type)) if policy else "off"
     try:
-        is_known = record is not None and is_current(record, trigger)
-        state = record.state if record and is_known else trigger.first_state(min(_now(), down))
+        state = state_of(record, trigger, min(_now(), down))
         effect = effect_of_outage(trigger, state, policy, down, up)
         return _Answer(name, resolved, effect=effect, times=trigger.fire_times(state))
     except Exception as exc:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from celery_misfire.misfire import AUTO_THRESHOLD
+from celery_misfire.misfire import threshold_millis
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.status import status_of
 
@@ -42,8 +42,7 @@ def figures_of(
             continue
         next_fire_times[name] = due
         if due < now and definition.policy is not None:
-            given = definition.policy.threshold
-            threshold = AUTO_THRESHOLD if isinstance(given, str) else round(given * 1000)
+            threshold = threshold_millis(definition.policy, due, None)
             overdue += status_of(record, None, None, now, default_threshold=threshold).is_overdue
     pending = sum(runs.count for name in catch_up if name in records for runs in records[name].runs)
     return Figures(next_fire_times, overdue, pending)

@@ -27,7 +27,7 @@ from celery_misfire.control import read_hold
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.fire import isoformat
 from celery_misfire.log_lines import log_fields
-from celery_misfire.misfire import AUTO_THRESHOLD, from_millis
+from celery_misfire.misfire import from_millis
 from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.signals import beat_overdue
 from celery_misfire.status import Status, status_of
@@ -165,18 +165,13 @@ class Watch:
         overdue: dict[str, int] = {}
         self._entries = plainly_named(self._app.conf.beat_schedule)
         self._hold = read_hold(self._store.sight().hold)
-        for name, text in self._store.load().items():
-            try:
-                status = self._status(records.loads(text), now)
-            except ValueError:
-                continue
+        for name, record in records.loads_all(self._store.load()).items():
+            status = self._status(record, now)
             if status.is_overdue and status.next_fire_time is not None:
                 overdue[name] = status.next_fire_time
         return dict(sorted(overdue.items(), key=lambda item: (item[1], item[0])))
 
     def _status(self, record: EntryRecord, now: int) -> Status:
-        given = self._settings.threshold
-        default = AUTO_THRESHOLD if isinstance(given, str) else round(given * 1000)
         trigger = policy = None
         try:
             entry = self._entries[record.name]
@@ -188,7 +183,9 @@ class Watch:
         except Exception:
             # The entry is known to beat alone, or its schedule cannot be read here.
             trigger = None
-        return status_of(record, trigger, policy, now, default_threshold=default, hold=self._hold)
+        return status_of(
+            record, trigger, policy, now, default_threshold=self._settings.default_threshold, hold=self._hold
+        )
 
     def _raise_alarm(self, overdue: dict[str, int]) -> None:
         if not overdue:
