@@ -29,6 +29,7 @@ from kombu import Connection, Producer
 from celery_misfire.beat_entries import BeatEntries, ConfiguredEntries, refused_classes
 from celery_misfire.beat_sending import no_subscription, send_entry, watched
 from celery_misfire.beats import Sign
+from celery_misfire.clocks import uptime, wall_clock
 from celery_misfire.conf.entries import ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
@@ -37,7 +38,7 @@ from celery_misfire.events import Event, Led, Misfired, Sent
 from celery_misfire.exceptions import BrokerUnavailable, MisfireConfigError, StoreRefused
 from celery_misfire.leadership.deployment import Deployment
 from celery_misfire.leadership.leader import Leader
-from celery_misfire.leadership.lease import Lease, uptime
+from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
 from celery_misfire.log_lines import EventLog, log_fields
@@ -331,13 +332,9 @@ def _spare_the_collector(events: Sequence[Event]) -> None:
 
 def _signer(settings: Settings) -> Callable[[], str]:
     """Return a function that returns the sign of life of this beat."""
-    host, pid, started = socket.gethostname(), os.getpid(), _now()
+    host, pid, started = socket.gethostname(), os.getpid(), wall_clock()
     every = max(settings.lease_renew, settings.standby_poll)
-    return lambda: str(Sign(host=host, pid=pid, every=every, clock=_now(), started=started))
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
+    return lambda: str(Sign(host=host, pid=pid, every=every, clock=wall_clock(), started=started))
 
 
 def _in_plain_words(record: logging.LogRecord) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import tzinfo
 from typing import Any
 
-from celery_misfire.events import Event, GaveUp, Misfired, Sent
+from celery_misfire.events import Event, GaveUp, Misfired, Sent, time_in
 from celery_misfire.misfire import Outcome, from_millis
 from celery_misfire.pause_events import Paused, Resumed
 from celery_misfire.texts import one_line
@@ -126,9 +126,7 @@ class EventLog:
 
     def listen(self, events: Sequence[Event]) -> None:
         """Take over the events of a commit. They are logged by :meth:`write`."""
-        self._heard += (
-            e for e in events if isinstance(e, Misfired | GaveUp | Paused | Resumed) or _is_late_run(e)
-        )
+        self._heard += (e for e in events if isinstance(e, _TOLD) or _is_late_run(e))
 
     def write(self, now: float, *, is_complete: bool) -> None:
         """Log what was heard.
@@ -177,7 +175,7 @@ class EventLog:
         outage.is_untold = False
         if not outage.is_large:
             return
-        since = from_millis(outage.since).astimezone(self._zone).isoformat(timespec="milliseconds")
+        since = time_in(outage.since, self._zone)
         counts = {str(outcome): outage.outcomes[outcome] for outcome in _SUMMARY}
         told = "{recovered} runs recovered, {merged} merged, {missed} missed".format(**counts)
         self._logger.log(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from celery_misfire.clocks import uptime
 from celery_misfire.exceptions import StoreRefused
-from celery_misfire.leadership.lease import uptime
 from celery_misfire.log_lines import log_fields
 from celery_misfire.store.port import LeaseValue, Store
 from celery_misfire.store.state_mark import Destination

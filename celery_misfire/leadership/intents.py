@@ -17,6 +17,7 @@ from celery_misfire.leadership.ledger import Ledger
 from celery_misfire.leadership.pending_misses import explain, give_up
 from celery_misfire.misfire import Outcome, Reason
 from celery_misfire.records import EntryRecord, Intent
+from celery_misfire.sending.dispatch import event_of
 from celery_misfire.store import registers
 from celery_misfire.store.port import Store
 from celery_misfire.store.registers import Register
@@ -128,14 +129,7 @@ class Intents:
         return self._ledger.task_id(intent.entry or name, intent.generation, intent.scheduled)
 
     def _sent(self, name: str, intent: Intent) -> Sent:
-        return Sent(
-            entry=name,
-            outcome=intent.outcome,
-            scheduled=intent.scheduled,
-            fire_time=intent.claimed_at,
-            merged=intent.merged,
-            id=self._id(name, intent),
-        )
+        return event_of(name, intent, intent.claimed_at, self._id(name, intent))
 
 
 def _since(intent: Intent) -> int:

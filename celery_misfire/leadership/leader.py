@@ -8,10 +8,10 @@ puts the changed entries in the queues that their records call for, and hands th
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
+from celery_misfire.clocks import uptime, wall_clock
 from celery_misfire.events import Event, Led, Misfired
 from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.leadership.adoption import Adoption
@@ -22,7 +22,7 @@ from celery_misfire.leadership.decisions import LARGEST_BATCH, Decisions
 from celery_misfire.leadership.failing import FailingEntries
 from celery_misfire.leadership.figures import Figures, figures_of
 from celery_misfire.leadership.intents import Intents
-from celery_misfire.leadership.lease import Lease, uptime
+from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.leadership.outages import Outages, compare_clocks
 from celery_misfire.leadership.pending_misses import PendingMisses, Reporter
@@ -32,7 +32,7 @@ from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import Reason
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.sending.choice import DispatchChoice
-from celery_misfire.sending.dispatch import Attempt, Fate, RecordingPublisher, Run
+from celery_misfire.sending.dispatch import Attempt, Fate, Publisher, Run
 from celery_misfire.store.port import Store, Taken
 
 __all__ = ["Leader"]
@@ -60,7 +60,7 @@ class Leader:
         self,
         store: Store,
         lease: Lease,
-        publisher: RecordingPublisher,
+        publisher: Publisher,
         reporter: Reporter,
         *,
         namespace: str,
@@ -70,7 +70,7 @@ class Leader:
         resume_misfires: bool = False,
         restart_grace: float = 60.0,
         catch_up_queue: int = 10_000,
-        wall: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        wall: Callable[[], int] = wall_clock,
         steady: Callable[[], float] = uptime,
     ) -> None:
         self._store, self._lease, self._app = store, lease, app

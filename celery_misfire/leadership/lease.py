@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable
 
+from celery_misfire.clocks import uptime
 from celery_misfire.conf.problems import MAX_LINE_LENGTH
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
 from celery_misfire.log_lines import log_fields
@@ -16,7 +16,7 @@ from celery_misfire.store import owner
 from celery_misfire.store.port import Held, LeaseValue, NoState, Store, Taken
 from celery_misfire.texts import describe_error, one_line
 
-__all__ = ["Lease", "uptime"]
+__all__ = ["Lease"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +33,6 @@ MOST_ASKED = 100
 
 #: Share of the time to live for which the lease is trusted without asking again.
 TRUST = 0.8
-
-
-def uptime() -> float:
-    """Return seconds on a clock that nobody sets and that counts suspended time, where there is one."""
-    return time.clock_gettime(_CLOCK) if _CLOCK is not None else time.monotonic()
-
-
-_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 class Lease:

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from celery_misfire.clocks import uptime
 from celery_misfire.exceptions import LeaseLost, MisfireError, NewerSchema, StoreRefused, StoreUnavailable
 from celery_misfire.leadership.leader import Leader
-from celery_misfire.leadership.lease import Lease, uptime
+from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Outdated
 from celery_misfire.leadership.peers import difference
 from celery_misfire.log_lines import log_fields

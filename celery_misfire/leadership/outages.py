@@ -10,7 +10,7 @@ from celery_misfire.log_lines import log_fields
 from celery_misfire.misfire import Reason
 from celery_misfire.records import EntryRecord
 
-__all__ = ["Outages", "compare_clocks"]
+__all__ = ["CLOCK_DIFFERENCE", "Outages", "clock_ahead", "compare_clocks"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +22,18 @@ CLOCK_JUMP = 1_000
 CLOCK_DIFFERENCE = 5_000
 
 
-def compare_clocks(before: int, theirs: int, after: int) -> None:
-    """Say when beat's clock and the store's differ.
+def clock_ahead(before: int, theirs: int, after: int) -> int:
+    """Return by how much our clock is ahead of the store's, in milliseconds; 0 for less than is worth a word.
 
-    :param before: beat's clock before the store was asked for its own, in milliseconds; `after`, when it had
-        answered.
+    :param before: our clock before the store was asked for its own; `after`, when it had answered.
     """
-    ahead = before - theirs if theirs < before else after - theirs if theirs > after else 0
-    if abs(ahead) > CLOCK_DIFFERENCE:
+    ahead = before - theirs if theirs < before else min(0, after - theirs)
+    return ahead if abs(ahead) > CLOCK_DIFFERENCE else 0
+
+
+def compare_clocks(before: int, theirs: int, after: int) -> None:
+    """Say when beat's clock and the store's differ, see :func:`clock_ahead`."""
+    if ahead := clock_ahead(before, theirs, after):
         way, extra = "ahead of" if ahead > 0 else "behind", log_fields("clock")
         logger.warning(
             "beat: the clock of this host is %.0f s %s the clock of Redis",

@@ -12,7 +12,7 @@ from celery_misfire.leadership.deployment import TWO_DEPLOYMENTS
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.log_lines import log_fields
-from celery_misfire.sending.dispatch import Attempt, RecordingPublisher, Run, TwoStep
+from celery_misfire.sending.dispatch import Attempt, Publisher, Run, TwoStep
 from celery_misfire.sending.transactional import Transactional
 from celery_misfire.store.port import LeaseValue, Store
 
@@ -38,7 +38,7 @@ class DispatchChoice:
         store: Store,
         lease: Lease,
         ledger: Ledger,
-        publisher: RecordingPublisher,
+        publisher: Publisher,
         *,
         may_send: Callable[[], bool],
         note: Callable[[Run, Attempt], None],

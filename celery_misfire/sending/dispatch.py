@@ -1,8 +1,8 @@
 """Carrying runs out: claim them in the store, send their messages, acknowledge what was sent.
 
-:class:`Dispatch` is the port, :class:`TwoStep` the way that works with every broker: a *claim* (one commit
-with an intent for each run), the messages, an *ack* (a second commit without the intents that were sent). A
-crash in between leaves intents, which the next leader sends again under the same ids.
+:class:`TwoStep` is the way that works with every broker: a *claim* (one commit with an intent for each run),
+the messages, an *ack* (a second commit without the intents that were sent). A crash in between leaves
+intents, which the next leader sends again under the same ids.
 
 Nothing here knows Celery: that is the :class:`Publisher`'s business.
 """
@@ -23,7 +23,7 @@ from celery_misfire.records import Definition, EntryRecord, Intent
 from celery_misfire.store.port import Push
 from celery_misfire.store.state_mark import Destination
 
-__all__ = ["Attempt", "Dispatch", "Fate", "Message", "Publisher", "Run", "TwoStep"]
+__all__ = ["Attempt", "Fate", "Message", "Publisher", "Run", "TwoStep"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Message:
     def due(self) -> int:
         """When the run should start, in milliseconds UTC."""
         return self.intent.scheduled if self.intent.outcome is Outcome.FIRED else self.fire_time
+
+    @property
+    def event(self) -> Sent:
+        """The event that tells that the message was sent."""
+        return event_of(self.definition.name, self.intent, self.fire_time, self.task_id)
 
 
 class Fate(Enum):
@@ -89,7 +94,7 @@ class Attempt:
 
 
 class Publisher(Protocol):
-    """Sends messages to the broker."""
+    """Builds messages and sends them to the broker."""
 
     def connect(self) -> None:
         """Make sure that the broker can be reached. :raises BrokerUnavailable: when it cannot."""
@@ -103,9 +108,7 @@ class Publisher(Protocol):
         :param may_send: False: what has not left yet never does.
         """
 
-
-class RecordingPublisher(Publisher, Protocol):
-    """Builds messages without sending them, for a broker that is a Redis."""
+    # For a broker that is a Redis: messages are built without being sent.
 
     @property
     def was_asked(self) -> bool:
@@ -133,16 +136,6 @@ class RecordingPublisher(Publisher, Protocol):
 
     def sends_early(self, task: str) -> bool:
         """Return True for a task that is known to leave, or to run, while its message is built."""
-
-
-class Dispatch(Protocol):
-    """A way to carry out what was decided."""
-
-    def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
-        """Do a commit and send these runs, whose intents are in it or in the records already.
-
-        :raises StoreUnavailable, LeaseLost: as :meth:`Ledger.commit`.
-        """
 
 
 @dataclass
@@ -180,6 +173,10 @@ class TwoStep:
         self._may_send, self._note, self._wall = may_send, note, wall
 
     def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
+        """Do a commit and send these runs, whose intents are in it or in the records already.
+
+        :raises StoreUnavailable, LeaseLost: as :meth:`Ledger.commit`.
+        """
         self._ledger.commit(commit)
         ordered, tries = in_order(runs), list[_Try]()
         try:
@@ -236,7 +233,7 @@ class TwoStep:
         made = {(one.run.entry, one.run.intent.scheduled): one.attempt.fate for one in tries if one.was_made}
         self._ledger.untried -= made.keys()
         sent = [one for one in tries if one.attempt.fate is Fate.SENT]
-        commit = Commit(events=[event_of(one.run, one.message) for one in sent])
+        commit = Commit(events=[one.message.event for one in sent])
         for name in dict.fromkeys(run.entry for run in runs):
             record = self._ledger.with_certainty(self._ledger[name])
             left = []
@@ -276,14 +273,13 @@ def message_of(ledger: Ledger, run: Run, record: EntryRecord, now: int, *, once:
     )
 
 
-def event_of(run: Run, message: Message) -> Sent:
-    """Return the event that tells that a message was sent."""
-    intent = message.intent
+def event_of(entry: str, intent: Intent, fire_time: int, id_: str) -> Sent:
+    """Return the event that tells that the message of a run was sent."""
     return Sent(
-        entry=run.entry,
+        entry=entry,
         outcome=intent.outcome,
         scheduled=intent.scheduled,
-        fire_time=message.fire_time,
+        fire_time=fire_time,
         merged=intent.merged,
-        id=message.task_id,
+        id=id_,
     )

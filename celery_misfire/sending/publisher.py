@@ -79,7 +79,7 @@ class EntryPublisher:
         self._broker.connect()
 
     def read(self, key: str) -> str | None:
-        """Return what the broker's own connection reads under this key, see :class:`RecordingPublisher`."""
+        """Return what the broker's own connection reads under this key, see :class:`Publisher`."""
         return self._broker.read(key)
 
     @property
@@ -88,7 +88,7 @@ class EntryPublisher:
         return self._broker.was_asked and not self._broker.may_have_moved
 
     def destination(self, keys: Sequence[str]) -> Destination:
-        """Return where runs go, see :class:`RecordingPublisher`."""
+        """Return where runs go, see :class:`Publisher`."""
         return self._broker.destination(keys)
 
     def sends_early(self, task: str) -> bool:
@@ -109,7 +109,7 @@ class EntryPublisher:
         return getattr(ours, "__func__", None) is not celerys
 
     def build(self, message: Message) -> tuple[Attempt, list[Push]]:
-        """Build a message; return the pushes that send it, see :class:`RecordingPublisher`."""
+        """Build a message; return the pushes that send it, see :class:`Publisher`."""
         attempt, pushes = self._record(message)
         if pushes and not self._broker.was_asked:
             # Connected anew, the broker may be another server than that of the script.

@@ -19,10 +19,9 @@ from celery_misfire.records import EntryRecord
 from celery_misfire.sending.dispatch import (
     Attempt,
     Fate,
-    RecordingPublisher,
+    Publisher,
     Run,
     TwoStep,
-    event_of,
     in_order,
     message_of,
 )
@@ -62,7 +61,7 @@ class Transactional:
     def __init__(
         self,
         ledger: Ledger,
-        publisher: RecordingPublisher,
+        publisher: Publisher,
         two_step: TwoStep,
         *,
         may_send: Callable[[], bool],
@@ -134,7 +133,7 @@ class Transactional:
                 self._early_tasks[message.definition.task] = True
             length = sum(len(push.value) for push in pushes)
             lengths[run.entry] = lengths.get(run.entry, 0) + length
-            built.append(_Built(run, event_of(run, message), pushes, length))
+            built.append(_Built(run, message.event, pushes, length))
         return built, failed
 
     def _is_once(self, run: Run) -> bool:

@@ -12,6 +12,7 @@ from celery import Celery, Task
 from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
 
+from celery_misfire.clocks import wall_clock
 from celery_misfire.conf.settings import Settings
 from celery_misfire.events import Merged, Missed, StartedLate
 from celery_misfire.fire import isoformat
@@ -129,7 +130,7 @@ class Guard:
             id=delivery.task_id,
             worker=self._hostname,
             outcome=delivery.fire.outcome,
-            now=_now(),
+            now=wall_clock(),
         )
 
     # -- registers -----------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ class Guard:
             registers.Started(delivery.nonce, self._hostname),
             entry=entry,
             sent_at=to_millis(delivery.fire.fire_time) if is_compared else None,
-            late_start=_now() if merges and late is not None else None,
+            late_start=wall_clock() if merges and late is not None else None,
             line=None if late is None else late.encode(),
             merged_line=merged.encode() if merges else None,
             by_hand=delivery.by_hand,
@@ -279,7 +280,3 @@ def _without_arguments(request: Context) -> Context:
     kept = Context(vars(request))
     kept.update(args=None, kwargs=None, argsrepr=None, kwargsrepr=None)
     return kept
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -21,9 +21,11 @@ from celery import Celery
 from celery.schedules import maybe_schedule
 
 from celery_misfire import records
+from celery_misfire.clocks import wall_clock
 from celery_misfire.conf.names import plainly_named
 from celery_misfire.conf.settings import Settings
 from celery_misfire.control import read_hold
+from celery_misfire.events import time_in
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.fire import isoformat
 from celery_misfire.log_lines import log_fields
@@ -34,7 +36,7 @@ from celery_misfire.status import Status, status_of
 from celery_misfire.store.port import Watched
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.store.url import address
-from celery_misfire.texts import quote_name
+from celery_misfire.texts import quote_names
 from celery_misfire.triggers.kinds import trigger_for
 from celery_misfire.trouble import Trouble
 
@@ -67,12 +69,10 @@ class Alarm:
 
     def sentence(self, zone: tzinfo) -> str:
         """Return the alarm in words, on one line; moments are in this time zone."""
-        since = from_millis(self.since).astimezone(zone).isoformat(timespec="milliseconds")
+        since = time_in(self.since, zone)
         if self.is_over:
             return f"beat is back; it had been overdue since {since}"
-        waiting = ", ".join(map(quote_name, self.entries[:MOST_NAMES]))
-        if len(self.entries) > MOST_NAMES:
-            waiting += f" and {len(self.entries) - MOST_NAMES} more"
+        waiting = quote_names(self.entries, MOST_NAMES)
         return f"beat is overdue since {since} and nobody leads; waiting: {waiting}"
 
 
@@ -151,7 +151,7 @@ class Watch:
         if found.led and found.alarm:
             self._all_clear(found.alarm)
         elif not found.led and not found.alarm:
-            self._raise_alarm(self._overdue(time.time_ns() // 1_000_000))
+            self._raise_alarm(self._overdue(wall_clock()))
 
     def _keep_watch(self, **notes: str) -> Watched | None:
         rate = self._settings.check_rate

@@ -11,6 +11,7 @@ from celery.schedules import crontab, schedule
 from cronsim import CronSim
 
 from celery_misfire import records
+from celery_misfire.clocks import uptime
 from celery_misfire.events import Event, Misfired
 from celery_misfire.exceptions import (
     BrokerUnavailable,
@@ -21,7 +22,7 @@ from celery_misfire.exceptions import (
 )
 from celery_misfire.leadership.decisions import LARGEST_BATCH
 from celery_misfire.leadership.leader import Leader
-from celery_misfire.leadership.lease import Lease, uptime
+from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Outdated
 from celery_misfire.leadership.pending_misses import LARGEST_PORTION
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
