@@ -212,7 +212,7 @@ class Leader:
         """Return where all entries stand. Any thread may ask."""
         # Copies, as beat goes on.
         records, catch_up = self._ledger.copy(), list(self._queues.catch_up)
-        return figures_of(records, self._ledger.definitions, catch_up, self._wall())
+        return figures_of(records, self._ledger.definitions, catch_up, self._wall(), self._control.hold)
 
     # -- one step ------------------------------------------------------------------------------------------
 
