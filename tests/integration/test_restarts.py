@@ -126,6 +126,7 @@ class World:
         self.connect()
 
     def destination(self, keys: Sequence[str]) -> Destination:
+        self.connect()
         return Destination("memory", "", "celery")
 
     def publish(self, message: Message) -> Attempt:
