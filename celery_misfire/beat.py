@@ -41,7 +41,7 @@ from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
-from celery_misfire.log_lines import EventLog, log_fields
+from celery_misfire.log_lines import EventLog, Log
 from celery_misfire.metrics.beat import BeatNumbers
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker, WatchedProducer
@@ -54,7 +54,7 @@ from celery_misfire.texts import describe_error, one_line, quote_name
 
 __all__ = ["MisfireMixin", "MisfireScheduler"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: Time given to the reporter when beat stops, in seconds; what is left is reported by the next leader.
 FAREWELL = 2.0
@@ -104,11 +104,11 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
         super().setup_schedule()
         self._keep_checked(entries)
         for warning in self._warnings(entries):
-            logger.warning("beat: %s", warning, extra=log_fields("advice"))
+            say.warning("advice", "%s", warning)
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
         lease = Lease(self._store, settings.lease_ttl, settings.lease_renew, sign=_signer(settings))
         self._reporter = Reporter(self.app, settings)
-        self._event_log = EventLog(logger, self.app.timezone, self._store.process)
+        self._event_log = EventLog(say, self.app.timezone, self._store.process)
         self._numbers = BeatNumbers(settings)
         self._leader = Leader(
             self._store,
@@ -235,7 +235,7 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
             place = spelling(self.app)("misfire_redis_url")
             raise CannotStart([as_line(place, str(exc))]) from None
         except Exception:
-            logger.exception("beat: unexpected error, going on in 1 s", extra=log_fields("unexpected_error"))
+            say.exception("unexpected_error", "unexpected error, going on in 1 s")
             return 1.0
         finally:
             self._ticking = False
@@ -390,7 +390,7 @@ def _end_with_worker(sender: Any, **_: Any) -> None:
     def watch() -> None:
         while os.getppid() == worker:
             time.sleep(1)
-        logger.warning("beat: the worker of this beat has ended, and so beat ends", extra=log_fields("stops"))
+        say.warning("stops", "the worker of this beat has ended, and so beat ends")
         os.kill(os.getpid(), signal.SIGTERM)
 
     if isinstance(sender.scheduler, MisfireMixin):

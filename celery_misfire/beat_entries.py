@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from celery_misfire.conf.names import plain_names
 from celery_misfire.conf.problems import as_line
 from celery_misfire.conf.settings import Settings, read_config
 from celery_misfire.conf.warnings import evaluated
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.misfire import ENDLESS, MisfirePolicy, Trigger, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.texts import quote
@@ -27,7 +26,7 @@ from celery_misfire.triggers.kinds import GridTrigger, trigger_for
 
 __all__ = ["BeatEntries", "ConfiguredEntries", "Entry", "refused_classes"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: Pause between two looks for changes, in seconds per entry. A look at one takes less than 1 % of it.
 PAUSE_PER_ENTRY = 2e-5
@@ -144,19 +143,10 @@ class BeatEntries:
         try:
             found = last_runs(self._filename)
         except ValueError as exc:
-            logger.warning(
-                "beat: the schedule file %r is left alone: %s",
-                self._filename,
-                exc,
-                extra=log_fields("problem"),
-            )
+            say.warning("problem", "the schedule file %r is left alone: %s", self._filename, exc)
             return {}
         if found:
-            logger.info(
-                "beat: new intervals go on from the last runs in %r",
-                self._filename,
-                extra=log_fields("continues"),
-            )
+            say.info("continues", "new intervals go on from the last runs in %r", self._filename)
         return found
 
     def keep(self, checked: Mapping[str, ConfiguredEntry], schedule: Mapping[str, Entry]) -> None:

@@ -7,7 +7,6 @@ puts the changed entries in the queues that their records call for, and hands th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
@@ -28,7 +27,7 @@ from celery_misfire.leadership.outages import Outages, compare_clocks
 from celery_misfire.leadership.pending_misses import PendingMisses, Reporter
 from celery_misfire.leadership.queues import Queues
 from celery_misfire.leadership.restart import Restart
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.misfire import Reason
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.sending.choice import DispatchChoice
@@ -37,7 +36,7 @@ from celery_misfire.store.port import Store, Taken
 
 __all__ = ["Leader"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: Longest sleep, in seconds: the lease's thread wants to see the main loop go on.
 LONGEST_SLEEP = 5.0
@@ -160,10 +159,10 @@ class Leader:
     def _follow_clock(self, now: int) -> None:
         if count := self._adoption.follow_clock(now, self._failing.broke):
             self._outages.note(Reason.CLOCK_JUMP, now)
-            what = "the clock is behind what the state knows (clock_jump)"
-            logger.warning(
-                "beat: %s: entries that are planned from now: %d", what, count, extra=log_fields("clock")
+            what = (
+                "the clock is behind what the state knows (clock_jump): entries that are planned from now: %d"
             )
+            say.warning("clock", what, count)
 
     def _rebuild_queues(self) -> None:
         definitions = self._ledger.definitions
@@ -190,9 +189,7 @@ class Leader:
             try:
                 listener(commit.events)
             except Exception:
-                logger.exception(
-                    "beat: unexpected error in a listener for events", extra=log_fields("unexpected_error")
-                )
+                say.exception("unexpected_error", "unexpected error in a listener for events")
 
     @property
     def in_time_since(self) -> int | None:

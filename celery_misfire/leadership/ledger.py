@@ -21,7 +21,7 @@ from celery_misfire.events import Event, encode
 from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.frozen import replaced
 from celery_misfire.leadership.lease import Lease
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.misfire import threshold_millis
 from celery_misfire.records import Definition, EntryRecord, Intent
 from celery_misfire.store import registers
@@ -31,6 +31,7 @@ from celery_misfire.texts import one_line, quote_name
 __all__ = ["Commit", "Ledger", "Outdated", "take_back"]
 
 logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: The most records in one call.
 LARGEST_WRITE = 200
@@ -116,8 +117,8 @@ class Ledger(Mapping[str, EntryRecord]):
             # At once: interrupted here, we are still the ones who know best.
             self.epoch = acquired.epoch
             if acquired.cold:
-                extra = log_fields("state_restored", owner=self._store.process)
-                logger.warning("beat: %s was lost; it is restored from memory", self._store, extra=extra)
+                what, owner = "%s was lost; it is restored from memory", self._store.process
+                say.warning("state_restored", what, self._store, owner=owner)
                 self._give_up_messages()
                 self.restore()
             elif self.holds_messages:
@@ -152,9 +153,7 @@ class Ledger(Mapping[str, EntryRecord]):
                     raise ValueError("it belongs to another entry")
             except ValueError as exc:
                 what = f"the state of entry {quote_name(name)} cannot be used: {one_line(str(exc))}"
-                logger.error(
-                    "beat: %s; planned from now", what, extra=log_fields("state_unreadable", entry=name)
-                )
+                say.error("state_unreadable", "%s; planned from now", what, entry=name)
             else:
                 self._records[name] = record
         self._texts = texts
@@ -175,8 +174,8 @@ class Ledger(Mapping[str, EntryRecord]):
                 # It was not done, and is planned again. Without messages it can simply be repeated.
                 self._unanswered = None
         if texts != self._texts:
-            what, extra = "and its queues with it; beat plans again from there", log_fields("state_went_back")
-            logger.warning("beat: %s went back in time, %s", self._store, what, extra=extra)
+            what = "%s went back in time, and its queues with it; beat plans again from there"
+            say.warning("state_went_back", what, self._store)
             self._give_up_messages()
             self._follow(texts)
 
@@ -245,8 +244,8 @@ class Ledger(Mapping[str, EntryRecord]):
             raise Outdated
         else:
             # The leader alone writes, and the lease was found to be ours, so nobody else changed the records.
-            what, extra = "it is brought up to date from memory", log_fields("state_went_back")
-            logger.warning("beat: %s went back in time; %s", self._store, what, extra=extra)
+            what = "%s went back in time; it is brought up to date from memory"
+            say.warning("state_went_back", what, self._store)
             self.restore()
         return result
 
@@ -310,8 +309,7 @@ def _say_cold(store: Store, lease: Lease) -> None:
         level, event = logging.INFO, "first_start"
         what = "first start, or Redis has lost its data: no saved schedule"
     text = "every schedule is planned from now; nothing runs at once, and nothing counts as missed"
-    extra = log_fields(event, owner=store.process)
-    logger.log(level, "beat: %s (%s): %s", what, store, text, extra=extra)
+    say.at(level, event, "%s (%s): %s", what, store, text, owner=store.process)
 
 
 def take_back(ledger: Ledger, sent: Iterable[tuple[str, str, Intent]]) -> None:

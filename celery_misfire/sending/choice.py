@@ -5,20 +5,19 @@ One transaction is possible where messages and state share a database.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 
 from celery_misfire.leadership.deployment import TWO_DEPLOYMENTS
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Commit, Ledger
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.sending.dispatch import Attempt, Publisher, Run, TwoStep
 from celery_misfire.sending.transactional import Transactional
 from celery_misfire.store.port import LeaseValue, Store
 
 __all__ = ["DispatchChoice"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: The place of the broker is looked at so often, in seconds: it may have failed over to another server.
 LOOK_EVERY = 60.0
@@ -80,7 +79,7 @@ class DispatchChoice:
         self._token, self._look_at = self._lease.token, self._steady() + LOOK_EVERY
         if shared is not self._said:
             text = _IN_ONE if shared else _IN_TWO
-            logger.info("beat: %s", text, extra=log_fields("dispatch"))
+            say.info("dispatch", "%s", text)
         self._said = shared
 
     def _note_destination(self) -> None:
@@ -90,12 +89,12 @@ class DispatchChoice:
         if known is not None and not (changed := ours.difference(known)) and (known.place or not ours.place):
             return
         if known is not None and changed:
-            logger.warning(
-                "beat: the runs of %s go elsewhere from now on: %s (there: until now, here: from now on). %s",
+            say.warning(
+                "deployments",
+                "the runs of %s go elsewhere from now on: %s (there: until now, here: from now on). %s",
                 self._store,
                 changed,
                 TWO_DEPLOYMENTS,
-                extra=log_fields("deployments"),
             )
         self._store.write_destination(self._lease.token, ours)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,7 +16,7 @@ from kombu import Producer
 
 from celery_misfire import fire
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.sending.broker import Broker, name_error
 from celery_misfire.sending.confirms import Interrupted, Receipt
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
@@ -28,7 +27,7 @@ from celery_misfire.texts import quote_name
 
 __all__ = ["EntryPublisher", "refuse_coroutine"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 
 class Entry(Protocol):
@@ -195,8 +194,11 @@ class EntryPublisher:
                 interruption = interruption or receipt.failure
             self._settled[message.task_id] = attempt
         if isinstance(interruption, Interrupted):
-            what, extra = "its batch is sent again, one by one", log_fields("problem")
-            logger.warning("beat: a message ended the channel (%s); %s", interruption, what, extra=extra)
+            say.warning(
+                "problem",
+                "a message ended the channel (%s); its batch is sent again, one by one",
+                interruption,
+            )
 
     def _send(self, message: Message, *, batched: bool = False) -> Attempt:
         try:
@@ -233,11 +235,12 @@ class EntryPublisher:
             entry.options = options
         if error is not None and starts:
             name = quote_name(message.definition.name)
-            logger.warning(
-                "beat: a run of entry %s was run here at once and failed: %s",
+            say.warning(
+                "ran_here",
+                "a run of entry %s was run here at once and failed: %s",
                 name,
                 name_error(error),
-                extra=log_fields("ran_here", entry=message.definition.name),
+                entry=message.definition.name,
             )
             error = None
         self._producer_took_it = receipt.was_taken
@@ -260,9 +263,13 @@ def _attempt(message: Message, receipt: Receipt, error: Exception | None) -> Att
     if receipt.was_taken:
         # The error came from an apply_async of the app's own, or from a receiver of a signal.
         name, what = quote_name(message.definition.name), receipt.failure or name_error(error)
-        extra = log_fields("problem", entry=message.definition.name, task_id=message.task_id)
-        logger.warning(
-            "beat: a run of entry %s was sent, and an error came after that: %s", name, what, extra=extra
+        say.warning(
+            "problem",
+            "a run of entry %s was sent, and an error came after that: %s",
+            name,
+            what,
+            entry=message.definition.name,
+            task_id=message.task_id,
         )
         return Attempt(Fate.SENT)
     if receipt.failure is not None or isinstance(error, BrokerUnavailable):

@@ -6,7 +6,6 @@ of the script, and the ledger settles that under a new token.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from celery_misfire.events import Sent
 from celery_misfire.exceptions import StoreRefused, StoreUnavailable
 from celery_misfire.frozen import replaced
 from celery_misfire.leadership.ledger import Commit, Ledger
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.records import EntryRecord
 from celery_misfire.sending.dispatch import (
     Attempt,
@@ -32,7 +31,7 @@ from celery_misfire.trouble import Reminders
 
 __all__ = ["Transactional"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: A queue that refuses messages is mentioned so often, in seconds.
 REMIND_EVERY = 3600.0
@@ -203,8 +202,7 @@ class Transactional:
         if name is not None:
             self._unfit.add(name)
             what = f"a script with the message of entry {quote_name(name)} alone fails again and again"
-            extra = log_fields("dispatch", entry=name)
-            logger.warning("beat: %s (%s); its runs are sent in two steps", what, error, extra=extra)
+            say.warning("dispatch", "%s (%s); its runs are sent in two steps", what, error, entry=name)
 
     def _say(self, refusal: Refusal) -> None:
         queue, error = quote_name(refusal.queue), refusal.error
@@ -214,7 +212,7 @@ class Transactional:
 
     def _remind(self, text: str) -> None:
         if self._reminders.is_due(text, self._steady()):
-            logger.warning("beat: %s", text, extra=log_fields("problem"))
+            say.warning("problem", "%s", text)
 
 
 def _runs_of(messages: Iterable[_Built]) -> set[tuple[str, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from celery_misfire.clocks import wall_clock
 from celery_misfire.conf.settings import Settings
 from celery_misfire.events import Merged, Missed, StartedLate
 from celery_misfire.fire import isoformat
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.metrics.numbers import Note, Numbers
 from celery_misfire.misfire import MissedFire, Reason, to_millis
 from celery_misfire.sending.missed_runs import Report
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Guard"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "worker")
 
 #: A beat that has sent a message writes so within this time, in seconds, unless something is wrong.
 SOON_ACKNOWLEDGED = 1.0
@@ -52,7 +51,7 @@ class Guard:
     def __init__(self, app: Celery, settings: Settings, hostname: str, numbers: Numbers) -> None:
         self._app, self._settings, self._hostname, self._numbers = app, settings, hostname, numbers
         self.reports, self._store = Reports(app, settings), StoreForRuns(settings, hostname)
-        self._late_runs = LateRuns(logger, app, hostname)
+        self._late_runs = LateRuns(say, app, hostname)
 
     # -- questions -----------------------------------------------------------------------------------------
 
@@ -200,7 +199,7 @@ class Guard:
             return not self._has_started(delivery, register)
         if is_beats:
             what = "a message of %s is dropped: beat has it among what an outage left"
-            logger.info(f"worker: {what}", delivery, extra=self._fields("dropped", delivery))
+            say.info("dropped", what, delivery, **self._fields(delivery))
             return True
         self._late_runs.log(event, f"late by {late_by:.3f} s", nth or None)
         self._numbers.hear([event])
@@ -227,24 +226,21 @@ class Guard:
             case registers.Missed(reason):
                 why = f"it counts as missed ({reason})"
             case _:
-                extra = self._fields("register_unreadable", delivery)
-                logger.warning(
-                    "worker: the register of %s cannot be read; the run starts", delivery, extra=extra
-                )
+                what = "the register of %s cannot be read; the run starts"
+                say.warning("register_unreadable", what, delivery, **self._fields(delivery))
                 return True
-        extra = self._fields("dropped", delivery)
-        logger.info("worker: a message of %s is dropped: %s", delivery, one_line(why), extra=extra)
+        what = "a message of %s is dropped: %s"
+        say.info("dropped", what, delivery, one_line(why), **self._fields(delivery))
         return False
 
-    def _fields(self, event: str, delivery: Delivery) -> dict[str, Any]:
-        return log_fields(
-            event,
-            entry=one_line(delivery.fire.entry),
-            task=one_line(delivery.task),
-            task_id=delivery.task_id,
-            scheduled=isoformat(delivery.fire.scheduled_fire_time),
-            owner=self._hostname,
-        )
+    def _fields(self, delivery: Delivery) -> dict[str, str]:
+        return {
+            "entry": one_line(delivery.fire.entry),
+            "task": one_line(delivery.task),
+            "task_id": delivery.task_id,
+            "scheduled": isoformat(delivery.fire.scheduled_fire_time),
+            "owner": self._hostname,
+        }
 
     def _safely(self, default: bool, question: Callable[[Any], bool], about: Any) -> bool:
         try:
@@ -253,8 +249,7 @@ class Guard:
             # The time of the run itself is up.
             raise
         except Exception:
-            extra = log_fields("unexpected_error", owner=self._hostname)
-            logger.exception("worker: unexpected error, the run starts", extra=extra)
+            say.exception("unexpected_error", "unexpected error, the run starts", owner=self._hostname)
             return default
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -12,7 +11,7 @@ from celery import Celery
 
 from celery_misfire.conf.settings import Settings
 from celery_misfire.exceptions import StoreUnavailable
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.sending.missed_runs import Part, Report, report
 from celery_misfire.sending.reporter import Reporter
 from celery_misfire.store.redis_store import RedisStore
@@ -21,7 +20,7 @@ from celery_misfire.trouble import Trouble
 
 __all__ = ["Reports", "StoreForRuns"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "worker")
 
 #: Longest wait of a run for the store, in seconds.
 CALL_TIMEOUT = 2.0
@@ -54,13 +53,13 @@ class StoreForRuns:
         except StoreUnavailable as exc:
             if trouble.fail(time.monotonic()):
                 what = "until it answers, runs are neither judged nor deduplicated"
-                extra = log_fields("store_unavailable", owner=self._hostname)
-                logger.warning("worker: %s; %s", exc, what, extra=extra)
+                say.warning("store_unavailable", "%s; %s", exc, what, owner=self._hostname)
             return None
         if (away := trouble.end(time.monotonic())) is not None:
             place = address(self._settings.redis_url)
-            extra = log_fields("store_available", owner=self._hostname)
-            logger.info("worker: Redis at %s answers again after %.0f s", place, away, extra=extra)
+            say.info(
+                "store_available", "Redis at %s answers again after %.0f s", place, away, owner=self._hostname
+            )
         return answer
 
     @property

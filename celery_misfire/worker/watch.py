@@ -7,7 +7,6 @@ solo pool blocks its worker.
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 import time
@@ -28,7 +27,7 @@ from celery_misfire.control import read_hold
 from celery_misfire.events import time_in
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.fire import isoformat
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.misfire import from_millis
 from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.signals import beat_overdue
@@ -42,7 +41,7 @@ from celery_misfire.trouble import Trouble
 
 __all__ = ["Alarm", "Watch"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "worker")
 
 #: A watcher that has not looked for so many check rates is replaced.
 WATCHER_TTL = 1.5
@@ -125,19 +124,17 @@ class Watch:
             try:
                 self.look()
                 if (away := self._trouble.end(time.monotonic())) is not None:
+                    what = "Redis at %s answers again after %.0f s; beat is watched"
                     place = address(self._settings.redis_url)
-                    what, extra = "answers again after", self._fields("store_available")
-                    logger.info(
-                        "worker: Redis at %s %s %.0f s; beat is watched", place, what, away, extra=extra
-                    )
+                    say.info("store_available", what, place, away, owner=self._hostname)
             except StoreUnavailable as exc:
                 if self._trouble.fail(time.monotonic()):
-                    extra = self._fields("store_unavailable")
-                    logger.warning("worker: nobody can see whether beat is overdue: %s", exc, extra=extra)
+                    what = "nobody can see whether beat is overdue: %s"
+                    say.warning("store_unavailable", what, exc, owner=self._hostname)
             except BaseException:
                 # A receiver may raise anything, and no other thread of this worker watches.
-                extra = self._fields("unexpected_error")
-                logger.exception("worker: unexpected error while watching beat", extra=extra)
+                what = "unexpected error while watching beat"
+                say.exception("unexpected_error", what, owner=self._hostname)
             stop.wait(self._settings.check_rate)
 
     def look(self) -> None:
@@ -201,14 +198,10 @@ class Watch:
         if self._keep_watch(alarm="") is not None:
             self._tell(Alarm(int(since)))
 
-    def _fields(self, event: str, **values: object) -> dict[str, Any]:
-        return log_fields(event, owner=self._hostname, **values)
-
     def _log(self, alarm: Alarm) -> None:
-        scheduled = isoformat(from_millis(alarm.since))
+        told = alarm.sentence(self._app.timezone)
+        fields = {"scheduled": isoformat(from_millis(alarm.since)), "owner": self._hostname}
         if alarm.is_over:
-            extra, level = self._fields("beat_is_back", scheduled=scheduled), logging.INFO
+            say.info("beat_is_back", "%s", told, **fields)
         else:
-            extra = self._fields("overdue", scheduled=scheduled, entries=len(alarm.entries))
-            level = logging.ERROR
-        logger.log(level, "worker: %s", alarm.sentence(self._app.timezone), extra=extra)
+            say.error("overdue", "%s", told, entries=len(alarm.entries), **fields)

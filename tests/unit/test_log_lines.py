@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from celery_misfire.events import Event, GaveUp, Misfired, Sent
-from celery_misfire.log_lines import LONGEST_WAIT, STRAGGLERS, EventLog, event_fields
+from celery_misfire.log_lines import LONGEST_WAIT, STRAGGLERS, EventLog, Log, event_fields
 from celery_misfire.misfire import Reason
 from tests.support.processes import ROOT
 
@@ -65,7 +65,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[tuple[str, str]]
 
 @pytest.fixture
 def log() -> EventLog:
-    return EventLog(logging.getLogger("celery_misfire.test"), UTC, "host:7")
+    return EventLog(Log("celery_misfire.test", "beat"), UTC, "host:7")
 
 
 def levels(lines: list[tuple[str, str]]) -> dict[str, int]:
@@ -252,7 +252,7 @@ def test_each_line_of_the_package_says_what_it_tells_of_and_the_documentation_kn
 
 
 _LOGS = re.compile(r"(self\._)?logger\.(info|warning|error|exception|critical|log)")
-_WORDS = re.compile(r"log_fields\(\s*\"(\w+)\"")
+_WORDS = re.compile(r"(?:log_fields|say\.\w+|_log\.\w+)\((?:\s*level,)?\s*\"(\w+)\"")
 
 
 def test_each_kind_of_event_has_fields_that_are_documented():
