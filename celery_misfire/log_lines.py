@@ -88,9 +88,11 @@ class Log:
     def at(self, level: int, word: str, text: str, /, *args: object, **fields: object) -> None:
         self._write(level, text, args, log_fields(word, **fields))
 
-    def event(self, level: int, event: Event, text: str, /, *args: object, owner: str = "") -> None:
-        """Log a line about an event, with its fields."""
-        self._write(level, text, args, event_fields(event, owner))
+    def event(
+        self, level: int, event: Event, text: str, /, *args: object, word: str = "", **fields: object
+    ) -> None:
+        """Log a line about an event, with its fields. Its word is the event's own, or another one."""
+        self._write(level, text, args, event_fields(event) | log_fields(word or event.kind, **fields))
 
     def shows(self, level: int) -> bool:
         return self._logger.isEnabledFor(level)

@@ -31,7 +31,7 @@ from celery_misfire.log_lines import Log
 from celery_misfire.misfire import Reason
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.sending.choice import DispatchChoice
-from celery_misfire.sending.dispatch import Attempt, Fate, Publisher, Run
+from celery_misfire.sending.dispatch import Attempt, Fate, Oversight, Publisher, Run
 from celery_misfire.store.port import Store, Taken
 
 __all__ = ["Leader"]
@@ -80,16 +80,8 @@ class Leader:
         self._misses = PendingMisses(self._ledger, reporter, each=each)
         self._intents = Intents(store, lease, self._ledger)
         self._adoption = Adoption(self._ledger, self._intents, resume_misfires=resume_misfires)
-        self._dispatch = DispatchChoice(
-            store,
-            lease,
-            self._ledger,
-            publisher,
-            may_send=self._may_send,
-            note=self._note_attempt,
-            wall=wall,
-            steady=steady,
-        )
+        oversight = Oversight(self._may_send, self._note_attempt, wall, steady)
+        self._dispatch = DispatchChoice(store, lease, self._ledger, publisher, oversight)
         self._failing = FailingEntries(self._ledger, steady)
         self._outages = Outages(wall() - steady() * 1000)
         self._queues = Queues()

@@ -5,13 +5,13 @@ One transaction is possible where messages and state share a database.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from celery_misfire.leadership.deployment import TWO_DEPLOYMENTS
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.log_lines import Log
-from celery_misfire.sending.dispatch import Attempt, Publisher, Run, TwoStep
+from celery_misfire.sending.dispatch import Oversight, Publisher, Run, TwoStep
 from celery_misfire.sending.transactional import Transactional
 from celery_misfire.store.port import LeaseValue, Store
 
@@ -28,28 +28,14 @@ class DispatchChoice:
 
     The lease is a random token. Where the broker's own connection reads it under the store's key, the two are
     one database, whatever their URLs say.
-
-    :param may_send: and `note`, `wall` and `steady`: as for both ways (:class:`.Transactional`).
     """
 
     def __init__(
-        self,
-        store: Store,
-        lease: Lease,
-        ledger: Ledger,
-        publisher: Publisher,
-        *,
-        may_send: Callable[[], bool],
-        note: Callable[[Run, Attempt], None],
-        wall: Callable[[], int],
-        steady: Callable[[], float],
+        self, store: Store, lease: Lease, ledger: Ledger, publisher: Publisher, oversight: Oversight
     ) -> None:
         self._store, self._lease, self._ledger, self._publisher = store, lease, ledger, publisher
-        self._steady = steady
-        self._two_step = TwoStep(ledger, publisher, may_send=may_send, note=note, wall=wall)
-        self._transactional = Transactional(
-            ledger, publisher, self._two_step, may_send=may_send, note=note, wall=wall, steady=steady
-        )
+        self._steady, self._two_step = oversight.steady, TwoStep(ledger, publisher, oversight)
+        self._transactional = Transactional(ledger, publisher, self._two_step, oversight)
         #: What was looked at last: the token, and when it is to be looked at again.
         self._token, self._look_at = "", 0.0
         self._said: bool | None = None
@@ -89,13 +75,8 @@ class DispatchChoice:
         if known is not None and not (changed := ours.difference(known)) and (known.place or not ours.place):
             return
         if known is not None and changed:
-            say.warning(
-                "deployments",
-                "the runs of %s go elsewhere from now on: %s (there: until now, here: from now on). %s",
-                self._store,
-                changed,
-                TWO_DEPLOYMENTS,
-            )
+            what = "the runs of %s go elsewhere from now on: %s (there: until now, here: from now on). %s"
+            say.warning("deployments", what, self._store, changed, TWO_DEPLOYMENTS)
         self._store.write_destination(self._lease.token, ours)
 
     @property

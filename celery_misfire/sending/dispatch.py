@@ -23,7 +23,7 @@ from celery_misfire.records import Definition, EntryRecord, Intent
 from celery_misfire.store.port import Push
 from celery_misfire.store.state_mark import Destination
 
-__all__ = ["Attempt", "Fate", "Message", "Publisher", "Run", "TwoStep"]
+__all__ = ["Attempt", "Fate", "Message", "Oversight", "Publisher", "Run", "TwoStep"]
 
 
 @dataclass(frozen=True)
@@ -152,25 +152,27 @@ class _Try:
         return self.attempt.fate is not Fate.NOT_TRIED
 
 
-class TwoStep:
-    """Claim, send, acknowledge.
+@dataclass(frozen=True)
+class Oversight:
+    """What the leader has to say about sending, whichever way it is done.
 
     :param may_send: whether the lease is still ours and the broker is there, as far as we know.
-    :param note: told of each attempt as soon as it has been made.
+    :param note: told of each attempt as soon as its fate is known.
     :param wall: the wall clock, in milliseconds UTC.
+    :param steady: a clock that nobody sets, in seconds.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        publisher: Publisher,
-        *,
-        may_send: Callable[[], bool],
-        note: Callable[[Run, Attempt], None],
-        wall: Callable[[], int],
-    ) -> None:
-        self._ledger, self._publisher = ledger, publisher
-        self._may_send, self._note, self._wall = may_send, note, wall
+    may_send: Callable[[], bool]
+    note: Callable[[Run, Attempt], None]
+    wall: Callable[[], int]
+    steady: Callable[[], float]
+
+
+class TwoStep:
+    """Claim, send, acknowledge."""
+
+    def __init__(self, ledger: Ledger, publisher: Publisher, oversight: Oversight) -> None:
+        self._ledger, self._publisher, self._oversight = ledger, publisher, oversight
 
     def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
         """Do a commit and send these runs, whose intents are in it or in the records already.
@@ -188,7 +190,7 @@ class TwoStep:
     def _send_all(self, runs: Sequence[Run], tries: list[_Try]) -> None:
         failed: set[str] = set()
         for run in runs:
-            if not self._may_send():
+            if not self._oversight.may_send():
                 break
             if run.entry in failed and (run.entry, run.intent.scheduled) not in self._ledger.untried:
                 # It waits for its next try, and holds up no later run.
@@ -198,7 +200,7 @@ class TwoStep:
                 continue
             if attempt.fate is not Fate.SENT:
                 failed.add(run.entry)
-            self._note(run, attempt)
+            self._oversight.note(run, attempt)
             if attempt.broker_failed:
                 break
 
@@ -206,7 +208,7 @@ class TwoStep:
         try:
             if not any(one.was_made for one in tries):
                 self._publisher.connect()
-            message = message_of(self._ledger, run, self._ledger[run.entry], self._wall())
+            message = message_of(self._ledger, run, self._ledger[run.entry], self._oversight.wall())
         except Exception as exc:
             # The broker is away, or a schedule of the app's own fails: this says nothing about the message.
             return Attempt(Fate.NOT_TRIED, exc)
@@ -220,13 +222,13 @@ class TwoStep:
         under_way = [one for one in tries if one.attempt.fate is Fate.UNDER_WAY]
         if not under_way:
             return
-        settled = self._publisher.settle(may_send=self._may_send())
+        settled = self._publisher.settle(may_send=self._oversight.may_send())
         for one in under_way:
             one.attempt = settled[one.message.task_id]
         # The failure of the broker comes last: it is what is known of it now.
         for one in sorted(under_way, key=lambda one: one.attempt.broker_failed):
             if one.attempt.fate is Fate.SENT or one.attempt.error is not None:
-                self._note(one.run, one.attempt)
+                self._oversight.note(one.run, one.attempt)
 
     def _acknowledge(self, runs: Sequence[Run], tries: Iterable[_Try]) -> None:
         """Take what was sent out of the records, and note what is certain of the rest."""
@@ -245,7 +247,7 @@ class TwoStep:
                     left.append(replaced(intent, unsent=fate is Fate.REFUSED))
             commit.records[name] = replaced(record, intents=tuple(left))
         self._ledger.commit(commit)
-        now = self._wall()
+        now = self._oversight.wall()
         late = (one.message for one in sent if now - one.message.due >= one.message.threshold)
         take_back(self._ledger, ((m.definition.name, m.task_id, m.intent) for m in late))
 

@@ -194,11 +194,8 @@ class EntryPublisher:
                 interruption = interruption or receipt.failure
             self._settled[message.task_id] = attempt
         if isinstance(interruption, Interrupted):
-            say.warning(
-                "problem",
-                "a message ended the channel (%s); its batch is sent again, one by one",
-                interruption,
-            )
+            what = "a message ended the channel (%s); its batch is sent again, one by one"
+            say.warning("problem", what, interruption)
 
     def _send(self, message: Message, *, batched: bool = False) -> Attempt:
         try:
@@ -234,14 +231,8 @@ class EntryPublisher:
         finally:
             entry.options = options
         if error is not None and starts:
-            name = quote_name(message.definition.name)
-            say.warning(
-                "ran_here",
-                "a run of entry %s was run here at once and failed: %s",
-                name,
-                name_error(error),
-                entry=message.definition.name,
-            )
+            what, name = "a run of entry %s was run here at once and failed: %s", message.definition.name
+            say.warning("ran_here", what, quote_name(name), name_error(error), entry=name)
             error = None
         self._producer_took_it = receipt.was_taken
         if receipt.is_open or isinstance(receipt.failure, Interrupted):
@@ -262,15 +253,9 @@ def _attempt(message: Message, receipt: Receipt, error: Exception | None) -> Att
         return Attempt(Fate.SENT)
     if receipt.was_taken:
         # The error came from an apply_async of the app's own, or from a receiver of a signal.
-        name, what = quote_name(message.definition.name), receipt.failure or name_error(error)
-        say.warning(
-            "problem",
-            "a run of entry %s was sent, and an error came after that: %s",
-            name,
-            what,
-            entry=message.definition.name,
-            task_id=message.task_id,
-        )
+        name, why = message.definition.name, receipt.failure or name_error(error)
+        what = "a run of entry %s was sent, and an error came after that: %s"
+        say.warning("problem", what, quote_name(name), why, entry=name, task_id=message.task_id)
         return Attempt(Fate.SENT)
     if receipt.failure is not None or isinstance(error, BrokerUnavailable):
         return Attempt(Fate.IN_DOUBT, receipt.failure or error)

@@ -56,10 +56,8 @@ class StoreForRuns:
                 say.warning("store_unavailable", "%s; %s", exc, what, owner=self._hostname)
             return None
         if (away := trouble.end(time.monotonic())) is not None:
-            place = address(self._settings.redis_url)
-            say.info(
-                "store_available", "Redis at %s answers again after %.0f s", place, away, owner=self._hostname
-            )
+            what, place = "Redis at %s answers again after %.0f s", address(self._settings.redis_url)
+            say.info("store_available", what, place, away, owner=self._hostname)
         return answer
 
     @property
