@@ -43,12 +43,9 @@ def log_fields(event: str, **values: object) -> dict[str, Any]:
     return {PREFIX + name: v for name, v in {"event": event, **values}.items() if v is not None}
 
 
-def event_fields(event: Event, owner: str = "") -> dict[str, Any]:
-    """Return the fields of a line about an event, for ``extra``.
-
-    :param owner: the beat or the worker that says it, unless the event knows.
-    """
-    values: dict[str, object] = {"owner": owner or None}
+def event_fields(event: Event) -> dict[str, Any]:
+    """Return the fields of a line about an event, for ``extra``."""
+    values: dict[str, object] = {}
     for name, value in vars(event).items():
         if name in _LEFT_OUT or value in (None, ""):
             continue
@@ -98,7 +95,12 @@ class Log:
         return self._logger.isEnabledFor(level)
 
     def _write(
-        self, level: int, text: str, args: Iterable[object], fields: Mapping[str, Any], exc_info: bool = False
+        self,
+        level: int,
+        text: str,
+        args: Iterable[object],
+        fields: Mapping[str, Any],
+        exc_info: bool | None = None,
     ) -> None:
         line = f"{self._who}: {text}"
         # Two calls up is whoever has something to say.

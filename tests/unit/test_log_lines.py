@@ -238,6 +238,25 @@ def test_the_summary_carries_its_fields(log: EventLog, caplog: pytest.LogCapture
     }
 
 
+def test_a_line_is_its_writers_and_an_error_brings_its_traceback(caplog: pytest.LogCaptureFixture):
+    say = Log("celery_misfire.test", "beat")
+    say.warning("clock", "set by %d s", 3, entry="reports")
+    try:
+        raise KeyError
+    except KeyError:
+        say.exception("unexpected_error", "unexpected error")
+    plain, failed = caplog.records
+    assert (plain.name, plain.filename, plain.getMessage()) == (
+        "celery_misfire.test",
+        "test_log_lines.py",
+        "beat: set by 3 s",
+    )
+    assert (vars(plain)["misfire.event"], vars(plain)["misfire.entry"]) == ("clock", "reports")
+    assert (plain.exc_info, failed.levelname) == (None, "ERROR")
+    assert failed.exc_info is not None
+    assert failed.exc_info[0] is KeyError
+
+
 def test_each_line_of_the_package_says_what_it_tells_of_and_the_documentation_knows_the_word():
     documented = (ROOT / "docs" / "logs.md").read_text()
     without, unknown = [], []
