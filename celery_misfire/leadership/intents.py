@@ -157,4 +157,6 @@ def _runs(record: EntryRecord, intent: Intent) -> bool:
 
 
 def _without(record: EntryRecord, intents: Collection[Intent]) -> EntryRecord:
+    if not intents:
+        return record
     return replace(record, intents=tuple(i for i in record.intents if i not in intents))

@@ -251,6 +251,9 @@ class Leader:
         self.is_behind = len(due) >= LARGEST_BATCH
         if due:
             self._dispatch.carry_out(*self._decisions.plan_due(due, now, hold=hold))
+            if not (self.is_behind or self._queues.unsent or self._queues.catch_up):
+                # The usual case: beat wakes once for each fire time.
+                return self._sleep()
             if self._steady() - self._caught_up_at < CATCH_UP_EVERY:
                 return 0.0
         self._caught_up_at = self._steady()
