@@ -126,9 +126,7 @@ class EventLog:
 
     def listen(self, events: Sequence[Event]) -> None:
         """Take over the events of a commit. They are logged by :meth:`write`."""
-        self._heard += (
-            e for e in events if isinstance(e, Misfired | GaveUp | Paused | Resumed) or _is_late_run(e)
-        )
+        self._heard += (e for e in events if isinstance(e, _TOLD) or _is_late_run(e))
 
     def write(self, now: float, *, is_complete: bool) -> None:
         """Log what was heard.
