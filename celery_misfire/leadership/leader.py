@@ -41,6 +41,10 @@ logger = logging.getLogger(__name__)
 
 #: Catching up gets a turn at least so often, in seconds, however busy beat is with what is on time.
 CATCH_UP_EVERY = 1.0
+#: A step of catching up takes about so long at most, in seconds: what comes due meanwhile waits for its end.
+LONGEST_STEP = 0.02
+#: So many runs are caught up in a step, however slow it is.
+SMALLEST_STEP = 10
 #: A queue that is too long for catching up is looked at so often, in seconds.
 LOOK_AT_QUEUE_EVERY = 5.0
 #: Longest sleep, in seconds: the lease's thread wants to see the main loop go on.
@@ -107,6 +111,8 @@ class Leader:
         #: True until the records have followed the clock.
         self._clock_was_set_back = False
         self._caught_up_at = 0.0
+        #: So many runs are caught up in the next step.
+        self._step = LARGEST_BATCH
         #: True while something may be overdue that is not planned.
         self.is_behind = True
         self._decisions = Decisions(
@@ -309,14 +315,18 @@ class Leader:
     def _room(self) -> int:
         """Return how many late runs may be sent now."""
         if self._dispatch.queue_length <= self._catch_up_queue:
-            return LARGEST_BATCH
+            return self._step
         # After a single run, the queue's length is asked again.
         return 1 if self._steady() >= self._look_at_queue else 0
 
     def _catch_up(self, now: int) -> None:
         room = self._room()
-        self._look_at_queue = self._steady() + LOOK_AT_QUEUE_EVERY
-        work, again = self._decisions.catch_up(now, room)
-        self._dispatch.carry_out(*work)
+        begin = self._steady()
+        self._look_at_queue = begin + LOOK_AT_QUEUE_EVERY
+        (commit, runs), again = self._decisions.catch_up(now, room)
+        self._dispatch.carry_out(commit, runs)
+        if (length := self._steady() - begin) > 0:
+            step = round(len(runs) * LONGEST_STEP / length)
+            self._step = max(SMALLEST_STEP, min(LARGEST_BATCH, step))
         if again:
             self._dispatch.carry_out(*self._decisions.judge_again(again, now))
