@@ -26,8 +26,8 @@ __all__ = ["NOT_ASKED", "BeatEntries", "ConfiguredEntries", "Entry", "own_is_due
 
 logger = logging.getLogger(__name__)
 
-#: Pause between two looks for changes, in seconds per entry. A look at one takes about 0.1 % of it.
-PAUSE_PER_ENTRY = 1e-4
+#: Pause between two looks for changes, in seconds: for each entry, and at most. A look takes less than 1 %.
+PAUSE_PER_ENTRY, LONGEST_PAUSE = 5e-4, 5.0
 
 
 #: What is wrong with an ``is_due()`` of the app's own, but for one of a schedule.
@@ -213,7 +213,7 @@ class BeatEntries:
         now, seen = time.monotonic(), self._seen
         if now < self._next_look:
             return False
-        self._next_look = now + len(schedule) * PAUSE_PER_ENTRY
+        self._next_look = now + min(LONGEST_PAUSE, len(schedule) * PAUSE_PER_ENTRY)
         same = len(schedule) == len(seen) and all(map(is_, seen, schedule))
         return not (same and all(map(is_, seen.values(), schedule.values())))
 

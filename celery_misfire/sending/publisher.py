@@ -138,9 +138,7 @@ class EntryPublisher:
             if attempt.fate is Fate.SENT:
                 self._apart.discard(definition.name)
             return attempt
-        attempt = (
-            self._hold_back(message) if is_redis else self._send(message, batched=True, early=early)
-        )
+        attempt = self._hold_back(message) if is_redis else self._send(message, batched=True, early=early)
         if len(self._under_way) >= MOST_MESSAGES or self._length > MOST_CHARACTERS:
             self._finish()
         return attempt
