@@ -291,7 +291,7 @@ class Ledger(Mapping[str, EntryRecord]):
 
     def with_certainty(self, record: EntryRecord) -> EntryRecord:
         """Mark the intents of which this process knows that no attempt was made."""
-        if not record.intents:
+        if self.untried.isdisjoint((record.name, i.scheduled) for i in record.intents):
             return record
         intents = tuple(
             replaced(i, unsent=True) if (record.name, i.scheduled) in self.untried else i
