@@ -15,7 +15,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long matrix bench mutation lint format messages docs clean
+.PHONY: help demo test test-long matrix bench mutation lint format messages docs links clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ messages: $(VENV)/.test ## Bring the translations up to date with the texts, and
 
 docs: $(VENV)/.docs ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+links: $(VENV)/.docs ## Check that the links of the documentation to other sites lead somewhere (needs the internet)
+	$(BIN)/sphinx-build -W --keep-going -b linkcheck docs docs/_build/links
 
 clean: ## Remove the environment and everything built
 	rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -140,10 +140,9 @@ class EventLog:
         for event in heard:
             if isinstance(event, Misfired | GaveUp):
                 self._outages.setdefault(event.reason, _Outage(now + LONGEST_WAIT)).add(event)
-            else:
+            elif isinstance(event, Paused | Resumed):
                 # Somebody has stopped entries, or let them go on.
-                is_asked_for = isinstance(event, Paused | Resumed)
-                self._say(logging.WARNING if is_asked_for else logging.INFO, event)
+                self._say(logging.WARNING, event)
         for reason, outage in list(self._outages.items()):
             is_due = is_complete or now >= outage.waits_until
             if outage.is_large or is_due:
@@ -155,6 +154,10 @@ class EventLog:
                 self._tell(reason, outage)
             elif now >= outage.ends_at and not outage.is_untold:
                 del self._outages[reason]
+        # Late runs are told after the misfires that they come from.
+        for event in heard:
+            if isinstance(event, Sent):
+                self._say(logging.INFO, event)
 
     def close(self, now: float) -> None:
         """Log what is left."""

@@ -19,6 +19,11 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 
+# The site of this project, which is built from these pages, and pages that turn robots away.
+linkcheck_ignore = [r"https://celery-misfire\.readthedocs\.io/.*", r"https://github\.com/celery-misfire/.*"]
+linkcheck_timeout = 20
+linkcheck_retries = 3
+
 html_theme = "furo"
 html_title = f"{project} {release}"
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["plain_names", "plainly_named"]
+__all__ = ["plain_names", "plainly_named", "shows_arguments", "without_arguments"]
 
 #: What follows the task in a name without arguments.
 _HIDES_NOTHING = re.compile(r"\(\)|\(\.\.\.\)( #\d+)?")
@@ -51,15 +51,33 @@ def plainly_named(schedule: Mapping[str, Any]) -> Mapping[str, Any]:
     return {plain.get(name, name): entry for name, entry in schedule.items()} if plain else schedule
 
 
+def without_arguments(name: Any, task: str = "") -> Any:
+    """Return the name of an entry as it can be shown, when there are no others to tell it from.
+
+    :param name: what is no text is returned as it is.
+    :param task: '' when nobody knows it: then whatever looks like a call has arguments.
+    """
+    if not isinstance(name, str):
+        return name
+    if shows_arguments(name, task):
+        return f"{task}(...)"
+    return name if task else re.sub(r"(?s)^([\w.]+)\(.+\)$", r"\1(...)", name)
+
+
 def _task_of(name: str, entry: Any) -> str:
     """Return the task of an entry whose name has arguments in it, '' for another one."""
     task = entry.get("task") if isinstance(entry, Mapping) else getattr(entry, "task", None)
-    if not isinstance(task, str):
-        return ""
+    return task if isinstance(task, str) and shows_arguments(name, task) else ""
+
+
+def shows_arguments(name: str, task: str) -> bool:
+    """Return whether the name of an entry is what Celery makes of this task and its arguments."""
+    if "(" not in name:
+        return False
     if name.startswith(f"{task}("):
         # Without arguments nothing has to be hidden, and a plain name stays as it is.
         if _HIDES_NOTHING.fullmatch(name, len(task)):
-            return ""
+            return False
         if name.endswith(")"):
-            return task
-    return task if task in _CANVAS else ""
+            return True
+    return task in _CANVAS

@@ -25,7 +25,7 @@ from celery_misfire.conf.entries import (
     policy_keys,
     policy_of,
 )
-from celery_misfire.conf.names import plain_names
+from celery_misfire.conf.names import plain_names, without_arguments
 from celery_misfire.conf.problems import (
     Problems,
     as_bool,
@@ -341,9 +341,11 @@ def _read(app: Celery, *, needs_store: bool = True) -> tuple[Settings, Problems]
     plain = plain_names(app.conf.beat_schedule) if given_policies else {}
     for entry, policy in given_policies.items():
         name = plain.get(entry, entry)
-        with problems.at(f"{spell('misfire_policies')}[{quote_name(name)}]"):
+        with problems.at(f"{spell('misfire_policies')}[{quote_name(without_arguments(name))}]"):
             # Under Django, a row has the name that Celery gave.
             policies[entry] = policies[name] = policy_keys(policy)
+    # And where it is no row, another one.
+    policies |= {own: policies[name] for own, name in plain.items() if name in policies}
     ttl = values.get("lease_ttl", Settings.lease_ttl)
     in_step = {
         "lease_renew": min(Settings.lease_renew, ttl / 3),

@@ -12,7 +12,7 @@ from kombu.serialization import dumps
 
 from celery_misfire.conf.celery_redis import stays_with_the_first
 from celery_misfire.conf.entries import ConfiguredEntry, place_of
-from celery_misfire.conf.names import plain_names
+from celery_misfire.conf.names import plain_names, without_arguments
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings
 from celery_misfire.misfire import MisfirePolicy, Trigger
@@ -37,10 +37,10 @@ def unknown_policies(app: Celery, settings: Settings, names: Collection[str]) ->
     setting, plain = spelling(app)("misfire_policies"), plain_names(app.conf.beat_schedule)
     # Names that Celery made of arguments are not suggested.
     shown = {plain.get(name, name) for name in names} | {*plain.values()}
+    unknown = [n for n in settings.policies if n not in names and n not in plain and n not in shown]
     return [
         as_line(f"{setting}[{quote_name(name)}]", f"no entry has this name.{suggestion(name, shown)}")
-        for name in settings.policies
-        if name not in names and name not in plain and name not in shown
+        for name in map(without_arguments, unknown)
     ]
 
 

@@ -8,8 +8,12 @@ from html import unescape
 from typing import Any
 
 import pytest
+import redis
 
-from tests.support.admin_site import AdminSite, now
+from celery_misfire.events import Missed, encode
+from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason, from_millis
+from tests.support.admin_site import NAMESPACE, AdminSite, now
+from tests.support.processes import published
 
 LIST = "/admin/django_celery_beat/periodictask/"
 VIEW = ("view_periodictask", "view_missedfire")
@@ -78,6 +82,59 @@ def body(client: Any, url: str) -> str:
     answer = client.get(url)
     assert answer.status_code == 200
     return str(answer.content.decode())
+
+
+def test_a_task_that_celery_named_is_known_by_a_name_without_arguments(site: AdminSite) -> None:
+    from celery_misfire.contrib.django.recording import keep
+
+    task = hourly("shop.reports('hunter2')", args='["hunter2"]')
+    policy(task, instruction="ignore_misfire_policy")
+    shown, begin = f"shop.reports(...) row {task.pk}", now() - 3 * HOUR
+    site.plan(task, next_fire_time=begin)
+    moment = from_millis(begin - HOUR)
+    record = MissedFire(
+        entry=shown,
+        task=task.task,
+        task_id="of the miss",
+        first=moment,
+        last=moment,
+        count=1,
+        reason=Reason.CAPPED,
+        instruction=MisfireInstruction.IGNORE_MISFIRE_POLICY,
+        detected_at=from_millis(now()),
+    )
+    site.write([], *encode([Missed.of(record)]))
+    keep(record)
+    client = site.client(*VIEW, "run_missedfire")
+    listed = body(client, f"{LIST}?misfires=overdue")
+    assert cells(listed, "misfire_state")[0].startswith("3 hours overdue · 1 missed · run every")
+    from celery_misfire.contrib.django.models import MissedFire as Model
+
+    pages = [body(client, f"{LIST}{task.pk}/{page}/") for page in ("timeline", "what-if")]
+    kept = Model.objects.get()
+    assert kept.periodic_task_id == task.pk
+    of_record = f"/admin/celery_misfire/missedfire/{kept.pk}/change/"
+    pages += [body(client, of_record), body(client, "/admin/celery_misfire/missedfire/")]
+    assert all(shown in page for page in pages)
+    assert "overdue" in pages[0]
+    assert "Over the catch-up limit" in pages[0]
+    assert "Beat has not seen this task yet" not in pages[0]
+    client.post("/admin/celery_misfire/missedfire/run/", {"run": [str(kept.pk)]}, follow=True)
+    pages.append(body(client, of_record))
+    assert [page for page in pages if "hunter" in page or "(now:" in page] == []
+    [message] = published(site.url)
+    assert message.headers["periodic_task_name"] == message.misfire["entry"] == shown
+
+
+def test_a_state_of_a_newer_version_is_told(site: AdminSite) -> None:
+    site.plan(hourly("reports"))
+    with redis.Redis.from_url(site.url) as client:
+        client.hset(f"celery-misfire:{{{NAMESPACE}}}:state", "_meta", '{"schema": 99}')
+    page = unescape(body(site.client(*VIEW), LIST))
+    assert "The state in Redis is not of this version" in page
+    assert "schema 99" in page
+    assert cells(page, "misfire_next") == ["-"]
+    assert cells(page, "name") == ["reports"]
 
 
 # -- the list ----------------------------------------------------------------------------------------------

@@ -71,6 +71,12 @@ def test_a_record_belongs_to_the_row_whatever_becomes_of_its_name(any_site: Djan
     assert (found["third"], found["other"]) == (None, None)
 
 
+def test_a_record_belongs_to_the_row_whose_key_its_entry_tells(any_site: DjangoProject) -> None:
+    row = any_site.add("record('x')", interval=3600)
+    keep(replace(MISSED, entry=f"record(...) row {row.pk}"))
+    assert records().get().periodic_task_id == row.pk
+
+
 def test_records_of_an_earlier_version_find_their_rows(any_site: DjangoProject) -> None:
     from django.core.management import call_command
 

@@ -180,6 +180,43 @@ def test_policies_come_from_the_row_then_by_name_then_from_the_site(site: Django
     assert row.name == "both"
 
 
+def test_policies_of_a_row_that_celery_named_go_by_either_name(
+    site: DjangoProject, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    from celery_misfire.contrib.django.policies import policy_of
+    from celery_misfire.contrib.django.rows import trigger_of
+
+    row = site.add("record('hunter2')", interval=60)
+    shown = f"record(...) row {row.pk}"
+    # The last one is what such an entry is called where it is no row.
+    app.conf.beat_schedule = {row.name: {"task": "record", "schedule": 60.0}}
+    for name in (row.name, shown, "record(...)"):
+        app.conf.misfire_policies = {name: "do_nothing"}
+        table = table_of(app)
+        with caplog.at_level(logging.INFO):
+            look(table)
+        assert set(table.rows) == {shown}
+        found = table.rows[shown].definition
+        assert (found.name, found.policy.instruction) == (shown, MisfireInstruction.DO_NOTHING)
+        assert policy_of(row, trigger_of(row), read_settings(app)) == found.policy
+    assert "no entry has this name" not in caplog.text
+    app.conf.misfire_policies = {"record('hunter1')": "do_nothing", "record": "do_nothing"}
+    look(table_of(app))
+    assert caplog.text.count("no entry has this name") == 2
+    site.add("record('hunter3')", crontab={"minute": "0"}, misfire={"instruction": "fire_now"})
+    site.add("record('hunter4')", interval=60, one_off=True)
+    broken = site.add("record('hunter5')", interval=50)
+    type(broken.interval).objects.filter(pk=broken.interval_id).update(every=0)
+    table = table_of(app)
+    look(table)
+    table.finish(next(r for r in table.rows.values() if r.is_single_run))
+    table.work()
+    for told in ("is not used", "is left out", "is finished, and disabled"):
+        assert told in caplog.text
+    assert "hunter" not in caplog.text
+    assert "hunter" not in str([vars(line) for line in caplog.records])
+
+
 def test_a_wrong_row_is_told_and_left_alone_and_the_others_go_on(
     site: DjangoProject, app: Celery, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -28,7 +28,7 @@ PREFIX = "celery-misfire:{acceptance}:"
 STATE, LEASE, LOG = (PREFIX + key for key in ("state", "lease", "log"))
 OURS = re.compile(
     r"celery-misfire:\{acceptance\}:"
-    r"(state|lease|log|note|place|watcher|watch|guard|counts:\d{4}-\d\d-\d\dT\d\d|late:[0-9a-f]{40}"
+    r"(state|lease|log|note|place|stopped|beats|control|watcher|watch|guard|counts:\d{4}-\d\d-\d\dT\d\d|late:[0-9a-f]{40}"
     r"|fire:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})"
 )
 #: What broker and result backend keep there.

@@ -14,6 +14,7 @@ from celery_misfire.store.memory import Fault
 from celery_misfire.store.owner import name_of
 from celery_misfire.store.port import LeaseValue, Store, Taken
 from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store.sight import Renewed
 from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
 from tests.support.stores import MemoryPlace, StorePlace
@@ -238,10 +239,10 @@ def test_a_process_that_was_frozen_is_told_from_one_that_waited_for_the_store(
     assert lease.acquire()
     renew, renewals = store.renew, []
 
-    def slow(*args: Any) -> str:
+    def slow(*args: Any, **options: Any) -> Renewed:
         clock.now += FROZEN + 1
         renewals.append(args)
-        return renew(*args)
+        return renew(*args, **options)
 
     try:
         assert not lease.was_frozen()

@@ -18,6 +18,7 @@ from celery_misfire.records import Definition
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store.memory import MemoryDatabase, MemoryStore
+from celery_misfire.store.state_mark import Destination
 from celery_misfire.triggers.kinds import trigger_for
 
 SECOND, HOUR = 1_000, 3_600_000
@@ -123,6 +124,10 @@ class World:
     def read(self, key: str) -> None:
         """It is no Redis."""
         self.connect()
+
+    def destination(self, keys: Sequence[str]) -> Destination:
+        self.connect()
+        return Destination("memory", "", "celery")
 
     def publish(self, message: Message) -> Attempt:
         if not self.broker_is_up:

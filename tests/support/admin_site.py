@@ -81,11 +81,11 @@ class AdminSite:
 
     def plan(self, *tasks: Any, **state: Any) -> list[EntryRecord]:
         """Let beat have planned these rows; `state` changes where they stand, as ``next_fire_time=...``."""
-        from celery_misfire.contrib.django.rows import trigger_of
+        from celery_misfire.contrib.django.rows import entry_name, trigger_of
 
         planned = []
         for task in tasks:
-            record = records.first_seen(task.name, task.task, trigger_of(task), now(), from_now=True)
+            record = records.first_seen(entry_name(task), task.task, trigger_of(task), now(), from_now=True)
             planned.append(replace(record, state=replace(record.state, **state)))
         self.write([Change(record.name, "", records.dumps(record)) for record in planned])
         return planned

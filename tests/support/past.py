@@ -36,6 +36,8 @@ class Past:
             lambda: self.now,
             lambda: self.definitions,
             namespace=self._namespace,
+            # By the clock of Redis, no time passes between two beats.
+            restart_grace=0,
         )
         while True:
             delay = beat.tick()

@@ -8,17 +8,26 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from celery import Celery
 from click import Context
 from markdown_it import MarkdownIt
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 from celery_misfire.cli import misfire
+from celery_misfire.events import Misfired
+from celery_misfire.exceptions import TaskMissed
+from celery_misfire.testing import check_config, outage
+from celery_misfire.testing.process import BeatProcess
 from tests.support.django_project import sqlite
+from tests.support.pages import ID, blocks, on_one_line
 from tests.support.processes import ROOT
 
 README = ROOT / "README.md"
@@ -27,6 +36,9 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SITE = "https://celery-misfire.readthedocs.io/en/latest/"
 REPOSITORY = "https://github.com/celery-misfire/celery-misfire/blob/main/"
 FILES = "https://raw.githubusercontent.com/celery-misfire/celery-misfire/main/"
+
+#: A block of code.
+CODE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
 
 #: A site with the periodic task "reports", for the pages that are about Django.
 ON_DJANGO = """
@@ -38,7 +50,7 @@ PeriodicTask.objects.create(name="reports", task="shop.reports", interval=hourly
 """
 
 
-def blocks(parser: Any) -> list[Any]:
+def examples(parser: Any) -> list[Any]:
     """Return every block that a parser finds in the pages, as parameters of a test."""
     sybil = Sybil(parsers=[parser])
     return [
@@ -52,7 +64,7 @@ def page_id(page: Path) -> str:
     return page.stem
 
 
-@pytest.mark.parametrize("block", blocks(PythonCodeBlockParser()))
+@pytest.mark.parametrize("block", examples(PythonCodeBlockParser()))
 def test_each_block_of_python_runs_when_it_is_pasted_into_a_module_with_an_app(
     block: Example, tmp_path: Path, migrated_file: Path
 ) -> None:
@@ -70,7 +82,7 @@ def test_each_block_of_python_runs_when_it_is_pasted_into_a_module_with_an_app(
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("block", blocks(CodeBlockParser("console", lambda block: None)))
+@pytest.mark.parametrize("block", examples(CodeBlockParser("console", lambda block: None)))
 def test_each_command_of_ours_that_is_printed_exists(block: Example) -> None:
     commands = [text[2:] for text in str(block.parsed).splitlines() if text.startswith("$ ")]
     assert commands, "a block of commands has lines that begin with '$ '"
@@ -117,6 +129,75 @@ def test_every_link_of_the_readme_is_absolute_and_leads_to_something_that_is_her
                 assert (ROOT / target.removeprefix(prefix)).exists()
 
 
+@pytest.mark.parametrize("page", PAGES[1:], ids=page_id)
+def test_every_link_between_the_pages_leads_to_a_page_and_to_a_heading_of_it(page: Path) -> None:
+    text = CODE.sub("", page.read_text())
+    targets = re.findall(r"\]\(([^)\s]+)\)|\{download\}`[^<`]*<([^>]+)>`", text)
+    for target in filter(None, (target for found in targets for target in found)):
+        if not target.startswith("https://"):
+            name, _, anchor = target.partition("#")
+            linked = page.parent / name if name else page
+            assert linked.is_file(), target
+            assert not anchor or anchor in anchors(linked), target
+
+
+def test_every_page_is_named_on_the_first_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    linked = set(re.findall(r"\]\((\w[\w-]*)\.md\)", index))
+    in_tree = {
+        name for tree in re.findall(r"```{toctree}\n(.*?)```", index, re.DOTALL) for name in tree.split()
+    }
+    names = {page.stem for page in PAGES[1:]} - {"index"}
+    assert names == linked
+    assert names <= in_tree
+
+
 def anchors(page: Path) -> set[str]:
-    heads = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    heads = re.findall(r"^#+ (.+)$", CODE.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in heads}
+
+
+# -- what the pages say that is printed --------------------------------------------------------------------
+
+
+def test_beat_decides_and_logs_what_the_readme_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, events = Celery("shop"), []
+    [schedule] = [text for text in blocks(README, "python") if "app.conf.beat_schedule =" in text]
+    exec(schedule, {"app": app})
+    process = partial(BeatProcess, listeners=[events.extend])
+    monkeypatch.setattr("celery_misfire.testing.beat.BeatProcess", process)
+    eight, ten = (datetime(2026, 3, 2, hour, tzinfo=UTC) for hour in (8, 10))
+    beat = outage(app, start=eight, down_at=eight + timedelta(minutes=50), up_at=ten + timedelta(minutes=20))
+
+    log, error = (ID.sub("ID", on_one_line(text)) for text in blocks(README, "text"))
+    [misfire] = [event for event in events if isinstance(event, Misfired) and event.entry == "stocks"]
+    assert ID.sub("ID", misfire.sentence()) == log
+    [missed] = beat.missed("stocks")
+    assert f"celery_misfire.exceptions.TaskMissed: {TaskMissed.from_missed(missed)}" == error
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.y*ml")), ids=lambda path: path.name)
+def test_each_file_of_yaml_can_be_read(path: Path) -> None:
+    assert all(yaml.safe_load_all(path.read_text()))
+
+
+def test_the_manifest_probes_beat_by_a_command_that_exists() -> None:
+    manifest = (ROOT / "docs" / "kubernetes" / "beat.yaml").read_text()
+    deployment, budget = yaml.safe_load_all(manifest)
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    *shell, probe = container["livenessProbe"]["exec"]["command"]
+    assert shell == ["sh", "-c"]
+    # The page about probes explains the same command.
+    assert probe in (ROOT / "docs" / "probes.md").read_text()
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert (
+        labels == deployment["spec"]["selector"]["matchLabels"] == budget["spec"]["selector"]["matchLabels"]
+    )
+
+
+def test_beat_would_start_with_what_the_readme_configures() -> None:
+    configured = [text for text in blocks(README, "python") if "app.conf" in text]
+    app = Celery("shop", broker="redis://localhost")
+    exec("\n".join(configured), {"app": app})
+    assert set(app.conf.beat_schedule) == {"reports", "stocks"}
+    assert check_config(app) == []

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from celery import Celery, chain, chord, group
 
-from celery_misfire.conf.names import plain_names, plainly_named
+from celery_misfire.conf.names import plain_names, plainly_named, without_arguments
 from celery_misfire.conf.settings import read_config
 from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.exceptions import MisfireConfigError
@@ -93,6 +93,34 @@ def test_policies_match_by_celerys_own_name_and_by_the_plain_one(app: Celery) ->
     (warning,) = warnings_for(app, *read_config(app, app.conf.beat_schedule))
     assert "no entry has this name" in warning
     assert SECRET not in warning
+
+
+def test_a_policy_for_arguments_of_yesterday_shows_none_of_them(app: Celery) -> None:
+    app.add_periodic_task(10, app.tasks["shop.login"].s("bob", password="new"))
+    old = f"shop.login('bob', password='{SECRET}')"
+    app.conf.misfire_policies = {old: "do_nothing", f"nobody('{SECRET}')": "do_nothing"}
+    found = [w for w in warnings_for(app, *read_config(app, app.conf.beat_schedule)) if "no entry" in w]
+    assert ["shop.login(...)" in found[0], "nobody(...)" in found[1]] == [True, True]
+    assert SECRET not in str(found)
+    app.conf.misfire_policies = {old: "nonsense"}
+    with pytest.raises(MisfireConfigError) as caught:
+        read_config(app, app.conf.beat_schedule)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "shown"),
+    [
+        ("t('x')", "t", "t(...)"),
+        ("t (nightly)", "t", "t (nightly)"),
+        ("other('x')", "t", "other('x')"),
+        ("t('x')", "", "t(...)"),
+        ("t()", "", "t()"),
+        ("nightly (all)", "", "nightly (all)"),
+    ],
+)
+def test_a_name_by_itself_is_shown_without_arguments(name: str, task: str, shown: str) -> None:
+    assert without_arguments(name, task) == shown
 
 
 def test_long_arguments_are_no_long_name(app: Celery) -> None:

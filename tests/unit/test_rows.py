@@ -24,7 +24,13 @@ from django_celery_beat.models import (  # noqa: E402
     SolarSchedule,
 )
 
-from celery_misfire.contrib.django.rows import from_last_run_at, to_last_run_at, trigger_of  # noqa: E402
+from celery_misfire.contrib.django.rows import (  # noqa: E402
+    entry_name,
+    from_last_run_at,
+    key_in_name,
+    to_last_run_at,
+    trigger_of,
+)
 
 NOW = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -59,6 +65,41 @@ def fires(trigger: Trigger, n: int, first_seen: datetime = NOW) -> list[datetime
         result.append(from_millis(found))
         found = times.after(found)
     return result
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("shop.login('bob', password='x')", "shop.login(...) row 7"),
+        ("shop.login(1)", "shop.login(...) row 7"),
+        # What somebody has written stays.
+        ("shop.login", "shop.login"),
+        ("shop.login (nightly)", "shop.login (nightly)"),
+        ("nightly (all shops)", "nightly (all shops)"),
+        ("shop.login()", "shop.login()"),
+        ("shop.login(...)", "shop.login(...)"),
+        ("shop.login(...) #2", "shop.login(...) #2"),
+        ("other('x')", "other('x')"),
+        # But for a name that could be taken for the entry of another row.
+        ("shop.login(...) row 8", "shop.login(...) row 7"),
+        ("other(...) row 8", "shop.login(...) row 7"),
+    ],
+)
+def test_the_entry_of_a_row_has_no_arguments_in_its_name(name: str, shown: str) -> None:
+    assert entry_name(PeriodicTask(pk=7, name=name, task="shop.login")) == shown
+    assert key_in_name(shown) == (7 if shown.endswith("7") else None)
+
+
+def test_the_entry_of_a_row_is_found_by_its_key_however_long_its_task() -> None:
+    task = "t" * 195
+    name = entry_name(PeriodicTask(pk=123_456, name=f"{task}('x')", task=task))
+    assert len(name) == 200
+    assert key_in_name(name) == 123_456
+
+
+def test_signatures_show_no_arguments_either() -> None:
+    row = PeriodicTask(pk=7, name="[login(user) for user in ['bob']]", task="celery.map")
+    assert entry_name(row) == "celery.map(...) row 7"
 
 
 def test_an_interval_is_a_grid_from_one_interval_after_first_sight() -> None:

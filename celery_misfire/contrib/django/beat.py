@@ -22,13 +22,13 @@ from django_celery_beat.models import PeriodicTask
 from celery_misfire.beat import FAREWELL, MisfireMixin
 from celery_misfire.by_hand import Sendable
 from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry, policy_keys
-from celery_misfire.conf.names import plain_names
+from celery_misfire.conf.names import plain_names, plainly_named
 from celery_misfire.conf.settings import Settings
 from celery_misfire.conf.warnings import unknown_policies
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.policies import policy_of
-from celery_misfire.contrib.django.rows import entry_of, trigger_of
+from celery_misfire.contrib.django.rows import entry_name, entry_of, trigger_of
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
 from celery_misfire.events import Event, GaveUp, Misfired, Sent
 from celery_misfire.exceptions import MisfireConfigError, PublishRejected
@@ -60,12 +60,13 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
     def configured(cls, app: Celery) -> tuple[Settings, dict[str, ConfiguredEntry]]:
         settings, entries = super().configured(app)
         # Beat writes most entries of the configuration as rows; whoever changes a row has the last word.
-        rows = PeriodicTask._default_manager.all()
-        for task in rows.select_related("interval", "crontab", "solar", "clocked", "misfire_policy"):
-            entries.pop(task.name, None)
-            if task.enabled:
-                entries[task.name] = _configured_row(task, settings)
-        return settings, entries
+        related = ("interval", "crontab", "solar", "clocked", "misfire_policy")
+        rows = PeriodicTask._default_manager.select_related(*related)
+        names = {task.name for task in rows}
+        entries = {n: e for n, e in entries.items() if not names & {n, e.own_name}}
+        return settings, entries | {
+            entry_name(task): _configured_row(task, settings) for task in rows if task.enabled
+        }
 
     @classmethod
     def sendable(cls, app: Celery, name: str, keys: Mapping[Any, Any]) -> Sendable:
@@ -104,16 +105,17 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
         """Take entries of the configuration: as rows, if there is a model for their schedule."""
         plain = plain_names(dict_)
         for own_name, entry in dict(dict_).items():
+            shown = plain.get(own_name, own_name)
             # A row keeps Celery's own name, if the column has room for it.
-            name = plain.get(own_name, own_name) if len(own_name) > LONGEST_NAME else own_name
-            self._take(name, entry if isinstance(entry, Mapping) else _keys_of(entry))
+            name = shown if len(own_name) > LONGEST_NAME else own_name
+            self._take(name, shown, entry if isinstance(entry, Mapping) else _keys_of(entry))
         self.schedule_has_changed()
 
-    def _take(self, name: str, entry: Mapping[str, Any]) -> None:
+    def _take(self, name: str, shown: str, entry: Mapping[str, Any]) -> None:
         entry = self._entries.stripped(name, entry)
         own = {key: entry[key] for key in ROW_KEYS if key in entry}
         given = {key: value for key, value in entry.items() if key not in own and key != "last_run_at"}
-        place, options = f"beat_schedule[{name!r}]", given.get("options") or {}
+        place, options = f"beat_schedule[{shown!r}]", given.get("options") or {}
         schedule = schedules.maybe_schedule(given["schedule"], given.get("relative", False), app=self.app)
         if _has_model(schedule):
             if dropped := sorted(options.keys() - set(ROW_OPTIONS)):
@@ -154,8 +156,9 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
     def _definitions(self) -> Iterator[Definition]:
         self._adopted = self._table.rows
         self._finite = []
+        own = plainly_named(self._schedule.own)
         for name, row in self._adopted.items():
-            if name in self._schedule.own:
+            if name in own:
                 why = "beat_schedule has an entry of this name, whose schedule has no model"
                 self._member.remind(f"periodic task {name!r} is not used: {why}")
             elif row.definition is None:
@@ -195,7 +198,8 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
             self._finite = [row for row in self._finite if row not in finished]
 
     def _is_finished(self, row: Row) -> bool:
-        name, record = row.task.name, self._leader.record(row.task.name)
+        name = entry_name(row.task)
+        record = self._leader.record(name)
         if record is None or record.runs or record.intents or record.state.next_fire_time is not None:
             return False
         if row.task.expires is not None and millis(row.task.expires) <= now():
@@ -261,7 +265,7 @@ def _keys_of(entry: ScheduleEntry) -> dict[str, Any]:
 class _Schedule(MutableMapping[str, ScheduleEntry]):
     """The entries that are no rows, and those of the rows; a change goes to the former.
 
-    :param rows: returns the rows by name, as they are now.
+    :param rows: returns the rows by the names of their entries, as they are now.
     """
 
     def __init__(self, rows: Callable[[], Mapping[str, Row]]) -> None:

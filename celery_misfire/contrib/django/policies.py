@@ -8,6 +8,7 @@ from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf.settings import Settings
 from celery_misfire.contrib.django.models import Instruction
+from celery_misfire.contrib.django.rows import policy_of_row
 from celery_misfire.misfire import MisfirePolicy, Trigger, TriggerType, resolve
 
 __all__ = [
@@ -27,7 +28,7 @@ def policy_of(task: PeriodicTask, trigger: Trigger, settings: Settings) -> Misfi
     :raises MisfireConfigError: when the row's policy does not fit its schedule.
     """
     own = getattr(task, "misfire_policy", None)
-    return settings.policy_for(task.name, own and own.as_entry_key(), trigger.trigger_type)
+    return policy_of_row(task, own and own.as_entry_key(), trigger.trigger_type, settings)
 
 
 def policy_in_words(policy: MisfirePolicy | None, trigger_type: TriggerType) -> str:

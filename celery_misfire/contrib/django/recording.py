@@ -10,6 +10,7 @@ from django_celery_beat.models import PeriodicTask
 from celery_misfire.contrib.django.mail import send_mail_about
 from celery_misfire.contrib.django.models import MissedFire, Rerun
 from celery_misfire.contrib.django.moments import as_stored
+from celery_misfire.contrib.django.rows import key_in_name
 from celery_misfire.misfire import MissedFire as Record
 from celery_misfire.misfire import Reason, to_millis
 from celery_misfire.sending.missed_runs import recorders
@@ -54,7 +55,9 @@ def keep(missed: Record) -> None:
 
 
 def _row_of(entry: str) -> int | None:
-    """Return the primary key of the row of this name, None when there is none."""
+    """Return the primary key of the row of this entry, None when there is none."""
+    if (told := key_in_name(entry)) is not None:
+        return told
     row = PeriodicTask.objects.filter(name=entry).values_list("pk", flat=True)
     key: int | None = row.first()
     if key is None:

@@ -8,6 +8,7 @@ Moments that were typed in (``start_time``, ``expires``, a clocked time) mean wh
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -21,9 +22,11 @@ from django_celery_beat.schedulers import ModelEntry
 from django_celery_beat.utils import make_aware
 from kombu.utils.json import loads
 
+from celery_misfire.conf.names import shows_arguments
 from celery_misfire.conf.settings import Settings
 from celery_misfire.contrib.django.moments import as_stored, millis
 from celery_misfire.exceptions import PublishRejected
+from celery_misfire.fire import LONGEST_NAME
 from celery_misfire.misfire import (
     AUTO_THRESHOLD,
     FireTimes,
@@ -36,7 +39,40 @@ from celery_misfire.misfire import (
 from celery_misfire.triggers.kinds import CronTrigger, GridTrigger, trigger_for
 from celery_misfire.triggers.wall_times import Bounded, Grid
 
-__all__ = ["entry_of", "from_last_run_at", "site_policy", "to_last_run_at", "trigger_of"]
+__all__ = [
+    "entry_name",
+    "entry_of",
+    "from_last_run_at",
+    "key_in_name",
+    "policy_of_row",
+    "site_policy",
+    "to_last_run_at",
+    "trigger_of",
+]
+
+#: What :func:`entry_name` puts in the place of arguments.
+_INSTEAD = re.compile(r".*\(\.\.\.\) row (?P<key>\d+)", re.DOTALL)
+
+
+def entry_name(task: PeriodicTask) -> str:
+    """Return what the entry of a row is called in the state, the log, the results and on our pages.
+
+    That is the name of the row, unless Celery made it of the arguments of an entry without a name
+    (:mod:`celery_misfire.conf.names`): then it is ``shop.login(...) row 7``. The 7 is the row's primary key,
+    so that no other row can take the name over.
+    """
+    name, of = str(task.name), str(task.task)
+    # A row that somebody named like another one's entry gets a name of that kind as well.
+    if "(" not in name or not (shows_arguments(name, of) or _INSTEAD.fullmatch(name)):
+        return name
+    tail = f"(...) row {task.pk}"
+    return of[: LONGEST_NAME - len(tail)] + tail
+
+
+def key_in_name(entry: str) -> int | None:
+    """Return the primary key that an entry's name tells, see :func:`entry_name`; None when it tells none."""
+    found = _INSTEAD.fullmatch(entry)
+    return None if found is None else int(found["key"])
 
 
 def trigger_of(task: PeriodicTask) -> Trigger:
@@ -204,13 +240,29 @@ class _OneRun:
         return Grid(state.start_time, None, 0, state.end_time)
 
 
+def policy_of_row(
+    task: PeriodicTask, misfire: object, type_: TriggerType, settings: Settings
+) -> MisfirePolicy | None:
+    """Return the policy of a row, None for off; the settings may call the row by either of its names.
+
+    :param misfire: what its own policy says, as :meth:`Settings.policy_for` takes it.
+    :raises MisfireConfigError: when that does not fit its schedule.
+    """
+    name, own = entry_name(task), settings.policies.get(str(task.name))
+    if name not in settings.policies and own is not None:
+        settings = replace(settings, policies={name: own})
+    return settings.policy_for(name, misfire, type_)
+
+
 def site_policy(task: PeriodicTask, trigger: Trigger, settings: Settings) -> MisfirePolicy | None:
     """Return what the settings say for all, None for off: in force where the policy of a row is not valid."""
-    return replace(settings, policies={}).policy_for(str(task.name), None, trigger.trigger_type)
+    return policy_of_row(task, None, trigger.trigger_type, replace(settings, policies={}))
 
 
 def entry_of(task: PeriodicTask, app: Celery, entry_class: type[ModelEntry] = ModelEntry) -> ModelEntry:
     """Return what Celery sends, as django-celery-beat makes it of the row; the row stays as it is.
+
+    It goes by :func:`entry_name`.
 
     :param entry_class: django-celery-beat's, or one of the app's own.
     :raises PublishRejected: when a field is not JSON of its kind, or when the schedule cannot be read.
@@ -231,6 +283,8 @@ def entry_of(task: PeriodicTask, app: Celery, entry_class: type[ModelEntry] = Mo
         entry = entry_class(task, app=app)
     except Exception as exc:
         raise PublishRejected(f"its row cannot be read ({exc})") from exc
+    if (name := entry_name(task)) != task.name:
+        entry.name = entry.options["headers"]["periodic_task_name"] = name
     if task.expires is not None:
         entry.options["expires"] = make_aware(task.expires)
     return entry

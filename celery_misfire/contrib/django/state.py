@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
+from django_celery_beat.models import PeriodicTask
 
 from celery_misfire import records
 from celery_misfire.conf.settings import read_settings
+from celery_misfire.contrib.django.rows import entry_name
 from celery_misfire.events import Event, Led, Sent, SentTogether, decode
 from celery_misfire.records import EntryRecord
 from celery_misfire.store.redis_store import RedisStore
 
-__all__ = ["LogLine", "Stored", "log_of", "open_store", "read", "records_of"]
+__all__ = ["LogLine", "Stored", "log_of", "open_store", "read", "record_of", "records_of"]
 
 #: Longest wait for one answer of Redis, in seconds: somebody is waiting for a page.
 READ_TIMEOUT = 2.0
@@ -74,6 +76,12 @@ def records_of(store: RedisStore, names: Sequence[str] | None) -> dict[str, Entr
             # Beat says so in its log, and plans it anew.
             continue
     return found
+
+
+def record_of(store: RedisStore, task: PeriodicTask) -> EntryRecord | None:
+    """Return the record of a row, as :func:`records_of` finds it."""
+    name = entry_name(task)
+    return records_of(store, [name]).get(name)
 
 
 def read(store: RedisStore, entry: str, since: int, now: int) -> Stored:

@@ -11,25 +11,29 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from celery import Celery
 from django.core.exceptions import ValidationError
 from django.db import Error, connections
-from django.db.models import QuerySet, prefetch_related_objects
+from django.db.models import prefetch_related_objects
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 from django_celery_beat.schedulers import ModelEntry
 
+from celery_misfire.conf.names import without_arguments
 from celery_misfire.conf.settings import Settings
 from celery_misfire.conf.warnings import unknown_policies
+from celery_misfire.contrib.django.changes import SCHEDULES, marks_of_rows
 from celery_misfire.contrib.django.models import MisfirePolicy
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.recording import forget
 from celery_misfire.contrib.django.rows import (
+    entry_name,
     entry_of,
     from_last_run_at,
+    policy_of_row,
     site_policy,
     trigger_of,
 )
@@ -59,11 +63,6 @@ WRITE_EVERY = 1.0
 WRITE_TIMEOUT = 2.0
 #: Seconds after which the log says again that the database fails.
 REMIND_EVERY = 60.0
-
-#: The columns that beat writes itself, or never looks at: a change in them alone changes no run.
-_IGNORED_COLUMNS = {"last_run_at", "total_run_count", "date_changed", "description"}
-#: The foreign keys of a row to its schedule.
-_SCHEDULES = ("interval", "crontab", "solar", "clocked")
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,7 @@ class Row:
 class WrittenEntry:
     """An entry of ``beat_schedule`` that is kept as a row.
 
+    :param name: of the row, and so Celery's own.
     :param fields: as django-celery-beat takes them.
     :param policy: the fields of its misfire policy; None when the setting says nothing.
     """
@@ -115,7 +115,7 @@ class WrittenEntry:
 
 
 class Table:
-    """The enabled rows by name.
+    """The enabled rows by the names of their entries, see :func:`entry_name`.
 
     :param entries: are written before anything is read, in their order.
     :param entry_class: see :class:`Row`.
@@ -144,7 +144,7 @@ class Table:
         self._marks: dict[int, int] = {}
         self._changed_at: object = None
         self._look_at = self._scan_at = self._forget_at = 0.0
-        self._policies: dict[tuple[str, str, TriggerType], Policy | None] = {}
+        self._policies: dict[tuple[str, ...], Policy | None] = {}
         self._trouble = Trouble(LOOK_EVERY, LOOK_EVERY, REMIND_EVERY)
 
     # -- for the main loop ---------------------------------------------------------------------------------
@@ -167,9 +167,9 @@ class Table:
         self._wake.set()
         self._written.wait(WRITE_TIMEOUT)
 
-    def ran(self, name: str, moment: int) -> None:
-        """Have a run of this row counted, unless there is no such row."""
-        if (row := self.rows.get(name)) is not None:
+    def ran(self, entry: str, moment: int) -> None:
+        """Have a run of the row with this entry counted, unless there is no such row."""
+        if (row := self.rows.get(entry)) is not None:
             self.updates.ran(row.task.pk, moment)
 
     def finish(self, row: Row) -> None:
@@ -267,37 +267,11 @@ class Table:
         at = time.monotonic()
         if changed_at == self._changed_at and at < self._scan_at:
             return
-        marks = self._scan()
+        marks = marks_of_rows()
         if marks != self._marks or not self.was_read.is_set():
             self._load(marks)
         self._changed_at, self._scan_at = changed_at, at + SCAN_EVERY
         self.was_read.set()
-
-    def _scan(self) -> dict[int, int]:
-        """Return, for each enabled row, a number that changes with all that its runs depend on."""
-        # Five queries are cheaper than a join, which would send the same schedules over and over.
-        columns = [f.attname for f in PeriodicTask._meta.concrete_fields if f.name not in _IGNORED_COLUMNS]
-        related = [columns.index(f"{name}_id") for name in _SCHEDULES]
-        schedules: list[dict[Any, int]] = []
-        for name in _SCHEDULES:
-            model = PeriodicTask._meta.get_field(name).related_model
-            schedules.append(
-                {values[0]: hash(values) for values in _raw(model._default_manager.values_list())}
-            )
-        own = [f.attname for f in MisfirePolicy._meta.concrete_fields if not f.primary_key]
-        found = _raw(MisfirePolicy.objects.values_list("periodic_task_id", *own))
-        policies = {values[0]: hash(values) for values in found}
-        rows = PeriodicTask.objects.filter(enabled=True).values_list("pk", *columns)
-        return {
-            values[0]: hash(
-                (
-                    values,
-                    policies.get(values[0]),
-                    *(marks.get(values[1 + at]) for marks, at in zip(schedules, related, strict=True)),
-                )
-            )
-            for values in _raw(rows)
-        }
 
     def _load(self, marks: dict[int, int]) -> None:
         """Read the rows that have changed. What changes meanwhile is found by the next scan."""
@@ -315,16 +289,22 @@ class Table:
             for task in found:
                 by_key[task.pk] = self._row(task, own.get(task.pk))
         self._by_key, self._marks = by_key, marks
-        self.rows = {row.task.name: row for row in by_key.values()}
+        self.rows = {entry_name(row.task): row for row in by_key.values()}
         if not self.was_read.is_set():
-            for warning in unknown_policies(self._app, self._settings, self.rows.keys()):
-                logger.warning("beat: %s", warning, extra=log_fields("advice"))
+            self._warn_of_policies()
         extra = log_fields("tables_read", count=len(by_key))
         what = "beat: %d periodic tasks, %d of them new or changed"
         logger.info(what, len(by_key), len(changed), extra=extra)
 
+    def _warn_of_policies(self) -> None:
+        names = {row.task.name for row in self.rows.values()}
+        others = {name: policy for name, policy in self._settings.policies.items() if name not in names}
+        settings = replace(self._settings, policies=others)
+        for warning in unknown_policies(self._app, settings, self.rows.keys()):
+            logger.warning("beat: %s", warning, extra=log_fields("advice"))
+
     def _row(self, task: PeriodicTask, misfire: object) -> Row:
-        name = str(task.name)
+        name = entry_name(task)
         try:
             trigger = trigger_of(task)
         except Exception as exc:
@@ -336,7 +316,7 @@ class Table:
             )
             return Row(self._app, task, None, self._entry_class)
         try:
-            policy = self._policy(name, misfire, trigger.trigger_type)
+            policy = self._policy(task, misfire, trigger.trigger_type)
         except MisfireConfigError as exc:
             # A task that runs by the site's policy is better than one that does not run.
             logger.error(
@@ -357,48 +337,37 @@ class Table:
         )
         return Row(self._app, task, definition, self._entry_class)
 
-    def _policy(self, name: str, misfire: object, type_: TriggerType) -> Policy | None:
+    def _policy(self, task: PeriodicTask, misfire: object, type_: TriggerType) -> Policy | None:
         # Rows of the same policy share one object.
-        key = (name if name in self._settings.policies else "", repr(misfire), type_)
+        named = [name for name in (task.name, entry_name(task)) if name in self._settings.policies]
+        key = (*named[:1], repr(misfire), type_)
         if key not in self._policies:
-            self._policies[key] = self._settings.policy_for(name, misfire, type_)
+            self._policies[key] = policy_of_row(task, misfire, type_, self._settings)
         return self._policies[key]
 
     # -- writing -------------------------------------------------------------------------------------------
 
     def _write_entry(self, entry: WrittenEntry) -> None:
+        name = without_arguments(entry.name, str(entry.fields.get("task")))
         try:
             entry.write()
         except Exception as exc:
             if isinstance(exc, OSError) or type(exc).__module__ == "django.db.utils":
                 raise
-            logger.error(
-                "beat: entry %r cannot be written as a row: %s",
-                entry.name,
-                exc,
-                extra=log_fields("problem", entry=entry.name),
-            )
+            extra = log_fields("problem", entry=name)
+            logger.error("beat: entry %r cannot be written as a row: %s", name, exc, extra=extra)
 
 
 def _read_schedules(tasks: Sequence[PeriodicTask]) -> None:
     """Read the schedules of these rows by a few queries; leave out those that cannot be read."""
     try:
-        prefetch_related_objects(tasks, *_SCHEDULES)
+        prefetch_related_objects(tasks, *SCHEDULES)
     except ValidationError:
         # A row has a time zone that this machine does not know. Halving finds that row. It then reads its
         # schedule by itself, fails, and is left out.
         middle = len(tasks) // 2
         for half in (tasks[:middle], tasks[middle:]) if middle else ():
             _read_schedules(half)
-
-
-def _raw(rows: QuerySet[Any, tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
-    """Return the values as the driver has them: a comparison needs no conversion."""
-    sql, params = rows.query.get_compiler(rows.db).as_sql()
-    with connections[rows.db].cursor() as cursor:
-        cursor.execute(sql, params)
-        values: list[tuple[Any, ...]] = cursor.fetchall()
-        return values
 
 
 def _due_since(task: PeriodicTask, trigger: Trigger) -> int | None:

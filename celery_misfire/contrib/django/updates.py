@@ -11,7 +11,7 @@ from typing import Any
 from django.db.models import F
 from django_celery_beat.models import PeriodicTask
 
-from celery_misfire.contrib.django.rows import to_last_run_at
+from celery_misfire.contrib.django.rows import entry_name, to_last_run_at
 from celery_misfire.log_lines import log_fields
 
 __all__ = ["ROWS_PER_STATEMENT", "RowUpdates", "in_chunks"]
@@ -104,11 +104,9 @@ def _write_finished(finished: dict[int, PeriodicTask]) -> None:
         if task.one_off:
             values["total_run_count"] = 0
         if unedited.update(**values):
-            logger.info(
-                "beat: periodic task %r is finished, and disabled",
-                task.name,
-                extra=log_fields("finished", entry=task.name),
-            )
+            name = entry_name(task)
+            extra = log_fields("finished", entry=name)
+            logger.info("beat: periodic task %r is finished, and disabled", name, extra=extra)
         del finished[key]
 
 

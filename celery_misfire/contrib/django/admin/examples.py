@@ -13,7 +13,8 @@ from django_celery_beat.models import PeriodicTask
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.models import Instruction
-from celery_misfire.contrib.django.state import open_store, records_of
+from celery_misfire.contrib.django.rows import entry_name, policy_of_row
+from celery_misfire.contrib.django.state import open_store, record_of
 from celery_misfire.contrib.django.timeline import whatif
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, Trigger
@@ -75,7 +76,7 @@ def explain(
         own = getattr(task, "misfire_policy", None)
         key = own.as_entry_key() if own is not None else None
         rest = {k: v for k, v in key.items() if k != "instruction"} if isinstance(key, dict) else None
-        site = settings.policy_for(task.name, rest, trigger.trigger_type)
+        site = policy_of_row(task, rest, trigger.trigger_type, settings)
     except MisfireConfigError as exc:
         return replace(plain, problem=str(exc))
     policies: dict[Instruction, MisfirePolicy | None] = {Instruction.DEFAULT: site, Instruction.OFF: None}
@@ -99,7 +100,7 @@ def _outage(task: PeriodicTask, trigger: Trigger) -> tuple[str, Callable[[Misfir
     """Return an outage in words, and what a policy would make of it; '' for a task that never fires again."""
     now = moments.now()
     try:
-        record = records_of(open_store(current_app), [task.name]).get(task.name)
+        record = record_of(open_store(current_app), task)
     except StoreUnavailable:
         record = None
     state = whatif.first_state(trigger, record, now)
@@ -109,11 +110,11 @@ def _outage(task: PeriodicTask, trigger: Trigger) -> tuple[str, Callable[[Misfir
     down, up = form.cleaned_data["down"], form.cleaned_data["up"]
 
     question = whatif.Question.of(trigger, state, down, up, whatif.known_since(trigger, record, now))
-    answer = question.ask(task.name, MisfirePolicy())
+    answer = question.ask(entry_name(task), MisfirePolicy())
     window = {
         key: answer.timeline.date_and_time(moments.millis(moment))
         for key, moment in (("down", down), ("up", up))
     }
     outage = _("Beat is away from %(down)s to %(up)s.") % window
     # The first sentence says how many fire times there are, whatever the policy.
-    return f"{outage} {answer.sentences[0]}", lambda policy: question.ask(task.name, policy).outcome
+    return f"{outage} {answer.sentences[0]}", lambda policy: question.ask(entry_name(task), policy).outcome

@@ -23,6 +23,7 @@ from celery_misfire.contrib.django.admin.open_runs import with_open_runs
 from celery_misfire.contrib.django.admin.running import tasks_of
 from celery_misfire.contrib.django.database import NOT_MIGRATED, is_migrated
 from celery_misfire.contrib.django.models import MissedFire
+from celery_misfire.contrib.django.rows import entry_name
 from celery_misfire.contrib.django.timeline.timeline import format_number
 
 if TYPE_CHECKING:
@@ -166,8 +167,8 @@ class MissedFireAdmin(RunningMixin, DismissMixin, _ModelAdmin):
         row: PeriodicTask | None = missed.row  # type: ignore[attr-defined]
         if row is None:
             return _("%(name)s (deleted)") % {"name": missed.entry}
-        if row.name != missed.entry:
-            return _("%(name)s (now: %(now)s)") % {"name": missed.entry, "now": row.name}
+        if (now := entry_name(row)) != missed.entry:
+            return _("%(name)s (now: %(now)s)") % {"name": missed.entry, "now": now}
         return missed.entry
 
     @admin.display(description=gettext_lazy("Scheduled fire times"), ordering="first")

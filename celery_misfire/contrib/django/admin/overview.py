@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import current_app
-from django.db.models import BigIntegerField, OuterRef, QuerySet, Subquery, Sum
+from django.db.models import BigIntegerField, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 from django.utils.translation import gettext as _
 from django_celery_beat.models import PeriodicTask
@@ -21,10 +21,10 @@ from celery_misfire.contrib.django.database import with_policies
 from celery_misfire.contrib.django.models import MissedFire
 from celery_misfire.contrib.django.moments import as_stored
 from celery_misfire.contrib.django.policies import policy_of, short_label_of
-from celery_misfire.contrib.django.rows import site_policy, trigger_of
+from celery_misfire.contrib.django.rows import entry_name, key_in_name, site_policy, trigger_of
 from celery_misfire.contrib.django.state import open_store, records_of
 from celery_misfire.entry_record import EntryRecord
-from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
+from celery_misfire.exceptions import MisfireConfigError, NewerSchema, StoreUnavailable
 from celery_misfire.status import Status, status_of
 
 __all__ = ["MISSED_WITHIN", "Overview", "overdue_keys", "overviews_of", "with_missed"]
@@ -70,13 +70,17 @@ def overviews_of(tasks: Sequence[PeriodicTask], now: int) -> tuple[dict[int, Ove
     problems, records = [], None
     try:
         store = open_store(current_app)
-        records = records_of(store, [task.name for task in tasks])
+        records = records_of(store, list(map(entry_name, tasks)))
         if store.look()[1] is None:
             problems.append(_("No beat is running: nothing is sent."))
     except StoreUnavailable as exc:
         problems.append(_("Redis does not answer; next runs are unknown. %(error)s") % {"error": exc})
+    except NewerSchema as exc:
+        # What its records say may be something else there.
+        records = None
+        problems.append(_("The state in Redis is not of this version: %(error)s.") % {"error": exc})
     for task in tasks:
-        record = None if records is None else records.get(task.name)
+        record = None if records is None else records.get(entry_name(task))
         found[task.pk] = _overview(task, settings, record, now)
         if records is None:
             found[task.pk].status = None
@@ -115,11 +119,12 @@ def overdue_keys(now: int) -> list[int]:
     ]
     found = []
     for start in range(0, len(late), ROWS_AT_ONCE):
-        rows = PeriodicTask.objects.filter(name__in=late[start : start + ROWS_AT_ONCE], enabled=True)
-        tasks = list(rows)
+        part = late[start : start + ROWS_AT_ONCE]
+        keys = [key for key in map(key_in_name, part) if key is not None]
+        tasks = list(PeriodicTask.objects.filter(Q(name__in=part) | Q(pk__in=keys), enabled=True))
         with_policies(tasks)
         for task in tasks:
-            status = _overview(task, settings, records[task.name], now).status
+            status = _overview(task, settings, records.get(entry_name(task)), now).status
             if status is not None and status.is_overdue:
                 found.append(task.pk)
     return found

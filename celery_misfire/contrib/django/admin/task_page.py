@@ -19,7 +19,7 @@ from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django.policies import policy_of
-from celery_misfire.contrib.django.rows import site_policy, trigger_of
+from celery_misfire.contrib.django.rows import entry_name, site_policy, trigger_of
 from celery_misfire.contrib.django.state import open_store
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import MisfirePolicy, Trigger
@@ -99,6 +99,7 @@ def render(
             **model_admin.admin_site.each_context(request),
             "opts": model_admin.model._meta,
             "task": task,
+            "entry": entry_name(task),
             "can_change": model_admin.has_change_permission(request, task),
             **context,
         },

@@ -26,6 +26,7 @@ from celery_misfire.contrib.django.admin.task_page import (
     not_computed,
     render,
 )
+from celery_misfire.contrib.django.rows import entry_name
 from celery_misfire.contrib.django.state import Stored, read
 from celery_misfire.contrib.django.timeline import timeline, whatif
 from celery_misfire.contrib.django.timeline.history import History, expected, history
@@ -81,16 +82,17 @@ def timeline_view(
 ) -> TemplateResponse:
     """Show what became of a task's fire times, and which are expected next."""
     task, now = find_task(model_admin, request, object_id), moments.now()
+    entry = entry_name(task)
     window, problems, notes = _Window.of(request, now), list[str](), list[str]()
     trigger = find_trigger(task, problems)
-    stored = ask_store(lambda store: read(store, task.name, window.start, now), problems)
+    stored = ask_store(lambda store: read(store, entry, window.start, now), problems)
     is_known = stored is not None
     stored = stored or Stored((), now, None)
     if is_known and stored.known_from == now:
         notes.append(_("The log is empty: nothing is known of the past."))
     past = history(
         stored.events,
-        task.name,
+        entry,
         window.start,
         now,
         trigger=trigger,
@@ -109,7 +111,7 @@ def timeline_view(
         end = now + max(MINUTE, round((now - start) * FUTURE_SHARE))
         future, following, end = _future(task, trigger, stored, past, now, end, problems, notes)
     shown = timeline.Timeline(
-        name=_("Fire times of %(task)s") % {"task": task.name},
+        name=_("Fire times of %(task)s") % {"task": entry},
         start=start,
         end=end,
         zone=timezone.get_current_timezone(),

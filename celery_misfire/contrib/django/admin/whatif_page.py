@@ -25,7 +25,8 @@ from celery_misfire.contrib.django.admin.task_page import (
 )
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.policies import choices_for, policy_in_words
-from celery_misfire.contrib.django.state import records_of
+from celery_misfire.contrib.django.rows import entry_name
+from celery_misfire.contrib.django.state import record_of
 from celery_misfire.contrib.django.timeline import whatif
 from celery_misfire.contrib.django.timeline.picture import picture, strip
 from celery_misfire.misfire import MisfireInstruction, Trigger, TriggerState, from_millis, to_millis
@@ -42,7 +43,7 @@ def whatif_view(
     context: dict[str, Any] = {"title": _("What if beat were away?"), "problems": problems, "notes": notes}
     trigger = find_trigger(task, problems)
     if trigger is not None:
-        record = (ask_store(lambda store: records_of(store, [task.name]), problems) or {}).get(task.name)
+        record = ask_store(lambda store: record_of(store, task), problems)
         if not task.enabled:
             notes.append(whatif.disabled_in_words(trigger, record))
         try:
@@ -72,7 +73,7 @@ def _answers(
     down, up, policy = form.cleaned_data["down"], form.cleaned_data["up"], form.policy
     this_year = from_millis(now).astimezone(timezone.get_current_timezone()).year
     question = whatif.Question.of(trigger, state, down, up, since)
-    name = _("Simulated fire times of %(task)s") % {"task": task.name}
+    name = _("Simulated fire times of %(task)s") % {"task": entry_name(task)}
     answer = question.ask(name, policy, this_year)
     others = []
     for choice in choices_for(trigger.trigger_type, policy.instruction):
