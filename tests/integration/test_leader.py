@@ -616,6 +616,16 @@ def test_catching_up_holds_up_no_run_in_time_when_messages_are_slow(world):
     assert max(lags) < 300
 
 
+def test_beat_wakes_once_for_each_fire_time(world):
+    world.entry("minutely", schedule(60))
+    leader = world.start()
+    leader.tick()
+    for n in (1, 2):
+        world.now += MINUTE
+        assert leader.tick() > 0
+        assert len(world.sent) == n
+
+
 # -- what is missed -----------------------------------------------------------------------------------------
 
 
