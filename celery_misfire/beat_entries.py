@@ -28,8 +28,8 @@ __all__ = ["BeatEntries", "ConfiguredEntries", "Entry", "refused_classes"]
 
 say = Log(__name__, "beat")
 
-#: Pause between two looks for changes, in seconds per entry. A look at one takes less than 1 % of it.
-PAUSE_PER_ENTRY = 2e-5
+#: Pause between two looks for changes, in seconds: for each entry, and at most. A look takes less than 1 %.
+PAUSE_PER_ENTRY, LONGEST_PAUSE = 5e-4, 5.0
 
 #: What is wrong with an ``is_due()`` of the app's own, but for one of a schedule.
 _NOT_ASKED = "is not asked, as fire times are planned ahead. Give a schedule class such an is_due()."
@@ -215,7 +215,7 @@ class BeatEntries:
         now, seen = time.monotonic(), self._seen
         if now < self._next_look:
             return False
-        self._next_look = now + len(schedule) * PAUSE_PER_ENTRY
+        self._next_look = now + min(LONGEST_PAUSE, len(schedule) * PAUSE_PER_ENTRY)
         same = len(schedule) == len(seen) and all(map(is_, seen, schedule))
         return not (same and all(map(is_, seen.values(), schedule.values())))
 

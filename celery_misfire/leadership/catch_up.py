@@ -12,6 +12,10 @@ __all__ = ["CatchUp"]
 
 #: Late runs get a turn at least so often, in seconds, however busy beat is with what is on time.
 TURN_EVERY = 1.0
+#: A step of catching up takes about so long at most, in seconds: what comes due meanwhile waits for its end.
+LONGEST_STEP = 0.02
+#: So many runs are caught up in a step, however slow it is.
+SMALLEST_STEP = 10
 #: A queue that is too long for catching up is looked at so often, in seconds.
 LOOK_AT_QUEUE_EVERY = 5.0
 
@@ -34,6 +38,8 @@ class CatchUp:
         self._decisions, self._dispatch, self._queues = decisions, dispatch, queues
         self._longest_queue, self._steady = longest_queue, steady
         self._last_turn = self._look_at_queue = 0.0
+        #: So many runs are caught up in the next step.
+        self._step = LARGEST_BATCH
 
     def takes_turn(self, *, is_busy: bool) -> bool:
         """Return True when late runs may be sent after what was due.
@@ -58,16 +64,19 @@ class CatchUp:
 
     def run(self, now: int) -> None:
         """Send one batch."""
-        room = self._room()
-        self._look_at_queue = self._steady() + LOOK_AT_QUEUE_EVERY
-        work, again = self._decisions.catch_up(now, room)
-        self._dispatch.carry_out(*work)
+        room, begin = self._room(), self._steady()
+        self._look_at_queue = begin + LOOK_AT_QUEUE_EVERY
+        (commit, runs), again = self._decisions.catch_up(now, room)
+        self._dispatch.carry_out(commit, runs)
+        if (length := self._steady() - begin) > 0:
+            step = round(len(runs) * LONGEST_STEP / length)
+            self._step = max(SMALLEST_STEP, min(LARGEST_BATCH, step))
         if again:
             self._dispatch.carry_out(*self._decisions.judge_again(again, now))
 
     def _room(self) -> int:
         """Return how many late runs may be sent now."""
         if self._dispatch.queue_length <= self._longest_queue:
-            return LARGEST_BATCH
+            return self._step
         # After a single run, the queue's length is asked again.
         return 1 if self._steady() >= self._look_at_queue else 0

@@ -79,7 +79,8 @@ class Control:
             if record.paused.is_over(now):
                 commit.records[name], events = self._awakened(name, record, now)
                 commit.events += events
-        self._ledger.commit(commit)
+        if commit.records:
+            self._ledger.commit(commit)
         return awake
 
     def _awakened(

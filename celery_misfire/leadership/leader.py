@@ -230,6 +230,9 @@ class Leader:
         self.is_behind = len(due) >= LARGEST_BATCH
         if due:
             self._dispatch.carry_out(*self._decisions.plan_due(due, now, hold=hold))
+            if not (self.is_behind or self._queues.unsent or self._queues.catch_up):
+                # The usual case: beat wakes once for each fire time.
+                return self._sleep()
         if not self._catch_up.takes_turn(is_busy=bool(due)):
             return 0.0
         in_turn = (n for n in self._queues.unsent if self._decisions.may_send_again(n, now, hold=hold))

@@ -12,7 +12,6 @@ follows.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -224,9 +223,9 @@ class Ledger(Mapping[str, EntryRecord]):
         self._unanswered = commit, pushes
         texts = {name: records.dumps(record) for name, record in commit.records.items()}
         changes = [Change(name, self._texts.get(name, ""), text) for name, text in texts.items()]
-        log, counts = encode(commit.events), Counter[tuple[str, str]]()
-        for event in commit.events:
-            counts.update(event.counts)
+        log, counts = encode(commit.events), dict[tuple[str, str], int]()
+        for key, count in (item for event in commit.events for item in event.counts.items()):
+            counts[key] = counts.get(key, 0) + count
         try:
             result = self._store.commit(self._lease.token, changes, log, pushes, counts)
         except StoreUnavailable:
@@ -279,6 +278,8 @@ class Ledger(Mapping[str, EntryRecord]):
 
     def with_certainty(self, record: EntryRecord) -> EntryRecord:
         """Mark the intents of which this process knows that no attempt was made."""
+        if self.untried.isdisjoint((record.name, i.scheduled) for i in record.intents):
+            return record
         intents = tuple(
             replaced(i, unsent=True) if (record.name, i.scheduled) in self.untried else i
             for i in record.intents

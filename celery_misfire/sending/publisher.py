@@ -129,14 +129,15 @@ class EntryPublisher:
     def publish(self, message: Message) -> Attempt:
         """Send the task of an entry, with what a fire carries, now or with a batch (:meth:`settle`)."""
         definition, is_redis = message.definition, self._broker.is_redis
-        if definition.name in self._apart or (is_redis and self.sends_early(definition.task)):
+        early = self.sends_early(definition.task)
+        if definition.name in self._apart or (is_redis and early):
             # In their order.
             self._finish()
-            attempt = self._send(message)
+            attempt = self._send(message, early=early)
             if attempt.fate is Fate.SENT:
                 self._apart.discard(definition.name)
             return attempt
-        attempt = self._hold_back(message) if is_redis else self._send(message, batched=True)
+        attempt = self._hold_back(message) if is_redis else self._send(message, batched=True, early=early)
         if len(self._under_way) >= MOST_MESSAGES or self._length > MOST_CHARACTERS:
             self._finish()
         return attempt
@@ -197,7 +198,7 @@ class EntryPublisher:
             what = "a message ended the channel (%s); its batch is sent again, one by one"
             say.warning("problem", what, interruption)
 
-    def _send(self, message: Message, *, batched: bool = False) -> Attempt:
+    def _send(self, message: Message, *, batched: bool = False, early: bool = False) -> Attempt:
         try:
             producer = self._broker.producer
         except BrokerUnavailable as exc:
@@ -222,7 +223,7 @@ class EntryPublisher:
         }
         error: Exception | None = None
         receipt = producer.expect(message.task_id, batched=batched)
-        watched = _starts() if self.sends_early(message.definition.task) else nullcontext(list[str]())
+        watched = _starts() if early else nullcontext(list[str]())
         try:
             with watched as starts:
                 self._apply_entry(entry, producer)

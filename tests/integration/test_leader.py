@@ -594,6 +594,39 @@ def test_more_late_runs_than_one_batch_are_sent_in_order(world):
     assert world.scheduled() == [begin + n * MINUTE for n in range(1, 5 * LARGEST_BATCH + 1)]
 
 
+def test_catching_up_holds_up_no_run_in_time_when_messages_are_slow(world):
+    begin = world.now
+    for n in range(10):
+        world.entry(f"late {n}", schedule(1), "ignore_misfire_policy")
+    world.start()
+    world.stop()
+    world.now += 300 * SECOND
+    world.entry("regular", schedule(1))
+
+    def take_time(message: Message) -> None:
+        world.now += 10
+
+    world.refuses = take_time
+    world.start()
+    world.run(begin + 340 * SECOND)
+    runs = [m for m in world.sent if m.definition.name == "regular"]
+    assert len(runs) >= 35
+    assert sum(m.definition.name != "regular" for m in world.sent) > 2_000
+    lags = [m.fire_time - m.intent.scheduled for m in runs if m.fire_time > begin + 303 * SECOND]
+    # A step of ten runs and what else is due then, where a batch of a hundred takes a second.
+    assert max(lags) < 300
+
+
+def test_beat_wakes_once_for_each_fire_time(world):
+    world.entry("minutely", schedule(60))
+    leader = world.start()
+    leader.tick()
+    for n in (1, 2):
+        world.now += MINUTE
+        assert leader.tick() > 0
+        assert len(world.sent) == n
+
+
 # -- what is missed -----------------------------------------------------------------------------------------
 
 
