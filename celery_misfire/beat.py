@@ -17,18 +17,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from celery import Celery
-from celery import _state as celery_state
-from celery.beat import ScheduleEntry, Scheduler, SchedulingError
+from celery.beat import ScheduleEntry, Scheduler
 from celery.signals import beat_embedded_init, beat_init
 from click import ClickException
 from kombu import Connection, Producer
 
-from celery_misfire.beat_entries import NOT_ASKED, BeatEntries, ConfiguredEntries, own_is_due
+from celery_misfire.beat_entries import BeatEntries, ConfiguredEntries, refused_classes
+from celery_misfire.beat_sending import no_subscription, send_entry, watched
 from celery_misfire.beats import Sign
+from celery_misfire.clocks import uptime, wall_clock
 from celery_misfire.conf.entries import ConfiguredEntry
 from celery_misfire.conf.problems import as_line, spelling
 from celery_misfire.conf.settings import Settings, read_config, read_settings
@@ -37,23 +38,23 @@ from celery_misfire.events import Event, Led, Misfired, Sent
 from celery_misfire.exceptions import BrokerUnavailable, MisfireConfigError, StoreRefused
 from celery_misfire.leadership.deployment import Deployment
 from celery_misfire.leadership.leader import Leader
-from celery_misfire.leadership.lease import Lease, uptime
+from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.member import Member
 from celery_misfire.leadership.peers import describe
-from celery_misfire.log_lines import EventLog, log_fields
+from celery_misfire.log_lines import EventLog, Log
 from celery_misfire.metrics.beat import BeatNumbers
 from celery_misfire.records import Definition
 from celery_misfire.sending.broker import Broker, WatchedProducer
-from celery_misfire.sending.publisher import EntryPublisher, refuse_coroutine
+from celery_misfire.sending.publisher import EntryPublisher
 from celery_misfire.sending.reporter import Reporter
 from celery_misfire.store.redis_store import LONGEST_CALL, RedisStore
 from celery_misfire.store.state_mark import Destination
 from celery_misfire.store.url import address
-from celery_misfire.texts import describe_error, one_line, quote, quote_name
+from celery_misfire.texts import describe_error, one_line, quote_name
 
 __all__ = ["MisfireMixin", "MisfireScheduler"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: Time given to the reporter when beat stops, in seconds; what is left is reported by the next leader.
 FAREWELL = 2.0
@@ -70,7 +71,7 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
             app,
             self._broker,
             lambda name: self.schedule[self._entries.own_name(name)],
-            lambda entry, producer: _apply_entry(self, entry, producer),
+            lambda entry, producer: send_entry(self, entry, producer),
         )
         super().__init__(app, *args, **kwargs)
 
@@ -85,7 +86,7 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
         return self._read_config()[0]
 
     def _read_config(self) -> tuple[Settings, dict[str, ConfiguredEntry]]:
-        configured, problems = self.app.conf.beat_schedule, _refused_classes(self)
+        configured, problems = self.app.conf.beat_schedule, refused_classes(self)
         try:
             # Celery takes an empty list or tuple for no entries, too.
             read = read_config(self.app, {} if configured in ([], ()) else configured, self.entry_keys)
@@ -103,11 +104,11 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
         super().setup_schedule()
         self._keep_checked(entries)
         for warning in self._warnings(entries):
-            logger.warning("beat: %s", warning, extra=log_fields("advice"))
+            say.warning("advice", "%s", warning)
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
         lease = Lease(self._store, settings.lease_ttl, settings.lease_renew, sign=_signer(settings))
         self._reporter = Reporter(self.app, settings)
-        self._event_log = EventLog(logger, self.app.timezone, self._store.process)
+        self._event_log = EventLog(say, self.app.timezone, self._store.process)
         self._numbers = BeatNumbers(settings)
         self._leader = Leader(
             self._store,
@@ -234,7 +235,7 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
             place = spelling(self.app)("misfire_redis_url")
             raise CannotStart([as_line(place, str(exc))]) from None
         except Exception:
-            logger.exception("beat: unexpected error, going on in 1 s", extra=log_fields("unexpected_error"))
+            say.exception("unexpected_error", "unexpected error, going on in 1 s")
             return 1.0
         finally:
             self._ticking = False
@@ -269,19 +270,14 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
         return self.producer.connection  # type: ignore[return-value] # a producer that works has one
 
     def _make_producer(self, connection: Connection) -> WatchedProducer:
-        return _watched(self.Producer)(connection)  # type: ignore[attr-defined]  # not in the stubs
+        return watched(self.Producer)(connection)  # type: ignore[attr-defined]  # not in the stubs
 
     def apply_async(
         self, entry: ScheduleEntry, producer: Any = None, advance: bool = True, **kwargs: Any
     ) -> Any:
         """Send as Celery's beat does."""
-        blocks = _join_will_block(None)
-        # Without this, a result backend would subscribe to the result, and hang beat when it is away.
-        _join_will_block(True)
-        try:
+        with no_subscription():
             return super().apply_async(entry, producer=producer, advance=advance, **kwargs)
-        finally:
-            _join_will_block(blocks)
 
     # -- the end -------------------------------------------------------------------------------------------
 
@@ -336,31 +332,9 @@ def _spare_the_collector(events: Sequence[Event]) -> None:
 
 def _signer(settings: Settings) -> Callable[[], str]:
     """Return a function that returns the sign of life of this beat."""
-    host, pid, started = socket.gethostname(), os.getpid(), _now()
+    host, pid, started = socket.gethostname(), os.getpid(), wall_clock()
     every = max(settings.lease_renew, settings.standby_poll)
-    return lambda: str(Sign(host=host, pid=pid, every=every, clock=_now(), started=started))
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _refused_classes(scheduler: Any) -> list[str]:
-    """Return what classes of the app's own would do in vain, one line each."""
-    classes: tuple[type, ...] = (type(scheduler), scheduler.Entry)
-    found = [as_line(own, NOT_ASKED) for cls in classes if (own := own_is_due(cls))]
-    producer = scheduler.Producer
-    if not (isinstance(producer, type) and issubclass(producer, Producer)):
-        found.append(as_line("Producer", f"expected a subclass of kombu.Producer, got {quote(producer)}."))
-    return found
-
-
-@lru_cache
-def _watched(cls: type[Producer]) -> type[WatchedProducer]:
-    """Return a class of producers that tells what becomes of a message."""
-    if issubclass(WatchedProducer, cls):
-        return WatchedProducer
-    return type(cls.__name__, (WatchedProducer, cls), {})
+    return lambda: str(Sign(host=host, pid=pid, every=every, clock=wall_clock(), started=started))
 
 
 def _in_plain_words(record: logging.LogRecord) -> bool:
@@ -383,31 +357,6 @@ def _plain(text: str, texts: Iterable[str]) -> str:
     return one_line(f"{task}(...)" if task else text)
 
 
-def _apply_entry(scheduler: Any, entry: ScheduleEntry, producer: Producer) -> None:
-    """Call ``apply_entry``, and raise the error that Celery's would log with its arguments, and forget.
-
-    What does not raise has succeeded, as in Celery, whoever overrides this method or ``apply_async``.
-    """
-    found: list[Exception] = []
-
-    def apply_async(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return refuse_coroutine(type(scheduler).apply_async(scheduler, *args, **kwargs))
-        except Exception as exc:
-            # Celery's beat wraps whatever goes wrong.
-            cause = exc.__context__ if isinstance(exc, SchedulingError) else None
-            found.append(cause if isinstance(cause, Exception) else exc)
-
-    # Celery's apply_entry() finds this one.
-    scheduler.apply_async = apply_async
-    try:
-        refuse_coroutine(scheduler.apply_entry(entry, producer=producer))
-    finally:
-        del scheduler.apply_async
-    if found:
-        raise found[-1]
-
-
 def _destination(broker: Broker, keys: Sequence[str]) -> Destination | None:
     """Return where runs go, None when the broker does not answer; for a beat that does not lead."""
     try:
@@ -416,14 +365,6 @@ def _destination(broker: Broker, keys: Sequence[str]) -> Destination | None:
         return None
     finally:
         broker.close()
-
-
-def _join_will_block(value: bool | None) -> bool:
-    """Say, or with None ask, whether waiting for results is out of the question in this process."""
-    before = bool(celery_state.task_join_will_block())  # type: ignore[attr-defined]
-    if value is not None:
-        celery_state._set_task_join_will_block(value)  # type: ignore[attr-defined]
-    return before
 
 
 @beat_init.connect
@@ -449,7 +390,7 @@ def _end_with_worker(sender: Any, **_: Any) -> None:
     def watch() -> None:
         while os.getppid() == worker:
             time.sleep(1)
-        logger.warning("beat: the worker of this beat has ended, and so beat ends", extra=log_fields("stops"))
+        say.warning("stops", "the worker of this beat has ended, and so beat ends")
         os.kill(os.getpid(), signal.SIGTERM)
 
     if isinstance(sender.scheduler, MisfireMixin):

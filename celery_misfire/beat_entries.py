@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
@@ -11,27 +10,29 @@ from operator import is_
 from typing import Any, Protocol, TypeVar
 
 from celery import Celery
+from kombu import Producer
 
 from celery_misfire.by_hand import Sendable
 from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry
 from celery_misfire.conf.names import plain_names
+from celery_misfire.conf.problems import as_line
 from celery_misfire.conf.settings import Settings, read_config
 from celery_misfire.conf.warnings import evaluated
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.misfire import ENDLESS, MisfirePolicy, Trigger, to_millis
 from celery_misfire.records import Definition
+from celery_misfire.texts import quote
 from celery_misfire.triggers.kinds import GridTrigger, trigger_for
 
-__all__ = ["NOT_ASKED", "BeatEntries", "ConfiguredEntries", "Entry", "own_is_due"]
+__all__ = ["BeatEntries", "ConfiguredEntries", "Entry", "refused_classes"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
-#: Pause between two looks for changes, in seconds per entry. A look at one takes less than 1 % of it.
-PAUSE_PER_ENTRY = 2e-5
-
+#: Pause between two looks for changes, in seconds: for each entry, and at most. A look takes less than 1 %.
+PAUSE_PER_ENTRY, LONGEST_PAUSE = 5e-4, 5.0
 
 #: What is wrong with an ``is_due()`` of the app's own, but for one of a schedule.
-NOT_ASKED = "is not asked, as fire times are planned ahead. Give a schedule class such an is_due()."
+_NOT_ASKED = "is not asked, as fire times are planned ahead. Give a schedule class such an is_due()."
 
 
 class Entry(Protocol):
@@ -46,7 +47,7 @@ T = TypeVar("T", bound=Entry)
 
 
 @lru_cache(maxsize=1024)
-def own_is_due(cls: type) -> str:
+def _own_is_due(cls: type) -> str:
     """Return the full name of the method of a class of schedulers or entries that decides what is due.
 
     '' when that is Celery's, or django-celery-beat's.
@@ -55,6 +56,16 @@ def own_is_due(cls: type) -> str:
     # They are known by their modules, as monitors put functions of their own in the place of methods.
     is_known = owner.__module__ in ("celery.beat", "django_celery_beat.schedulers")
     return "" if is_known else f"{owner.__module__}.{owner.__qualname__}.is_due"
+
+
+def refused_classes(scheduler: Any) -> list[str]:
+    """Return what classes of the app's own would do in vain, one line each."""
+    classes: tuple[type, ...] = (type(scheduler), scheduler.Entry)
+    found = [as_line(own, _NOT_ASKED) for cls in classes if (own := _own_is_due(cls))]
+    producer = scheduler.Producer
+    if not (isinstance(producer, type) and issubclass(producer, Producer)):
+        found.append(as_line("Producer", f"expected a subclass of kombu.Producer, got {quote(producer)}."))
+    return found
 
 
 class ConfiguredEntries:
@@ -132,19 +143,10 @@ class BeatEntries:
         try:
             found = last_runs(self._filename)
         except ValueError as exc:
-            logger.warning(
-                "beat: the schedule file %r is left alone: %s",
-                self._filename,
-                exc,
-                extra=log_fields("problem"),
-            )
+            say.warning("problem", "the schedule file %r is left alone: %s", self._filename, exc)
             return {}
         if found:
-            logger.info(
-                "beat: new intervals go on from the last runs in %r",
-                self._filename,
-                extra=log_fields("continues"),
-            )
+            say.info("continues", "new intervals go on from the last runs in %r", self._filename)
         return found
 
     def keep(self, checked: Mapping[str, ConfiguredEntry], schedule: Mapping[str, Entry]) -> None:
@@ -174,8 +176,8 @@ class BeatEntries:
         :param last_run_of: asked where a grid goes on from its last run.
         :raises Exception: when the entry cannot be planned.
         """
-        if own := own_is_due(type(entry)):
-            raise ValueError(f"{own}: {NOT_ASKED}")
+        if own := _own_is_due(type(entry)):
+            raise ValueError(f"{own}: {_NOT_ASKED}")
         name = self.plain_name(own_name)
         schedule, trigger, policy = self._known.get(own_name, (None, None, None))
         if trigger is None or schedule is not entry.schedule:
@@ -213,7 +215,7 @@ class BeatEntries:
         now, seen = time.monotonic(), self._seen
         if now < self._next_look:
             return False
-        self._next_look = now + len(schedule) * PAUSE_PER_ENTRY
+        self._next_look = now + min(LONGEST_PAUSE, len(schedule) * PAUSE_PER_ENTRY)
         same = len(schedule) == len(seen) and all(map(is_, seen, schedule))
         return not (same and all(map(is_, seen.values(), schedule.values())))
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from celery_misfire.store.owner import name_of
-from celery_misfire.store.sight import Sight
+from celery_misfire.store.values import Sight
 from celery_misfire.texts import one_line
 
 __all__ = ["Beat", "Sign", "beats_in", "leader_in", "problem_of"]

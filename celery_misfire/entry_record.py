@@ -9,14 +9,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from celery_misfire.misfire import MisfireInstruction, Outcome, Reason, Runs, TriggerState
 from celery_misfire.policy import Word
 
-__all__ = ["MAX_LENGTH", "SCHEMA", "EntryRecord", "Intent", "Pause", "Unreported", "dumps", "loads"]
+__all__ = [
+    "MAX_LENGTH",
+    "SCHEMA",
+    "EntryRecord",
+    "Intent",
+    "Pause",
+    "Unreported",
+    "dumps",
+    "loads",
+    "loads_all",
+]
 
 #: Version of the state in Redis. A beat refuses to work on another one.
 SCHEMA = 1
@@ -257,6 +268,18 @@ def loads(text: str) -> EntryRecord:
         return _record(_decode(text))
     except (KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ValueError(f"not a record: {type(exc).__name__}") from None
+
+
+def loads_all(texts: Mapping[str, str]) -> dict[str, EntryRecord]:
+    """Return the records of these texts, by entry name.
+
+    One that cannot be used is left out: beat says so in its log, and plans the entry anew.
+    """
+    found = {}
+    for name, text in texts.items():
+        with suppress(ValueError):
+            found[name] = loads(text)
+    return found
 
 
 # Each of these functions takes the fields that it knows out of the object. A newer version wrote the others.

@@ -52,6 +52,10 @@ class Episodes:
         :returns: the record after each episode, with its misfire if there is one to tell of. Nothing when
             nothing is due and what was claimed is still in time.
         """
+        if not unsent and not record.runs:
+            # The usual case: nothing is put back.
+            step = self._judge_due(record)
+            return [] if step is None else [step]
         ours = [i for i in unsent if i.generation == record.generation and not i.entry]
         latest = self._latest(record, [*ours, *record.runs])
         step = self._judge_latest(record, latest)
@@ -63,6 +67,15 @@ class Episodes:
             if (step := self._judge_apart(record, stretch)) is not None:
                 steps.append(step)
         return steps
+
+    def _judge_due(self, record: EntryRecord) -> tuple[EntryRecord, Misfire | None] | None:
+        first = record.state.next_fire_time
+        if first is None or first > self.now:
+            return None
+        made = self._plan(record, record.state, first)
+        in_time = any(runs.outcome is Outcome.FIRED for runs in made.runs)
+        policy = None if in_time else self.policy
+        return with_plan(record, made, self.now, policy), made.misfire
 
     def _latest(self, record: EntryRecord, unsent: Collection[Unsent]) -> _Latest:
         state = open_state = record.state

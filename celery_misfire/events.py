@@ -16,7 +16,7 @@ from datetime import UTC, tzinfo
 from typing import Any, ClassVar
 
 from celery_misfire.misfire import MissedFire, Outcome, from_millis, to_millis
-from celery_misfire.texts import one_line, quote_name
+from celery_misfire.texts import one_line, quote_name, word_of
 
 __all__ = [
     "Broken",
@@ -32,10 +32,8 @@ __all__ = [
     "StartedLate",
     "decode",
     "encode",
+    "time_in",
 ]
-
-#: Longest word of a line (a reason, an instruction, an id) in a sentence, in characters.
-LONGEST_WORD = 80
 
 _KINDS: dict[str, type[Event]] = {}
 
@@ -146,7 +144,7 @@ class Led(Event, kind="lead"):
     now: int
 
     def sentence(self, zone: tzinfo = UTC) -> str:
-        return f"beat leads since {_time(self.now, zone)} ({_word(self.reason)})"
+        return f"beat leads since {time_in(self.now, zone)} ({word_of(self.reason)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,23 +179,23 @@ class Misfired(Event, kind="misfire"):
         return {(self.entry, o): n for o, n in self.outcomes.items() if o != Outcome.RECOVERED}
 
     def sentence(self, zone: tzinfo = UTC) -> str:
-        instruction = _word(self.instruction)
+        instruction = word_of(self.instruction)
         if self.resolved != self.instruction:
-            instruction += f" -> {_word(self.resolved)}"
+            instruction += f" -> {word_of(self.resolved)}"
         told = self.outcomes.items()
         outcomes = [
-            f"{_word(n)} {_word(word)}" for word, n in told if not self.lost or word != Outcome.MISSED
+            f"{word_of(n)} {word_of(word)}" for word, n in told if not self.lost or word != Outcome.MISSED
         ]
         for part in self.lost:
             reason, count, id_ = (part.get(name, "") for name in ("reason", "count", "id"))
-            why = "" if reason == self.reason else f"{_word(reason)}, "
-            outcomes.append(f"{_word(count)} missed ({why}result {_word(id_)})")
+            why = "" if reason == self.reason else f"{word_of(reason)}, "
+            outcomes.append(f"{word_of(count)} missed ({why}result {word_of(id_)})")
         late_by = self.now - self.first if self.late_by is None else self.late_by
         return (
             f"misfire of {quote_name(self.entry)} ({one_line(self.task)}): "
-            f"scheduled {_time(self.first, zone)}, now {_time(self.now, zone)}, "
-            f"late by {late_by / 1000:.3f} s ({_word(self.reason)}), {instruction}: {', '.join(outcomes)}; "
-            f"next {'never' if self.next is None else _time(self.next, zone)}"
+            f"scheduled {time_in(self.first, zone)}, now {time_in(self.now, zone)}, "
+            f"late by {late_by / 1000:.3f} s ({word_of(self.reason)}), {instruction}: {', '.join(outcomes)}; "
+            f"next {'never' if self.next is None else time_in(self.next, zone)}"
         )
 
 
@@ -274,13 +272,14 @@ class Missed(Event, kind="missed"):
 
 def _missed_sentence(event: GaveUp | Missed, zone: tzinfo) -> str:
     runs = "1 run" if event.count == 1 else f"{event.count} runs"
-    when = _time(event.first, zone)
+    when = time_in(event.first, zone)
     if event.count > 1:
-        when += f" to {_time(event.last, zone)}"
+        when += f" to {time_in(event.last, zone)}"
     of = f" of {one_line(event.task, 120)}" if event.task else ""
     return (
         f"{quote_name(event.entry)} missed {runs}{of}, scheduled {when}, "
-        f"reason {_word(event.reason)}, instruction {_word(event.instruction)}, result {_word(event.id)}"
+        f"reason {word_of(event.reason)}, instruction {word_of(event.instruction)}, "
+        f"result {word_of(event.id)}"
     )
 
 
@@ -308,8 +307,8 @@ class Sent(Event, kind="sent"):
 
     def sentence(self, zone: tzinfo = UTC) -> str:
         return (
-            f"{quote_name(self.entry)} {_word(self.outcome)}: scheduled {_time(self.scheduled, zone)}, "
-            f"sent {_time(self.fire_time, zone)}, id {_word(self.id)}"
+            f"{quote_name(self.entry)} {word_of(self.outcome)}: scheduled {time_in(self.scheduled, zone)}, "
+            f"sent {time_in(self.fire_time, zone)}, id {word_of(self.id)}"
         )
 
 
@@ -358,8 +357,8 @@ class SentTogether(Event, kind="sent_together"):
 
     def sentence(self, zone: tzinfo = UTC) -> str:
         return (
-            f"{self.count} runs {_word(self.outcome)}: scheduled {_time(self.first, zone)} "
-            f"to {_time(self.last, zone)}"
+            f"{self.count} runs {word_of(self.outcome)}: scheduled {time_in(self.first, zone)} "
+            f"to {time_in(self.last, zone)}"
         )
 
 
@@ -381,11 +380,11 @@ class StartedLate(Event, kind="late"):
     now: int | None = None
 
     def sentence(self, zone: tzinfo = UTC) -> str:
-        outcome = f" ({_word(self.outcome)})" if self.outcome else ""
-        now = "" if self.now is None else f", started {_time(self.now, zone)}"
+        outcome = f" ({word_of(self.outcome)})" if self.outcome else ""
+        now = "" if self.now is None else f", started {time_in(self.now, zone)}"
         return (
             f"{quote_name(self.entry)}{outcome} started late by {self.late_by / 1000:.3f} s: scheduled "
-            f"{_time(self.scheduled, zone)}{now}, id {_word(self.id)}"
+            f"{time_in(self.scheduled, zone)}{now}, id {word_of(self.id)}"
         )
 
 
@@ -404,8 +403,8 @@ class Merged(Event, kind="merged"):
 
     def sentence(self, zone: tzinfo = UTC) -> str:
         return (
-            f"{quote_name(self.entry)} merged the run scheduled {_time(self.scheduled, zone)} "
-            f"into a late run, id {_word(self.id)}"
+            f"{quote_name(self.entry)} merged the run scheduled {time_in(self.scheduled, zone)} "
+            f"into a late run, id {word_of(self.id)}"
         )
 
 
@@ -420,7 +419,7 @@ class Broken(Event, kind="broken"):
     error: str
 
     def sentence(self, zone: tzinfo = UTC) -> str:
-        return f"{quote_name(self.entry)} cannot be planned ({_word(self.error)})"
+        return f"{quote_name(self.entry)} cannot be planned ({word_of(self.error)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,17 +433,13 @@ class Refused(Event, kind="refused"):
     error: str
 
     def sentence(self, zone: tzinfo = UTC) -> str:
-        return f"{quote_name(self.entry)} cannot be sent ({_word(self.error)})"
+        return f"{quote_name(self.entry)} cannot be sent ({word_of(self.error)})"
 
 
-def _word(value: object) -> str:
-    """Return a word of a line, which may be anybody's, for a sentence."""
-    return one_line(str(value), LONGEST_WORD)
-
-
-def _time(moment: int, zone: tzinfo) -> str:
+def time_in(moment: int, zone: tzinfo, timespec: str = "milliseconds") -> str:
+    """Return milliseconds UTC as a time in a zone, with the offset."""
     try:
-        return from_millis(moment).astimezone(zone).isoformat(timespec="milliseconds")
+        return from_millis(moment).astimezone(zone).isoformat(timespec=timespec)
     except (OverflowError, ValueError):
         # No calendar has it: the line was damaged, or is not ours.
         return f"{moment} ms"

@@ -34,6 +34,7 @@ _SENT = (Outcome.FIRED, Outcome.RECOVERED)
 
 # This namespace is part of every task id that was ever made. It must never change.
 _IDS = uuid5(NAMESPACE_OID, "celery-misfire")
+_HASH_OF_IDS = sha1(_IDS.bytes, usedforsecurity=False)
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ def task_id(namespace: str, entry: str, generation: int, scheduled_ms: int) -> s
     # Texts that are only joined could be equal for different occurrences. JSON keeps the parts apart.
     name = json.dumps((namespace, entry, generation, scheduled_ms))
     # It is str(uuid5(_IDS, name)), for a third of the price: every run that is sent has one.
-    digest = bytearray(sha1(_IDS.bytes + name.encode(), usedforsecurity=False).digest()[:16])
+    hash_ = _HASH_OF_IDS.copy()
+    hash_.update(name.encode())
+    digest = bytearray(hash_.digest()[:16])
     digest[6] = digest[6] & 0x0F | 0x50
     digest[8] = digest[8] & 0x3F | 0x80
     text = digest.hex()

@@ -17,9 +17,9 @@ from celery_misfire.conf.settings import Settings
 from celery_misfire.control import read_hold
 from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Trigger, TriggerState, resolve
 from celery_misfire.records import EntryRecord, Pause
-from celery_misfire.status import Status, is_current, status_of
+from celery_misfire.status import Status, state_of, status_of
 from celery_misfire.store.port import Store
-from celery_misfire.store.sight import Sight
+from celery_misfire.store.values import Sight
 
 __all__ = ["Entry", "Fleet", "read"]
 
@@ -71,11 +71,7 @@ class Entry:
 
     def state(self, now: int) -> TriggerState | None:
         """Return where its trigger stands: as beat has it, else as of an entry that is seen now first."""
-        if self.trigger is None:
-            return None
-        if self.record is not None and is_current(self.record, self.trigger):
-            return self.record.state
-        return self.trigger.first_state(now)
+        return None if self.trigger is None else state_of(self.record, self.trigger, now)
 
 
 @dataclass(frozen=True)
@@ -167,13 +163,6 @@ def read(store: Store, settings: Settings, configured: Mapping[str, ConfiguredEn
     :param configured: the entries of the schedule, by name.
     :raises StoreUnavailable: as every call of the store.
     """
-    sight, found = store.sight(), {}
-    for name, text in store.load().items():
-        try:
-            found[name] = records.loads(text)
-        except ValueError:
-            # Beat says so in its log, and plans it anew.
-            continue
-    given = settings.threshold
-    default = AUTO_THRESHOLD if isinstance(given, str) else round(given * 1000)
-    return Fleet(sight, configured, found, store.counts_since((sight.now - DAY) / 1000), default)
+    sight, found = store.sight(), records.loads_all(store.load())
+    counts = store.counts_since((sight.now - DAY) / 1000)
+    return Fleet(sight, configured, found, counts, settings.default_threshold)

@@ -17,6 +17,7 @@ def replaced(value: T, **changes: Any) -> T:
     """
     cls: Any = type(value)
     other: T = object.__new__(cls)
+    put = object.__setattr__
     for name in cls.__slots__:
-        object.__setattr__(other, name, changes[name] if name in changes else getattr(value, name))
+        put(other, name, changes[name] if name in changes else getattr(value, name))
     return other

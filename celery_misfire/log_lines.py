@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from typing import Any
 
-from celery_misfire.events import Event, GaveUp, Misfired, Sent
+from celery_misfire.events import Event, GaveUp, Misfired, Sent, time_in
 from celery_misfire.misfire import Outcome, from_millis
 from celery_misfire.pause_events import Paused, Resumed
-from celery_misfire.texts import one_line
+from celery_misfire.texts import one_line, word_of
 
-__all__ = ["MOST_SINGLE_LINES", "PREFIX", "EventLog", "event_fields", "log_fields"]
+__all__ = ["MOST_SINGLE_LINES", "PREFIX", "EventLog", "Log", "event_fields", "log_fields"]
 
 #: Begins the name of each field.
 PREFIX = "misfire."
@@ -43,12 +43,9 @@ def log_fields(event: str, **values: object) -> dict[str, Any]:
     return {PREFIX + name: v for name, v in {"event": event, **values}.items() if v is not None}
 
 
-def event_fields(event: Event, owner: str = "") -> dict[str, Any]:
-    """Return the fields of a line about an event, for ``extra``.
-
-    :param owner: the beat or the worker that says it, unless the event knows.
-    """
-    values: dict[str, object] = {"owner": owner or None}
+def event_fields(event: Event) -> dict[str, Any]:
+    """Return the fields of a line about an event, for ``extra``."""
+    values: dict[str, object] = {}
     for name, value in vars(event).items():
         if name in _LEFT_OUT or value in (None, ""):
             continue
@@ -60,6 +57,54 @@ def event_fields(event: Event, owner: str = "") -> dict[str, Any]:
     elif isinstance(event, GaveUp):
         values["outcome"] = str(Outcome.MISSED)
     return log_fields(event.kind, **values)
+
+
+class Log:
+    """The log lines of one module. Each has its word and its fields, for structured logs.
+
+    :param name: of the logger.
+    :param who: stands in front of each line: ``beat`` or ``worker``.
+    """
+
+    def __init__(self, name: str, who: str) -> None:
+        self._logger, self._who = logging.getLogger(name), who
+
+    def info(self, word: str, text: str, /, *args: object, **fields: object) -> None:
+        self._write(logging.INFO, text, args, log_fields(word, **fields))
+
+    def warning(self, word: str, text: str, /, *args: object, **fields: object) -> None:
+        self._write(logging.WARNING, text, args, log_fields(word, **fields))
+
+    def error(self, word: str, text: str, /, *args: object, **fields: object) -> None:
+        self._write(logging.ERROR, text, args, log_fields(word, **fields))
+
+    def exception(self, word: str, text: str, /, *args: object, **fields: object) -> None:
+        """Log an error with its traceback."""
+        self._write(logging.ERROR, text, args, log_fields(word, **fields), exc_info=True)
+
+    def at(self, level: int, word: str, text: str, /, *args: object, **fields: object) -> None:
+        self._write(level, text, args, log_fields(word, **fields))
+
+    def event(
+        self, level: int, event: Event, text: str, /, *args: object, word: str = "", **fields: object
+    ) -> None:
+        """Log a line about an event, with its fields. Its word is the event's own, or another one."""
+        self._write(level, text, args, event_fields(event) | log_fields(word or event.kind, **fields))
+
+    def shows(self, level: int) -> bool:
+        return self._logger.isEnabledFor(level)
+
+    def _write(
+        self,
+        level: int,
+        text: str,
+        args: Iterable[object],
+        fields: Mapping[str, Any],
+        exc_info: bool | None = None,
+    ) -> None:
+        line = f"{self._who}: {text}"
+        # Two calls up is whoever has something to say.
+        self._logger.log(level, line, *args, extra=fields, exc_info=exc_info, stacklevel=3)
 
 
 #: What is worst comes first: it is the outcome of the line.
@@ -119,16 +164,14 @@ class EventLog:
     :param owner: the beat.
     """
 
-    def __init__(self, logger: logging.Logger, zone: tzinfo, owner: str) -> None:
-        self._logger, self._zone, self._owner = logger, zone, owner
+    def __init__(self, log: Log, zone: tzinfo, owner: str) -> None:
+        self._log, self._zone, self._owner = log, zone, owner
         self._heard: list[Event] = []
         self._outages: dict[str, _Outage] = {}
 
     def listen(self, events: Sequence[Event]) -> None:
         """Take over the events of a commit. They are logged by :meth:`write`."""
-        self._heard += (
-            e for e in events if isinstance(e, Misfired | GaveUp | Paused | Resumed) or _is_late_run(e)
-        )
+        self._heard += (e for e in events if isinstance(e, _TOLD) or _is_late_run(e))
 
     def write(self, now: float, *, is_complete: bool) -> None:
         """Log what was heard.
@@ -168,33 +211,30 @@ class EventLog:
         self.write(now, is_complete=True)
 
     def _say(self, level: int, event: Event) -> None:
-        if self._logger.isEnabledFor(level):
-            sentence, extra = event.sentence(self._zone), event_fields(event, self._owner)
-            self._logger.log(level, "beat: %s", sentence, extra=extra)
+        if self._log.shows(level):
+            self._log.event(level, event, "%s", event.sentence(self._zone), owner=self._owner)
 
     def _tell(self, reason: str, outage: _Outage) -> None:
         """Say once what a large outage was; of a small one, each misfire was told by itself."""
         outage.is_untold = False
         if not outage.is_large:
             return
-        since = from_millis(outage.since).astimezone(self._zone).isoformat(timespec="milliseconds")
+        since = time_in(outage.since, self._zone)
         counts = {str(outcome): outage.outcomes[outcome] for outcome in _SUMMARY}
         told = "{recovered} runs recovered, {merged} merged, {missed} missed".format(**counts)
-        self._logger.log(
+        self._log.at(
             _level(reason),
-            "beat: %d entries missed their times since %s (%s): %s",
+            "outage",
+            "%d entries missed their times since %s (%s): %s",
             len(outage.entries),
             since,
-            one_line(reason, 80),
+            word_of(reason),
             told,
-            extra=log_fields(
-                "outage",
-                reason=one_line(reason, 80),
-                scheduled=_time(outage.since),
-                entries=len(outage.entries),
-                owner=self._owner,
-                **counts,
-            ),
+            reason=word_of(reason),
+            scheduled=_time(outage.since),
+            entries=len(outage.entries),
+            owner=self._owner,
+            **counts,
         )
         outage.entries.clear()
         outage.outcomes.clear()

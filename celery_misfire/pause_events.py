@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 
-from celery_misfire.events import Event
-from celery_misfire.events import _time as time_in
-from celery_misfire.events import _word as word_of
-from celery_misfire.texts import quote_name
+from celery_misfire.events import Event, time_in
+from celery_misfire.texts import quote_name, word_of
 
 __all__ = ["Paused", "Resumed"]
 
@@ -26,10 +24,6 @@ class Paused(Event, kind="paused"):
     until: int | None = None
     reason: str | None = None
     by: str | None = None
-
-    @property
-    def written_at(self) -> int:
-        return self.now
 
     def sentence(self, zone: tzinfo = UTC) -> str:
         until = "" if self.until is None else f" until {time_in(self.until, zone)}"
@@ -53,10 +47,6 @@ class Resumed(Event, kind="resumed"):
     since: int
     by: str | None = None
     count: int | None = None
-
-    @property
-    def written_at(self) -> int:
-        return self.now
 
     def sentence(self, zone: tzinfo = UTC) -> str:
         by = f", ended by {word_of(self.by)}" if self.by else ""

@@ -19,6 +19,7 @@ from celery_misfire.entry_record import (
     Unreported,
     dumps,
     loads,
+    loads_all,
 )
 from celery_misfire.frozen import replaced
 from celery_misfire.misfire import (
@@ -266,6 +267,8 @@ def with_plan(record: EntryRecord, plan: Plan, now: int, policy: MisfirePolicy |
     late = tuple(r for r in plan.runs if r.outcome is not Outcome.FIRED)
     # Runs in time go first, or they would wait for the catch-up.
     decided = replaced(record, state=plan.state, runs=in_time + record.runs + late, paused_from=None)
+    if not plan.missed:
+        return decided
     instruction = plan.misfire.resolved if plan.misfire else resolved(record, policy)
     return with_missed(decided, plan.missed, instruction, now)
 
@@ -364,6 +367,7 @@ __all__ = [
     "edited",
     "first_seen",
     "loads",
+    "loads_all",
     "occurrences",
     "removed",
     "renamed",

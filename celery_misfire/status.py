@@ -6,12 +6,13 @@ contradict each other. Moments and lengths are milliseconds.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
-from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Trigger, threshold_millis
+from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Trigger, TriggerState, threshold_millis
 from celery_misfire.records import EntryRecord, Pause
 
-__all__ = ["Status", "is_current", "status_of"]
+__all__ = ["Status", "is_current", "state_of", "status_of"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Status:
 def is_current(record: EntryRecord, trigger: Trigger) -> bool:
     """Return False for the record of another schedule: beat has not seen yet that the entry was edited."""
     return record.removed_at is None and record.fingerprint == trigger.fingerprint
+
+
+def state_of(record: EntryRecord | None, trigger: Trigger, now: int) -> TriggerState:
+    """Return the state of a trigger: the one that beat keeps, else that of an entry seen now first."""
+    return record.state if record is not None and is_current(record, trigger) else trigger.first_state(now)
 
 
 def status_of(
@@ -79,11 +85,9 @@ def status_of(
         return Status(is_known=True, next_fire_time=due)
     threshold = default_threshold
     if trigger is not None:
-        try:
+        # A schedule may fail in its own code, such as the sun's at the poles.
+        with suppress(Exception):
             threshold = threshold_millis(policy, due, trigger.fire_times(record.state).after(due))
-        except Exception:
-            # A schedule may fail in its own code, such as the sun's at the poles.
-            threshold = default_threshold
     late_by = now - due
     return Status(True, due, late_by, threshold, late_by >= threshold)
 

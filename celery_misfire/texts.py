@@ -17,12 +17,17 @@ __all__ = [
     "one_line",
     "quote",
     "quote_name",
+    "quote_names",
     "schedule_in_words",
     "suggestion",
     "type_name",
     "unknown_key",
     "unknown_word",
+    "word_of",
 ]
+
+#: Longest word of a line of the log in a sentence, in characters.
+LONGEST_WORD = 80
 
 # Matches the value after the name of a secret: in the repr of a dict or of a call, or in the query of a URL.
 _SECRET = re.compile(
@@ -60,6 +65,13 @@ def quote_name(name: object) -> str:
     return _cut(_without_login(repr(str(name)))) if isinstance(name, str) else quote(name)
 
 
+def quote_names(names: Iterable[object], most: int) -> str:
+    """Return several names, of which the first `most` are told."""
+    found = list(names)
+    told = ", ".join(map(quote_name, found[:most]))
+    return told + (f" and {len(found) - most:,} more" if len(found) > most else "")
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -94,6 +106,11 @@ def one_line(text: str, longest: int = 200) -> str:
     """Return a foreign text as one line for the log: escaped, and cut at `longest` characters."""
     text = text if len(text) <= longest else f"{text[: longest - 3]}..."
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def word_of(value: object) -> str:
+    """Return a reason, an instruction or an id, which may be anybody's, for a sentence."""
+    return one_line(str(value), LONGEST_WORD)
 
 
 def describe_error(exc: BaseException) -> str:

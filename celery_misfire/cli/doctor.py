@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,14 +13,15 @@ from celery.backends.rpc import RPCBackend
 
 from celery_misfire.cli.output import Page, length
 from celery_misfire.cli.session import FINE, NOT_FINE, Session, command
+from celery_misfire.clocks import wall_clock
 from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.exceptions import BrokerUnavailable
-from celery_misfire.leadership.outages import CLOCK_DIFFERENCE
+from celery_misfire.leadership.outages import CLOCK_DIFFERENCE, clock_ahead
 from celery_misfire.leadership.peers import describe, difference
 from celery_misfire.sending.broker import Broker
 from celery_misfire.store.port import LeaseValue
 from celery_misfire.store.registers import REGISTER_TTL
-from celery_misfire.texts import describe_error, one_line, quote_name
+from celery_misfire.texts import describe_error, one_line, quote_names
 from celery_misfire.worker import WORKER_SIDE
 
 __all__ = ["doctor_"]
@@ -90,12 +90,8 @@ def _redis(session: Session) -> Iterator[_Finding]:
 
 
 def _clocks(session: Session) -> Iterator[_Finding]:
-    before = time.time_ns() // 1_000_000
-    theirs = session.store.time()
-    after = time.time_ns() // 1_000_000
-    ahead = before - theirs if theirs < before else after - theirs if theirs > after else 0
     fix = "Let both follow a time server (NTP)."
-    if abs(ahead) > CLOCK_DIFFERENCE:
+    if ahead := clock_ahead(wall_clock(), session.store.time(), wall_clock()):
         yield _Finding("clock", f"this host is {_way(ahead)} Redis", fix)
     for beat in session.fleet.beats:
         if beat.is_well and abs(beat.clock_ahead) > CLOCK_DIFFERENCE:
@@ -128,7 +124,7 @@ def _configuration(session: Session) -> Iterator[_Finding]:
     for line in warnings_for(session.app, session.settings, session.entries):
         yield _Finding("configuration", line)
     if session.fleet.overdue:
-        names = _named(entry.name for entry in session.fleet.overdue)
+        names = quote_names((entry.name for entry in session.fleet.overdue), MOST_NAMES)
         yield _Finding("configuration", f"overdue: {names}", "Beat is down or overloaded; see `status`.")
 
 
@@ -195,12 +191,12 @@ def _workers(session: Session) -> Iterator[_Finding]:
     bare = [name for name in configurations if name not in with_side]
     if bare:
         fix = "Call celery_misfire.install(app), in all workers of the app or in none."
-        yield _Finding("workers", f"without the worker side: {_named(bare)}", fix)
+        yield _Finding("workers", f"without the worker side: {quote_names(bare, MOST_NAMES)}", fix)
     namespace = session.settings.namespace
     others = [name for name, side in with_side.items() if side.get("namespace") != namespace]
     if others:
         fix = f"Give them misfire_namespace = {namespace!r}, as here."
-        yield _Finding("workers", f"with another namespace: {_named(others)}", fix)
+        yield _Finding("workers", f"with another namespace: {quote_names(others, MOST_NAMES)}", fix)
     if bare and with_side and session.fleet.sight.is_guarded:
         what = "some workers ask the registers and others do not: a second message of a run may run"
         yield _Finding("workers", what, "Install the worker side in all of them.")
@@ -222,14 +218,7 @@ def _unknown_tasks(session: Session, registered: Mapping[str, Any]) -> Iterator[
     }
     unknown = [e for e in session.fleet.entries.values() if e.task and e.task not in known]
     if unknown:
-        what = f"{len(unknown):,} entries have a task that no live worker knows: "
+        what = f"{len(unknown):,} entries have a task that no live worker knows"
         tasks = (f"{entry.name} ({entry.task})" for entry in unknown)
-        yield _Finding(
-            "workers", what + _named(tasks), "Check the name of the task, and what the workers import."
-        )
-
-
-def _named(names: Iterable[str]) -> str:
-    found = list(names)
-    shown = ", ".join(map(quote_name, found[:MOST_NAMES]))
-    return shown + (f" and {len(found) - MOST_NAMES:,} more" if len(found) > MOST_NAMES else "")
+        fix = "Check the name of the task, and what the workers import."
+        yield _Finding("workers", f"{what}: {quote_names(tasks, MOST_NAMES)}", fix)

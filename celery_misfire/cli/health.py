@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 
 import click
 
 from celery_misfire.beats import beats_in, problem_of
-from celery_misfire.cli.output import Page
+from celery_misfire.cli.reading import beat_as_json
 from celery_misfire.cli.session import FINE, NOT_FINE, Session, command
+from celery_misfire.clocks import wall_clock
 from celery_misfire.worker.watch import Alarm, Watch
 
 __all__ = ["health_", "watch_"]
@@ -41,16 +41,7 @@ def health_(session: Session, this_host: bool, max_late: float | None) -> int:
         "reason": problem or None,
         "host": host,
         "late_by": None if late is None else late / 1000,
-        "beats": [
-            {
-                "host": beat.host,
-                "pid": beat.pid,
-                "leads": beat.leads,
-                "well": beat.is_well,
-                "silent_for": beat.silent_for / 1000,
-            }
-            for beat in beats
-        ],
+        "beats": [beat_as_json(beat) for beat in beats],
     }
     session.answer(data, lambda page: page.line(f"not healthy: {problem}" if problem else "healthy"))
     return NOT_FINE if problem else FINE
@@ -76,14 +67,14 @@ def watch_(session: Session, alert: str | None, once: bool) -> int:
     One watches at a time: a worker or this command. COMMAND finds MISFIRE_ALARM (raised or over),
     MISFIRE_SINCE and MISFIRE_ENTRIES, one to a line, in its environment.
     """
-    page = Page(session.zone, no_color=session.no_color)
+    page = session.page
 
     def tell(alarm: Alarm) -> None:
         word, since = "over" if alarm.is_over else "raised", session.time(alarm.since)
         if session.as_json:
             session.echo_json({"alarm": word, "since": since, "entries": list(alarm.entries)}, indent=None)
         else:
-            page.line(f"{page.time(time.time_ns() // 1_000_000)}  {alarm.sentence(session.zone)}")
+            page.line(f"{page.time(wall_clock())}  {alarm.sentence(session.zone)}")
         if alert:
             _call(alert, {"MISFIRE_ALARM": word, "MISFIRE_SINCE": str(since)}, alarm.entries)
 

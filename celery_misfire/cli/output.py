@@ -10,24 +10,16 @@ from typing import Any
 
 import click
 
+from celery_misfire.events import time_in
 from celery_misfire.misfire import from_millis, to_millis
 from celery_misfire.texts import one_line, quote
 
-__all__ = ["Page", "ago", "isoformat", "length", "read_length", "read_moment"]
+__all__ = ["Page", "ago", "length", "read_length", "read_moment"]
 
 #: Longest text in a cell of a table, in characters.
 LONGEST_CELL = 200
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-
-
-def isoformat(moment: int, zone: tzinfo, timespec: str = "milliseconds") -> str:
-    """Return milliseconds UTC as a time in a zone, with the offset."""
-    try:
-        return from_millis(moment).astimezone(zone).isoformat(timespec=timespec)
-    except (OverflowError, ValueError):
-        # No calendar has it: the record was damaged.
-        return f"{moment} ms"
 
 
 def length(millis: float) -> str:
@@ -98,7 +90,7 @@ class Page:
 
     def time(self, moment: int | None) -> str:
         """Return a moment for a cell, '' for None."""
-        return "" if moment is None else isoformat(moment, self._zone, "seconds").replace("T", " ", 1)
+        return "" if moment is None else time_in(moment, self._zone, "seconds").replace("T", " ", 1)
 
     def line(self, text: str = "") -> None:
         click.echo(text)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import click
 
 from celery_misfire import fire
+from celery_misfire.beats import Beat
 from celery_misfire.cli.output import Page, ago, length, read_moment
 from celery_misfire.cli.session import FINE, NOT_FINE, Session, command, entry_option
 from celery_misfire.control import read_hold
@@ -29,6 +30,8 @@ PAGE = 2000
 #: With --follow the log is read so often, in seconds.
 FOLLOW_EVERY = 1.0
 
+T = TypeVar("T")
+
 limit_option = click.option(
     "--limit",
     type=click.IntRange(1),
@@ -39,9 +42,13 @@ since_option = click.option(
 )
 
 
-def most(session: Session, limit: int | None) -> int | None:
-    """Return how many rows to show, None for all."""
-    return limit or (None if session.as_json else MOST_ROWS)
+def cut(
+    session: Session, rows: Sequence[T], limit: int | None, *, newest: bool = False
+) -> tuple[Sequence[T], int]:
+    """Return the first rows, or the last ones, that are shown, and how many others there are."""
+    number = limit or (len(rows) if session.as_json else MOST_ROWS)
+    shown = rows[-number:] if newest else rows[:number]
+    return shown, len(rows) - len(shown)
 
 
 # -- status ------------------------------------------------------------------------------------------------
@@ -55,13 +62,12 @@ def status_(session: Session, entries: Sequence[str], limit: int | None) -> int:
     fleet = session.fleet
     chosen = set(session.names(entries))
     shown = [entry for entry in fleet.in_order() if entry.name in chosen]
-    number = most(session, limit)
-    rows, more = shown[:number], max(0, len(shown) - (number or len(shown)))
+    rows, more = cut(session, shown, limit)
     outcomes = _last_outcomes(session.store, rows)
     if session.as_json:
         session.echo_json(_beats_as_json(session) | _entries_as_json(session, rows, outcomes, more))
     else:
-        page = Page(session.zone, no_color=session.no_color)
+        page = session.page
         _write_beats(session, page)
         page.table(_COLUMNS, [_row(page, fleet, entry, outcomes) for entry in rows], more)
     return FINE if fleet.leader and not fleet.overdue else NOT_FINE
@@ -72,7 +78,8 @@ def _last_outcomes(store: Store, entries: Sequence[Entry]) -> dict[str, str]:
     last = {entry.name: entry.last for entry in entries if entry.last is not None}
     found: dict[str, str] = {}
     for line in store.log(PAGE) if last else ():
-        for event in event_parts(line):
+        # Runs that were sent together share a line.
+        for event in told.split() if (told := decode(line)) else ():
             if isinstance(event, Sent) and last.get(event.entry) == event.scheduled:
                 found[event.entry] = event.outcome
             elif isinstance(event, Misfired | GaveUp) and last.get(event.entry) == event.last:
@@ -80,30 +87,20 @@ def _last_outcomes(store: Store, entries: Sequence[Entry]) -> dict[str, str]:
     return found
 
 
-def event_parts(line: Mapping[str, Any]) -> Iterable[Event]:
-    """Return the events of which a line of the log tells: runs that were sent together share one."""
-    event = decode(line)
-    return () if event is None else event.split()
-
-
 def _worst(event: Misfired | GaveUp) -> str:
     outcomes = event.outcomes if isinstance(event, Misfired) else {Outcome.MISSED: 1}
     return next((str(o) for o in (Outcome.MISSED, Outcome.MERGED) if outcomes.get(o)), Outcome.RECOVERED)
 
 
+def beat_as_json(beat: Beat) -> dict[str, Any]:
+    """Return a beat as it is written in JSON."""
+    told = {"host": beat.host, "pid": beat.pid, "leads": beat.leads, "well": beat.is_well}
+    return told | {"silent_for": beat.silent_for / 1000}
+
+
 def _beats_as_json(session: Session) -> dict[str, Any]:
     fleet, sight = session.fleet, session.fleet.sight
-    beats = [
-        {
-            "host": beat.host,
-            "pid": beat.pid,
-            "leads": beat.leads,
-            "well": beat.is_well,
-            "started": session.time(beat.started),
-            "silent_for": beat.silent_for / 1000,
-        }
-        for beat in fleet.beats
-    ]
+    beats = [beat_as_json(beat) | {"started": session.time(beat.started)} for beat in fleet.beats]
     lease = sight.lease
     leader = lease and {
         "name": fleet.leader,
@@ -247,8 +244,7 @@ def missed_(
         and reason in (None, item[1].reason)
         and item[0] >= begin
     ]
-    number = most(session, limit)
-    rows, more = found[-number:] if number else found, max(0, len(found) - (number or len(found)))
+    rows, more = cut(session, found, limit, newest=True)
     data = {
         "since": session.time(begin),
         "missed": [_missed_as_json(session, event, pending) for _, event, pending in rows],
@@ -354,15 +350,14 @@ def log_(
     # What is written meanwhile is followed from here.
     seen = session.store.last_log_id() if follow else ""
     found = [(at, *part) for at, line in lines_since(session.store, begin) for part in meant(line)]
-    number = most(session, limit)
-    rows = found[-number:] if number else found
+    rows, _ = cut(session, found, limit, newest=True)
     if not follow:
         lines = [_line_as_json(session, *row) for row in rows]
         session.answer(
             {"since": session.time(begin), "lines": lines}, lambda page: _write(page, session, rows)
         )
         return
-    page = Page(session.zone, no_color=session.no_color)
+    page = session.page
     while True:
         for row in rows:
             if session.as_json:

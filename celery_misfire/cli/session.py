@@ -24,6 +24,7 @@ from celery_misfire.beat import MisfireMixin
 from celery_misfire.cli import output
 from celery_misfire.conf.entries import ConfiguredEntry
 from celery_misfire.conf.settings import Settings
+from celery_misfire.events import time_in
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, StoreUnavailable
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.texts import describe_error, one_line, quote_name, suggestion
@@ -99,10 +100,6 @@ class Session:
         app.finalize()
         return app
 
-    @property
-    def no_color(self) -> bool:
-        return bool(self._ctx.obj.no_color)
-
     @cached_property
     def scheduler(self) -> type[MisfireMixin]:
         """The class of the scheduler whose entries these are."""
@@ -149,6 +146,11 @@ class Session:
         return fleet.read(self.store, self.settings, self.entries)
 
     @property
+    def page(self) -> output.Page:
+        """What is written when the answer is no JSON."""
+        return output.Page(self.zone, no_color=bool(self._ctx.obj.no_color))
+
+    @property
     def now(self) -> int:
         """The time, by the store's clock."""
         # A look at all records is spared where nobody needs one.
@@ -180,7 +182,7 @@ class Session:
         if self.as_json:
             self.echo_json(data)
         else:
-            write(output.Page(self.zone, no_color=self.no_color))
+            write(self.page)
 
     def echo_json(self, data: dict[str, Any], *, indent: int | None = 2) -> None:
         """Write an answer as JSON; without `indent`, on one line."""
@@ -188,7 +190,7 @@ class Session:
 
     def time(self, moment: int | None) -> str | None:
         """Return a moment as it is written in JSON."""
-        return None if moment is None else output.isoformat(moment, self.zone)
+        return None if moment is None else time_in(moment, self.zone)
 
 
 def command(name: str, **options: Any) -> Callable[[Callable[..., int | None]], click.Command]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,8 +10,9 @@ import click
 
 from celery_misfire import records
 from celery_misfire.cli.output import Page, length, read_moment
-from celery_misfire.cli.reading import limit_option, most
+from celery_misfire.cli.reading import cut, limit_option
 from celery_misfire.cli.session import Session, command, fail
+from celery_misfire.clocks import wall_clock
 from celery_misfire.conf.entries import ConfiguredEntry
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.misfire import (
@@ -25,7 +25,7 @@ from celery_misfire.misfire import (
 )
 from celery_misfire.records import EntryRecord
 from celery_misfire.simulation import OutageEffect, effect_of_outage
-from celery_misfire.status import is_current
+from celery_misfire.status import state_of
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.texts import describe_error, quote_name
 
@@ -76,7 +76,7 @@ def simulate_(
     for the first time.
     """
     known, source = _state(session)
-    begin = read_moment(down, session.zone, _now(), past=False)
+    begin = read_moment(down, session.zone, wall_clock(), past=False)
     end = read_moment(up, session.zone, begin, past=False)
     if end <= begin:
         fail("--up: the outage must end after it begins.")
@@ -84,8 +84,7 @@ def simulate_(
     answers = [_answer(session.entries[n], n, known.get(n), instruction, begin, end) for n in names]
     if entries and instruction is not None and len(answers) == 1 and answers[0].problem:
         fail(f"entry {quote_name(names[0])}: {answers[0].problem}")
-    number = most(session, limit)
-    shown, more = answers[:number], max(0, len(answers) - (number or len(answers)))
+    shown, more = cut(session, answers, limit)
     totals = {o: sum(a.effect.count(o) for a in answers if a.effect) for o in Outcome}
     data: dict[str, Any] = {
         "down": session.time(begin),
@@ -111,16 +110,10 @@ def simulate_(
 def _state(session: Session) -> tuple[Mapping[str, EntryRecord], str]:
     """Return the records that Redis has, and in words where the simulation starts from."""
     store = RedisStore.of(session.settings, READ_TIMEOUT)
-    found: dict[str, EntryRecord] = {}
     try:
-        texts = store.load()
+        found = records.loads_all(store.load())
     except StoreUnavailable as exc:
-        return found, f"as if entries were first seen now ({exc})"
-    for name, text in texts.items():
-        try:
-            found[name] = records.loads(text)
-        except ValueError:
-            continue
+        return {}, f"as if entries were first seen now ({exc})"
     return found, "from the state in Redis" if found else "as if entries were first seen now (no state)"
 
 
@@ -142,17 +135,12 @@ def _answer(
         policy = replace(policy or MisfirePolicy(), instruction=chosen)
     resolved = str(resolve(policy.instruction, trigger.trigger_type)) if policy else "off"
     try:
-        is_known = record is not None and is_current(record, trigger)
-        state = record.state if record and is_known else trigger.first_state(min(_now(), down))
+        state = state_of(record, trigger, min(wall_clock(), down))
         effect = effect_of_outage(trigger, state, policy, down, up)
         return _Answer(name, resolved, effect=effect, times=trigger.fire_times(state))
     except Exception as exc:
         # A schedule of the app's own may raise anything.
         return _Answer(name, resolved, problem=describe_error(exc))
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _as_json(session: Session, answer: _Answer) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from celery_misfire.conf.problems import (
     policy_value,
     spelling,
 )
-from celery_misfire.misfire import FITTING, MisfireInstruction, MisfirePolicy, TriggerType
+from celery_misfire.misfire import AUTO_THRESHOLD, FITTING, MisfireInstruction, MisfirePolicy, TriggerType
 from celery_misfire.store.options import check_option, checked_options
 from celery_misfire.store.url import checked_url, scheme_of, sentinels_of
 from celery_misfire.texts import hide_secrets, quote, quote_name, unknown_key, unknown_word
@@ -236,6 +236,11 @@ class Settings:
         return (
             f"Settings({', '.join(f'{name}={hide_secrets(repr(value))}' for name, value in values.items())})"
         )
+
+    @property
+    def default_threshold(self) -> int:
+        """The threshold where no schedule is known, in milliseconds."""
+        return AUTO_THRESHOLD if isinstance(self.threshold, str) else round(self.threshold * 1000)
 
     def policy_for(self, entry: str, misfire: object, trigger_type: TriggerType) -> MisfirePolicy | None:
         """Return the policy of an entry, None when misfire handling is off for it.

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.leadership.outages import Outages
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.misfire import Reason
 from celery_misfire.trouble import Trouble
 
 __all__ = ["BrokerLink"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: A broker that stays away is mentioned again so often, in seconds.
 REMIND_EVERY = 60.0
@@ -84,8 +83,7 @@ class BrokerLink:
     def _say_back(self) -> None:
         if not self._was_said_back:
             place, length = self._place and f": {self._place}", self._trouble.length(self._steady())
-            extra = log_fields("broker_available")
-            logger.info("beat: the broker is there again after %.0f s%s", length, place, extra=extra)
+            say.info("broker_available", "the broker is there again after %.0f s%s", length, place)
         self._was_said_back = True
 
     def failed(self, error: Exception) -> None:
@@ -94,8 +92,8 @@ class BrokerLink:
         if isinstance(error, BrokerUnavailable):
             self._place = error.place or self._place
         if self._trouble.fail(self._steady()) or self._was_said_back:
-            what, extra = "nothing is sent until it is back", log_fields("broker_unavailable")
-            logger.warning("beat: the broker failed, %s. %s", what, error, extra=extra)
+            what = "the broker failed, nothing is sent until it is back. %s"
+            say.warning("broker_unavailable", what, error)
         self.is_up = self._was_said_back = False
 
     def works(self) -> None:

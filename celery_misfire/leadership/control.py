@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from celery_misfire.events import Event
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.leadership.pending_misses import give_up
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.pause_events import Paused, Resumed
 from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.store.port import Store
@@ -20,7 +19,7 @@ from celery_misfire.texts import quote_name
 
 __all__ = ["Control"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 
 class Control:
@@ -80,7 +79,8 @@ class Control:
             if record.paused.is_over(now):
                 commit.records[name], events = self._awakened(name, record, now)
                 commit.events += events
-        self._ledger.commit(commit)
+        if commit.records:
+            self._ledger.commit(commit)
         return awake
 
     def _awakened(
@@ -109,7 +109,7 @@ class Control:
             request = Request.parse(text)
             if request is None:
                 what = "a request is left out, as this version does not understand it"
-                logger.warning("beat: %s", what, extra=log_fields("request_left_out"))
+                say.warning("request_left_out", "%s", what)
                 continue
             # A clock that is ahead must not make the pause begin tomorrow.
             request = replace(request, at=min(request.at, now))
@@ -132,7 +132,7 @@ class Control:
         record = changed.get(name) or self._ledger.get(name)
         if record is None or name not in self._ledger.definitions:
             what = f"no entry {quote_name(name)}: it cannot be {request.do}d"
-            logger.warning("beat: %s", what, extra=log_fields("request_left_out", entry=name))
+            say.warning("request_left_out", "%s", what, entry=name)
         elif request.do == "pause":
             since = record.paused.since if record.paused else request.at
             pause = replace(request.as_pause, since=since)
@@ -189,5 +189,4 @@ class Control:
 def _say_unasked(what: str, name: str, exc: Exception) -> None:
     """Say that a schedule, which may raise anything, could not be asked for the end of a pause or a hold."""
     why = f"the {what} of {quote_name(name)} cannot be left out ({type(exc).__name__})"
-    extra = log_fields("problem", entry=name)
-    logger.warning("beat: %s; it is judged as after an outage", why, extra=extra)
+    say.warning("problem", "%s; it is judged as after an outage", why, entry=name)

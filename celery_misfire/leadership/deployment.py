@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
+from celery_misfire.clocks import uptime
 from celery_misfire.exceptions import StoreRefused
-from celery_misfire.leadership.lease import uptime
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.store.port import LeaseValue, Store
 from celery_misfire.store.state_mark import Destination
 from celery_misfire.texts import one_line
@@ -15,7 +14,7 @@ from celery_misfire.trouble import Reminders
 
 __all__ = ["TWO_DEPLOYMENTS", "Deployment"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: A refusal is repeated, and the broker asked again where our runs go, so often, in seconds.
 REMIND_EVERY = 60.0
@@ -74,7 +73,7 @@ class Deployment:
             self._store.tell_leader(self._refusal)
         if self._refusal:
             if self._reminders.is_due(self._refusal, self._clock()):
-                logger.error("beat: %s", self._refusal, extra=log_fields("deployments"))
+                say.error("deployments", "%s", self._refusal)
             return "the state is that of another deployment"
         return self._wait()
 
@@ -95,12 +94,12 @@ class Deployment:
             moved = self._store.take_former()
         except StoreRefused as exc:
             what = "a state with keys that have no prefix cannot be moved"
-            logger.warning("beat: %s: %s", what, exc, extra=log_fields("moved"))
+            say.warning("moved", "%s: %s", what, exc)
             moved, self._former_is_settled = False, True
         if moved:
             what = "a state was found with keys that have no prefix, and has moved to those that have it"
             where = f"; {difference}. {TWO_DEPLOYMENTS}" if difference else ""
-            logger.warning("beat: %s%s", what, where, extra=log_fields("moved"))
+            say.warning("moved", "%s%s", what, where)
         self._found = None
         return "" if moved or self._former_is_settled else "a state with keys that have no prefix has changed"
 

@@ -13,7 +13,7 @@ from functools import partial
 from celery_misfire.events import Broken, Refused
 from celery_misfire.exceptions import PublishRejected
 from celery_misfire.leadership.ledger import Ledger
-from celery_misfire.log_lines import event_fields, log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.sending.dispatch import Attempt
 from celery_misfire.texts import describe_error
 from celery_misfire.triggers.time_limit import NoAnswer
@@ -21,7 +21,7 @@ from celery_misfire.trouble import Trouble
 
 __all__ = ["FailingEntries"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: An entry that cannot be planned is mentioned so often, in seconds.
 REMIND_EVERY = 3600.0
@@ -83,8 +83,8 @@ class FailingEntries:
         wait = min(LONGEST_WAIT_FOR_ANSWER, exc.waited) if isinstance(exc, NoAnswer) else None
         if trouble.fail(steady, wait):
             event = Broken(entry=name, error=type(exc).__name__)
-            what, extra = "cannot be planned and is tried again", event_fields(event)
-            logger.error("beat: entry %r %s: %s", name, what, describe_error(exc), extra=extra)
+            what = "entry %r cannot be planned and is tried again: %s"
+            say.event(logging.ERROR, event, what, name, describe_error(exc))
             self._ledger.note(event)
 
     def mended(self, name: str) -> None:
@@ -92,9 +92,7 @@ class FailingEntries:
         if name in self._broken:
             del self._broken[name]
             if self._troubles[name].end(self._steady()) is not None:
-                logger.info(
-                    "beat: entry %r can be planned again", name, extra=log_fields("mended", entry=name)
-                )
+                say.info("mended", "entry %r can be planned again", name, entry=name)
 
     def is_broken(self, name: str) -> bool:
         return name in self._broken
@@ -111,8 +109,8 @@ class FailingEntries:
         error = attempt.error or PublishRejected()
         if name not in self._refusals:
             event = Refused(entry=name, error=type(error).__name__)
-            what, extra = "cannot be sent and is tried again", event_fields(event)
-            logger.error("beat: entry %r %s: %s", name, what, describe_error(error), extra=extra)
+            what = "entry %r cannot be sent and is tried again: %s"
+            say.event(logging.ERROR, event, what, name, describe_error(error))
             self._ledger.note(event)
         refusal = self.leave_aside(name)
         # A schedule that cannot be asked just now says nothing about the message.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from celery_misfire.misfire import AUTO_THRESHOLD
-from celery_misfire.records import Definition, EntryRecord
+from celery_misfire.misfire import threshold_millis
+from celery_misfire.records import Definition, EntryRecord, Pause
 from celery_misfire.status import status_of
 
 __all__ = ["Figures", "figures_of"]
@@ -31,8 +31,13 @@ def figures_of(
     definitions: Mapping[str, Definition],
     catch_up: Iterable[str],
     now: int,
+    hold: Pause | None = None,
 ) -> Figures:
-    """Return the figures; no schedule is asked, as its code may be slow, and no thread of its own."""
+    """Return the figures; no schedule is asked, as its code may be slow, and no thread of its own.
+
+    :param catch_up: the entries with late runs.
+    :param hold: the hold of all entries, if there is one.
+    """
     next_fire_times: dict[str, int] = {}
     overdue = 0
     for name, definition in definitions.items():
@@ -42,8 +47,7 @@ def figures_of(
             continue
         next_fire_times[name] = due
         if due < now and definition.policy is not None:
-            given = definition.policy.threshold
-            threshold = AUTO_THRESHOLD if isinstance(given, str) else round(given * 1000)
-            overdue += status_of(record, None, None, now, default_threshold=threshold).is_overdue
+            threshold = threshold_millis(definition.policy, due, None)
+            overdue += status_of(record, None, None, now, default_threshold=threshold, hold=hold).is_overdue
     pending = sum(runs.count for name in catch_up if name in records for runs in records[name].runs)
     return Figures(next_fire_times, overdue, pending)

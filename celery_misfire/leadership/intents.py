@@ -15,8 +15,9 @@ from celery_misfire.events import Event, Sent
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Ledger
 from celery_misfire.leadership.pending_misses import explain, give_up
-from celery_misfire.misfire import Outcome, Reason
+from celery_misfire.misfire import Misfire, Outcome, Reason
 from celery_misfire.records import EntryRecord, Intent
+from celery_misfire.sending.dispatch import event_of
 from celery_misfire.store import registers
 from celery_misfire.store.port import Store
 from celery_misfire.store.registers import Register
@@ -61,6 +62,10 @@ class Intents:
         :param was_refused: this beat knows that the entry's message cannot be sent as it is.
         :param only_new: leave all intents as they are.
         """
+        if not record.intents:
+            # The usual case.
+            steps = episodes.judge(record)
+            return (steps[-1][0] if steps else record), self._explained(record, steps, episodes.now)
         record, name = self._ledger.with_certainty(record), record.name
         intents = () if only_new else record.intents
         held = {i: self._store.register(self._id(name, i)) for i in intents}
@@ -84,13 +89,8 @@ class Intents:
             left = _without(left, gone + closed)
         # The beat that sent them could not write so.
         events: list[Event] = [self._sent(name, i) for i in dict.fromkeys(started)]
-        known = len(record.missed)
-        for after, misfire in steps:
-            if misfire is None:
-                events += give_up(self._ledger, after, known)
-            else:
-                events.append(explain(self._ledger, after, known, misfire, episodes.now))
-            known = len(after.missed)
+        events += self._explained(record, steps, episodes.now)
+        known = len(judged.missed)
         self._note_doubt(left, judged)
         instruction = records.resolved(record, episodes.policy)
         refused = [i for i in refused if i not in started]
@@ -98,6 +98,19 @@ class Intents:
             together = stretches(record, episodes.trigger, lost)
             judged = records.with_unsent(judged, together, reason, instruction, episodes.now)
         return judged, [*events, *give_up(self._ledger, judged, known)]
+
+    def _explained(
+        self, record: EntryRecord, steps: Iterable[tuple[EntryRecord, Misfire | None]], now: int
+    ) -> list[Event]:
+        """Return what explains the steps by which a record was judged."""
+        events, known = list[Event](), len(record.missed)
+        for after, misfire in steps:
+            if misfire is None:
+                events += give_up(self._ledger, after, known)
+            else:
+                events.append(explain(self._ledger, after, known, misfire, now))
+            known = len(after.missed)
+        return events
 
     def close_registers(self, name: str, intents: Sequence[Intent], reason: Reason) -> list[Intent]:
         """See to it that no worker starts what is to be missed; return what has reached one already."""
@@ -128,14 +141,7 @@ class Intents:
         return self._ledger.task_id(intent.entry or name, intent.generation, intent.scheduled)
 
     def _sent(self, name: str, intent: Intent) -> Sent:
-        return Sent(
-            entry=name,
-            outcome=intent.outcome,
-            scheduled=intent.scheduled,
-            fire_time=intent.claimed_at,
-            merged=intent.merged,
-            id=self._id(name, intent),
-        )
+        return event_of(name, intent, intent.claimed_at, self._id(name, intent))
 
 
 def _since(intent: Intent) -> int:
@@ -157,4 +163,6 @@ def _runs(record: EntryRecord, intent: Intent) -> bool:
 
 
 def _without(record: EntryRecord, intents: Collection[Intent]) -> EntryRecord:
+    if not intents:
+        return record
     return replace(record, intents=tuple(i for i in record.intents if i not in intents))

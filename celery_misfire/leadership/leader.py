@@ -7,42 +7,37 @@ puts the changed entries in the queues that their records call for, and hands th
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
+from celery_misfire.clocks import uptime, wall_clock
 from celery_misfire.events import Event, Led, Misfired
 from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.leadership.adoption import Adoption
 from celery_misfire.leadership.broker_link import BrokerLink
+from celery_misfire.leadership.catch_up import CatchUp
 from celery_misfire.leadership.control import Control
 from celery_misfire.leadership.decisions import LARGEST_BATCH, Decisions
 from celery_misfire.leadership.failing import FailingEntries
 from celery_misfire.leadership.figures import Figures, figures_of
 from celery_misfire.leadership.intents import Intents
-from celery_misfire.leadership.lease import Lease, uptime
+from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.leadership.outages import Outages, compare_clocks
 from celery_misfire.leadership.pending_misses import PendingMisses, Reporter
 from celery_misfire.leadership.queues import Queues
 from celery_misfire.leadership.restart import Restart
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.misfire import Reason
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.sending.choice import DispatchChoice
-from celery_misfire.sending.dispatch import Attempt, Fate, RecordingPublisher, Run, TwoStep
-from celery_misfire.sending.transactional import Transactional
+from celery_misfire.sending.dispatch import Attempt, Fate, Oversight, Publisher, Run
 from celery_misfire.store.port import Store, Taken
 
 __all__ = ["Leader"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
-#: Catching up gets a turn at least so often, in seconds, however busy beat is with what is on time.
-CATCH_UP_EVERY = 1.0
-#: A queue that is too long for catching up is looked at so often, in seconds.
-LOOK_AT_QUEUE_EVERY = 5.0
 #: Longest sleep, in seconds: the lease's thread wants to see the main loop go on.
 LONGEST_SLEEP = 5.0
 
@@ -64,7 +59,7 @@ class Leader:
         self,
         store: Store,
         lease: Lease,
-        publisher: RecordingPublisher,
+        publisher: Publisher,
         reporter: Reporter,
         *,
         namespace: str,
@@ -74,7 +69,7 @@ class Leader:
         resume_misfires: bool = False,
         restart_grace: float = 60.0,
         catch_up_queue: int = 10_000,
-        wall: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        wall: Callable[[], int] = wall_clock,
         steady: Callable[[], float] = uptime,
     ) -> None:
         self._store, self._lease, self._app = store, lease, app
@@ -85,33 +80,19 @@ class Leader:
         self._misses = PendingMisses(self._ledger, reporter, each=each)
         self._intents = Intents(store, lease, self._ledger)
         self._adoption = Adoption(self._ledger, self._intents, resume_misfires=resume_misfires)
-        two_step = TwoStep(
-            self._ledger, publisher, may_send=self._may_send, note=self._note_attempt, wall=wall
-        )
-        transactional = Transactional(
-            self._ledger,
-            publisher,
-            two_step,
-            may_send=self._may_send,
-            note=self._note_attempt,
-            wall=wall,
-            steady=steady,
-        )
-        self._dispatch = DispatchChoice(
-            store, lease, self._ledger, publisher, two_step, transactional, steady
-        )
+        oversight = Oversight(self._may_send, self._note_attempt, wall, steady)
+        self._dispatch = DispatchChoice(store, lease, self._ledger, publisher, oversight)
         self._failing = FailingEntries(self._ledger, steady)
         self._outages = Outages(wall() - steady() * 1000)
         self._queues = Queues()
-        self._catch_up_queue, self._look_at_queue = catch_up_queue, 0.0
         #: True until the records have followed the clock.
         self._clock_was_set_back = False
-        self._caught_up_at = 0.0
         #: True while something may be overdue that is not planned.
         self.is_behind = True
         self._decisions = Decisions(
             self._ledger, self._adoption, self._intents, self._failing, self._outages, self._queues
         )
+        self._catch_up = CatchUp(self._decisions, self._dispatch, self._queues, catch_up_queue, steady)
         self._control = Control(store, lease, self._ledger, misfires=resume_misfires)
         self._broker = BrokerLink(self._dispatch.connect, self._outages, wall, steady)
 
@@ -170,10 +151,10 @@ class Leader:
     def _follow_clock(self, now: int) -> None:
         if count := self._adoption.follow_clock(now, self._failing.broke):
             self._outages.note(Reason.CLOCK_JUMP, now)
-            what = "the clock is behind what the state knows (clock_jump)"
-            logger.warning(
-                "beat: %s: entries that are planned from now: %d", what, count, extra=log_fields("clock")
+            what = (
+                "the clock is behind what the state knows (clock_jump): entries that are planned from now: %d"
             )
+            say.warning("clock", what, count)
 
     def _rebuild_queues(self) -> None:
         definitions = self._ledger.definitions
@@ -200,9 +181,7 @@ class Leader:
             try:
                 listener(commit.events)
             except Exception:
-                logger.exception(
-                    "beat: unexpected error in a listener for events", extra=log_fields("unexpected_error")
-                )
+                say.exception("unexpected_error", "unexpected error in a listener for events")
 
     @property
     def in_time_since(self) -> int | None:
@@ -222,7 +201,7 @@ class Leader:
         """Return where all entries stand. Any thread may ask."""
         # Copies, as beat goes on.
         records, catch_up = self._ledger.copy(), list(self._queues.catch_up)
-        return figures_of(records, self._ledger.definitions, catch_up, self._wall())
+        return figures_of(records, self._ledger.definitions, catch_up, self._wall(), self._control.hold)
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -251,28 +230,27 @@ class Leader:
         self.is_behind = len(due) >= LARGEST_BATCH
         if due:
             self._dispatch.carry_out(*self._decisions.plan_due(due, now, hold=hold))
-            if self._steady() - self._caught_up_at < CATCH_UP_EVERY:
-                return 0.0
-        self._caught_up_at = self._steady()
+            if not (self.is_behind or self._queues.unsent or self._queues.catch_up):
+                # The usual case: beat wakes once for each fire time.
+                return self._sleep()
+        if not self._catch_up.takes_turn(is_busy=bool(due)):
+            return 0.0
         in_turn = (n for n in self._queues.unsent if self._decisions.may_send_again(n, now, hold=hold))
         unsent = list(islice(in_turn, LARGEST_BATCH))
         self.is_behind |= bool(unsent)
-        catch_up = self._queues.catch_up if self._control.hold is None else ()
-        late = self._room() > 0 and any(map(self._decisions.may_catch_up, catch_up))
+        late = self._control.hold is None and self._catch_up.has_work
         if unsent:
             self._dispatch.carry_out(*self._decisions.judge_again(unsent, now, hold=hold))
         # Alternate, or steady due work would starve the catch-up.
         if late and (due or not unsent):
-            self._catch_up(now)
+            self._catch_up.run(now)
         return 0.0 if due or unsent or late else self._sleep()
 
     def _sleep(self) -> float:
         steady = self._steady()
-        waits = [LONGEST_SLEEP]
+        waits = [LONGEST_SLEEP, *self._catch_up.waits()]
         if self._misses.waiting:
             waits.append(0.1)
-        if self._queues.catch_up and not self._room():
-            waits.append(self._look_at_queue - steady)
         if self._broker.is_up:
             hold = self._control.hold
             if hold is None:
@@ -302,18 +280,3 @@ class Leader:
                 # The failure may be this entry's own: it does not come first again.
                 self._failing.leave_aside(run.entry)
             self._broker.failed(attempt.error or BrokerUnavailable())
-
-    def _room(self) -> int:
-        """Return how many late runs may be sent now."""
-        if self._dispatch.queue_length <= self._catch_up_queue:
-            return LARGEST_BATCH
-        # After a single run, the queue's length is asked again.
-        return 1 if self._steady() >= self._look_at_queue else 0
-
-    def _catch_up(self, now: int) -> None:
-        room = self._room()
-        self._look_at_queue = self._steady() + LOOK_AT_QUEUE_EVERY
-        work, again = self._decisions.catch_up(now, room)
-        self._dispatch.carry_out(*work)
-        if again:
-            self._dispatch.carry_out(*self._decisions.judge_again(again, now))

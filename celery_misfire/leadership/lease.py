@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable
 
+from celery_misfire.clocks import uptime
 from celery_misfire.conf.problems import MAX_LINE_LENGTH
 from celery_misfire.exceptions import LeaseLost, StoreUnavailable
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.store import owner
 from celery_misfire.store.port import Held, LeaseValue, NoState, Store, Taken
 from celery_misfire.texts import describe_error, one_line
 
-__all__ = ["Lease", "uptime"]
+__all__ = ["Lease"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: The thread stops renewing when the main loop has not been seen for so many seconds: a beat that is stuck
 #: must not keep the others from working.
@@ -33,14 +32,6 @@ MOST_ASKED = 100
 
 #: Share of the time to live for which the lease is trusted without asking again.
 TRUST = 0.8
-
-
-def uptime() -> float:
-    """Return seconds on a clock that nobody sets and that counts suspended time, where there is one."""
-    return time.clock_gettime(_CLOCK) if _CLOCK is not None else time.monotonic()
-
-
-_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 class Lease:
@@ -158,10 +149,8 @@ class Lease:
             # The thread has renewed it in the meantime, or it was taken and we were not told.
             return True
         if is_dead := self._is_dead(lease.owner):
-            name, extra = one_line(owner.name_of(lease.owner)), log_fields("takes_over")
-            logger.info(
-                "beat: the lease is taken over at once: %s, which held it, has ended", name, extra=extra
-            )
+            name = one_line(owner.name_of(lease.owner))
+            say.info("takes_over", "the lease is taken over at once: %s, which held it, has ended", name)
         return is_dead
 
     def _note_other(self, answer: Held | NoState) -> None:
@@ -199,11 +188,7 @@ class Lease:
                 self._store.release(self.token, in_time_since)
             except StoreUnavailable as exc:
                 # It stays ours, and is taken again if we go on.
-                logger.warning(
-                    "beat: the lease could not be given up and will run out: %s",
-                    exc,
-                    extra=log_fields("store_unavailable"),
-                )
+                say.warning("store_unavailable", "the lease could not be given up and will run out: %s", exc)
                 return
         self.lost()
 
@@ -237,11 +222,7 @@ class Lease:
                 self._renew()
             except Exception as exc:
                 # Without this thread the lease would run out again and again.
-                logger.error(
-                    "beat: the lease could not be renewed: %s",
-                    describe_error(exc),
-                    extra=log_fields("unexpected_error"),
-                )
+                say.error("unexpected_error", "the lease could not be renewed: %s", describe_error(exc))
 
     def _renew(self) -> None:
         with self._lock:
@@ -261,7 +242,7 @@ class Lease:
             self._replace(ours, renewed, renewed.renewals, asked + self._ttl * TRUST)
             self.is_asked = self.is_asked or asked_for
             if note:
-                logger.warning("beat: %s", one_line(note, MAX_LINE_LENGTH), extra=log_fields("beats_differ"))
+                say.warning("beats_differ", "%s", one_line(note, MAX_LINE_LENGTH))
 
     def _replace(self, ours: LeaseValue, value: LeaseValue | None, known: int, trusted_until: float) -> None:
         """Keep what became of our lease, unless the main loop has taken or lost it in the meantime."""

@@ -12,7 +12,6 @@ follows.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +20,7 @@ from celery_misfire.events import Event, encode
 from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.frozen import replaced
 from celery_misfire.leadership.lease import Lease
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.misfire import threshold_millis
 from celery_misfire.records import Definition, EntryRecord, Intent
 from celery_misfire.store import registers
@@ -31,6 +30,7 @@ from celery_misfire.texts import one_line, quote_name
 __all__ = ["Commit", "Ledger", "Outdated", "take_back"]
 
 logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: The most records in one call.
 LARGEST_WRITE = 200
@@ -116,8 +116,8 @@ class Ledger(Mapping[str, EntryRecord]):
             # At once: interrupted here, we are still the ones who know best.
             self.epoch = acquired.epoch
             if acquired.cold:
-                extra = log_fields("state_restored", owner=self._store.process)
-                logger.warning("beat: %s was lost; it is restored from memory", self._store, extra=extra)
+                what, owner = "%s was lost; it is restored from memory", self._store.process
+                say.warning("state_restored", what, self._store, owner=owner)
                 self._give_up_messages()
                 self.restore()
             elif self.holds_messages:
@@ -126,22 +126,10 @@ class Ledger(Mapping[str, EntryRecord]):
                 self.restore()
         else:
             if acquired.cold:
-                self._say_cold()
+                _say_cold(self._store, self._lease)
             self.epoch = 0
             self.load()
         return goes_on
-
-    def _say_cold(self) -> None:
-        """Say that there is no state, and loudly if there has been one."""
-        # Another beat had the lease, or something was decided.
-        if self._lease.superseded or self._store.last_log_id() != "0-0":
-            level, event, what = logging.WARNING, "state_lost", "the saved schedule was lost"
-        else:
-            level, event = logging.INFO, "first_start"
-            what = "first start, or Redis has lost its data: no saved schedule"
-        text = "every schedule is planned from now; nothing runs at once, and nothing counts as missed"
-        extra = log_fields(event, owner=self._store.process)
-        logger.log(level, "beat: %s (%s): %s", what, self._store, text, extra=extra)
 
     def load(self) -> None:
         """Forget what is in memory and read the store. A text that is no record of ours is left out."""
@@ -164,9 +152,7 @@ class Ledger(Mapping[str, EntryRecord]):
                     raise ValueError("it belongs to another entry")
             except ValueError as exc:
                 what = f"the state of entry {quote_name(name)} cannot be used: {one_line(str(exc))}"
-                logger.error(
-                    "beat: %s; planned from now", what, extra=log_fields("state_unreadable", entry=name)
-                )
+                say.error("state_unreadable", "%s; planned from now", what, entry=name)
             else:
                 self._records[name] = record
         self._texts = texts
@@ -187,8 +173,8 @@ class Ledger(Mapping[str, EntryRecord]):
                 # It was not done, and is planned again. Without messages it can simply be repeated.
                 self._unanswered = None
         if texts != self._texts:
-            what, extra = "and its queues with it; beat plans again from there", log_fields("state_went_back")
-            logger.warning("beat: %s went back in time, %s", self._store, what, extra=extra)
+            what = "%s went back in time, and its queues with it; beat plans again from there"
+            say.warning("state_went_back", what, self._store)
             self._give_up_messages()
             self._follow(texts)
 
@@ -237,9 +223,9 @@ class Ledger(Mapping[str, EntryRecord]):
         self._unanswered = commit, pushes
         texts = {name: records.dumps(record) for name, record in commit.records.items()}
         changes = [Change(name, self._texts.get(name, ""), text) for name, text in texts.items()]
-        log, counts = encode(commit.events), Counter[tuple[str, str]]()
-        for event in commit.events:
-            counts.update(event.counts)
+        log, counts = encode(commit.events), dict[tuple[str, str], int]()
+        for key, count in (item for event in commit.events for item in event.counts.items()):
+            counts[key] = counts.get(key, 0) + count
         try:
             result = self._store.commit(self._lease.token, changes, log, pushes, counts)
         except StoreUnavailable:
@@ -257,8 +243,8 @@ class Ledger(Mapping[str, EntryRecord]):
             raise Outdated
         else:
             # The leader alone writes, and the lease was found to be ours, so nobody else changed the records.
-            what, extra = "it is brought up to date from memory", log_fields("state_went_back")
-            logger.warning("beat: %s went back in time; %s", self._store, what, extra=extra)
+            what = "%s went back in time; it is brought up to date from memory"
+            say.warning("state_went_back", what, self._store)
             self.restore()
         return result
 
@@ -292,6 +278,8 @@ class Ledger(Mapping[str, EntryRecord]):
 
     def with_certainty(self, record: EntryRecord) -> EntryRecord:
         """Mark the intents of which this process knows that no attempt was made."""
+        if self.untried.isdisjoint((record.name, i.scheduled) for i in record.intents):
+            return record
         intents = tuple(
             replaced(i, unsent=True) if (record.name, i.scheduled) in self.untried else i
             for i in record.intents
@@ -311,6 +299,18 @@ class Ledger(Mapping[str, EntryRecord]):
                 self.untried -= {(name, i.scheduled) for i in record.intents if i.entry}
             self._records[name] = record
         self._after(commit)
+
+
+def _say_cold(store: Store, lease: Lease) -> None:
+    """Say that there is no state, and loudly if there has been one."""
+    # Another beat had the lease, or something was decided.
+    if lease.superseded or store.last_log_id() != "0-0":
+        level, event, what = logging.WARNING, "state_lost", "the saved schedule was lost"
+    else:
+        level, event = logging.INFO, "first_start"
+        what = "first start, or Redis has lost its data: no saved schedule"
+    text = "every schedule is planned from now; nothing runs at once, and nothing counts as missed"
+    say.at(level, event, "%s (%s): %s", what, store, text, owner=store.process)
 
 
 def take_back(ledger: Ledger, sent: Iterable[tuple[str, str, Intent]]) -> None:

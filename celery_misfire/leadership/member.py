@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from celery_misfire.clocks import uptime
 from celery_misfire.exceptions import LeaseLost, MisfireError, NewerSchema, StoreRefused, StoreUnavailable
 from celery_misfire.leadership.leader import Leader
-from celery_misfire.leadership.lease import Lease, uptime
+from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Outdated
 from celery_misfire.leadership.peers import difference
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.records import Definition
 from celery_misfire.store.port import Store
 from celery_misfire.texts import quote_name
@@ -19,7 +20,7 @@ from celery_misfire.trouble import Reminders, Trouble
 
 __all__ = ["Member"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: A trouble that goes on is mentioned again so often, in seconds.
 REMIND_EVERY = 60.0
@@ -167,8 +168,7 @@ class Member:
         self._pass_on(advice)
         self._ask_again_at = 0.0
         if not self._leads:
-            extra = log_fields("lead", owner=self._store.process, epoch=taken.epoch)
-            logger.info("beat: leading, with %s", self._store, extra=extra)
+            say.info("lead", "leading, with %s", self._store, owner=self._store.process, epoch=taken.epoch)
         self._leads = True
         return True
 
@@ -176,7 +176,7 @@ class Member:
         """Say, once, what is unwise about a store that works otherwise."""
         self._store_has_answered = True
         for line in advice:
-            logger.warning("beat: %s", line, extra=log_fields("advice"))
+            say.warning("advice", "%s", line)
 
     def _compare(self) -> None:
         """Say once to both, if the beat that leads is configured otherwise than this one."""
@@ -188,7 +188,7 @@ class Member:
         if found := difference(self._description, (theirs, self._store.description()[1])):
             beats = f"{self._store.process}, which stands by, and {self._lease.holder}, which leads"
             text = f"two beats of one namespace are configured differently, {beats}: {found}. {_NAMESPACES}"
-            logger.warning("beat: %s", text, extra=log_fields("beats_differ", owner=self._store.process))
+            say.warning("beats_differ", "%s", text, owner=self._store.process)
             self._store.tell_leader(text)
 
     # -- what is said --------------------------------------------------------------------------------------
@@ -196,25 +196,22 @@ class Member:
     def remind(self, text: str) -> None:
         """Say what stays wrong, now and from time to time."""
         if self._reminders.is_due(text, self._steady()):
-            logger.warning("beat: %s", text, extra=log_fields("problem", owner=self._store.process))
+            say.warning("problem", "%s", text, owner=self._store.process)
 
     def _stand_by(self, why: str) -> None:
-        extra = log_fields("standby", owner=self._store.process)
-        if self._leads:
-            logger.warning("beat: %s; standing by", why, extra=extra)
-        elif why != self._standby_text:
-            logger.info("beat: %s; standing by", why, extra=extra)
+        if self._leads or why != self._standby_text:
+            level = logging.WARNING if self._leads else logging.INFO
+            say.at(level, "standby", "%s; standing by", why, owner=self._store.process)
         self._standby_text, self._leads = why, False
 
     def _store_failed(self, exc: MisfireError) -> None:
         self._trouble.fail(self._steady())
         if self._failures.is_due(str(exc), self._steady()):
-            extra = log_fields("store_unavailable", owner=self._store.process)
-            logger.warning("beat: %s; standing by", exc, extra=extra)
+            say.warning("store_unavailable", "%s; standing by", exc, owner=self._store.process)
 
     def _store_answers(self) -> None:
         length = self._trouble.end(self._steady())
         if length is not None:
-            extra = log_fields("store_available", owner=self._store.process)
-            logger.info("beat: %s answers again after %.0f s", self._store, length, extra=extra)
+            what, owner = "%s answers again after %.0f s", self._store.process
+            say.info("store_available", what, self._store, length, owner=owner)
             self._failures = Reminders(REMIND_EVERY)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 
 from celery_misfire.leadership.restart import Restart
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.misfire import Reason
 from celery_misfire.records import EntryRecord
 
-__all__ = ["Outages", "compare_clocks"]
+__all__ = ["CLOCK_DIFFERENCE", "Outages", "clock_ahead", "compare_clocks"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: So many outages are remembered: a run is late because of the first that lasted until it was due.
 REMEMBERED = 16
@@ -22,21 +21,20 @@ CLOCK_JUMP = 1_000
 CLOCK_DIFFERENCE = 5_000
 
 
-def compare_clocks(before: int, theirs: int, after: int) -> None:
-    """Say when beat's clock and the store's differ.
+def clock_ahead(before: int, theirs: int, after: int) -> int:
+    """Return by how much our clock is ahead of the store's, in milliseconds; 0 for less than is worth a word.
 
-    :param before: beat's clock before the store was asked for its own, in milliseconds; `after`, when it had
-        answered.
+    :param before: our clock before the store was asked for its own; `after`, when it had answered.
     """
-    ahead = before - theirs if theirs < before else after - theirs if theirs > after else 0
-    if abs(ahead) > CLOCK_DIFFERENCE:
-        way, extra = "ahead of" if ahead > 0 else "behind", log_fields("clock")
-        logger.warning(
-            "beat: the clock of this host is %.0f s %s the clock of Redis",
-            abs(ahead) / 1000,
-            way,
-            extra=extra,
-        )
+    ahead = before - theirs if theirs < before else min(0, after - theirs)
+    return ahead if abs(ahead) > CLOCK_DIFFERENCE else 0
+
+
+def compare_clocks(before: int, theirs: int, after: int) -> None:
+    """Say when beat's clock and the store's differ, see :func:`clock_ahead`."""
+    if ahead := clock_ahead(before, theirs, after):
+        way = "ahead of" if ahead > 0 else "behind"
+        say.warning("clock", "the clock of this host is %.0f s %s the clock of Redis", abs(ahead) / 1000, way)
 
 
 class Outages:
@@ -75,15 +73,11 @@ class Outages:
         """
         offset = now - steady * 1000
         gained = offset - self._clock_offset
+        if abs(gained) > CLOCK_JUMP:
+            way = "forward" if gained > 0 else "back"
+            say.warning("clock", "the clock was set %s by %.1f s", way, abs(gained) / 1000)
         if gained > CLOCK_JUMP:
-            logger.warning(
-                "beat: the clock was set forward by %.1f s", gained / 1000, extra=log_fields("clock")
-            )
             self.note(Reason.CLOCK_JUMP, now)
-        elif gained < -CLOCK_JUMP:
-            logger.warning(
-                "beat: the clock was set back by %.1f s", -gained / 1000, extra=log_fields("clock")
-            )
         self._clock_offset = offset
         return gained < -CLOCK_JUMP
 

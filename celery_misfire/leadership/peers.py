@@ -17,7 +17,7 @@ from celery import Celery
 
 from celery_misfire.conf.entries import ConfiguredEntry
 from celery_misfire.conf.settings import Settings
-from celery_misfire.texts import quote, quote_name
+from celery_misfire.texts import quote, quote_names
 
 __all__ = ["describe", "difference"]
 
@@ -98,6 +98,4 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _named(names: set[str]) -> str:
-    told = ", ".join(quote_name(name) for name in sorted(names)[:NAMED])
-    more = len(names) - NAMED
-    return f"{'entry' if len(names) == 1 else 'entries'} {told}" + (f" and {more} more" if more > 0 else "")
+    return f"{'entry' if len(names) == 1 else 'entries'} {quote_names(sorted(names), NAMED)}"

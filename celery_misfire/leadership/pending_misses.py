@@ -6,7 +6,6 @@ leader.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby, islice
@@ -15,7 +14,7 @@ from typing import Protocol, cast
 from celery_misfire import records
 from celery_misfire.events import GaveUp, Misfired, Missed
 from celery_misfire.leadership.ledger import Commit, Ledger
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.misfire import Misfire, MissedFire, from_millis
 from celery_misfire.records import EntryRecord, Unreported
 from celery_misfire.sending.missed_runs import Report
@@ -23,7 +22,7 @@ from celery_misfire.texts import describe_error
 
 __all__ = ["PendingMisses", "Reporter", "explain", "give_up"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: The most occurrences of one miss that are handed over at a time, where each has a report of its own.
 LARGEST_PORTION = 100
@@ -99,8 +98,7 @@ class PendingMisses:
         except Exception as exc:
             # A schedule of the app's own may raise anything. No occurrence goes without a record for that.
             what = f"the missed runs of {record.name!r} are reported together"
-            extra = log_fields("problem", entry=record.name)
-            logger.warning("beat: %s: %s", what, describe_error(exc), extra=extra)
+            say.warning("problem", "%s: %s", what, describe_error(exc), entry=record.name)
             return together, ()
         following = found[LARGEST_PORTION:]
         rest = tuple(replace(lost, first=f, count=lost.count - LARGEST_PORTION) for f in following)

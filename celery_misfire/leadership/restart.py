@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from celery_misfire.misfire import FireTimes
 from celery_misfire.records import EntryRecord
-from celery_misfire.store.clean_stop import CleanStop
+from celery_misfire.store.values import CleanStop
 
 __all__ = ["Restart"]
 

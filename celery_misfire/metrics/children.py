@@ -11,13 +11,14 @@ import os
 import threading
 
 from celery_misfire.conf.settings import Settings
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.metrics.exporters import export, is_read
 from celery_misfire.metrics.numbers import Note, Numbers
 
 __all__ = ["WorkerNumbers"]
 
 logger = logging.getLogger(__name__)
+say = Log(__name__, "worker")
 
 
 class WorkerNumbers(Numbers):
@@ -62,6 +63,4 @@ class WorkerNumbers(Numbers):
                     self.take(Note(metric, tuple(labels), value))
                 except Exception:
                     # Without this thread, nothing of the children would be counted any more.
-                    logger.exception(
-                        "worker: unexpected error in the metrics", extra=log_fields("unexpected_error")
-                    )
+                    say.exception("unexpected_error", "unexpected error in the metrics")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.metrics.numbers import METRICS, PREFIX, Metric, Note, Numbers
 
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
 
 __all__ = ["export", "is_read"]
-
-logger = logging.getLogger(__name__)
 
 #: Name of our meter.
 METER = "celery_misfire"
@@ -31,13 +28,14 @@ def export(numbers: Numbers, settings: Settings, who: str) -> Callable[[], None]
 
     :param who: is measured, in the words of the log.
     """
+    say = Log(__name__, who)
     try:
         if (api := _opentelemetry()) is not None:
             _instrument(numbers, api.get_meter(METER))
     except Exception as exc:
         # A version that knows other arguments, or a provider of the app's own.
-        what, extra = "no metrics for OpenTelemetry", log_fields("problem")
-        logger.error("%s: %s (%s). All else goes on.", who, what, type(exc).__name__, extra=extra)
+        what = "no metrics for OpenTelemetry (%s). All else goes on."
+        say.error("problem", what, type(exc).__name__)
     if settings.metrics_port is None:
         return _nothing
     try:
@@ -46,8 +44,7 @@ def export(numbers: Numbers, settings: Settings, who: str) -> Callable[[], None]
         problem = "prometheus-client is missing. Install celery-misfire[prometheus]"
     except OSError as exc:
         problem = f"port {settings.metrics_port} cannot be had ({exc.strerror or exc}). Give it another one"
-    what, extra = "no metrics for Prometheus, misfire_metrics_port", log_fields("problem")
-    logger.error("%s: %s: %s. All else goes on.", who, what, problem, extra=extra)
+    say.error("problem", "no metrics for Prometheus, misfire_metrics_port: %s. All else goes on.", problem)
     return _nothing
 
 

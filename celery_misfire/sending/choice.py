@@ -5,20 +5,19 @@ One transaction is possible where messages and state share a database.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from celery_misfire.leadership.deployment import TWO_DEPLOYMENTS
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Commit, Ledger
-from celery_misfire.log_lines import log_fields
-from celery_misfire.sending.dispatch import RecordingPublisher, Run, TwoStep
+from celery_misfire.log_lines import Log
+from celery_misfire.sending.dispatch import Oversight, Publisher, Run, TwoStep
 from celery_misfire.sending.transactional import Transactional
 from celery_misfire.store.port import LeaseValue, Store
 
 __all__ = ["DispatchChoice"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: The place of the broker is looked at so often, in seconds: it may have failed over to another server.
 LOOK_EVERY = 60.0
@@ -29,22 +28,14 @@ class DispatchChoice:
 
     The lease is a random token. Where the broker's own connection reads it under the store's key, the two are
     one database, whatever their URLs say.
-
-    :param steady: a clock that nobody sets, in seconds.
     """
 
     def __init__(
-        self,
-        store: Store,
-        lease: Lease,
-        ledger: Ledger,
-        publisher: RecordingPublisher,
-        two_step: TwoStep,
-        transactional: Transactional,
-        steady: Callable[[], float],
+        self, store: Store, lease: Lease, ledger: Ledger, publisher: Publisher, oversight: Oversight
     ) -> None:
         self._store, self._lease, self._ledger, self._publisher = store, lease, ledger, publisher
-        self._two_step, self._transactional, self._steady = two_step, transactional, steady
+        self._steady, self._two_step = oversight.steady, TwoStep(ledger, publisher, oversight)
+        self._transactional = Transactional(ledger, publisher, self._two_step, oversight)
         #: What was looked at last: the token, and when it is to be looked at again.
         self._token, self._look_at = "", 0.0
         self._said: bool | None = None
@@ -74,7 +65,7 @@ class DispatchChoice:
         self._token, self._look_at = self._lease.token, self._steady() + LOOK_EVERY
         if shared is not self._said:
             text = _IN_ONE if shared else _IN_TWO
-            logger.info("beat: %s", text, extra=log_fields("dispatch"))
+            say.info("dispatch", "%s", text)
         self._said = shared
 
     def _note_destination(self) -> None:
@@ -84,13 +75,8 @@ class DispatchChoice:
         if known is not None and not (changed := ours.difference(known)) and (known.place or not ours.place):
             return
         if known is not None and changed:
-            logger.warning(
-                "beat: the runs of %s go elsewhere from now on: %s (there: until now, here: from now on). %s",
-                self._store,
-                changed,
-                TWO_DEPLOYMENTS,
-                extra=log_fields("deployments"),
-            )
+            what = "the runs of %s go elsewhere from now on: %s (there: until now, here: from now on). %s"
+            say.warning("deployments", what, self._store, changed, TWO_DEPLOYMENTS)
         self._store.write_destination(self._lease.token, ours)
 
     @property

@@ -1,8 +1,8 @@
 """Carrying runs out: claim them in the store, send their messages, acknowledge what was sent.
 
-:class:`Dispatch` is the port, :class:`TwoStep` the way that works with every broker: a *claim* (one commit
-with an intent for each run), the messages, an *ack* (a second commit without the intents that were sent). A
-crash in between leaves intents, which the next leader sends again under the same ids.
+:class:`TwoStep` is the way that works with every broker: a *claim* (one commit with an intent for each run),
+the messages, an *ack* (a second commit without the intents that were sent). A crash in between leaves
+intents, which the next leader sends again under the same ids.
 
 Nothing here knows Celery: that is the :class:`Publisher`'s business.
 """
@@ -23,7 +23,7 @@ from celery_misfire.records import Definition, EntryRecord, Intent
 from celery_misfire.store.port import Push
 from celery_misfire.store.state_mark import Destination
 
-__all__ = ["Attempt", "Dispatch", "Fate", "Message", "Publisher", "Run", "TwoStep"]
+__all__ = ["Attempt", "Fate", "Message", "Oversight", "Publisher", "Run", "TwoStep"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Message:
     def due(self) -> int:
         """When the run should start, in milliseconds UTC."""
         return self.intent.scheduled if self.intent.outcome is Outcome.FIRED else self.fire_time
+
+    @property
+    def event(self) -> Sent:
+        """The event that tells that the message was sent."""
+        return event_of(self.definition.name, self.intent, self.fire_time, self.task_id)
 
 
 class Fate(Enum):
@@ -89,7 +94,7 @@ class Attempt:
 
 
 class Publisher(Protocol):
-    """Sends messages to the broker."""
+    """Builds messages and sends them to the broker."""
 
     def connect(self) -> None:
         """Make sure that the broker can be reached. :raises BrokerUnavailable: when it cannot."""
@@ -103,9 +108,7 @@ class Publisher(Protocol):
         :param may_send: False: what has not left yet never does.
         """
 
-
-class RecordingPublisher(Publisher, Protocol):
-    """Builds messages without sending them, for a broker that is a Redis."""
+    # For a broker that is a Redis: messages are built without being sent.
 
     @property
     def was_asked(self) -> bool:
@@ -135,16 +138,6 @@ class RecordingPublisher(Publisher, Protocol):
         """Return True for a task that is known to leave, or to run, while its message is built."""
 
 
-class Dispatch(Protocol):
-    """A way to carry out what was decided."""
-
-    def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
-        """Do a commit and send these runs, whose intents are in it or in the records already.
-
-        :raises StoreUnavailable, LeaseLost: as :meth:`Ledger.commit`.
-        """
-
-
 @dataclass
 class _Try:
     """An attempt to send the message of a run, and what is known of it by now."""
@@ -159,27 +152,33 @@ class _Try:
         return self.attempt.fate is not Fate.NOT_TRIED
 
 
-class TwoStep:
-    """Claim, send, acknowledge.
+@dataclass(frozen=True)
+class Oversight:
+    """What the leader has to say about sending, whichever way it is done.
 
     :param may_send: whether the lease is still ours and the broker is there, as far as we know.
-    :param note: told of each attempt as soon as it has been made.
+    :param note: told of each attempt as soon as its fate is known.
     :param wall: the wall clock, in milliseconds UTC.
+    :param steady: a clock that nobody sets, in seconds.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        publisher: Publisher,
-        *,
-        may_send: Callable[[], bool],
-        note: Callable[[Run, Attempt], None],
-        wall: Callable[[], int],
-    ) -> None:
-        self._ledger, self._publisher = ledger, publisher
-        self._may_send, self._note, self._wall = may_send, note, wall
+    may_send: Callable[[], bool]
+    note: Callable[[Run, Attempt], None]
+    wall: Callable[[], int]
+    steady: Callable[[], float]
+
+
+class TwoStep:
+    """Claim, send, acknowledge."""
+
+    def __init__(self, ledger: Ledger, publisher: Publisher, oversight: Oversight) -> None:
+        self._ledger, self._publisher, self._oversight = ledger, publisher, oversight
 
     def carry_out(self, commit: Commit, runs: Iterable[Run]) -> None:
+        """Do a commit and send these runs, whose intents are in it or in the records already.
+
+        :raises StoreUnavailable, LeaseLost: as :meth:`Ledger.commit`.
+        """
         self._ledger.commit(commit)
         ordered, tries = in_order(runs), list[_Try]()
         try:
@@ -191,7 +190,7 @@ class TwoStep:
     def _send_all(self, runs: Sequence[Run], tries: list[_Try]) -> None:
         failed: set[str] = set()
         for run in runs:
-            if not self._may_send():
+            if not self._oversight.may_send():
                 break
             if run.entry in failed and (run.entry, run.intent.scheduled) not in self._ledger.untried:
                 # It waits for its next try, and holds up no later run.
@@ -201,7 +200,7 @@ class TwoStep:
                 continue
             if attempt.fate is not Fate.SENT:
                 failed.add(run.entry)
-            self._note(run, attempt)
+            self._oversight.note(run, attempt)
             if attempt.broker_failed:
                 break
 
@@ -209,7 +208,7 @@ class TwoStep:
         try:
             if not any(one.was_made for one in tries):
                 self._publisher.connect()
-            message = message_of(self._ledger, run, self._ledger[run.entry], self._wall())
+            message = message_of(self._ledger, run, self._ledger[run.entry], self._oversight.wall())
         except Exception as exc:
             # The broker is away, or a schedule of the app's own fails: this says nothing about the message.
             return Attempt(Fate.NOT_TRIED, exc)
@@ -223,20 +222,20 @@ class TwoStep:
         under_way = [one for one in tries if one.attempt.fate is Fate.UNDER_WAY]
         if not under_way:
             return
-        settled = self._publisher.settle(may_send=self._may_send())
+        settled = self._publisher.settle(may_send=self._oversight.may_send())
         for one in under_way:
             one.attempt = settled[one.message.task_id]
         # The failure of the broker comes last: it is what is known of it now.
         for one in sorted(under_way, key=lambda one: one.attempt.broker_failed):
             if one.attempt.fate is Fate.SENT or one.attempt.error is not None:
-                self._note(one.run, one.attempt)
+                self._oversight.note(one.run, one.attempt)
 
     def _acknowledge(self, runs: Sequence[Run], tries: Iterable[_Try]) -> None:
         """Take what was sent out of the records, and note what is certain of the rest."""
         made = {(one.run.entry, one.run.intent.scheduled): one.attempt.fate for one in tries if one.was_made}
         self._ledger.untried -= made.keys()
         sent = [one for one in tries if one.attempt.fate is Fate.SENT]
-        commit = Commit(events=[event_of(one.run, one.message) for one in sent])
+        commit = Commit(events=[one.message.event for one in sent])
         for name in dict.fromkeys(run.entry for run in runs):
             record = self._ledger.with_certainty(self._ledger[name])
             left = []
@@ -248,7 +247,7 @@ class TwoStep:
                     left.append(replaced(intent, unsent=fate is Fate.REFUSED))
             commit.records[name] = replaced(record, intents=tuple(left))
         self._ledger.commit(commit)
-        now = self._wall()
+        now = self._oversight.wall()
         late = (one.message for one in sent if now - one.message.due >= one.message.threshold)
         take_back(self._ledger, ((m.definition.name, m.task_id, m.intent) for m in late))
 
@@ -276,14 +275,13 @@ def message_of(ledger: Ledger, run: Run, record: EntryRecord, now: int, *, once:
     )
 
 
-def event_of(run: Run, message: Message) -> Sent:
-    """Return the event that tells that a message was sent."""
-    intent = message.intent
+def event_of(entry: str, intent: Intent, fire_time: int, id_: str) -> Sent:
+    """Return the event that tells that the message of a run was sent."""
     return Sent(
-        entry=run.entry,
+        entry=entry,
         outcome=intent.outcome,
         scheduled=intent.scheduled,
-        fire_time=message.fire_time,
+        fire_time=fire_time,
         merged=intent.merged,
-        id=message.task_id,
+        id=id_,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,7 +16,7 @@ from kombu import Producer
 
 from celery_misfire import fire
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.sending.broker import Broker, name_error
 from celery_misfire.sending.confirms import Interrupted, Receipt
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
@@ -28,7 +27,7 @@ from celery_misfire.texts import quote_name
 
 __all__ = ["EntryPublisher", "refuse_coroutine"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 
 class Entry(Protocol):
@@ -79,7 +78,7 @@ class EntryPublisher:
         self._broker.connect()
 
     def read(self, key: str) -> str | None:
-        """Return what the broker's own connection reads under this key, see :class:`RecordingPublisher`."""
+        """Return what the broker's own connection reads under this key, see :class:`Publisher`."""
         return self._broker.read(key)
 
     @property
@@ -88,7 +87,7 @@ class EntryPublisher:
         return self._broker.was_asked and not self._broker.may_have_moved
 
     def destination(self, keys: Sequence[str]) -> Destination:
-        """Return where runs go, see :class:`RecordingPublisher`."""
+        """Return where runs go, see :class:`Publisher`."""
         return self._broker.destination(keys)
 
     def sends_early(self, task: str) -> bool:
@@ -109,7 +108,7 @@ class EntryPublisher:
         return getattr(ours, "__func__", None) is not celerys
 
     def build(self, message: Message) -> tuple[Attempt, list[Push]]:
-        """Build a message; return the pushes that send it, see :class:`RecordingPublisher`."""
+        """Build a message; return the pushes that send it, see :class:`Publisher`."""
         attempt, pushes = self._record(message)
         if pushes and not self._broker.was_asked:
             # Connected anew, the broker may be another server than that of the script.
@@ -130,14 +129,15 @@ class EntryPublisher:
     def publish(self, message: Message) -> Attempt:
         """Send the task of an entry, with what a fire carries, now or with a batch (:meth:`settle`)."""
         definition, is_redis = message.definition, self._broker.is_redis
-        if definition.name in self._apart or (is_redis and self.sends_early(definition.task)):
+        early = self.sends_early(definition.task)
+        if definition.name in self._apart or (is_redis and early):
             # In their order.
             self._finish()
-            attempt = self._send(message)
+            attempt = self._send(message, early=early)
             if attempt.fate is Fate.SENT:
                 self._apart.discard(definition.name)
             return attempt
-        attempt = self._hold_back(message) if is_redis else self._send(message, batched=True)
+        attempt = self._hold_back(message) if is_redis else self._send(message, batched=True, early=early)
         if len(self._under_way) >= MOST_MESSAGES or self._length > MOST_CHARACTERS:
             self._finish()
         return attempt
@@ -195,10 +195,10 @@ class EntryPublisher:
                 interruption = interruption or receipt.failure
             self._settled[message.task_id] = attempt
         if isinstance(interruption, Interrupted):
-            what, extra = "its batch is sent again, one by one", log_fields("problem")
-            logger.warning("beat: a message ended the channel (%s); %s", interruption, what, extra=extra)
+            what = "a message ended the channel (%s); its batch is sent again, one by one"
+            say.warning("problem", what, interruption)
 
-    def _send(self, message: Message, *, batched: bool = False) -> Attempt:
+    def _send(self, message: Message, *, batched: bool = False, early: bool = False) -> Attempt:
         try:
             producer = self._broker.producer
         except BrokerUnavailable as exc:
@@ -223,7 +223,7 @@ class EntryPublisher:
         }
         error: Exception | None = None
         receipt = producer.expect(message.task_id, batched=batched)
-        watched = _starts() if self.sends_early(message.definition.task) else nullcontext(list[str]())
+        watched = _starts() if early else nullcontext(list[str]())
         try:
             with watched as starts:
                 self._apply_entry(entry, producer)
@@ -232,13 +232,8 @@ class EntryPublisher:
         finally:
             entry.options = options
         if error is not None and starts:
-            name = quote_name(message.definition.name)
-            logger.warning(
-                "beat: a run of entry %s was run here at once and failed: %s",
-                name,
-                name_error(error),
-                extra=log_fields("ran_here", entry=message.definition.name),
-            )
+            what, name = "a run of entry %s was run here at once and failed: %s", message.definition.name
+            say.warning("ran_here", what, quote_name(name), name_error(error), entry=name)
             error = None
         self._producer_took_it = receipt.was_taken
         if receipt.is_open or isinstance(receipt.failure, Interrupted):
@@ -259,11 +254,9 @@ def _attempt(message: Message, receipt: Receipt, error: Exception | None) -> Att
         return Attempt(Fate.SENT)
     if receipt.was_taken:
         # The error came from an apply_async of the app's own, or from a receiver of a signal.
-        name, what = quote_name(message.definition.name), receipt.failure or name_error(error)
-        extra = log_fields("problem", entry=message.definition.name, task_id=message.task_id)
-        logger.warning(
-            "beat: a run of entry %s was sent, and an error came after that: %s", name, what, extra=extra
-        )
+        name, why = message.definition.name, receipt.failure or name_error(error)
+        what = "a run of entry %s was sent, and an error came after that: %s"
+        say.warning("problem", what, quote_name(name), why, entry=name, task_id=message.task_id)
         return Attempt(Fate.SENT)
     if receipt.failure is not None or isinstance(error, BrokerUnavailable):
         return Attempt(Fate.IN_DOUBT, receipt.failure or error)

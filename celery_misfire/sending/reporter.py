@@ -22,7 +22,7 @@ from kombu.exceptions import EncodeError, OperationalError
 from celery_misfire.background import BackgroundWorker
 from celery_misfire.events import Misfired, Missed
 from celery_misfire.exceptions import BrokerUnavailable
-from celery_misfire.log_lines import event_fields, log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.misfire import MisfireInstruction, Outcome, Reason, from_millis
 from celery_misfire.sending.broker import Broker, name_error
 from celery_misfire.sending.missed_runs import Part, Report, close_connections, report, use_django
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
 
 __all__ = ["Reporter"]
-
-logger = logging.getLogger(__name__)
 
 #: First and longest pause before what failed is tried again, in seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
@@ -69,7 +67,7 @@ class Reporter:
     def __init__(self, app: Celery, settings: Settings, who: str = "beat") -> None:
         self._app = app
         self._settings = settings
-        self._who = who
+        self._log = Log(__name__, who)
         self._broker = Broker(app)
         #: Threads for the parts that may take long; there from the first report on.
         self._background: dict[Part, BackgroundWorker] = {}
@@ -123,9 +121,7 @@ class Reporter:
                 self._work(item)
             except BaseException:
                 # A receiver may raise anything, and there is no other thread for the reports.
-                logger.exception(
-                    "%s: unexpected error in the reporter", self._who, extra=log_fields("unexpected_error")
-                )
+                self._log.exception("unexpected_error", "unexpected error in the reporter")
             if self._inbox.empty():
                 # The broker would close an idle connection, and the next report would fail on it.
                 self._broker.close()
@@ -155,14 +151,9 @@ class Reporter:
         if self._settle(job) or self._trouble.is_on:
             return
         self._trouble.fail(time.monotonic())
-        logger.warning(
-            "%s: missed runs cannot be reported in full, %s fails (%s); trying again until it works",
-            self._who,
-            job.left[0],
-            job.error,
-            extra=event_fields(Missed.of(job.report.missed))
-            | log_fields("report_fails", part=str(job.left[0])),
-        )
+        event, part = Missed.of(job.report.missed), str(job.left[0])
+        what = "missed runs cannot be reported in full, %s fails (%s); trying again until it works"
+        self._log.event(logging.WARNING, event, what, part, job.error, word="report_fails", part=part)
 
     def _retry(self) -> None:
         """Try again what waits, up to the first job that fails."""
@@ -176,8 +167,8 @@ class Reporter:
                 return
         self._broken.clear()
         if (seconds := self._trouble.end(time.monotonic())) is not None:
-            what, extra = "missed runs can be reported again", log_fields("reports_work")
-            logger.info("%s: %s; %s failed for %.0f s", self._who, what, failed, seconds, extra=extra)
+            what = "missed runs can be reported again; %s failed for %.0f s"
+            self._log.info("reports_work", what, failed, seconds)
 
     def _try(self, job: _Job) -> None:
         """Do what is left of a job; what fails, and may succeed another time, is left then."""
@@ -194,14 +185,9 @@ class Reporter:
                 job.left.append(part)
             else:
                 event = Missed.of(job.report.missed)
-                logger.error(
-                    "%s: %s of a report is given up (%s): %s",
-                    self._who,
-                    part,
-                    name_error(error),
-                    event.sentence(self._app.timezone),
-                    extra=event_fields(event) | log_fields("report_given_up", part=str(part)),
-                )
+                what, told = "%s of a report is given up (%s): %s", event.sentence(self._app.timezone)
+                args = what, str(part), name_error(error), told
+                self._log.event(logging.ERROR, event, *args, word="report_given_up", part=str(part))
         self._broken.update(job.left)
 
     def _settle(self, job: _Job) -> bool:

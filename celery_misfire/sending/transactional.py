@@ -6,23 +6,22 @@ of the script, and the ledger settles that under a new token.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from celery_misfire.events import Sent
 from celery_misfire.exceptions import StoreRefused, StoreUnavailable
 from celery_misfire.frozen import replaced
 from celery_misfire.leadership.ledger import Commit, Ledger
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.records import EntryRecord
 from celery_misfire.sending.dispatch import (
     Attempt,
     Fate,
-    RecordingPublisher,
+    Oversight,
+    Publisher,
     Run,
     TwoStep,
-    event_of,
     in_order,
     message_of,
 )
@@ -33,7 +32,7 @@ from celery_misfire.trouble import Reminders
 
 __all__ = ["Transactional"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: A queue that refuses messages is mentioned so often, in seconds.
 REMIND_EVERY = 3600.0
@@ -53,25 +52,11 @@ class Transactional:
     """One script for the records, the log and the messages.
 
     :param two_step: carries out what cannot be pushed by the script.
-    :param may_send: whether the lease is still ours and the broker is there, as far as we know.
-    :param note: told of each attempt as soon as its fate is known.
-    :param wall: the wall clock, in milliseconds UTC.
-    :param steady: a clock that nobody sets, in seconds.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        publisher: RecordingPublisher,
-        two_step: TwoStep,
-        *,
-        may_send: Callable[[], bool],
-        note: Callable[[Run, Attempt], None],
-        wall: Callable[[], int],
-        steady: Callable[[], float],
-    ) -> None:
+    def __init__(self, ledger: Ledger, publisher: Publisher, two_step: TwoStep, oversight: Oversight) -> None:
         self._ledger, self._publisher, self._two_step = ledger, publisher, two_step
-        self._may_send, self._note, self._wall, self._steady = may_send, note, wall, steady
+        self._oversight = oversight
         #: Whether a task leaves while its message is built; what is found out stays so.
         self._early_tasks: dict[str, bool] = {}
         self._portions = Portions()
@@ -113,14 +98,15 @@ class Transactional:
         """Return the runs whose messages could be built, and entry and time of those whose could not."""
         built, failed, lengths = list[_Built](), set[tuple[str, int]](), dict[str, int]()
         for run in runs:
-            if not self._may_send():
+            if not self._oversight.may_send():
                 break
             if lengths.get(run.entry, 0) > MOST_CHARACTERS:
                 # The script of this entry is long enough; the rest is sent right after it.
                 continue
             record = commit.records.get(run.entry) or self._ledger[run.entry]
             try:
-                message = message_of(self._ledger, run, record, self._wall(), once=self._is_once(run))
+                now = self._oversight.wall()
+                message = message_of(self._ledger, run, record, now, once=self._is_once(run))
             except Exception as exc:
                 # A schedule of the app's own fails: this says nothing about the message.
                 attempt, pushes = Attempt(Fate.NOT_TRIED, exc), list[Push]()
@@ -128,13 +114,13 @@ class Transactional:
                 attempt, pushes = self._publisher.build(message)
             if attempt.fate is not Fate.SENT:
                 failed.add((run.entry, run.intent.scheduled))
-                self._note(run, attempt)
+                self._oversight.note(run, attempt)
                 continue
             if not pushes:
                 self._early_tasks[message.definition.task] = True
             length = sum(len(push.value) for push in pushes)
             lengths[run.entry] = lengths.get(run.entry, 0) + length
-            built.append(_Built(run, event_of(run, message), pushes, length))
+            built.append(_Built(run, message.event, pushes, length))
         return built, failed
 
     def _is_once(self, run: Run) -> bool:
@@ -189,7 +175,7 @@ class Transactional:
             if not result.refused:
                 self._portions.succeeded(_runs_of(messages))
                 for one in messages:
-                    self._note(one.run, Attempt(Fate.SENT))
+                    self._oversight.note(one.run, Attempt(Fate.SENT))
                 for push, error in result.failed:
                     self._remind(f"{push.kind.upper()} {quote_name(push.key)} failed in a script ({error})")
                 break
@@ -204,8 +190,7 @@ class Transactional:
         if name is not None:
             self._unfit.add(name)
             what = f"a script with the message of entry {quote_name(name)} alone fails again and again"
-            extra = log_fields("dispatch", entry=name)
-            logger.warning("beat: %s (%s); its runs are sent in two steps", what, error, extra=extra)
+            say.warning("dispatch", "%s (%s); its runs are sent in two steps", what, error, entry=name)
 
     def _say(self, refusal: Refusal) -> None:
         queue, error = quote_name(refusal.queue), refusal.error
@@ -214,8 +199,8 @@ class Transactional:
         )
 
     def _remind(self, text: str) -> None:
-        if self._reminders.is_due(text, self._steady()):
-            logger.warning("beat: %s", text, extra=log_fields("problem"))
+        if self._reminders.is_due(text, self._oversight.steady()):
+            say.warning("problem", "%s", text)
 
 
 def _runs_of(messages: Iterable[_Built]) -> set[tuple[str, int]]:

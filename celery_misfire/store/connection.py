@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -19,13 +20,34 @@ from celery_misfire.exceptions import MisfireConfigError, StoreRefused
 from celery_misfire.store import errors
 from celery_misfire.store.url import address, connection_of, scheme_of, sentinels_of
 
-__all__ = ["LONGEST_CALL", "OLDEST_VERSION", "RedisConnection", "as_text"]
+__all__ = ["LONGEST_CALL", "OLDEST_VERSION", "RedisConnection", "as_text", "millis"]
 
 #: Redis answers no call later than this, in seconds (or the lease would be lost while waiting).
 LONGEST_CALL = 5.0
 
 #: The oldest version of Redis that has all that is used here.
 OLDEST_VERSION = (6, 2)
+
+
+class RedisClock:
+    """The clock of Redis, as far as it is known.
+
+    :param call_timeout: nobody waits longer for an answer, in seconds.
+    """
+
+    def __init__(self, call_timeout: float) -> None:
+        self._call_timeout = call_timeout
+        #: What it is ahead of the monotonic clock, in milliseconds; None when it is not known.
+        self.offset: float | None = None
+
+    def latest(self) -> int | str:
+        """Return when messages are too late to be put into their queues; '' for never.
+
+        Nobody waits for the answer any more then: their runs are planned again.
+        """
+        if self.offset is None:
+            return ""
+        return round((time.monotonic() + self._call_timeout) * 1000 + self.offset)
 
 
 class RedisConnection:
@@ -49,6 +71,7 @@ class RedisConnection:
         except Exception as exc:
             what = f"redis-py does not take it with misfire_redis_options ({type(exc).__name__}). Check both."
             raise MisfireConfigError([as_line("misfire_redis_url", what)]) from None
+        self.clock = RedisClock(call_timeout)
         self._place = f"Redis at {address(url)}"
         self._scripts: dict[str, Script] = {}
         self._written_to = False
@@ -174,3 +197,7 @@ def _limit(settings: dict[str, Any], longest: float) -> dict[str, Any]:
     for name in ("socket_timeout", "socket_connect_timeout"):
         settings[name] = min(float(settings.get(name) or longest), longest)
     return settings
+
+
+def millis(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 from celery_misfire.exceptions import NewerSchema, StoreRefused
 from celery_misfire.store.connection import RedisConnection, as_text
-from celery_misfire.store.port import LeaseValue
 from celery_misfire.store.state_mark import StateMark
+from celery_misfire.store.values import LeaseValue
 
 __all__ = ["FormerKeys", "look_at"]
 

@@ -14,45 +14,29 @@ from typing import Any
 
 from celery_misfire.exceptions import LeaseLost
 from celery_misfire.store import registers
-from celery_misfire.store.clean_stop import STOP_TTL, CleanStop
-from celery_misfire.store.memory_control import MemoryControl, one_call
 from celery_misfire.store.memory_database import Contents, Fault, MemoryDatabase
-from celery_misfire.store.owner import name_of
-from celery_misfire.store.port import (
+from celery_misfire.store.memory_namespace import MemoryNamespace, one_call
+from celery_misfire.store.port import NOTHING, Change, CommitResult, Push, Store, by_queue
+from celery_misfire.store.registers import REGISTER_TTL, Register, StartRequest, register_ttl
+from celery_misfire.store.state_mark import Destination, StateMark
+from celery_misfire.store.values import (
     COUNTS_TTL,
     NOTE_TTL,
-    NOTHING,
-    Change,
-    CommitResult,
+    SIGN_TTL,
+    STOP_TTL,
+    CleanStop,
     Held,
     LeaseValue,
     NoState,
-    Push,
-    Store,
+    Renewed,
     Taken,
-    Watched,
-    by_queue,
 )
-from celery_misfire.store.registers import REGISTER_TTL, Register, StartRequest, register_ttl
-from celery_misfire.store.sight import SIGN_TTL, Renewed
-from celery_misfire.store.state_mark import Destination, StateMark
 
 __all__ = ["Contents", "Fault", "MemoryDatabase", "MemoryStore"]
 
 
-class MemoryStore(MemoryControl, Store):
-    """The :class:`~celery_misfire.store.port.Store` in memory. Threads may share it.
-
-    :param owner: the beat or worker whose store it is.
-    :param history: how many lines the log keeps.
-    """
-
-    def __init__(self, database: MemoryDatabase, owner: str = "localhost:1", history: int = 10_000) -> None:
-        self.database, self.owner, self.process, self._history = database, owner, name_of(owner), history
-        self.lease_key, self.place_keys = "lease", ("place", "place")
-
-    def __str__(self) -> str:
-        return "state in memory"
+class MemoryStore(MemoryNamespace, Store):
+    """The :class:`~celery_misfire.store.port.Store` in memory. Threads may share it."""
 
     @one_call
     def advice(self) -> list[str]:
@@ -261,28 +245,3 @@ class MemoryStore(MemoryControl, Store):
             id_ = max((self._now(), 0), (moment, number + 1))
             log.append((id_, json.dumps(line)))
         del log[: max(0, len(log) - self._history)]
-
-    # -- watching ------------------------------------------------------------------------------------------
-
-    @one_call
-    def watch(
-        self,
-        token: str,
-        ttl: float,
-        guard_ttl: float = 0,
-        *,
-        seen: str | None = None,
-        alarm: str | None = None,
-    ) -> Watched | None:
-        if guard_ttl:
-            self._set("guard", "1", guard_ttl)
-        if self._get("watcher") not in ("", token):
-            return None
-        self._set("watcher", token, ttl)
-        notes = self.database.contents.watch_notes
-        notes |= {name: note for name, note in (("seen", seen), ("alarm", alarm)) if note is not None}
-        return Watched.parse(self._get("lease") != "", notes.get("seen", ""), notes.get("alarm", ""))
-
-    @one_call
-    def is_guarded(self) -> bool:
-        return self._get("guard") != ""

@@ -14,7 +14,7 @@ from typing import Any
 
 from celery_misfire.exceptions import MisfireError
 from celery_misfire.store.changes import Push, Refusal
-from celery_misfire.store.port import COUNTS_TTL
+from celery_misfire.store.values import COUNTS_TTL
 
 __all__ = ["Contents", "Fault", "MemoryDatabase"]
 

@@ -1,29 +1,21 @@
-"""What the package asks of the place where its state is kept, and the values that are kept there.
+"""What the package asks of the place where its state is kept.
 
 :class:`Store` is the port. Behind it is Redis (:mod:`~celery_misfire.store.redis_store`) or memory
-(:mod:`~celery_misfire.store.memory`, for simulations and tests). The texts of the values, and those of
-:mod:`~celery_misfire.store.registers`, may never change: beats and workers of different versions share them.
+(:mod:`~celery_misfire.store.memory`, for simulations and tests).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from celery_misfire.store.changes import Change, CommitResult, Push, Refusal, by_queue
-from celery_misfire.store.clean_stop import CleanStop
 from celery_misfire.store.registers import Register, StartRequest
 from celery_misfire.store.state_mark import Destination, StateMark
-
-if TYPE_CHECKING:
-    from celery_misfire.store.sight import Renewed, Sight
+from celery_misfire.store.values import Held, LeaseValue, NoState, Renewed, Sight, Taken, Watched
 
 __all__ = [
-    "COUNTS_TTL",
-    "NOTE_TTL",
     "Change",
     "CommitResult",
     "Held",
@@ -37,119 +29,8 @@ __all__ = [
     "by_queue",
 ]
 
-#: A note for the leading beat waits so many seconds for its renewal.
-NOTE_TTL = 300.0
-
-#: The counts of an hour are kept for so many seconds.
-COUNTS_TTL = 8 * 24 * 3600.0
-
 #: No counts.
 NOTHING: Mapping[tuple[str, str], int] = MappingProxyType({})
-
-
-# -- the lease -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LeaseValue:
-    """What the lease holds: ``token|epoch|renewals|owner``.
-
-    :param token: secret of the beat that took the lease; each of its commits proves itself with it.
-    :param epoch: number of this term of leadership, greater than every one before.
-    :param renewals: how often the lease was renewed. A standby sees by it that the leader is alive.
-    :param owner: the process of that beat, see :mod:`~celery_misfire.store.owner`.
-    """
-
-    token: str
-    epoch: int
-    renewals: int
-    owner: str
-
-    @classmethod
-    def parse(cls, text: str) -> LeaseValue:
-        """Return the value with this text.
-
-        A text of another form is not ours. It is kept whole as the owner, under an empty token.
-        """
-        found = _LEASE.fullmatch(text)
-        return cls(found[1], int(found[2]), int(found[3]), found[4]) if found else cls("", 0, 0, text)
-
-    def __str__(self) -> str:
-        return f"{self.token}|{self.epoch}|{self.renewals}|{self.owner}" if self.token else self.owner
-
-    def renewed(self) -> LeaseValue:
-        """Return the value after one more renewal."""
-        return replace(self, renewals=self.renewals + 1)
-
-
-_NUMBER = r"(0|[1-9][0-9]{0,18})"
-_LEASE = re.compile(rf"([^|]+)\|{_NUMBER}\|{_NUMBER}\|([^|]*)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Taken:
-    """The lease is ours now.
-
-    :param previous_epoch: number of the term before, 0 when the store remembers none.
-    :param cold: True when the store holds no state: it is new, or it was lost.
-    :param app: name of the app whose beat began the state, '' when that is not known.
-    :param stop: how the term before ended, None unless it was in an orderly way.
-    """
-
-    lease: LeaseValue
-    previous_epoch: int
-    cold: bool
-    app: str = ""
-    stop: CleanStop | None = None
-
-    @property
-    def epoch(self) -> int:
-        """The number of this term of leadership."""
-        return self.lease.epoch
-
-
-@dataclass(frozen=True)
-class Held:
-    """Another beat holds the lease.
-
-    :param description: what that beat has said of its configuration, '' for nothing.
-    """
-
-    lease: LeaseValue
-    description: str = ""
-
-
-@dataclass(frozen=True)
-class NoState:
-    """The lease is free and the store holds no state, so the lease was not taken."""
-
-
-# -- the state -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Watched:
-    """What the worker that watches beat finds, and what it has noted itself.
-
-    :param led: True when a beat leads.
-    :param seen: id of the last line of the log that was read, '' for none.
-    :param alarm: what was noted when beat was found to be overdue, '' when all is well.
-    """
-
-    led: bool
-    seen: str
-    alarm: str
-
-    @classmethod
-    def parse(cls, led: bool, seen: str, alarm: str) -> Watched:
-        """Return what was found. A note that is not ours counts as none, and will be replaced."""
-        return cls(led, seen if _LOG_ID.fullmatch(seen) else "", alarm if _MOMENT.fullmatch(alarm) else "")
-
-
-_LOG_ID, _MOMENT = re.compile(r"[0-9]{1,15}-[0-9]{1,15}"), re.compile(r"[0-9]{1,13}")
-
-
-# -- the port ------------------------------------------------------------------------------------------------
 
 
 class Store(Protocol):
@@ -210,7 +91,7 @@ class Store(Protocol):
     def release(self, token: str, in_time_since: int | None = None) -> None:
         """Give the lease up, if it is ours, and take the sign of life back.
 
-        :param in_time_since: leave a mark of a clean stop, see :class:`~.clean_stop.CleanStop`. The next one
+        :param in_time_since: leave a mark of a clean stop, see :class:`~.values.CleanStop`. The next one
             that takes the lease is told of it, nobody after.
         """
 

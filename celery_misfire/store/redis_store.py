@@ -13,37 +13,29 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery_misfire.exceptions import LeaseLost, StoreRefused, StoreUnavailable
 from celery_misfire.misfire import Outcome
 from celery_misfire.store import errors, registers
-from celery_misfire.store.clean_stop import STOP_TTL, CleanStop
-from celery_misfire.store.connection import LONGEST_CALL, RedisConnection, as_text
-from celery_misfire.store.former import FormerKeys, look_at
-from celery_misfire.store.owner import name_of, this_process
-from celery_misfire.store.port import (
+from celery_misfire.store.connection import LONGEST_CALL, as_text, millis
+from celery_misfire.store.former import look_at
+from celery_misfire.store.port import NOTHING, Change, CommitResult, Push, Refusal, Store, by_queue
+from celery_misfire.store.redis_namespace import RedisNamespace
+from celery_misfire.store.registers import Register, StartRequest, register_ttl
+from celery_misfire.store.state_mark import Destination, StateMark
+from celery_misfire.store.values import (
     COUNTS_TTL,
     NOTE_TTL,
-    NOTHING,
-    Change,
-    CommitResult,
+    SIGN_TTL,
+    STOP_TTL,
+    CleanStop,
     Held,
     LeaseValue,
     NoState,
-    Push,
-    Refusal,
-    Store,
+    Renewed,
     Taken,
-    by_queue,
 )
-from celery_misfire.store.redis_control import RedisControl
-from celery_misfire.store.registers import Register, StartRequest, register_ttl
-from celery_misfire.store.sight import SIGN_TTL, Renewed
-from celery_misfire.store.state_mark import Destination, StateMark
-
-if TYPE_CHECKING:
-    from celery_misfire.conf.settings import Settings
 
 __all__ = ["LONGEST_CALL", "RedisStore"]
 
@@ -58,70 +50,8 @@ _flat = chain.from_iterable
 _NO_STATE = "|"
 
 
-class _Clock:
-    """The clock of Redis, as far as it is known.
-
-    :param call_timeout: nobody waits longer for an answer, in seconds.
-    """
-
-    def __init__(self, call_timeout: float) -> None:
-        self._call_timeout = call_timeout
-        #: What it is ahead of the monotonic clock, in milliseconds; None when it is not known.
-        self.offset: float | None = None
-
-    def latest(self) -> int | str:
-        """Return when messages are too late to be put into their queues; '' for never.
-
-        Nobody waits for the answer any more then: their runs are planned again.
-        """
-        if self.offset is None:
-            return ""
-        return round((time.monotonic() + self._call_timeout) * 1000 + self.offset)
-
-
-class RedisStore(RedisControl, Store):
-    """The :class:`~celery_misfire.store.port.Store` in Redis.
-
-    :param url: and `options` and `call_timeout`: as for a
-        :class:`~celery_misfire.store.connection.RedisConnection`.
-    :param history: how many lines the log keeps, roughly.
-    :param key_prefix: goes before the name of each key.
-    :raises MisfireConfigError: when redis-py does not take `url` and `options`.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        namespace: str,
-        options: Mapping[str, Any] | None = None,
-        history: int = 10_000,
-        call_timeout: float = LONGEST_CALL,
-        key_prefix: str = "",
-    ) -> None:
-        self._connection = RedisConnection(url, options or {}, call_timeout)
-        self._redis = self._connection.client
-        self._call, self._run = self._connection.call, self._connection.run
-        self._history, self._clock = history, _Clock(call_timeout)
-        self.owner = this_process()
-        self.process = name_of(self.owner)
-        base = f"celery-misfire:{{{namespace}}}"
-        self._former, prefix = FormerKeys(self._connection, base, key_prefix), key_prefix + base
-        self.state_key, self.lease_key, self.log_key = f"{prefix}:state", f"{prefix}:lease", f"{prefix}:log"
-        self._note_key, self._guard_key = f"{prefix}:note", f"{prefix}:guard"
-        self._stop_key = f"{prefix}:stopped"
-        self._watch_keys = (f"{prefix}:watcher", f"{prefix}:watch", self._guard_key, self.lease_key)
-        self._register_prefix, self._late_prefix = f"{prefix}:fire:", f"{prefix}:late:"
-        self._counts_prefix, self.place_keys = f"{prefix}:counts:", (f"{prefix}:place", f"{base}:place")
-        self._beats_key, self._control_key = f"{prefix}:beats", f"{prefix}:control"
-
-    @classmethod
-    def of(cls, settings: Settings, call_timeout: float = LONGEST_CALL) -> RedisStore:
-        """Return the store that an app's settings name."""
-        s = settings
-        return cls(s.redis_url, s.namespace, s.redis_options, s.history, call_timeout, s.key_prefix)
-
-    def __str__(self) -> str:
-        return f"{self.state_key} in {self._connection}"
+class RedisStore(RedisNamespace, Store):
+    """The :class:`~celery_misfire.store.port.Store` in Redis."""
 
     def advice(self) -> list[str]:
         return self._connection.advice()
@@ -130,7 +60,7 @@ class RedisStore(RedisControl, Store):
         asked_at = time.monotonic() * 1000
         seconds, microseconds = self._call(self._redis.time)
         now = int(seconds) * 1000 + int(microseconds) // 1000
-        self._clock.offset = now - asked_at
+        self._connection.clock.offset = now - asked_at
         return now
 
     # -- lease ---------------------------------------------------------------------------------------------
@@ -147,7 +77,7 @@ class RedisStore(RedisControl, Store):
         keys = [self.lease_key, self.state_key, self.log_key, self._stop_key, self._beats_key]
         meta, app, free = "", "", _NO_STATE if needs_state else ""
         while True:
-            args = [token, self.owner, _ms(ttl), str(seen or ""), meta, free, sign, _ms(SIGN_TTL)]
+            args = [token, self.owner, millis(ttl), str(seen or ""), meta, free, sign, millis(SIGN_TTL)]
             answer = self._run("acquire", keys, args)
             match answer:
                 case ["META", meta]:
@@ -162,14 +92,14 @@ class RedisStore(RedisControl, Store):
 
     def renew(self, lease: LeaseValue, ttl: float, known: int = 0, *, sign: str = "") -> Renewed:
         keys = [self.lease_key, self._note_key, self._control_key, self._beats_key]
-        args = [lease.token, str(lease), _ms(ttl), known, self.owner, sign, _ms(SIGN_TTL)]
+        args = [lease.token, str(lease), millis(ttl), known, self.owner, sign, millis(SIGN_TTL)]
         answer = self._run("renew", keys, args)
         if not answer:
             raise LeaseLost
         return Renewed(str(answer[0]), answer[1] == 1)
 
     def release(self, token: str, in_time_since: int | None = None) -> None:
-        args = [token, in_time_since or "", _ms(STOP_TTL), self.owner]
+        args = [token, in_time_since or "", millis(STOP_TTL), self.owner]
         self._run("release", [self.lease_key, self._stop_key, self._beats_key], args)
 
     # -- records -------------------------------------------------------------------------------------------
@@ -243,21 +173,21 @@ class RedisStore(RedisControl, Store):
         """Replace fields of the state, each given with its old and its new text, and return the answer."""
         keys = [self.lease_key, self.state_key, self.log_key, *queues]
         counted = [len(fields), len(queues), len(others), len(counts)]
-        latest = self._clock.latest() if queues else ""
+        latest = self._connection.clock.latest() if queues else ""
         args: list[Any] = [token, self._history, *counted, latest, *_flat(fields)]
         if queues or others:
             args += _flat((len(messages), *(push.value for push in messages)) for messages in queues.values())
             args += _flat((push.kind, push.key, push.value) for push in others)
         if counts:
             keys.append(self._counts_key(time.time()))
-            args.append(_ms(COUNTS_TTL))
+            args.append(millis(COUNTS_TTL))
             args += _flat((f"{outcome}:{entry}", n) for (entry, outcome), n in counts.items())
         args += map(_line, log)
         answer: list[Any] = self._run("commit", keys, args)
         if answer[0] == "FENCED":
             raise LeaseLost
         if answer[0] == "LATE":
-            self._clock.offset = None
+            self._connection.clock.offset = None
             raise StoreUnavailable(f"{self._connection}: a call came too late, or the clock of Redis was set")
         return answer
 
@@ -271,7 +201,7 @@ class RedisStore(RedisControl, Store):
         return as_text(beat or ""), as_text(entries or "")
 
     def tell_leader(self, text: str) -> None:
-        self._call(partial(self._redis.set, px=_ms(NOTE_TTL)), self._note_key, text)
+        self._call(partial(self._redis.set, px=millis(NOTE_TTL)), self._note_key, text)
 
     # -- registers -----------------------------------------------------------------------------------------
 
@@ -280,14 +210,14 @@ class RedisStore(RedisControl, Store):
             return []
         keys = [self.lease_key, *(self._register_prefix + task_id for task_id in task_ids)]
         fence = [] if token is None else [token]
-        held = self._run("settle", keys, [str(value), _ms(register_ttl(value)), *fence])
+        held = self._run("settle", keys, [str(value), millis(register_ttl(value)), *fence])
         if not held:
             raise LeaseLost
         return [registers.parse(text) for text in held]
 
     def start(self, task_id: str, request: StartRequest) -> tuple[Register, int]:
         value, sent_at, late_start = request.value, request.sent_at, request.late_start
-        ttl = _ms(register_ttl(value, by_hand=request.by_hand))
+        ttl = millis(register_ttl(value, by_hand=request.by_hand))
         key = self._register_prefix + task_id
         if sent_at is None and late_start is None and request.line is None:
             # The common case, in the fewest bytes; sent twice, it finds the value that is its own.
@@ -306,7 +236,7 @@ class RedisStore(RedisControl, Store):
             mark,
             self._history,
             *lines,
-            _ms(COUNTS_TTL),
+            millis(COUNTS_TTL),
             f"{Outcome.MISSED}:{entry}" if isinstance(value, registers.Missed) else "",
             f"{Outcome.MERGED}:{entry}",
         ]
@@ -401,7 +331,3 @@ def _parse_line(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
     except (KeyError, ValueError, RecursionError):
         return {}
     return line if isinstance(line, dict) and isinstance(line.get("event"), str) else {}
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)

@@ -9,7 +9,7 @@ from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.member import Member
 from celery_misfire.records import Definition
-from celery_misfire.sending.dispatch import Attempt, Fate, Message, RecordingPublisher
+from celery_misfire.sending.dispatch import Attempt, Fate, Message, Publisher
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store.port import Push, Store, Taken
 from celery_misfire.store.state_mark import Destination
@@ -56,7 +56,7 @@ class BeatProcess:
     def __init__(
         self,
         store: Store,
-        publisher: RecordingPublisher,
+        publisher: Publisher,
         now: Callable[[], int],
         definitions: Callable[[], Iterable[Definition]],
         *,
@@ -106,7 +106,7 @@ class BeatProcess:
         return done
 
 
-class Unsent(RecordingPublisher):
+class Unsent(Publisher):
     """A broker that takes every message and hands it to a list.
 
     :param messages: gets the messages, in the order of sending.

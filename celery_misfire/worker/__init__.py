@@ -12,7 +12,6 @@ Installed by :func:`celery_misfire.install`, or by the setting ``imports = ("cel
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,7 +28,7 @@ from celery.worker.state import task_ready
 from celery_misfire import result
 from celery_misfire.conf import settings as conf
 from celery_misfire.exceptions import MisfireConfigError
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.metrics.children import WorkerNumbers
 from celery_misfire.metrics.numbers import Note
 from celery_misfire.worker.guard import Guard
@@ -38,7 +37,7 @@ from celery_misfire.worker.watch import Watch
 
 __all__ = ["WORKER_SIDE", "Guard", "Request", "install"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "worker")
 
 
 #: Under this name the configuration of a worker says that the worker side is installed (``inspect conf``).
@@ -181,11 +180,12 @@ def _start(sender: Any, **_: Any) -> None:
     known = vars(sender.app)
     problem: MisfireConfigError | None = known.pop("_misfire_problem", None)
     if problem is not None:
-        what, extra = "runs of beat are neither judged nor deduplicated", log_fields("problem")
-        logger.error("worker: %s: %s", what, problem, extra=extra)
-    for part in (_guard_of(sender.app), known.get("_misfire_watch")):
-        if part is not None:
-            part.start()
+        say.error("problem", "runs of beat are neither judged nor deduplicated: %s", problem)
+    guard = _guard_of(sender.app)
+    if guard is not None:
+        guard.reports.start()
+    if (watch := known.get("_misfire_watch")) is not None:
+        watch.start()
     numbers: WorkerNumbers | None = known.get("_misfire_numbers")
     if numbers is not None:
         # A pool of green threads has no children, and a thread that waits for a pipe would stop it.
@@ -199,4 +199,4 @@ def _stop(sender: Any, **_: Any) -> None:
         watch.stop()
     guard = _guard_of(sender.app)
     if guard is not None:
-        guard.close()
+        guard.reports.stop()

@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery, Task
 from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded
 
+from celery_misfire.clocks import wall_clock
 from celery_misfire.conf.settings import Settings
 from celery_misfire.events import Merged, Missed, StartedLate
-from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.fire import isoformat
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.metrics.numbers import Note, Numbers
 from celery_misfire.misfire import MissedFire, Reason, to_millis
-from celery_misfire.sending.missed_runs import Part, Report, report
-from celery_misfire.sending.reporter import Reporter
+from celery_misfire.sending.missed_runs import Report
 from celery_misfire.signals import task_started_late
 from celery_misfire.store import registers
-from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store.port import Store
 from celery_misfire.store.registers import Register
-from celery_misfire.store.url import address
 from celery_misfire.texts import one_line
-from celery_misfire.trouble import Trouble
 from celery_misfire.worker.delivery import Delivery, LateStart, is_claimed, is_missed_when_late, read_delivery
 from celery_misfire.worker.late_runs import LateRuns
+from celery_misfire.worker.process_parts import Reports, StoreForRuns
 
 if TYPE_CHECKING:
     from celery_misfire.worker import Request
 
 __all__ = ["Guard"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "worker")
 
-#: Longest wait of a run for the store, in seconds.
-CALL_TIMEOUT = 2.0
-#: A store that failed is left alone for so long, in seconds. Each run would wait for it otherwise.
-LEAVE_ALONE = 5.0
 #: A beat that has sent a message writes so within this time, in seconds, unless something is wrong.
 SOON_ACKNOWLEDGED = 1.0
-#: Longest wait for unfinished reports when the worker stops, in seconds.
-STOP_TIMEOUT = 5.0
-
-T = TypeVar("T")
 
 
 class Guard:
@@ -62,11 +50,8 @@ class Guard:
 
     def __init__(self, app: Celery, settings: Settings, hostname: str, numbers: Numbers) -> None:
         self._app, self._settings, self._hostname, self._numbers = app, settings, hostname, numbers
-        self._main_process = os.getpid()
-        self._reporters: dict[int, Reporter] = {}
-        self._stores: dict[int, RedisStore] = {}
-        self._late_runs = LateRuns(logger, app, hostname)
-        self._store_trouble = Trouble(first_wait=LEAVE_ALONE, longest_wait=LEAVE_ALONE)
+        self.reports, self._store = Reports(app, settings), StoreForRuns(settings, hostname)
+        self._late_runs = LateRuns(say, app, hostname)
 
     # -- questions -----------------------------------------------------------------------------------------
 
@@ -144,7 +129,7 @@ class Guard:
             id=delivery.task_id,
             worker=self._hostname,
             outcome=delivery.fire.outcome,
-            now=_now(),
+            now=wall_clock(),
         )
 
     # -- registers -----------------------------------------------------------------------------------------
@@ -166,23 +151,18 @@ class Guard:
             return True, None
         entry = delivery.fire.entry
         merged = Merged(entry=entry, scheduled=delivery.scheduled, id=delivery.task_id, worker=self._hostname)
-        answer = self._ask(
-            lambda: self._store.start(
-                delivery.task_id,
-                registers.StartRequest(
-                    registers.Started(delivery.nonce, self._hostname),
-                    entry=entry,
-                    # A message that is delivered again may be that of a run that started before the late one.
-                    sent_at=to_millis(delivery.fire.fire_time)
-                    if merges and not delivery.redelivered
-                    else None,
-                    late_start=_now() if merges and late is not None else None,
-                    line=None if late is None else late.encode(),
-                    merged_line=merged.encode() if merges else None,
-                    by_hand=delivery.by_hand,
-                ),
-            )
+        # A message that is delivered again may be that of a run that started before the late one.
+        is_compared = merges and not delivery.redelivered
+        start = registers.StartRequest(
+            registers.Started(delivery.nonce, self._hostname),
+            entry=entry,
+            sent_at=to_millis(delivery.fire.fire_time) if is_compared else None,
+            late_start=wall_clock() if merges and late is not None else None,
+            line=None if late is None else late.encode(),
+            merged_line=merged.encode() if merges else None,
+            by_hand=delivery.by_hand,
         )
+        answer = self._store.ask(lambda store: store.start(delivery.task_id, start))
         if answer is None:
             return True, None
         register, nth = answer
@@ -190,7 +170,7 @@ class Guard:
             self._numbers.hear([merged])
         return self._has_started(delivery, register), nth
 
-    def _give_up(self, delivery: Delivery, reason: Reason, request: Context, late_by: float) -> bool:
+    def _give_up(self, delivery: Delivery, reason: Reason, context: Context, late_by: float) -> bool:
         """Make a run a missed one; return False for one that has started already, or may have."""
         # A run comes here when its entry is configured so, or when it has expired.
         assert delivery.instruction is not None
@@ -209,41 +189,29 @@ class Guard:
         # With the nonce: should this process die now, the message comes again, and is reported then.
         is_beats = self._is_claimed(delivery)
         value = registers.Missed(reason, "" if is_beats else delivery.nonce)
-        line = None if is_beats else event
-        register, nth = self._ask(lambda: self._close(delivery, value, line)) or (None, None)
+        line = None if is_beats else event.encode()
+        request = registers.StartRequest(value, delivery.fire.entry, line=line)
+        answer = self._store.ask(lambda store: _close(store, delivery, request))
+        register, nth = answer or (None, None)
         if register is None:
             return False
         if register != value:
             return not self._has_started(delivery, register)
         if is_beats:
             what = "a message of %s is dropped: beat has it among what an outage left"
-            logger.info(f"worker: {what}", delivery, extra=self._fields("dropped", delivery))
+            say.info("dropped", what, delivery, **self._fields(delivery))
             return True
         self._late_runs.log(event, f"late by {late_by:.3f} s", nth or None)
         self._numbers.hear([event])
-        self._report(Report(missed, delivery.on_missed, request=_without_arguments(request)))
+        self.reports.make(Report(missed, delivery.on_missed, request=_without_arguments(context)))
         return True
 
     def _is_claimed(self, delivery: Delivery) -> bool:
         """Return True when beat does not know that the run was sent: it judges it with the whole outage."""
         if delivery.once or time.time() - delivery.fire.fire_time.timestamp() < SOON_ACKNOWLEDGED:
             return False
-        found = self._ask(lambda: self._store.load([delivery.fire.entry])) or {}
+        found = self._store.ask(lambda store: store.load([delivery.fire.entry])) or {}
         return is_claimed(delivery, found.values(), self._settings.namespace)
-
-    def _close(
-        self, delivery: Delivery, value: Register, event: Missed | None
-    ) -> tuple[Register | None, int | None]:
-        """Write into the register that the run is missed; return what it holds, and what `start` has counted.
-
-        A message that is delivered again may be that of a run that has started without a register. So it
-        leaves an empty one alone, and the answer is None.
-        """
-        if delivery.redelivered:
-            return self._store.register(delivery.task_id), None
-        line = None if event is None else event.encode()
-        request = registers.StartRequest(value, delivery.fire.entry, line=line)
-        return self._store.start(delivery.task_id, request)
 
     def _has_started(self, delivery: Delivery, register: Register) -> bool:
         """Return True when the register says that the run started from this message; else it is dropped."""
@@ -258,82 +226,21 @@ class Guard:
             case registers.Missed(reason):
                 why = f"it counts as missed ({reason})"
             case _:
-                extra = self._fields("register_unreadable", delivery)
-                logger.warning(
-                    "worker: the register of %s cannot be read; the run starts", delivery, extra=extra
-                )
+                what = "the register of %s cannot be read; the run starts"
+                say.warning("register_unreadable", what, delivery, **self._fields(delivery))
                 return True
-        extra = self._fields("dropped", delivery)
-        logger.info("worker: a message of %s is dropped: %s", delivery, one_line(why), extra=extra)
+        what = "a message of %s is dropped: %s"
+        say.info("dropped", what, delivery, one_line(why), **self._fields(delivery))
         return False
 
-    def _fields(self, event: str, delivery: Delivery) -> dict[str, Any]:
-        return log_fields(
-            event,
-            entry=one_line(delivery.fire.entry),
-            task=one_line(delivery.task),
-            task_id=delivery.task_id,
-            scheduled=isoformat(delivery.fire.scheduled_fire_time),
-            owner=self._hostname,
-        )
-
-    # -- reports -------------------------------------------------------------------------------------------
-
-    def _report(self, item: Report) -> None:
-        # The main process lives on, and its loop must not wait.
-        left: Iterable[Part] = tuple(Part)
-        if os.getpid() != self._main_process:
-            # A process of the pool may end at any time: report now, and leave to the thread what fails.
-            left = report(self._app, self._settings, item)
-        if left:
-            self._reporter.start()
-            self._reporter.submit(item, left)
-            self._reporter.finished()
-
-    def start(self) -> None:
-        """Get ready to make reports."""
-        self._reporter.start()
-
-    def close(self) -> None:
-        """Finish the reports that are under way."""
-        self._reporter.stop(STOP_TIMEOUT)
-
-    @property
-    def _reporter(self) -> Reporter:
-        """The reporter of this process: a child process does not inherit the thread."""
-        pid = os.getpid()
-        if pid not in self._reporters:
-            self._reporters = {pid: Reporter(self._app, self._settings, who="worker")}
-        return self._reporters[pid]
-
-    # -- the store -----------------------------------------------------------------------------------------
-
-    @property
-    def _store(self) -> RedisStore:
-        """The store of this process: a child process must not share connections and locks."""
-        pid = os.getpid()
-        if pid not in self._stores:
-            self._stores = {pid: RedisStore.of(self._settings, CALL_TIMEOUT)}
-        return self._stores[pid]
-
-    def _ask(self, call: Callable[[], T]) -> T | None:
-        """Ask the store; None when it cannot be reached."""
-        trouble = self._store_trouble
-        if trouble.is_waiting(time.monotonic()):
-            return None
-        try:
-            answer = call()
-        except StoreUnavailable as exc:
-            if trouble.fail(time.monotonic()):
-                what = "until it answers, runs are neither judged nor deduplicated"
-                extra = log_fields("store_unavailable", owner=self._hostname)
-                logger.warning("worker: %s; %s", exc, what, extra=extra)
-            return None
-        if (away := trouble.end(time.monotonic())) is not None:
-            place = address(self._settings.redis_url)
-            extra = log_fields("store_available", owner=self._hostname)
-            logger.info("worker: Redis at %s answers again after %.0f s", place, away, extra=extra)
-        return answer
+    def _fields(self, delivery: Delivery) -> dict[str, str]:
+        return {
+            "entry": one_line(delivery.fire.entry),
+            "task": one_line(delivery.task),
+            "task_id": delivery.task_id,
+            "scheduled": isoformat(delivery.fire.scheduled_fire_time),
+            "owner": self._hostname,
+        }
 
     def _safely(self, default: bool, question: Callable[[Any], bool], about: Any) -> bool:
         try:
@@ -342,9 +249,21 @@ class Guard:
             # The time of the run itself is up.
             raise
         except Exception:
-            extra = log_fields("unexpected_error", owner=self._hostname)
-            logger.exception("worker: unexpected error, the run starts", extra=extra)
+            say.exception("unexpected_error", "unexpected error, the run starts", owner=self._hostname)
             return default
+
+
+def _close(
+    store: Store, delivery: Delivery, request: registers.StartRequest
+) -> tuple[Register | None, int | None]:
+    """Write into the register that the run is missed; return what it holds, and what `start` has counted.
+
+    A message that is delivered again may be that of a run that has started without a register. So it leaves
+    an empty one alone, and the answer is None.
+    """
+    if delivery.redelivered:
+        return store.register(delivery.task_id), None
+    return store.start(delivery.task_id, request)
 
 
 def _comes_again(task: Task[Any, Any]) -> bool:
@@ -356,7 +275,3 @@ def _without_arguments(request: Context) -> Context:
     kept = Context(vars(request))
     kept.update(args=None, kwargs=None, argsrepr=None, kwargsrepr=None)
     return kept
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

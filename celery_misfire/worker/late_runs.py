@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from celery import Celery
 
 from celery_misfire.events import Missed, StartedLate
-from celery_misfire.log_lines import MOST_SINGLE_LINES, event_fields, log_fields
+from celery_misfire.log_lines import MOST_SINGLE_LINES, Log
 
 __all__ = ["LateRuns"]
 
@@ -23,8 +23,8 @@ class LateRuns:
     :param owner: the worker.
     """
 
-    def __init__(self, logger: logging.Logger, app: Celery, owner: str) -> None:
-        self._logger, self._app, self._owner = logger, app, owner
+    def __init__(self, log: Log, app: Celery, owner: str) -> None:
+        self._log, self._app, self._owner = log, app, owner
         #: The hour since 1970, and how many late runs this process has seen in it.
         self._counted = (0, 0)
 
@@ -40,17 +40,15 @@ class LateRuns:
         count = nth or mine
         level = logging.WARNING if count <= MOST_SINGLE_LINES else logging.INFO
         sentence = event.sentence(self._app.timezone)
-        self._logger.log(level, "worker: %s; %s", sentence, what, extra=event_fields(event, self._owner))
+        self._log.event(level, event, "%s; %s", sentence, what, owner=self._owner)
         if count in SUMS:
             since = datetime.fromtimestamp(hour * 3600, UTC)
-            self._logger.warning(
-                "worker: %d runs have come late out of the queue since %s; each is told at INFO",
+            self._log.warning(
+                "backlog",
+                "%d runs have come late out of the queue since %s; each is told at INFO",
                 count,
                 since.astimezone(self._app.timezone).isoformat(timespec="minutes"),
-                extra=log_fields(
-                    "backlog",
-                    count=count,
-                    since=since.isoformat(timespec="milliseconds"),
-                    owner=self._owner,
-                ),
+                count=count,
+                since=since.isoformat(timespec="milliseconds"),
+                owner=self._owner,
             )

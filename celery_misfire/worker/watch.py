@@ -7,7 +7,6 @@ solo pool blocks its worker.
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 import time
@@ -21,26 +20,28 @@ from celery import Celery
 from celery.schedules import maybe_schedule
 
 from celery_misfire import records
+from celery_misfire.clocks import wall_clock
 from celery_misfire.conf.names import plainly_named
 from celery_misfire.conf.settings import Settings
 from celery_misfire.control import read_hold
+from celery_misfire.events import time_in
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.fire import isoformat
-from celery_misfire.log_lines import log_fields
-from celery_misfire.misfire import AUTO_THRESHOLD, from_millis
+from celery_misfire.log_lines import Log
+from celery_misfire.misfire import from_millis
 from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.signals import beat_overdue, beat_recovered
 from celery_misfire.status import Status, status_of
 from celery_misfire.store.port import Watched
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.store.url import address
-from celery_misfire.texts import quote_name
+from celery_misfire.texts import quote_names
 from celery_misfire.triggers.kinds import trigger_for
 from celery_misfire.trouble import Trouble
 
 __all__ = ["Alarm", "Watch"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "worker")
 
 #: A watcher that has not looked for so many check rates is replaced.
 WATCHER_TTL = 1.5
@@ -67,12 +68,10 @@ class Alarm:
 
     def sentence(self, zone: tzinfo) -> str:
         """Return the alarm in words, on one line; moments are in this time zone."""
-        since = from_millis(self.since).astimezone(zone).isoformat(timespec="milliseconds")
+        since = time_in(self.since, zone)
         if self.is_over:
             return f"beat is back; it had been overdue since {since}"
-        waiting = ", ".join(map(quote_name, self.entries[:MOST_NAMES]))
-        if len(self.entries) > MOST_NAMES:
-            waiting += f" and {len(self.entries) - MOST_NAMES} more"
+        waiting = quote_names(self.entries, MOST_NAMES)
         return f"beat is overdue since {since} and nobody leads; waiting: {waiting}"
 
 
@@ -125,19 +124,17 @@ class Watch:
             try:
                 self.look()
                 if (away := self._trouble.end(time.monotonic())) is not None:
+                    what = "Redis at %s answers again after %.0f s; beat is watched"
                     place = address(self._settings.redis_url)
-                    what, extra = "answers again after", self._fields("store_available")
-                    logger.info(
-                        "worker: Redis at %s %s %.0f s; beat is watched", place, what, away, extra=extra
-                    )
+                    say.info("store_available", what, place, away, owner=self._hostname)
             except StoreUnavailable as exc:
                 if self._trouble.fail(time.monotonic()):
-                    extra = self._fields("store_unavailable")
-                    logger.warning("worker: nobody can see whether beat is overdue: %s", exc, extra=extra)
+                    what = "nobody can see whether beat is overdue: %s"
+                    say.warning("store_unavailable", what, exc, owner=self._hostname)
             except BaseException:
                 # A receiver may raise anything, and no other thread of this worker watches.
-                extra = self._fields("unexpected_error")
-                logger.exception("worker: unexpected error while watching beat", extra=extra)
+                what = "unexpected error while watching beat"
+                say.exception("unexpected_error", what, owner=self._hostname)
             stop.wait(self._settings.check_rate)
 
     def look(self) -> None:
@@ -151,7 +148,7 @@ class Watch:
         if found.led and found.alarm:
             self._all_clear(found.alarm)
         elif not found.led and not found.alarm:
-            self._raise_alarm(self._overdue(time.time_ns() // 1_000_000))
+            self._raise_alarm(self._overdue(wall_clock()))
 
     def _keep_watch(self, **notes: str) -> Watched | None:
         rate = self._settings.check_rate
@@ -165,18 +162,13 @@ class Watch:
         overdue: dict[str, int] = {}
         self._entries = plainly_named(self._app.conf.beat_schedule)
         self._hold = read_hold(self._store.sight().hold)
-        for name, text in self._store.load().items():
-            try:
-                status = self._status(records.loads(text), now)
-            except ValueError:
-                continue
+        for name, record in records.loads_all(self._store.load()).items():
+            status = self._status(record, now)
             if status.is_overdue and status.next_fire_time is not None:
                 overdue[name] = status.next_fire_time
         return dict(sorted(overdue.items(), key=lambda item: (item[1], item[0])))
 
     def _status(self, record: EntryRecord, now: int) -> Status:
-        given = self._settings.threshold
-        default = AUTO_THRESHOLD if isinstance(given, str) else round(given * 1000)
         trigger = policy = None
         try:
             entry = self._entries[record.name]
@@ -188,7 +180,9 @@ class Watch:
         except Exception:
             # The entry is known to beat alone, or its schedule cannot be read here.
             trigger = None
-        return status_of(record, trigger, policy, now, default_threshold=default, hold=self._hold)
+        return status_of(
+            record, trigger, policy, now, default_threshold=self._settings.default_threshold, hold=self._hold
+        )
 
     def _raise_alarm(self, overdue: dict[str, int]) -> None:
         if not overdue:
@@ -205,14 +199,10 @@ class Watch:
             self._tell(Alarm(int(since)))
             beat_recovered.send(sender=self._app, since=from_millis(int(since)))
 
-    def _fields(self, event: str, **values: object) -> dict[str, Any]:
-        return log_fields(event, owner=self._hostname, **values)
-
     def _log(self, alarm: Alarm) -> None:
-        scheduled = isoformat(from_millis(alarm.since))
+        told = alarm.sentence(self._app.timezone)
+        fields = {"scheduled": isoformat(from_millis(alarm.since)), "owner": self._hostname}
         if alarm.is_over:
-            extra, level = self._fields("beat_is_back", scheduled=scheduled), logging.INFO
+            say.info("beat_is_back", "%s", told, **fields)
         else:
-            extra = self._fields("overdue", scheduled=scheduled, entries=len(alarm.entries))
-            level = logging.ERROR
-        logger.log(level, "worker: %s", alarm.sentence(self._app.timezone), extra=extra)
+            say.error("overdue", "%s", told, entries=len(alarm.entries), **fields)

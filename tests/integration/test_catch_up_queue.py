@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from celery_misfire.leadership import decisions, leader
+from celery_misfire.leadership import catch_up, decisions
 from celery_misfire.schedules import simple
 from tests.support.one_redis import World, run
 from tests.support.redis_server import RedisServer
@@ -26,7 +26,7 @@ def test_catching_up_waits_while_the_queue_is_long_and_goes_on_when_it_is_short(
     world: World, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(decisions, "LARGEST_SHARE", 5)
-    monkeypatch.setattr(leader, "LOOK_AT_QUEUE_EVERY", 3600.0)
+    monkeypatch.setattr(catch_up, "LOOK_AT_QUEUE_EVERY", 3600.0)
     beat = world.beat(misfire_catch_up_queue=LIMIT)
     begin = datetime.now(UTC) - timedelta(seconds=60 * (LATE - 1) + 1)
     beat.update_from_dict(

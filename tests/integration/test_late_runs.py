@@ -13,6 +13,7 @@ import pytest
 from celery import Celery
 
 from celery_misfire.events import StartedLate
+from celery_misfire.log_lines import Log
 from celery_misfire.worker.late_runs import LateRuns
 from tests.support.processes import Project
 from tests.support.redis_server import RedisServer
@@ -64,7 +65,7 @@ def late(n: int) -> StartedLate:
 
 
 def test_a_worker_that_cannot_ask_counts_by_itself(caplog: pytest.LogCaptureFixture) -> None:
-    runs = LateRuns(logging.getLogger("celery_misfire.test"), Celery(set_as_current=False), "w@h")
+    runs = LateRuns(Log("celery_misfire.test", "worker"), Celery(set_as_current=False), "w@h")
     caplog.set_level(logging.INFO)
     for n in range(150):
         runs.log(late(n), "threshold 1 s", None)
@@ -75,7 +76,7 @@ def test_a_worker_that_cannot_ask_counts_by_itself(caplog: pytest.LogCaptureFixt
 
 
 def test_a_late_start_carries_its_fields(caplog: pytest.LogCaptureFixture) -> None:
-    runs = LateRuns(logging.getLogger("celery_misfire.test"), Celery(set_as_current=False), "w@h")
+    runs = LateRuns(Log("celery_misfire.test", "worker"), Celery(set_as_current=False), "w@h")
     runs.log(late(1), "threshold 1 s", 1)
     [record] = caplog.records
     found: dict[str, Any] = {k: v for k, v in vars(record).items() if k.startswith("misfire.")}

@@ -11,6 +11,7 @@ from celery.schedules import crontab, schedule
 from cronsim import CronSim
 
 from celery_misfire import records
+from celery_misfire.clocks import uptime
 from celery_misfire.events import Event, Misfired
 from celery_misfire.exceptions import (
     BrokerUnavailable,
@@ -21,7 +22,7 @@ from celery_misfire.exceptions import (
 )
 from celery_misfire.leadership.decisions import LARGEST_BATCH
 from celery_misfire.leadership.leader import Leader
-from celery_misfire.leadership.lease import Lease, uptime
+from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Outdated
 from celery_misfire.leadership.pending_misses import LARGEST_PORTION
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
@@ -591,6 +592,39 @@ def test_more_late_runs_than_one_batch_are_sent_in_order(world):
     world.start()
     world.run(world.now)
     assert world.scheduled() == [begin + n * MINUTE for n in range(1, 5 * LARGEST_BATCH + 1)]
+
+
+def test_catching_up_holds_up_no_run_in_time_when_messages_are_slow(world):
+    begin = world.now
+    for n in range(10):
+        world.entry(f"late {n}", schedule(1), "ignore_misfire_policy")
+    world.start()
+    world.stop()
+    world.now += 300 * SECOND
+    world.entry("regular", schedule(1))
+
+    def take_time(message: Message) -> None:
+        world.now += 10
+
+    world.refuses = take_time
+    world.start()
+    world.run(begin + 340 * SECOND)
+    runs = [m for m in world.sent if m.definition.name == "regular"]
+    assert len(runs) >= 35
+    assert sum(m.definition.name != "regular" for m in world.sent) > 2_000
+    lags = [m.fire_time - m.intent.scheduled for m in runs if m.fire_time > begin + 303 * SECOND]
+    # A step of ten runs and what else is due then, where a batch of a hundred takes a second.
+    assert max(lags) < 300
+
+
+def test_beat_wakes_once_for_each_fire_time(world):
+    world.entry("minutely", schedule(60))
+    leader = world.start()
+    leader.tick()
+    for n in (1, 2):
+        world.now += MINUTE
+        assert leader.tick() > 0
+        assert len(world.sent) == n
 
 
 # -- what is missed -----------------------------------------------------------------------------------------

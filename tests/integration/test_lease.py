@@ -14,7 +14,7 @@ from celery_misfire.store.memory import Fault
 from celery_misfire.store.owner import name_of
 from celery_misfire.store.port import LeaseValue, Store, Taken
 from celery_misfire.store.redis_store import RedisStore
-from celery_misfire.store.sight import Renewed
+from celery_misfire.store.values import Renewed
 from tests.support.processes import wait_for
 from tests.support.redis_server import RedisServer
 from tests.support.stores import MemoryPlace, StorePlace

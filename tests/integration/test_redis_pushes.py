@@ -15,8 +15,9 @@ import pytest
 import redis
 
 from celery_misfire.exceptions import LeaseLost, StoreRefused, StoreUnavailable
-from celery_misfire.store.port import COUNTS_TTL, Change, CommitResult, Push, Taken
+from celery_misfire.store.port import Change, CommitResult, Push, Taken
 from celery_misfire.store.redis_store import RedisStore
+from celery_misfire.store.values import COUNTS_TTL
 from tests.support.lossy_link import LossyLink
 from tests.support.processes import wait_for
 from tests.support.redis_server import ClusterNode, RedisServer
@@ -331,7 +332,7 @@ def scripts_run(client: redis.Redis) -> int:
 
 def test_a_clock_of_redis_that_was_set_costs_one_try(store: RedisStore):
     store.time()
-    store._clock.offset -= 60_000
+    store._connection.clock.offset -= 60_000
     with pytest.raises(StoreUnavailable, match="too late"):
         store.commit("token", changes("a"), pushes=[push("a")])
     assert store.load() == {}

@@ -539,7 +539,7 @@ def test_what_fails_of_a_report_in_a_process_of_the_pool_is_done_as_soon_as_it_c
 ) -> None:
     app.conf.result_backend = app.conf.broker_url
     guard = Guard(app, read_settings(app), "worker@test", Numbers())
-    monkeypatch.setattr(guard, "_main_process", 0)
+    monkeypatch.setattr(guard.reports, "_main_process", 0)
     store_result, tries = RedisBackend.store_result, []
 
     def fails_once(*args: Any, **kwargs: Any) -> Any:
@@ -550,11 +550,11 @@ def test_what_fails_of_a_report_in_a_process_of_the_pool_is_done_as_soon_as_it_c
 
     monkeypatch.setattr(RedisBackend, "store_result", fails_once)
     missed = make_missed()
-    guard._report(Report(missed))
+    guard.reports.make(Report(missed))
     assert len(tries) == 1
     wait_for(lambda: app.AsyncResult(missed.task_id).state == MISSED, what="the result")
     assert len(tries) == 2
-    guard.close()
+    guard.reports.stop()
 
 
 def test_a_request_class_of_the_apps_own_stays(app: Celery) -> None:

@@ -13,7 +13,7 @@ from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Ledger
 from celery_misfire.sending.transactional import Transactional
 from celery_misfire.store.memory import MemoryStore
-from celery_misfire.store.memory_control import one_call
+from celery_misfire.store.memory_namespace import one_call
 from celery_misfire.store.port import Change, CommitResult
 from tests.simulation.history import Problem, check
 from tests.simulation.world import Plan, World

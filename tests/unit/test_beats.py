@@ -9,7 +9,7 @@ import pytest
 
 from celery_misfire.beats import Sign, beats_in, leader_in, problem_of
 from celery_misfire.store.port import LeaseValue
-from celery_misfire.store.sight import Sight
+from celery_misfire.store.values import Sight
 
 NOW = 1_772_442_000_000
 

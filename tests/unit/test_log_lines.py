@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from celery_misfire.events import Event, GaveUp, Misfired, Sent
-from celery_misfire.log_lines import LONGEST_WAIT, STRAGGLERS, EventLog, event_fields
+from celery_misfire.log_lines import LONGEST_WAIT, STRAGGLERS, EventLog, Log, event_fields
 from celery_misfire.misfire import Reason
 from tests.support.processes import ROOT
 
@@ -65,7 +65,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[tuple[str, str]]
 
 @pytest.fixture
 def log() -> EventLog:
-    return EventLog(logging.getLogger("celery_misfire.test"), UTC, "host:7")
+    return EventLog(Log("celery_misfire.test", "beat"), UTC, "host:7")
 
 
 def levels(lines: list[tuple[str, str]]) -> dict[str, int]:
@@ -238,6 +238,25 @@ def test_the_summary_carries_its_fields(log: EventLog, caplog: pytest.LogCapture
     }
 
 
+def test_a_line_is_its_writers_and_an_error_brings_its_traceback(caplog: pytest.LogCaptureFixture):
+    say = Log("celery_misfire.test", "beat")
+    say.warning("clock", "set by %d s", 3, entry="reports")
+    try:
+        raise KeyError
+    except KeyError:
+        say.exception("unexpected_error", "unexpected error")
+    plain, failed = caplog.records
+    assert (plain.name, plain.filename, plain.getMessage()) == (
+        "celery_misfire.test",
+        "test_log_lines.py",
+        "beat: set by 3 s",
+    )
+    assert (vars(plain)["misfire.event"], vars(plain)["misfire.entry"]) == ("clock", "reports")
+    assert (plain.exc_info, failed.levelname) == (None, "ERROR")
+    assert failed.exc_info is not None
+    assert failed.exc_info[0] is KeyError
+
+
 def test_each_line_of_the_package_says_what_it_tells_of_and_the_documentation_knows_the_word():
     documented = (ROOT / "docs" / "logs.md").read_text()
     without, unknown = [], []
@@ -252,7 +271,7 @@ def test_each_line_of_the_package_says_what_it_tells_of_and_the_documentation_kn
 
 
 _LOGS = re.compile(r"(self\._)?logger\.(info|warning|error|exception|critical|log)")
-_WORDS = re.compile(r"log_fields\(\s*\"(\w+)\"")
+_WORDS = re.compile(r"(?:(?:log_fields|say\.\w+|_log\.\w+)\([^\"]{0,60}|\bword=)\"(\w+)\"")
 
 
 def test_each_kind_of_event_has_fields_that_are_documented():

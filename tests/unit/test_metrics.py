@@ -24,7 +24,7 @@ from celery_misfire.metrics.children import WorkerNumbers
 from celery_misfire.metrics.exporters import export, is_read
 from celery_misfire.metrics.numbers import METRICS, OTHER, Note, Numbers
 from celery_misfire.misfire import MisfirePolicy
-from celery_misfire.records import Definition, first_seen
+from celery_misfire.records import Definition, Pause, first_seen
 from celery_misfire.schedules import simple
 from celery_misfire.triggers.kinds import trigger_for
 from tests.support.metrics import free_port, scrape, values
@@ -165,6 +165,14 @@ def test_the_figures_tell_what_is_due_and_what_is_late_by_its_threshold():
     assert set(figures.next_fire_times) == {"in time", "overdue", "auto", "off"}
     assert set(figures.next_fire_times.values()) == due
     assert figures.catch_up == 0
+
+
+def test_nothing_is_overdue_while_all_entries_are_held():
+    hourly, policy = trigger_for(simple(interval=3600)), MisfirePolicy("do_nothing")
+    definitions = {"reports": Definition("reports", "t", hourly, policy)}
+    records = {"reports": first_seen("reports", "t", hourly, NOW - 2 * HOUR, from_now=True)}
+    assert figures_of(records, definitions, [], NOW).overdue == 1
+    assert figures_of(records, definitions, [], NOW, Pause(NOW - HOUR, NOW + HOUR, "", "")).overdue == 0
 
 
 # -- Prometheus --------------------------------------------------------------------------------------------

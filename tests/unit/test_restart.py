@@ -12,7 +12,7 @@ from celery_misfire.leadership.outages import Outages
 from celery_misfire.leadership.restart import Restart
 from celery_misfire.misfire import Outcome, Reason
 from celery_misfire.records import EntryRecord, Intent, first_seen
-from celery_misfire.store.clean_stop import CleanStop
+from celery_misfire.store.values import CleanStop
 from celery_misfire.triggers.kinds import trigger_for
 
 SECOND = 1000

@@ -68,14 +68,7 @@ def records_of(store: RedisStore, names: Sequence[str] | None) -> dict[str, Entr
     :param names: None: of all entries.
     :raises StoreUnavailable: Redis is away, or too slow.
     """
-    found = {}
-    for name, text in store.load(names).items():
-        try:
-            found[name] = records.loads(text)
-        except ValueError:
-            # Beat says so in its log, and plans it anew.
-            continue
-    return found
+    return records.loads_all(store.load(names))
 
 
 def record_of(store: RedisStore, task: PeriodicTask) -> EntryRecord | None:

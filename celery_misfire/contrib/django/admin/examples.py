@@ -18,6 +18,7 @@ from celery_misfire.contrib.django.state import open_store, record_of
 from celery_misfire.contrib.django.timeline import whatif
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, Trigger
+from celery_misfire.status import state_of
 
 __all__ = ["Example", "Explained", "explain"]
 
@@ -103,7 +104,7 @@ def _outage(task: PeriodicTask, trigger: Trigger) -> tuple[str, Callable[[Misfir
         record = record_of(open_store(current_app), task)
     except StoreUnavailable:
         record = None
-    state = whatif.first_state(trigger, record, now)
+    state = state_of(record, trigger, now)
     form = whatif.WhatIfForm(whatif.defaults(trigger, state, None, now), trigger)
     if state.next_fire_time is None or not form.is_valid():
         return "", lambda policy: ""

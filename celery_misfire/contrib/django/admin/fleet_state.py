@@ -28,7 +28,7 @@ from celery_misfire.misfire import MisfirePolicy, Trigger
 from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.status import Status, status_of
 from celery_misfire.store.redis_store import RedisStore
-from celery_misfire.store.sight import Sight
+from celery_misfire.store.values import Sight
 
 __all__ = ["STATES", "FleetState", "Line", "Planned", "look", "planned"]
 

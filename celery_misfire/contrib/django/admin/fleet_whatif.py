@@ -22,11 +22,11 @@ from celery_misfire.contrib.django.policies import short_label_of
 from celery_misfire.contrib.django.rows import entry_name
 from celery_misfire.contrib.django.state import open_store, records_of
 from celery_misfire.contrib.django.timeline.timeline import format_number
-from celery_misfire.contrib.django.timeline.whatif import first_state
 from celery_misfire.entry_record import EntryRecord
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import Outcome, from_millis, to_millis
 from celery_misfire.simulation import steps
+from celery_misfire.status import state_of
 
 __all__ = ["Effect", "WhatIfForm", "effect_of", "whatif_context"]
 
@@ -95,7 +95,7 @@ def effect_of(plan: Planned, record: EntryRecord | None, down: int, up: int, now
     if policy is None:
         return effect
     try:
-        state = first_state(trigger, record, now)
+        state = state_of(record, trigger, now)
         if state.next_fire_time is None:
             return effect
         # A task that is finished stays so.

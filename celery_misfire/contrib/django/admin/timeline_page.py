@@ -32,7 +32,7 @@ from celery_misfire.contrib.django.timeline import timeline, whatif
 from celery_misfire.contrib.django.timeline.history import History, expected, history
 from celery_misfire.contrib.django.timeline.picture import picture
 from celery_misfire.misfire import Outcome, Trigger, from_millis, to_millis
-from celery_misfire.status import is_current
+from celery_misfire.status import is_current, state_of
 from celery_misfire.triggers.wall_times import DAY, MINUTE
 
 __all__ = ["timeline_view"]
@@ -173,7 +173,7 @@ def _future(
     elif stored.record is None and stored.known_from != now:
         notes.append(_("Beat has not seen this task yet."))
     try:
-        state = whatif.first_state(trigger, stored.record, now)
+        state = state_of(stored.record, trigger, now)
         if state.next_fire_time is None:
             return [], None, end
         following = trigger.fire_times(state).after(max(now, state.next_fire_time - 1))

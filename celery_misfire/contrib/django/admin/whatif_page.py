@@ -30,6 +30,7 @@ from celery_misfire.contrib.django.state import record_of
 from celery_misfire.contrib.django.timeline import whatif
 from celery_misfire.contrib.django.timeline.picture import picture, strip
 from celery_misfire.misfire import MisfireInstruction, Trigger, TriggerState, from_millis, to_millis
+from celery_misfire.status import state_of
 
 __all__ = ["whatif_view"]
 
@@ -47,7 +48,7 @@ def whatif_view(
         if not task.enabled:
             notes.append(whatif.disabled_in_words(trigger, record))
         try:
-            state = whatif.first_state(trigger, record, now)
+            state = state_of(record, trigger, now)
             defaults = whatif.defaults(trigger, state, find_policy(task, trigger), now)
             since = whatif.known_since(trigger, record, now)
             form = whatif.WhatIfForm({**defaults, **request.GET.dict()}, trigger, since)

@@ -159,7 +159,7 @@ def axis(window: Window, zone: tzinfo) -> SafeString:
             clock = date_format(local, "H:i")
             parts.append(f'<text class="mf-quiet" text-anchor="{anchor}" x="{at}" y="30">{clock}</text>')
         if day != day_before:
-            anchor = "start" if share < 1 - _LAST_DAY else "middle"
+            anchor = "middle" if has_clocks and share > 1 - _LAST_DAY else "start"
             y = 14 if has_clocks else 24
             parts.append(f'<text text-anchor="{anchor}" x="{at}" y="{y}">{escape(day)}</text>')
             day_before = day

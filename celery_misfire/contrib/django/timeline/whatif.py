@@ -39,7 +39,7 @@ from celery_misfire.simulation import Step, steps
 from celery_misfire.status import is_current
 from celery_misfire.triggers.wall_times import DAY, HOUR, MINUTE, SECOND
 
-__all__ = ["Answer", "Question", "WhatIfForm", "defaults", "disabled_in_words", "first_state", "known_since"]
+__all__ = ["Answer", "Question", "WhatIfForm", "defaults", "disabled_in_words", "known_since"]
 
 #: The outage that is offered first is no longer than this, in days.
 MAX_OUTAGE_DAYS = 400
@@ -125,11 +125,6 @@ class WhatIfForm(forms.Form):
 
 def _aware(moment: datetime) -> datetime:
     return moment if timezone.is_aware(moment) else timezone.make_aware(moment)
-
-
-def first_state(trigger: Trigger, record: EntryRecord | None, now: int) -> TriggerState:
-    """Return the state a task is in: the one that beat keeps, or else that of a task seen now first."""
-    return record.state if record is not None and is_current(record, trigger) else trigger.first_state(now)
 
 
 def defaults(trigger: Trigger, state: TriggerState, policy: MisfirePolicy | None, now: int) -> dict[str, str]:

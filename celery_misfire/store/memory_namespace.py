@@ -9,14 +9,14 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.store.memory_database import Fault, MemoryDatabase
-from celery_misfire.store.port import LeaseValue
+from celery_misfire.store.owner import name_of
 from celery_misfire.store.registers import BY_HAND_REGISTER_TTL
-from celery_misfire.store.sight import Sight
+from celery_misfire.store.values import LeaseValue, Sight, Watched
 
-__all__ = ["MemoryControl", "one_call"]
+__all__ = ["MemoryNamespace", "one_call"]
 
 P = ParamSpec("P")
-S = TypeVar("S", bound="MemoryControl")
+S = TypeVar("S", bound="MemoryNamespace")
 T = TypeVar("T")
 
 
@@ -42,11 +42,19 @@ def one_call(
     return call
 
 
-class MemoryControl:
-    """A part of :class:`~celery_misfire.store.memory.MemoryStore`."""
+class MemoryNamespace:
+    """One namespace in memory: what people and the watch see and ask for.
 
-    database: MemoryDatabase
-    owner: str
+    :param owner: the beat or worker whose store it is.
+    :param history: how many lines the log keeps.
+    """
+
+    def __init__(self, database: MemoryDatabase, owner: str = "localhost:1", history: int = 10_000) -> None:
+        self.database, self.owner, self.process, self._history = database, owner, name_of(owner), history
+        self.lease_key, self.place_keys = "lease", ("place", "place")
+
+    def __str__(self) -> str:
+        return "state in memory"
 
     @one_call
     def sight(self) -> Sight:
@@ -92,6 +100,29 @@ class MemoryControl:
     def unclaim_by_hand(self, task_id: str, who: str) -> None:
         if self._get(f"fire:by-hand:{task_id}") == who:
             del self.database.contents.expiring[f"fire:by-hand:{task_id}"]
+
+    @one_call
+    def watch(
+        self,
+        token: str,
+        ttl: float,
+        guard_ttl: float = 0,
+        *,
+        seen: str | None = None,
+        alarm: str | None = None,
+    ) -> Watched | None:
+        if guard_ttl:
+            self._set("guard", "1", guard_ttl)
+        if self._get("watcher") not in ("", token):
+            return None
+        self._set("watcher", token, ttl)
+        notes = self.database.contents.watch_notes
+        notes |= {name: note for name, note in (("seen", seen), ("alarm", alarm)) if note is not None}
+        return Watched.parse(self._get("lease") != "", notes.get("seen", ""), notes.get("alarm", ""))
+
+    @one_call
+    def is_guarded(self) -> bool:
+        return self._get("guard") != ""
 
     def _check(self, token: str) -> None:
         if not token or LeaseValue.parse(self._get("lease")).token != token:
