@@ -187,8 +187,7 @@ class Settings:
     :param result_state: state of the result of a missed run, ``"MISSED"`` or ``"FAILURE"``.
     :param worker_guard: judge a run again that starts late in the worker.
     :param deduplicate: drop a second message of one occurrence before user code runs.
-    :param restart_grace: a clean stop and a take-over within this time is a deploy, and what is missed
-        meanwhile no alarm; 0: every restart is an outage.
+    :param restart_grace: a clean stop and a take-over within this time are a deploy, and no alarm; 0: never.
     :param metrics_port: where Prometheus reads the numbers of beat, and of each worker; None: nowhere.
     :param check_rate: time between two looks for overdue entries.
     :param lease_ttl: how long the leading beat may be silent before another one takes over.
