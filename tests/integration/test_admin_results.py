@@ -25,15 +25,14 @@ def site(server: RedisServer) -> Iterator[AdminSite]:
         from django.contrib import admin
         from django_celery_results.models import TaskResult
 
-        had = admin.site.is_registered(TaskResult)
-        if not had:
+        if not admin.site.is_registered(TaskResult):
             admin.site.register(TaskResult)
         load_urls()
         try:
             yield site
         finally:
-            if not had:
-                admin.site.unregister(TaskResult)
+            # The sites of other tests do not have that app.
+            admin.site.unregister(TaskResult)
             load_urls()
 
 
