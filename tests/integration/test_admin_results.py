@@ -22,6 +22,7 @@ MISSED = "/admin/celery_misfire/missedfire/"
 def site(server: RedisServer) -> Iterator[AdminSite]:
     apps = [*django_settings.INSTALLED_APPS, "django_celery_results"]
     with admin_site(server.url, INSTALLED_APPS=apps) as site:
+        from django.apps import apps as django_apps
         from django.contrib import admin
         from django_celery_results.models import TaskResult
 
@@ -32,7 +33,10 @@ def site(server: RedisServer) -> Iterator[AdminSite]:
             yield site
         finally:
             # The sites of other tests do not have that app.
-            admin.site.unregister(TaskResult)
+            models = {*admin.site._registry} & {
+                *django_apps.get_app_config("django_celery_results").get_models()
+            }
+            admin.site.unregister(list(models))
             load_urls()
 
 
