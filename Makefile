@@ -24,7 +24,7 @@ demo: $(VENV)/.demo ## Kill a real beat for 10 seconds and see what each misfire
 	@$(BIN)/python -m example_project.demo
 
 test: $(VENV)/.test ## Run the tests (ARGS="-k name" goes to pytest)
-	$(BIN)/python -m pytest -n 5 $(ARGS)
+	$(BIN)/python -m pytest -n 6 $(ARGS)
 
 test-long: $(VENV)/.test ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m long $(ARGS)

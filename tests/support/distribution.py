@@ -12,8 +12,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 #: Seconds that a test of real processes takes when nothing else is said by its mark ``takes``.
 _USUAL = 5.0
-#: Files that share a server which takes long to start.
-_ON_RABBITMQ = ("test_rabbitmq.py", "test_broker.py")
+#: Files whose tests share what takes long to start, and how long all of them take, in seconds.
+_TOGETHER = {"test_rabbitmq.py": 50.0, "test_broker.py": 50.0, "test_admin_browser.py": 140.0}
 
 
 class LongestFirst(LoadScopeScheduling):
@@ -27,8 +27,8 @@ class LongestFirst(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file, _, test = nodeid.partition("::")
         path = PurePosixPath(file)
-        if path.name in _ON_RABBITMQ:
-            return "rabbitmq"
+        if path.name in _TOGETHER:
+            return "browser" if "browser" in path.name else "rabbitmq"
         if "postgres" in test:
             return "postgres"
         return nodeid if path.parent.name == "acceptance" else file
@@ -41,9 +41,8 @@ def sort(items: list[pytest.Item]) -> None:
 
 def _length(item: pytest.Item) -> float:
     kind = item.path.parent.name
-    if item.path.name in _ON_RABBITMQ:
-        # All of them together.
-        return 50.0
+    if item.path.name in _TOGETHER:
+        return _TOGETHER[item.path.name]
     mark = item.get_closest_marker("takes")
     if mark is not None:
         return float(mark.args[0])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -64,22 +64,57 @@ def page_id(page: Path) -> str:
     return page.stem
 
 
+#: Runs each text that it reads in a process of its own, as some connect to signals or set up Sentry.
+RUNNER = """
+import json, os, sys, traceback
+from celery import Celery
+from celery.schedules import crontab
+import celery_misfire, celery_misfire.schedules
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    reader, writer = os.pipe()
+    if not os.fork():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.environ["MISFIRE_TEST_DJANGO"] = asked["django"]
+        error = ""
+        try:
+            exec(asked["text"], {"app": Celery("shop"), "__name__": "shop"})
+        except BaseException:
+            error = traceback.format_exc()
+        os.write(writer, json.dumps(error).encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as answer:
+        print(answer.read(), flush=True)
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", RUNNER]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
 @pytest.mark.parametrize("block", examples(PythonCodeBlockParser()))
 def test_each_block_of_python_runs_when_it_is_pasted_into_a_module_with_an_app(
-    block: Example, tmp_path: Path, migrated_file: Path
+    block: Example, runner: subprocess.Popen[str], tmp_path: Path, migrated_file: Path
 ) -> None:
-    text, env = str(block.parsed), dict(os.environ)
+    assert runner.stdin is not None
+    assert runner.stdout is not None
+    text, django = str(block.parsed), ""
     if "celery_misfire.contrib.django." in text:
         path = tmp_path / "site.sqlite3"
         shutil.copy(migrated_file, path)
-        env["MISFIRE_TEST_DJANGO"] = json.dumps({"DATABASES": {"default": sqlite(path)}})
-        text = ON_DJANGO + text
-    # Apart, as some of it connects to signals or sets up Sentry.
-    program = f"from celery import Celery\napp = Celery('shop')\n{text}"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+        text, django = ON_DJANGO + text, json.dumps({"DATABASES": {"default": sqlite(path)}})
+    print(json.dumps({"text": text, "django": django}), file=runner.stdin, flush=True)
+    assert json.loads(runner.stdout.readline()) == ""
 
 
 @pytest.mark.parametrize("block", examples(CodeBlockParser("console", lambda block: None)))
