@@ -50,7 +50,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as exc:
-            # One line, as every error of these commands.
+            # The error takes one line, as every error of these commands.
             raise BadUsage(exc.format_message()) from None
 
     def resolve_command(

@@ -347,7 +347,7 @@ def log_(
             parts = [part for part in parts if part[0].get("entry") in chosen]
         yield from (part for part in parts if outcome is None or outcome in _outcomes(part[1]))
 
-    # What is written meanwhile is followed from here.
+    # Lines that are written meanwhile are followed from here.
     seen = session.store.last_log_id() if follow else ""
     found = [(at, *part) for at, line in lines_since(session.store, begin) for part in meant(line)]
     rows, _ = cut(session, found, limit, newest=True)

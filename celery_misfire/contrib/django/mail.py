@@ -128,7 +128,7 @@ def send_due(at: int) -> None:
     records = _untold(people, moment)
     lately = [record for record in records if record.reason in OUTAGES]
     if lately:
-        # Only a beat that leads finds what an outage has missed.
+        # The leading beat alone finds which runs an outage has missed.
         found = max(record.detected_at for record in lately)
         Alarm.objects.filter(over_at=None, raised_at__lte=found).update(over_at=found)
     alarms = list(_claim_alarms(moment))

@@ -38,7 +38,7 @@ class DismissMixin(_ModelAdmin):
     @admin.action(description=gettext_lazy("Dismiss selected missed runs"), permissions=["dismiss"])
     def dismiss_selected(self, request: HttpRequest, queryset: QuerySet[MissedFire]) -> HttpResponse | None:
         if (newest := request.POST.get("confirmed", "")).isdecimal() and len(newest) <= 18:
-            # What was found since the question is not part of it.
+            # Records that were found since the question are not part of it.
             self._dismiss(request, queryset.filter(pk__lte=int(newest)))
             return None
         chosen, across = request.POST.getlist(ACTION_CHECKBOX_NAME), request.POST.get("select_across") == "1"

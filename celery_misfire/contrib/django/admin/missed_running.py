@@ -50,7 +50,7 @@ class RunningMixin(_ModelAdmin):
     def run_selected(self, request: HttpRequest, queryset: QuerySet[MissedFire]) -> HttpResponse:
         confirmed = request.POST.get("confirmed", "")
         if _is_number(confirmed):
-            # What was found since the question is not part of it.
+            # Records that were found since the question are not part of it.
             queryset = queryset.filter(pk__lte=int(confirmed))
         parts = [Part(missed) for missed in queryset.order_by("first", "pk")]
         if confirmed:

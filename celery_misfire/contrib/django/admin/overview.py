@@ -76,7 +76,7 @@ def overviews_of(tasks: Sequence[PeriodicTask], now: int) -> tuple[dict[int, Ove
     except StoreUnavailable as exc:
         problems.append(_("Redis does not answer; next runs are unknown. %(error)s") % {"error": exc})
     except NewerSchema as exc:
-        # What its records say may be something else there.
+        # Records of another version may mean something else.
         records = None
         problems.append(_("The state in Redis is not of this version: %(error)s.") % {"error": exc})
     for task in tasks:

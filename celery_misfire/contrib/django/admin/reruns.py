@@ -277,7 +277,7 @@ class _Progress:
         if count <= 0:
             return
         if failures and failures[-1][:2] == [entry, problem]:
-            # One line for neighbours with the same fate.
+            # Neighbours with the same fate share a line.
             failures[-1][2] += count
             failures[-1][4] = last
         else:

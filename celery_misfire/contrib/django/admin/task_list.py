@@ -52,7 +52,7 @@ class _TaskList(ChangeList):
         may_see_missed = may_see is not None and may_see.has_view_permission(request)
         for task in self.result_list:
             task.misfire_overview = overviews.get(task.pk, Overview())
-            # What answers 403 is no link.
+            # A page that would answer 403 gets no link.
             task.misfire_may_see = may_see_missed
         if request.method == "GET":
             for problem in problems:
@@ -83,7 +83,7 @@ class TaskListMixin(_ModelAdmin):
             ranked: QuerySet[Any] = tasks.annotate(misfire_rank=Value(0))
             return ranked
         now = moments.now()
-        # Only who sorts wants to know what is overdue on the other pages of the list.
+        # Overdue tasks on other pages of the list matter to sorting alone.
         overdue = overdue_keys(now)[:ROWS_SORTED] if "o" in request.GET else []
         is_overdue = When(pk__in=overdue, then=F("misfire_missed") + _OVERDUE_RANK)
         rank = Case(is_overdue, default=F("misfire_missed"), output_field=BigIntegerField())

@@ -180,7 +180,7 @@ def _future(
         if following is not None and following <= now + MAX_FUTURE:
             end = max(end, following + (following - now) // 10)
         if past.overdue:
-            # What is overdue is not expected, and stands among the past.
+            # Overdue runs are not expected, and stand among the past.
             state = replace(state, next_fire_time=following)
         return expected(trigger, state, end), following, end
     except Exception as exc:
