@@ -30,7 +30,7 @@ class BeatNumbers(Numbers):
             yield Note("store_up", value=member.store_is_up)
             yield Note("leader", value=lease.held)
             yield Note("lease_remaining_seconds", value=lease.remaining)
-            # Of entries and broker only the leader knows.
+            # The leader alone knows of entries and broker.
             if not lease.held:
                 return
             figures = leader.figures()

@@ -75,7 +75,7 @@ class Beat:
     def down(self, *, until: datetime) -> None:
         """Kill beat now, and start it again at `until`, where it does at once what is due by then."""
         self._now = self._forward(until)
-        # As if the lease of the dead beat had run out.
+        # The lease of the dead beat runs out in the meantime.
         self._database.contents.expiring.pop("lease", None)
         self._process = self._start()
         self.run_until(until)

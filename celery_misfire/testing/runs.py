@@ -21,7 +21,7 @@ class _Requests:
     """The requests of a task, each with the header of a fire."""
 
     def __init__(self, stack: Any, header: Mapping[str, Any]) -> None:
-        # Of blocks inside of each other, the innermost counts.
+        # The innermost of nested blocks counts.
         self._stack: Any = stack._stack if isinstance(stack, _Requests) else stack
         self._header = header
 

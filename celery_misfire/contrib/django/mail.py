@@ -174,7 +174,7 @@ def _claim_alarms(moment: datetime) -> Iterator[Alarm]:
 def _claim(records: Sequence[MissedFire], people: _People, moment: datetime) -> list[MissedFire]:
     """Return those of these records that nobody else tells of."""
     claimed = []
-    # By whom they are for: what an outage has missed takes a few statements.
+    # Records with the same addressees are claimed together, in few statements.
     of_people: dict[tuple[str, ...], list[MissedFire]] = {}
     for record in records:
         of_people.setdefault(people.of(record.periodic_task_id), []).append(record)
