@@ -5,6 +5,7 @@ Every ``celery`` command imports this module, so the commands are imported when 
 
 from __future__ import annotations
 
+import gc
 from importlib import import_module
 from typing import Any
 
@@ -77,4 +78,6 @@ def misfire(ctx: click.Context, scheduler: str | None) -> None:
     Exit codes: 0 fine; 1 something is overdue or nobody leads; 2 usage or configuration; 3 Redis cannot be
     reached; 4 no such entry.
     """
+    # Thousands of entries are read, and hardly any of it is garbage: looking for that takes a tenth of the time.
+    gc.set_threshold(100_000, 50, 100)
     ctx.meta[f"{__name__}.scheduler"] = scheduler

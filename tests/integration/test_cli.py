@@ -20,6 +20,7 @@ from celery.schedules import crontab
 from celery_misfire import by_hand, records
 from celery_misfire.misfire import MisfirePolicy, from_millis
 from celery_misfire.pause_events import Paused
+from celery_misfire.sending.broker import Broker
 from celery_misfire.store.port import Change, Taken
 from celery_misfire.store.registers import Started, StartRequest
 from example_project.child_process import free_port
@@ -103,9 +104,20 @@ def test_status_says_who_leads_and_where_each_entry_stands(shop: CommandLine, wo
     assert datetime.fromisoformat(reports["next"]) > datetime.now(UTC)
     assert reports["last_outcome"] == "fired"
     assert answer["last_24h"]["recovered"] >= 3
+    # World's beat publishes what it counts.
+    in_time = [m.intent.scheduled for m in world.sent if m.definition.name == "stocks"]
+    assert stocks["last_24h"]["fired"] == len(in_time) > 0
     text = shop.text("status")
     assert re.search(r"^leader +\S+:\d+, since \d{4}-", text, re.MULTILINE)
-    assert re.search(r"stocks .* do_nothing .* 0/0/12", text)
+    assert re.search(rf"stocks .* do_nothing .* {len(in_time)}/0/0/12", text)
+
+
+def test_runs_in_time_of_an_entry_are_not_known_where_the_log_is_too_short(shop: CommandLine, world: World):
+    shop.settings["misfire_history"] = 20
+    entries = {entry["name"]: entry["last_24h"] for entry in shop.json("status")["entries"]}
+    assert entries["stocks"] == {"fired": None, "recovered": 0, "merged": 0, "missed": 12}
+    assert shop.json("status")["last_24h"]["fired"] > 0
+    assert re.search(r"stocks .* -/0/0/12", shop.text("status"))
 
 
 def test_status_counts_what_is_overdue_and_its_exit_code_says_so(shop: CommandLine, world: World):
@@ -519,6 +531,28 @@ def test_doctor_says_what_would_bite_later_with_its_fix(shop: CommandLine, serve
     assert all(fix or check == "configuration" for (check, _), fix in found.items())
     # In the text, too.
     assert "may drop the state" not in shop.text("doctor", "--no-workers", code=1)
+
+
+def test_doctor_compares_with_the_deployment_of_the_state_also_when_nobody_leads(
+    shop: CommandLine, world: World
+):
+    broker = Broker(shop.app())
+    world.store.write_destination(world.lease.token, broker.destination(world.store.place_keys))
+    broker.close()
+    world.crash()
+
+    def found() -> list[str]:
+        findings = shop.json("doctor", "--no-workers", code=1)["findings"]
+        return [f["text"] for f in findings if f["check"] == "broker"]
+
+    assert found() == []
+    shop.settings["task_default_queue"] = "other"
+    (text,) = found()
+    assert text.endswith("the default queue is 'celery' there and 'other' here")
+    shop.settings |= {"misfire_redis_url": shop.url, "broker_url": shop.url.replace("/0", "/1")}
+    elsewhere, two_steps = found()
+    assert "the broker, its database or virtual host is another one" in elsewhere
+    assert "another Redis database than the state" in two_steps
 
 
 def test_doctor_sees_that_the_broker_is_another_database(shop: CommandLine, world: World):
