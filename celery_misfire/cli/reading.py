@@ -94,12 +94,12 @@ class _Told:
         told, begin = cls(), session.fleet.counted_since
         last = {entry.name: entry.last for entry in entries}
         events = [decode(line) for line in session.store.log(PAGE)] if last else []
-        moments = [at for event in events if event and (at := event.written_at) is not None]
+        moments = [at for whole in events if whole and (at := whole.written_at) is not None]
         # A log that is shorter than it may be has lost nothing.
         is_short = len(events) < min(PAGE, session.settings.history)
         told.is_whole = is_short or min(moments, default=begin) < begin
         # Runs that were sent together share a line.
-        for event in (part for event in events if event for part in event.split()):
+        for event in (part for whole in events if whole for part in whole.split()):
             if isinstance(event, Sent):
                 told.in_time[event.entry] += event.outcome == Outcome.FIRED and event.fire_time >= begin
                 if last.get(event.entry) == event.scheduled:
@@ -148,9 +148,7 @@ def _beats_as_json(session: Session) -> dict[str, Any]:
     }
 
 
-def _entries_as_json(
-    session: Session, rows: Sequence[Entry], told: _Told, more: int
-) -> dict[str, Any]:
+def _entries_as_json(session: Session, rows: Sequence[Entry], told: _Told, more: int) -> dict[str, Any]:
     return {
         "entries": [
             {

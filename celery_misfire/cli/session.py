@@ -6,7 +6,9 @@ import getpass
 import inspect
 import json
 import os
+import shutil
 import socket
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import tzinfo
@@ -148,7 +150,8 @@ class Session:
     @property
     def page(self) -> output.Page:
         """What is written when the answer is no JSON."""
-        return output.Page(self.zone, no_color=bool(self._ctx.obj.no_color))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        return output.Page(self.zone, no_color=bool(self._ctx.obj.no_color), width=width)
 
     @property
     def now(self) -> int:
@@ -226,7 +229,8 @@ def _errors_in_words(session: Session) -> Iterator[None]:
     try:
         try:
             yield
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            # Click ends quietly when nobody reads any more.
             raise
         except StoreUnavailable as exc:
             fail(str(exc), NO_REDIS)

@@ -150,6 +150,8 @@ def test_next_is_in_order_and_by_the_hour(shop: CommandLine, world: World):
     assert "more; --limit shows them" in shop.text("next", "--limit", "5")
     assert {run["entry"] for run in shop.json("next", "--entry", "n*t")["runs"]} == {"night"}
     assert "busiest minute" in shop.text("next", "--by-hour")
+    text = shop.text("next", "--for", "7d", "--by-hour", "--limit", "3")
+    assert re.search(r"^16[56] more; --limit shows them$", text, re.MULTILINE)
 
 
 def test_next_finds_the_herd_at_minute_0(shop: CommandLine, world: World):
@@ -346,6 +348,12 @@ def test_all_entries_are_held_and_released(shop: CommandLine, at_work: World):
     assert re.search(r"^hold +since .* until .* \(upgrade\)$", shop.text("status"), re.MULTILINE)
     assert shop.json("hold", "--end")["do"] == "release"
     assert shop.json("status")["hold"] is None
+
+
+def test_what_is_not_paused_or_held_is_not_said_to_go_on(shop: CommandLine, at_work: World):
+    answer = shop.json("resume", "*")
+    assert (answer["entries"], answer["done"]) == ([], True)
+    assert shop.text("resume", "*") == "none of these entries is paused\n"
 
 
 def test_what_nobody_carries_out_waits_for_the_next_leader(shop: CommandLine, world: World):
@@ -588,6 +596,29 @@ def test_celery_finds_the_command_and_tells_of_it(server: RedisServer, tmp_path:
     assert "tick" in status.stdout
     unknown = celery("misfire", "pause", "tock")
     assert (unknown.returncode, unknown.stderr) == (4, "Error: no entry 'tock'. Did you mean 'tick'?\n")
+
+
+def test_a_reader_may_go_and_a_terminal_may_lack_letters(server: RedisServer, tmp_path: Path):
+    (tmp_path / "proj.py").write_text(
+        "from celery import Celery\n"
+        f"app = Celery('proj', broker={server.url!r})\n"
+        "app.conf.beat_schedule = {'größe-日本': {'task': 't', 'schedule': 1.0}}\n"
+    )
+    command = [sys.executable, "-m", "celery", "-A", "proj", "misfire", "next", "--limit", "5000"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    environment.pop("DJANGO_SETTINGS_MODULE", None)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        lines = [process.stdout.readline() for _ in range(10)]
+        # More is to come than a pipe holds.
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+    assert "gr\\xf6\\xdfe-\\u65e5\\u672c" in lines[-1]
 
 
 def test_the_log_is_followed(server: RedisServer, shop: CommandLine, world: World, tmp_path: Path):
