@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import click
 
-from celery_misfire import fire
 from celery_misfire.beats import Beat
 from celery_misfire.cli.output import Page, ago, length, read_moment
 from celery_misfire.cli.session import FINE, NOT_FINE, Session, command, entry_option
@@ -19,6 +18,7 @@ from celery_misfire.events import Event, GaveUp, Merged, Misfired, Missed, Sent,
 from celery_misfire.fleet import Entry
 from celery_misfire.misfire import Outcome, Reason
 from celery_misfire.records import Pause
+from celery_misfire.sending.missed_record import missed_of
 from celery_misfire.store.port import Store
 from celery_misfire.store.url import address
 from celery_misfire.texts import one_line, schedule_in_words
@@ -302,20 +302,9 @@ def missed_(
 
 def _unreported(session: Session) -> Iterator[Missed]:
     """Yield the misses whose record beat has still to make."""
-    for name, record in session.fleet.records.items():
+    for record in session.fleet.records.values():
         for lost in record.missed:
-            namespace, origin = session.settings.namespace, lost.entry or name
-            yield Missed(
-                entry=name,
-                task=record.task,
-                first=lost.first,
-                last=lost.last,
-                count=lost.count,
-                reason=lost.reason,
-                instruction=lost.instruction,
-                id=fire.task_id(namespace, origin, lost.generation, lost.first),
-                now=lost.detected_at,
-            )
+            yield Missed.of(missed_of(session.settings.namespace, record, lost))
 
 
 def _missed_as_json(session: Session, event: Missed, pending: bool) -> dict[str, Any]:
