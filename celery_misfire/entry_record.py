@@ -386,7 +386,7 @@ _WRITERS: dict[type, Callable[[Any], dict[str, Any]]] = {
     Unreported: _MISSED.write,
     EntryRecord: _RECORD.write,
 }
-# What is encoded has no circles: to look for them takes time.
+# The encoder looks for circles unless it is told not to. Records have none.
 _encode = json.JSONEncoder(
     separators=(",", ":"),
     allow_nan=False,

@@ -65,18 +65,18 @@ def status_(session: Session, entries: Sequence[str], limit: int | None) -> int:
     chosen = set(session.names(entries))
     shown = [entry for entry in fleet.in_order() if entry.name in chosen]
     rows, more = cut(session, shown, limit)
-    told = _Told.by_log(session, rows)
+    lines = _NewestLines.read(session, rows)
     if session.as_json:
-        session.echo_json(_beats_as_json(session) | _entries_as_json(session, rows, told, more))
+        session.echo_json(_beats_as_json(session) | _entries_as_json(session, rows, lines, more))
     else:
         page = session.page
         _write_beats(session, page)
-        page.table(_COLUMNS, [_row(page, entry, told) for entry in rows], more)
+        page.table(_COLUMNS, [_row(page, entry, lines) for entry in rows], more)
     return FINE if fleet.leader and not fleet.overdue else NOT_FINE
 
 
 @dataclass
-class _Told:
+class _NewestLines:
     """What the newest lines of the log tell of entries.
 
     :param outcomes: how the last run of each ended, by name.
@@ -89,24 +89,24 @@ class _Told:
     is_whole: bool = True
 
     @classmethod
-    def by_log(cls, session: Session, entries: Sequence[Entry]) -> _Told:
+    def read(cls, session: Session, entries: Sequence[Entry]) -> _NewestLines:
         """Read the newest lines of the log."""
-        told, begin = cls(), session.fleet.counted_since
+        found, begin = cls(), session.fleet.counted_since
         last = {entry.name: entry.last for entry in entries}
         events = [decode(line) for line in session.store.log(PAGE)] if last else []
         moments = [at for whole in events if whole and (at := whole.written_at) is not None]
         # A log that is shorter than it may be has lost nothing.
         is_short = len(events) < min(PAGE, session.settings.history)
-        told.is_whole = is_short or min(moments, default=begin) < begin
+        found.is_whole = is_short or min(moments, default=begin) < begin
         # Runs that were sent together share a line.
         for event in (part for whole in events if whole for part in whole.split()):
             if isinstance(event, Sent):
-                told.in_time[event.entry] += event.outcome == Outcome.FIRED and event.fire_time >= begin
+                found.in_time[event.entry] += event.outcome == Outcome.FIRED and event.fire_time >= begin
                 if last.get(event.entry) == event.scheduled:
-                    told.outcomes[event.entry] = event.outcome
+                    found.outcomes[event.entry] = event.outcome
             elif isinstance(event, Misfired | GaveUp) and last.get(event.entry) == event.last:
-                told.outcomes[event.entry] = _worst(event)
-        return told
+                found.outcomes[event.entry] = _worst(event)
+        return found
 
     def counts(self, entry: Entry) -> dict[str, int | None]:
         """Return how many occurrences of an entry ended in which way; None where that is not known."""
@@ -148,7 +148,9 @@ def _beats_as_json(session: Session) -> dict[str, Any]:
     }
 
 
-def _entries_as_json(session: Session, rows: Sequence[Entry], told: _Told, more: int) -> dict[str, Any]:
+def _entries_as_json(
+    session: Session, rows: Sequence[Entry], lines: _NewestLines, more: int
+) -> dict[str, Any]:
     return {
         "entries": [
             {
@@ -159,12 +161,12 @@ def _entries_as_json(session: Session, rows: Sequence[Entry], told: _Told, more:
                 "resolved": entry.resolved,
                 "planned": entry.status.is_known,
                 "last": session.time(entry.last),
-                "last_outcome": told.outcomes.get(entry.name),
+                "last_outcome": lines.outcomes.get(entry.name),
                 "next": session.time(entry.status.next_fire_time),
                 "late_by": entry.status.late_by / 1000,
                 "overdue": entry.status.is_overdue,
                 "paused": pause_as_json(session, entry.status.paused),
-                "last_24h": told.counts(entry),
+                "last_24h": lines.counts(entry),
             }
             for entry in rows
         ],
@@ -221,11 +223,11 @@ _COLUMNS = (
 )
 
 
-def _row(page: Page, entry: Entry, told: _Told) -> list[object]:
+def _row(page: Page, entry: Entry, lines: _NewestLines) -> list[object]:
     status, instruction = entry.status, entry.instruction or ""
     if entry.resolved not in (None, instruction):
         instruction += f" -> {entry.resolved}"
-    counts = told.counts(entry).values()
+    counts = lines.counts(entry).values()
     late_by = length(status.late_by) if status.late_by else ""
     paused = status.paused
     return [
@@ -234,7 +236,7 @@ def _row(page: Page, entry: Entry, told: _Told) -> list[object]:
         schedule_in_words(entry.schedule) if entry.is_configured else "known to beat alone",
         instruction,
         page.time(entry.last),
-        told.outcomes.get(entry.name, ""),
+        lines.outcomes.get(entry.name, ""),
         page.time(status.next_fire_time) if status.is_known else "not planned yet",
         f"{late_by}, overdue" if status.is_overdue else late_by,
         _pause_in_words(page, paused) if paused else "",

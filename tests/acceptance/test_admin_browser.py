@@ -282,7 +282,7 @@ def test_no_page_has_a_serious_fault_for_those_who_see_or_hear_less(shop: Shop, 
         page.set_viewport_size({"width": width, "height": 900})
         for place in [*places, "/admin/celery_misfire/rerun/1/change/"]:
             page.goto(place)
-            # What Django's own frame has is not ours.
+            # Axe looks at our part of the page. The frame around it is Django's.
             for fault in Axe().run(page, context="#content").response["violations"]:
                 if fault["impact"] in ("serious", "critical"):
                     nodes = [node["html"][:120] for node in fault["nodes"][:3]]

@@ -68,7 +68,7 @@ def freeze(child: Child) -> None:
 def _thread_states(group: int) -> Iterator[str]:
     """Return the letters by which Linux tells how the threads of a process group are; none elsewhere."""
     for process in Path("/proc").glob("[0-9]*"):
-        # Those that end in the meantime are gone.
+        # A process may end while its state is read.
         with contextlib.suppress(OSError):
             if os.getpgid(int(process.name)) == group:
                 for thread in process.glob("task/*/stat"):
