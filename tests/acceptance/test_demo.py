@@ -32,7 +32,8 @@ class Demo:
         env = {k: v for k, v in os.environ.items() if k != "REDIS_URL"}
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "example_project.demo"],
+                # A shell lets what it runs in the background ignore SIGINT, and children inherit that.
+                ["env", "--default-signal=INT", sys.executable, "-m", "example_project.demo"],
                 cwd=ROOT,
                 env={**env, name: value, "TMPDIR": str(directory)},
                 stdin=subprocess.DEVNULL,
