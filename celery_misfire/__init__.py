@@ -23,11 +23,11 @@ __all__ = [
 
 
 def install(app: Celery) -> Celery:
-    """Make an app know missed runs, in every process that calls this.
+    """Install the worker side and the state MISSED in an app, where the app is made.
 
-    ``AsyncResult``, ``ResultSet`` and ``GroupResult`` end in MISSED as they do in FAILURE. A worker judges
-    late starts, drops second messages and watches beat. For this app only. May come before the
-    configuration, and more than once.
+    A worker of this app then judges late starts, drops second messages and watches beat. In every process
+    ``AsyncResult``, ``ResultSet`` and ``GroupResult`` of this app treat MISSED as an end, as they do FAILURE.
+    The configuration may come later. A second call does nothing.
 
     :returns: the app.
     """

@@ -1,7 +1,7 @@
 """Quartz's calendars, which exclude fire times, for :class:`celery_misfire.schedules.excluding`.
 
-Each names what is *excluded*, in its own time zone, and may stand on a `base`, another calendar: what either
-excludes is excluded. They compare by value and can be pickled.
+Each names what is *excluded*, in its own time zone. It may have a `base`, another calendar, whose exclusions
+count as well. Calendars compare by value and can be pickled.
 """
 
 from __future__ import annotations
@@ -242,8 +242,9 @@ class monthly(Calendar):  # noqa: N801
 
 
 class daily(Calendar):  # noqa: N801
-    """Excludes a range of every day, both its ends included (Quartz's DailyCalendar, but for midnight, which
-    that excludes as well).
+    """Excludes a range of every day, with both ends.
+
+    Quartz's DailyCalendar does, and excludes midnight as well.
 
     :param range_start: "HH:MM", "HH:MM:SS" or a :class:`datetime.time`.
     :param range_end: the same. A range over midnight is the inverse of the range between.
@@ -283,8 +284,9 @@ class daily(Calendar):  # noqa: N801
 
 
 class cron(Calendar):  # noqa: N801
-    """Excludes what a cron expression matches (Quartz's CronCalendar): whole seconds, and whole minutes when
-    it has 5 fields. By the clock on the wall, whenever that shows it.
+    """Excludes what a cron expression matches, in local time (Quartz's CronCalendar).
+
+    An expression of 5 fields excludes whole minutes, one of 6 or 7 whole seconds.
 
     :param expression: as for :class:`celery_misfire.schedules.cron`.
     :raises ValueError: as there.

@@ -62,8 +62,10 @@ class Fire:
 def current_fire() -> Fire | None:
     """Return the fire that the running task was sent for, also in a retry and after a redelivery.
 
-    :returns: None outside of a task, for a task that beat did not send (or not through this package), and
-        for a header that is not valid. Never raises.
+    It never raises.
+
+    :returns: the fire. None outside of a task, for a task that this package's beat did not send, and for a
+        header that is not valid.
     """
     request = getattr(current_task, "request", None)
     headers = getattr(request, "headers", None)

@@ -56,11 +56,13 @@ class Word(StrEnum):
 class MisfireInstruction(Word):
     """What happens to occurrences that have misfired."""
 
-    #: Decide by the type of the trigger, see :func:`resolve`.
+    #: Decide by the type of the schedule. Once: ``fire_now``. Fixed:
+    #: ``reschedule_now_with_existing_repeat_count``. Endless: ``reschedule_next_with_remaining_count``. Cron:
+    #: ``fire_once_now``.
     SMART_POLICY = "smart_policy"
     #: Run every one of them, late, oldest first, each with its own scheduled fire time.
     IGNORE_MISFIRE_POLICY = "ignore_misfire_policy"
-    #: Run one late, which stands for all of them. The schedule goes on as it was.
+    #: Run one late, which covers all of them. The schedule goes on as it was.
     FIRE_ONCE_NOW = "fire_once_now"
     #: Run none of them. The schedule goes on as it was.
     DO_NOTHING = "do_nothing"
@@ -155,9 +157,9 @@ class MisfirePolicy:
 
     :param instruction: a :class:`MisfireInstruction` or its name.
     :param threshold: a fire that is late by this much or more is a misfire, as in Quartz. In seconds, or a
-        timedelta. ``"auto"``: half the gap between the misfired fire time and the next one, but not more than
-        60 seconds.
-    :param max_catch_up: run at most so many misfired occurrences, the newest. None: no limit.
+        timedelta. ``"auto"``: half the gap between the misfired fire time and the next one, at most 60
+        seconds; 60 when there is no next.
+    :param max_catch_up: run at most this many misfired occurrences, the newest. None: no limit.
     :param max_lateness: never run misfired occurrences that are older than this, in seconds, or a timedelta.
         None: no limit.
     :param on_missed: name of a task that is sent with the record of missed runs.

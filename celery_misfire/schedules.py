@@ -35,7 +35,7 @@ __all__ = ["calendar_interval", "cron", "daily_time_interval", "excluding", "sim
 
 
 class simple(PlannedSchedule):  # noqa: N801 - in lower case like Celery's own schedules
-    """Quartz's SimpleTrigger: at `start`, and then every `interval`, so many times.
+    """Quartz's SimpleTrigger: fires at `start`, then every `interval`, `repeat_count` times more.
 
     ::
 
@@ -116,7 +116,7 @@ class cron(PlannedSchedule):  # noqa: N801
         needs the misfire scheduler, as stock beat tells it no name. @hourly, @daily, @midnight, @weekly,
         @monthly, @yearly and @annually are short for 5 fields.
     :param timezone: a name or a tzinfo; None: the app's.
-    :param start: no fire time before it, an aware datetime, None for first sight.
+    :param start: no fire time before it, an aware datetime, None: from when the entry is first seen.
     :param end: no fire time after it, an aware datetime, None for no end.
     :raises ValueError: for an expression that is not understood, naming the field, the value and what is
         allowed; for a date that does not exist; for naive datetimes and an end before the start.
@@ -163,9 +163,9 @@ class daily_time_interval(PlannedSchedule):  # noqa: N801
 
         daily_time_interval(72, "minute", "08:00", "17:00", days_of_week=["MON", "TUE"])   # 8:00, 9:12, ...
 
-    Every day begins anew at `start_time_of_day`. When the clocks change it is like a wildcard of
-    :class:`cron`: what the clock on the wall shows twice fires twice, what it jumps over does not fire. Only
-    where there is a single time a day that is a fixed one.
+    Every day begins anew at `start_time_of_day`. When the clocks change it does as a wildcard of
+    :class:`cron`: a time that comes twice fires twice, and a time in the gap does not fire. If there is only
+    one time a day, that is a fixed time of :class:`cron`.
 
     :param interval: a whole number of units, one day at most.
     :param unit: "second", "minute" or "hour".
@@ -174,9 +174,9 @@ class daily_time_interval(PlannedSchedule):  # noqa: N801
     :param days_of_week: names, "MON" to "SUN"; None: every day.
     :param repeat_count: how many runs follow the first one; -1 for ever. Missed runs do not count.
     :param timezone: a name or a tzinfo; None: the app's.
-    :param start: no fire time before it, an aware datetime, None for first sight.
+    :param start: no fire time before it, an aware datetime, None: from when the entry is first seen.
     :param end: no fire time after it, an aware datetime, None for no end.
-    :raises ValueError: naming what makes no sense.
+    :raises ValueError: for any other value. The message names the argument.
     """
 
     _arguments = (
@@ -264,9 +264,8 @@ class calendar_interval(PlannedSchedule):  # noqa: N801
 
         calendar_interval(1, "month", timezone="UTC", start=datetime(2026, 1, 31, 9, tzinfo=UTC))
 
-    That is 31 January, 28 February, 31 March: a day that a month does not have is its last one, in that month
-    alone. Days and longer units keep the time on the wall when the clocks change; seconds, minutes and hours
-    are elapsed time.
+    That is 31 January, 28 February, 31 March: a month that lacks the day uses its last one. Days and longer
+    units keep the local time when the clocks change. Seconds, minutes and hours are elapsed time.
 
     :param interval: a whole number of units.
     :param unit: "second", "minute", "hour", "day", "week", "month" or "year".
@@ -275,7 +274,7 @@ class calendar_interval(PlannedSchedule):  # noqa: N801
     :param end: no fire time at or after it, an aware datetime, None for no end.
     :param skip_day_if_hour_does_not_exist: leave out a time that the clocks jump over; else it fires at the
         end of the gap. Matters for days and longer units.
-    :raises ValueError: naming what makes no sense.
+    :raises ValueError: for any other value. The message names the argument.
     """
 
     _arguments = ("interval", "unit", "timezone", "start", "end", "skip_day_if_hour_does_not_exist")
@@ -316,8 +315,8 @@ class excluding(PlannedSchedule):  # noqa: N801
 
         excluding(crontab(hour=9, minute=0), calendars.weekly(["SAT", "SUN"], base=calendars.holiday(dates)))
 
-    It is of the type of `schedule`, and takes the misfire instructions that fit that. An occurrence that is
-    excluded is none. A recovered run may well start on an excluded day, as in Quartz.
+    It is of the type of `schedule`, and takes the misfire instructions that fit that. An excluded
+    time never runs and is never missed. A recovered run may start on an excluded day, as in Quartz.
 
     :param schedule: any Celery schedule, a number of seconds or a timedelta.
     :param calendar: one of :mod:`celery_misfire.calendars`.

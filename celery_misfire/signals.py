@@ -1,7 +1,7 @@
 """Signals of this package, connected like Celery's own: ``task_missed.connect(receiver)``.
 
-Receivers take keyword arguments (``**kwargs`` at the end: later versions may send more). Celery logs a
-receiver that raises, and it stops nothing.
+Receivers take keyword arguments (``**kwargs`` at the end: later versions may send more). If a receiver
+raises, Celery logs it, and everything goes on.
 
 Receivers of :data:`misfire_detected` and :data:`task_missed` run in the thread that makes reports, of beat or
 of the worker that gave the run up. A slow one delays the next report, but never a run. Receivers of

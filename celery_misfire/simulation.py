@@ -41,9 +41,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SimulatedFire:
-    """A run that would be sent; both times are aware and in UTC.
+    """A run that would be sent.
 
-    :param merged: how many further occurrences it stands for.
+    :param scheduled_fire_time: when it was due, aware, in UTC.
+    :param fire_time: when it would be sent, aware, in UTC.
+    :param outcome: ``Outcome.FIRED`` or ``Outcome.RECOVERED``.
+    :param merged: how many further occurrences it covers.
     """
 
     scheduled_fire_time: datetime
@@ -54,7 +57,13 @@ class SimulatedFire:
 
 @dataclass(frozen=True)
 class SimulatedMiss:
-    """Occurrences that would never run, `first` to `last` by scheduled fire time."""
+    """Occurrences that would never run.
+
+    :param first: scheduled fire time of the first, aware, in UTC.
+    :param last: scheduled fire time of the last, aware, in UTC.
+    :param count: number of occurrences.
+    :param reason: why they would never run.
+    """
 
     first: datetime
     last: datetime
@@ -101,6 +110,7 @@ def simulate(
     :param entry: the name of the entry, by which ``H`` in a cron expression is drawn.
     :raises ValueError: for naive datetimes, times out of order, an instruction that does not fit, and ``H``
         without `entry`.
+    :raises TypeError: for a policy of another type.
     """
     if isinstance(policy, str):
         policy = MisfirePolicy(policy)

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 _project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
@@ -14,7 +12,7 @@ release = version = _project["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 autodoc_typehints = "none"
-autodoc_class_signature = "separated"
+autodoc_member_order = "bysource"
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
@@ -26,11 +24,3 @@ linkcheck_retries = 3
 
 html_theme = "furo"
 html_title = f"{project} {release}"
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-
-def setup(app: Any) -> None:
-    from classic_example import insert_tables
-
-    app.connect("source-read", insert_tables)

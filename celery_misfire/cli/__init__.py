@@ -71,14 +71,14 @@ class _Commands(click.Group):
     "-S",
     "--scheduler",
     metavar="CLASS",
-    help="The scheduler of beat, when it is named in its command line and not in the configuration.",
+    help="Beat's scheduler, if you name it by `celery beat -S` and not in the settings.",
 )
 @click.pass_context
 def misfire(ctx: click.Context, scheduler: str | None) -> None:
-    """Who leads, what is due, what was missed; run, pause and hold entries.
+    """Show who leads, what is due and what was missed; run, pause and hold entries.
 
-    Exit codes: 0 fine; 1 something is overdue or nobody leads; 2 usage or configuration; 3 Redis cannot be
-    reached; 4 no such entry.
+    Exit codes: 0 fine; 1 not fine, for example overdue or no leader; 2 usage or configuration; 3 Redis cannot
+    be reached; 4 no such entry.
     """
     # A command makes hardly any garbage. Looking for it among thousands of entries took a tenth of the time.
     gc.set_threshold(100_000, 50, 100)

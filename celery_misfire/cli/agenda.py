@@ -20,13 +20,13 @@ __all__ = ["next_"]
 HERD_SHARE, HERD_RUNS = 0.5, 10
 
 
-@command("next", short_help="What is coming, in order or by the hour.")
+@command("next", short_help="Show the next runs, in order or by the hour.")
 @entry_option
-@click.option("--for", "length", default="24h", show_default=True, metavar="LENGTH", help="90m, 24h, 7d, ...")
-@click.option("--by-hour", is_flag=True, help="How many runs come in each hour, and in its busiest minute.")
-@click.option("--limit", type=click.IntRange(1), help=f"Most rows; {MOST_ROWS} if not given.")
+@click.option("--for", "length", default="24h", show_default=True, metavar="LENGTH", help="90m, 24h, 7d.")
+@click.option("--by-hour", is_flag=True, help="Show the runs of each hour, and of its busiest minute.")
+@click.option("--limit", type=click.IntRange(1), help=f"Show at most this many rows; {MOST_ROWS} by default.")
 def next_(session: Session, entries: Sequence[str], length: str, by_hour: bool, limit: int | None) -> None:
-    """What is coming, in order or by the hour."""
+    """Show the next runs, in order or by the hour."""
     fleet = session.fleet
     chosen, until = set(session.names(entries)), fleet.now + read_length(length)
     coming: list[Coming] = []

@@ -19,8 +19,10 @@ __all__ = ["hold_", "pause_", "resume_"]
 #: It is looked so often, in seconds, whether the leader has carried a request out.
 LOOK_EVERY = 0.2
 
-reason_option = click.option("--reason", default="", metavar="TEXT", help="Why; shown in status and log.")
-wait_option = click.option("--no-wait", is_flag=True, help="Do not wait until the leader has done it.")
+reason_option = click.option(
+    "--reason", default="", metavar="TEXT", help="The reason, which `status` and `log` show."
+)
+wait_option = click.option("--no-wait", is_flag=True, help="Do not wait for the leader to do it.")
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,13 @@ class _Asked:
 
 @command("pause", short_help="Stop entries until they are resumed.")
 @click.argument("entries", nargs=-1, required=True, metavar="ENTRY...")
-@click.option("--until", metavar="TIME", help="The pause ends by itself: 09:30, 2h, 2026-03-01, ...")
+@click.option("--until", metavar="TIME", help="When the pause ends by itself: 09:30, 2h, 2026-03-01.")
 @reason_option
 @wait_option
 def pause_(session: Session, entries: Sequence[str], until: str | None, reason: str, no_wait: bool) -> int:
     """Stop entries until they are resumed. ENTRY is a name, or a pattern with * and ?.
 
-    misfire_on_resume decides what a pause was: no outage, or one whose runs have misfired.
+    The setting misfire_on_resume decides whether runs that came due during the pause count as misfired.
     """
     _check(reason)
     names, end = session.names(entries), _until(session, until)
@@ -70,13 +72,13 @@ def resume_(session: Session, entries: Sequence[str], no_wait: bool) -> int:
     return _tell(session, _Asked("resume", ids, names), no_wait)
 
 
-@command("hold", short_help="Planned downtime: stop all entries, and catch nothing up.")
-@click.option("--until", metavar="TIME", help="When it ends by itself: 09:30, 2h, 2026-03-01T06:00, ...")
+@command("hold", short_help="Stop all entries for planned downtime.")
+@click.option("--until", metavar="TIME", help="When the hold ends by itself: 09:30, 2h, 2026-03-01T06:00.")
 @click.option("--end", "ends", is_flag=True, help="End the hold now.")
 @reason_option
 @wait_option
 def hold_(session: Session, until: str | None, ends: bool, reason: str, no_wait: bool) -> int:
-    """Planned downtime: stop all entries; of what comes due meanwhile nothing is caught up."""
+    """Stop all entries for planned downtime. Runs that come due meanwhile are not caught up."""
     _check(reason)
     if ends == (until is not None):
         fail("say until when: --until TIME, or --end to end the hold.")

@@ -1,4 +1,4 @@
-"""The command ``doctor``: what would bite later, each with its fix."""
+"""The command ``doctor``: problems that will cause trouble later, each with its fix."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MOST_NAMES = 5
 
 @dataclass(frozen=True)
 class _Finding:
-    """Something that would bite later.
+    """A problem that will cause trouble later.
 
     :param check: which check found it.
     :param fix: what to do about it.
@@ -45,10 +45,10 @@ class _Finding:
     fix: str = ""
 
 
-@command("doctor", short_help="What would bite later, each with its fix.")
-@click.option("--no-workers", is_flag=True, help="Do not ask the workers, which takes half a second.")
+@command("doctor", short_help="List problems that will cause trouble later.")
+@click.option("--no-workers", is_flag=True, help="Do not ask the workers. That saves half a second.")
 def doctor_(session: Session, no_workers: bool) -> int:
-    """What would bite later, each with its fix. Exit code 1 when there is anything."""
+    """List problems that will cause trouble later, each with its fix. Exit code 1 if there is one."""
     broker = Broker(session.app)
     try:
         broker_problem = _broker_problem(broker)

@@ -18,14 +18,16 @@ from celery_misfire.worker.watch import Alarm, Watch
 __all__ = ["health_", "watch_"]
 
 
-@command("health", short_help="For probes: is there a beat that works?")
-@click.option("--this-host", is_flag=True, help="Each beat of this host, leader or standby, must be well.")
-@click.option("--max-late", type=click.FloatRange(0), metavar="SECONDS", help="No run may be later.")
+@command("health", short_help="Check for probes whether beat works.")
+@click.option("--this-host", is_flag=True, help="Check the beats of this host, leader or standby.")
+@click.option(
+    "--max-late", type=click.FloatRange(0), metavar="SECONDS", help="Fail when a run is later than this."
+)
 def health_(session: Session, this_host: bool, max_late: float | None) -> int:
-    """For probes: is there a beat that works? Exit code 0: yes; 1: no; 3: Redis cannot be reached.
+    """Check for probes whether beat works. Exit code 0: yes; 1: no; 3: Redis cannot be reached.
 
-    A beat gives a sign of life at each renewal of the lease, or each look at it. It is not well when it has
-    given none for two of its longest ticks: frozen, stuck, or cut off from Redis.
+    A beat gives a sign of life when it renews the lease, or looks at it. A beat that has given none for too
+    long is not well: it is frozen, stuck, or cut off from Redis.
     """
     sight = session.store.sight()
     host = socket.gethostname() if this_host else None
@@ -58,11 +60,13 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-@command("watch", short_help="Raise an alarm while no beat leads and runs are overdue.")
-@click.option("--alert", metavar="COMMAND", help="Run this when it begins and when it is over, by the shell.")
+@command("watch", short_help="Raise an alarm when no beat leads and runs are overdue.")
+@click.option(
+    "--alert", metavar="COMMAND", help="Shell command to run when the alarm begins and when it is over."
+)
 @click.option("--once", is_flag=True, help="Look once; exit code 1 while the alarm is on.")
 def watch_(session: Session, alert: str | None, once: bool) -> int:
-    """Raise an alarm while no beat leads and runs are overdue: the workers' watcher, without a worker.
+    """Raise an alarm when no beat leads and runs are overdue. Workers do the same by themselves.
 
     One watches at a time: a worker or this command. COMMAND finds MISFIRE_ALARM (raised or over),
     MISFIRE_SINCE and MISFIRE_ENTRIES, one to a line, in its environment.

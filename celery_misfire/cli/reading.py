@@ -37,10 +37,10 @@ T = TypeVar("T")
 limit_option = click.option(
     "--limit",
     type=click.IntRange(1),
-    help=f"Most rows; {MOST_ROWS} in a table, all of them in JSON.",
+    help=f"Show at most this many rows; by default {MOST_ROWS} in a table, all in JSON.",
 )
 since_option = click.option(
-    "--since", default="24h", show_default=True, metavar="TIME", help="2h, 09:30, 2026-03-01, ..."
+    "--since", default="24h", show_default=True, metavar="TIME", help="How far back: 2h, 09:30, 2026-03-01."
 )
 
 
@@ -56,11 +56,11 @@ def cut(
 # -- status ------------------------------------------------------------------------------------------------
 
 
-@command("status", short_help="Who leads, and where each entry stands.")
+@command("status", short_help="Show who leads, and where each entry stands.")
 @entry_option
 @limit_option
 def status_(session: Session, entries: Sequence[str], limit: int | None) -> int:
-    """Who leads, which beats stand by, and where each entry stands."""
+    """Show who leads, which beats stand by, and where each entry stands."""
     fleet = session.fleet
     chosen = set(session.names(entries))
     shown = [entry for entry in fleet.in_order() if entry.name in chosen]
@@ -247,15 +247,18 @@ def _row(page: Page, entry: Entry, lines: _NewestLines) -> list[object]:
 # -- missed ------------------------------------------------------------------------------------------------
 
 
-@command("missed", short_help="The runs that never happened.")
+@command("missed", short_help="List the runs that never happened.")
 @entry_option
 @since_option
-@click.option("--reason", type=click.Choice([str(r) for r in Reason]), help="Only those of this reason.")
+@click.option("--reason", type=click.Choice([str(r) for r in Reason]), help="Only those with this reason.")
 @limit_option
 def missed_(
     session: Session, entries: Sequence[str], since: str, reason: str | None, limit: int | None
 ) -> None:
-    """The runs that never happened, the newest last. Each id is that of a result, and of `run --missed`."""
+    """List the runs that never happened, the newest last.
+
+    Each id is a task id, under which the result is. `run --missed` takes it, too.
+    """
     chosen = set(session.names(entries)) if entries else None
     begin = read_moment(since, session.zone, session.now, past=True)
     found = [
@@ -340,16 +343,16 @@ def lines_since(store: Store, begin: int) -> Iterator[tuple[int, dict[str, Any]]
 # -- log ---------------------------------------------------------------------------------------------------
 
 
-@command("log", short_help="What beat and the workers decided.")
+@command("log", short_help="List what beat and the workers decided.")
 @click.argument("entries", nargs=-1, metavar="[ENTRY]...")
 @since_option
-@click.option("--outcome", type=click.Choice([str(o) for o in Outcome]), help="Only what ended like this.")
-@click.option("--follow", is_flag=True, help="Go on with what comes; JSON is one object on each line.")
+@click.option("--outcome", type=click.Choice([str(o) for o in Outcome]), help="Only this outcome.")
+@click.option("--follow", is_flag=True, help="Keep showing new lines; with --json one object on each line.")
 @limit_option
 def log_(
     session: Session, entries: Sequence[str], since: str, outcome: str | None, follow: bool, limit: int | None
 ) -> None:
-    """What beat and the workers decided, the newest last. ENTRY is a name, or a pattern with * and ?."""
+    """List what beat and the workers decided, the newest last. ENTRY is a name, or a pattern with * and ?."""
     chosen = set(session.names(entries)) if entries else None
     begin = read_moment(since, session.zone, session.now, past=True)
 

@@ -34,13 +34,13 @@ class _Wanted:
     was_edited: bool = False
 
 
-@command("run", short_help="Run an occurrence once more, with its original time.")
+@command("run", short_help="Run an occurrence by hand, with its original time.")
 @click.argument("entry", required=False)
 @click.option("--at", "at", metavar="TIME", help="The scheduled time of the occurrence.")
-@click.option("--missed", "missed", metavar="ID", help="Every occurrence of this record of missed runs.")
-@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@click.option("--missed", "missed", metavar="ID", help="Run every occurrence of this record of missed runs.")
+@click.option("--dry-run", is_flag=True, help="Show what would be sent, and send nothing.")
 def run_(session: Session, entry: str | None, at: str | None, missed: str | None, dry_run: bool) -> int:
-    """Run an occurrence once more, with its original scheduled time; each at most once.
+    """Run an occurrence by hand, with its original scheduled time. Each can be run by hand once.
 
     Either ENTRY with --at, or --missed with an id as `missed` shows it.
     """

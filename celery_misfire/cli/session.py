@@ -57,7 +57,7 @@ entry_option = click.option(
     "entries",
     multiple=True,
     metavar="PATTERN",
-    help="Only entries of this name; * and ? stand for others. May be given several times.",
+    help="Only entries of this name; * and ? are wildcards. May be repeated.",
 )
 
 

@@ -55,16 +55,16 @@ class _Answer:
     times: FireTimes | None = None
 
 
-@command("simulate", short_help="What an outage would do.")
+@command("simulate", short_help="Show what an outage would do.")
 @click.argument("entries", nargs=-1, metavar="[ENTRY]...")
 @click.option(
-    "--down", required=True, metavar="TIME", help="Beat goes away: 01:30, 2h, 2026-03-01T01:30, ..."
+    "--down", required=True, metavar="TIME", help="When beat goes away: 01:30, 2h, 2026-03-01T01:30."
 )
 @click.option(
     "--up",
     required=True,
     metavar="TIME",
-    help="Beat is back: 10:15 or 2h after --down, ...",
+    help="When beat is back: 10:15, or 2h for two hours after --down.",
 )
 @click.option(
     "--instruction",
@@ -75,7 +75,7 @@ class _Answer:
 def simulate_(
     session: Session, entries: Sequence[str], down: str, up: str, instruction: str | None, limit: int | None
 ) -> None:
-    """What an outage would do to entries, all of them if none is named. Needs neither broker nor Redis.
+    """Show what an outage would do to entries, all of them if none is named. Needs neither broker nor Redis.
 
     Where Redis answers, it starts from the state that beat keeps there, else from entries that are seen now
     for the first time.

@@ -217,7 +217,8 @@ def outage(
 
     :param start: when beat started for the first time; None: a day before `down_at`.
     :param until: how far it runs; None: until it has caught up at `up_at`.
-    :raises MisfireConfigError, ValueError: as :class:`Beat`.
+    :raises MisfireConfigError: as :class:`Beat`.
+    :raises ValueError: as :class:`Beat`, and for times out of order.
     """
     beat = Beat(app, start=start or down_at - timedelta(days=1))
     beat.run_until(down_at - timedelta(milliseconds=1))

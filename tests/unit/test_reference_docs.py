@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import MISSING, fields
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatch
 
 import pytest
 from celery import Celery
 
 from celery_misfire.conf.settings import Settings, read_settings
-from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, Outcome, Reason
+from celery_misfire.misfire import FITTING, MisfireInstruction, MisfirePolicy, Outcome, Reason, TriggerType
+from celery_misfire.schedules import cron, simple
+from celery_misfire.simulation import simulate
 from tests.support.processes import ROOT
 
 DOCS = ROOT / "docs"
@@ -99,3 +103,55 @@ def test_the_page_lists_each_key_of_a_policy() -> None:
 )
 def test_a_table_lists_each_word_once(page: str, heading: str, known: list[str]) -> None:
     assert sorted(words(page, heading)) == sorted(map(str, known))
+
+
+# -- the classic example -----------------------------------------------------------------------------------
+
+DAY = datetime(2026, 3, 2, tzinfo=UTC)
+NINE, UP = DAY + timedelta(hours=9), DAY + timedelta(hours=10, minutes=15)
+SCHEDULES = {
+    "once": simple(start=NINE),
+    "fixed": simple(start=NINE, interval=3600, repeat_count=7),
+    "endless": simple(start=NINE, interval=3600),
+    "cron": cron("0 0 9-23 ? * *", timezone="UTC"),
+}
+
+
+def classic_rows() -> dict[tuple[str, str], list[str]]:
+    """Return the other cells of the table, by kind of schedule and instruction."""
+    found: dict[tuple[str, str], list[str]] = {}
+    heading = "| kind of schedule: instruction | 9:00 | 10:00 | next | last run / runs |"
+    for first, *cells in rows("instructions.md", heading):
+        for part in first.split(";"):
+            kinds, _, named = part.partition(":")
+            for kind in (kind.strip() for kind in kinds.split(",")):
+                patterns = ["*"] if "all others" in named else re.findall(r"`([^`]+)`", named)
+                for name in map(str, FITTING[TriggerType(kind)]):
+                    if any(fnmatch(name, pattern) for pattern in patterns):
+                        found.setdefault((kind, name), cells)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, str(i)) for kind in SCHEDULES for i in FITTING[TriggerType(kind)]]
+)
+def test_the_classic_example_is_what_the_planner_does(kind: str, name: str) -> None:
+    def simulated(until: datetime):
+        return simulate(SCHEDULES[kind], policy=name, start=DAY, down_at=DAY, up_at=UP, until=until)
+
+    def outcome(when: datetime) -> str:
+        if any(missed.first <= when <= missed.last for missed in now.missed):
+            return "missed"
+        return "recovered" if any(fire.scheduled_fire_time == when for fire in now.fires) else "merged"
+
+    def clock(when: datetime | None) -> str:
+        return f"{when.hour}:{when:%M}" if when else "none"
+
+    now, day = simulated(UP), simulated(DAY + timedelta(hours=23)).fires
+    ten = "" if kind == "once" else outcome(NINE + timedelta(hours=1))
+    runs = ""
+    if kind == "fixed":
+        runs = f"{clock(day[-1].fire_time)} / {len(day)}"
+    elif kind == "once":
+        runs = "1 run" if len(day) == 1 else f"{len(day)} runs"
+    assert classic_rows()[kind, name] == [outcome(NINE), ten, clock(now.next_fire_time), runs]
