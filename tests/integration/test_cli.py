@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -434,9 +435,9 @@ def test_a_user_without_rights_is_told_so_in_one_line(server: RedisServer, shop:
 
 def test_the_documented_rights_are_enough(server: RedisServer, world: World):
     redis_page = (Path(__file__).parents[2] / "docs" / "redis.md").read_text()
-    rule = re.search(r"^ACL SETUSER beat on .*?^```", redis_page, re.MULTILINE | re.DOTALL)
+    rule = re.search(r"^\$ redis-cli (ACL SETUSER beat on .*?)^```", redis_page, re.MULTILINE | re.DOTALL)
     assert rule
-    words = rule[0].removesuffix("```").replace("\\\n", " ").replace("{shop}", "{test}").split()
+    words = shlex.split(rule[1].replace("\\\n", " ").replace("{shop}", "{test}"))
     client = server.client()
     client.execute_command(*[">pw" if word == ">PASSWORD" else word for word in words])
     more = ("+lpush", "+lpop", "+sadd", "~celery", "~_kombu*", "+multi", "+exec")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import socket
 import ssl
 import subprocess
@@ -830,8 +831,8 @@ GREETINGS = {"auth", "hello", "client|setinfo", "client|maint_notifications"}
 def documented_user(namespace: str) -> list[str]:
     """Return the words of the command that the documentation has for a user of its own."""
     text = DOCUMENT.read_text().replace("\\\n", " ").replace("{shop}", f"{{{namespace}}}")
-    (line,) = re.findall(r"^ACL SETUSER .*", text, re.MULTILINE)
-    return line.split()
+    (line,) = re.findall(r"^\$ redis-cli (ACL SETUSER .*)", text, re.MULTILINE)
+    return shlex.split(line)
 
 
 def commands_used(client: redis.Redis) -> set[str]:

@@ -176,6 +176,20 @@ def test_every_link_between_the_pages_leads_to_a_page_and_to_a_heading_of_it(pag
             assert not anchor or anchor in anchors(linked), target
 
 
+#: Pages that are read in the repository, where links are relative to the page.
+IN_REPOSITORY = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / ".github").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", IN_REPOSITORY, ids=page_id)
+def test_every_link_of_a_page_in_the_repository_leads_to_a_file_and_to_a_heading_of_it(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", CODE.sub("", page.read_text())):
+        if not target.startswith("https://"):
+            name, _, anchor = target.partition("#")
+            linked = page.parent / name if name else page
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors(linked), target
+
+
 def test_every_page_is_named_on_the_first_page() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     linked = set(re.findall(r"\]\((\w[\w-]*)\.md\)", index))
