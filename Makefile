@@ -20,11 +20,14 @@ endif
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# The tests start Python some hundred times: without bytecode each would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 demo: $(VENV)/.demo ## Kill a real beat for 10 seconds and see what each misfire instruction does (1 minute)
 	@$(BIN)/python -m example_project.demo
 
 test: $(VENV)/.test ## Run the tests (ARGS="-k name" goes to pytest)
-	$(BIN)/python -m pytest -n 6 $(ARGS)
+	$(BIN)/python -m pytest -n 8 $(ARGS)
 
 test-long: $(VENV)/.test ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m long $(ARGS)

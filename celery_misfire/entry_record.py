@@ -12,7 +12,9 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Any, Generic, NoReturn, TypeVar
 
 from celery_misfire.misfire import MisfireInstruction, Outcome, Reason, Runs, TriggerState
 from celery_misfire.policy import Word
@@ -158,103 +160,12 @@ class EntryRecord:
         return self.removed_at is not None and self.removed_at < since and self.settled
 
 
-# -- writing ------------------------------------------------------------------------------------------------
-
-# Speed matters: this runs twice for every run that is sent. The keys stand in alphabetical order, so that the
-# encoder does not have to sort them.
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+# -- the text -----------------------------------------------------------------------------------------------
 
 
 def dumps(record: EntryRecord) -> str:
     """Return the record as JSON; equal records give equal texts."""
-    fields: dict[str, Any] = {} if record.begun_at is None else {"begun_at": record.begun_at}
-    fields |= {
-        "fingerprint": record.fingerprint,
-        "generation": record.generation,
-        "intents": [_intent_fields(intent) for intent in record.intents],
-        **({} if record.key is None else {"key": record.key}),
-        "missed": [_missed_fields(missed) for missed in record.missed],
-        "name": record.name,
-        **({} if record.paused is None else {"paused": _pause_fields(record.paused)}),
-        "paused_from": record.paused_from,
-        "removed_at": record.removed_at,
-        "runs": [_runs_fields(runs) for runs in record.runs],
-        "state": _state_fields(record.state),
-        "task": record.task,
-        "v": SCHEMA,
-    }
-    return _encode(_with_unknown(fields, record.unknown_fields))
-
-
-def _pause_fields(pause: Pause) -> dict[str, Any]:
-    fields = {"by": pause.by, "reason": pause.reason, "since": pause.since, "until": pause.until}
-    return _with_unknown(fields, pause.unknown_fields)
-
-
-def _state_fields(state: TriggerState) -> dict[str, Any]:
-    fields = {
-        "end_time": state.end_time,
-        "max_runs": state.max_runs,
-        "next_fire_time": state.next_fire_time,
-        "previous_fire_time": state.previous_fire_time,
-        "repeat_count": state.repeat_count,
-        "start_time": state.start_time,
-        "times_triggered": state.times_triggered,
-    }
-    return _with_unknown(fields, state.unknown_fields)
-
-
-def _before_fields(before: TriggerState | None) -> dict[str, Any]:
-    return {} if before is None else {"before": _state_fields(before)}
-
-
-def _runs_fields(runs: Runs) -> dict[str, Any]:
-    fields = {
-        **_before_fields(runs.before),
-        "count": runs.count,
-        "first": runs.first,
-        "last": runs.last,
-        "last_missed": runs.last_missed,
-        "merged": runs.merged,
-        "outcome": runs.outcome,
-    }
-    return _with_unknown(fields, runs.unknown_fields)
-
-
-def _intent_fields(intent: Intent) -> dict[str, Any]:
-    fields = {
-        **_before_fields(intent.before),
-        "claimed_at": intent.claimed_at,
-        **({"entry": intent.entry} if intent.entry else {}),
-        "generation": intent.generation,
-        "last_missed": intent.last_missed,
-        "merged": intent.merged,
-        "outcome": intent.outcome,
-        "scheduled": intent.scheduled,
-        "unsent": intent.unsent,
-    }
-    return _with_unknown(fields, intent.unknown_fields)
-
-
-def _missed_fields(missed: Unreported) -> dict[str, Any]:
-    fields = {
-        "count": missed.count,
-        "detected_at": missed.detected_at,
-        **({"entry": missed.entry} if missed.entry else {}),
-        "first": missed.first,
-        "generation": missed.generation,
-        "instruction": missed.instruction,
-        "last": missed.last,
-        "reason": missed.reason,
-    }
-    return _with_unknown(fields, missed.unknown_fields)
-
-
-def _with_unknown(fields: dict[str, Any], unknown: str) -> dict[str, Any]:
-    return dict(sorted((fields | json.loads(unknown)).items())) if unknown else fields
-
-
-# -- reading ------------------------------------------------------------------------------------------------
+    return _encode(record)
 
 
 def loads(text: str) -> EntryRecord:
@@ -265,7 +176,10 @@ def loads(text: str) -> EntryRecord:
     if len(text) > MAX_LENGTH:
         raise ValueError(f"longer than {MAX_LENGTH} characters")
     try:
-        return _record(_decode(text))
+        data = _decode(text)
+        if data.pop("v") != SCHEMA:
+            raise ValueError("another schema")
+        return _RECORD.read(data)
     except (KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ValueError(f"not a record: {type(exc).__name__}") from None
 
@@ -282,113 +196,10 @@ def loads_all(texts: Mapping[str, str]) -> dict[str, EntryRecord]:
     return found
 
 
-# Each of these functions takes the fields that it knows out of the object. A newer version wrote the others.
-
-
-def _record(data: dict[str, Any]) -> EntryRecord:
-    take = data.pop
-    if take("v") != SCHEMA:
-        raise ValueError("another schema")
-    return EntryRecord(
-        name=_text(take("name")),
-        task=_text(take("task")),
-        generation=_moment(take("generation")),
-        fingerprint=_text(take("fingerprint")),
-        state=_state(take("state")),
-        runs=_each(_runs, take("runs")),
-        intents=_each(_intent, take("intents")),
-        missed=_each(_missed, take("missed")),
-        begun_at=_moment_or_none(take("begun_at", None)),
-        removed_at=_moment_or_none(take("removed_at", None)),
-        paused_from=_moment_or_none(take("paused_from", None)),
-        paused=None if (pause := take("paused", None)) is None else _pause(pause),
-        key=None if (key := take("key", None)) is None else _text(key),
-        unknown_fields=_rest(data),
-    )
-
-
-def _pause(data: dict[str, Any]) -> Pause:
-    take = data.pop
-    return Pause(
-        since=_moment(take("since")),
-        until=_moment_or_none(take("until", None)),
-        reason=_text(take("reason", "")),
-        by=_text(take("by", "")),
-        unknown_fields=_rest(data),
-    )
-
-
-def _state(data: dict[str, Any]) -> TriggerState:
-    take = data.pop
-    return TriggerState(
-        next_fire_time=_moment_or_none(take("next_fire_time")),
-        start_time=_moment(take("start_time")),
-        previous_fire_time=_moment_or_none(take("previous_fire_time", None)),
-        times_triggered=_moment(take("times_triggered", 0)),
-        repeat_count=_moment_or_none(take("repeat_count", None)),
-        end_time=_moment_or_none(take("end_time", None)),
-        max_runs=_moment_or_none(take("max_runs", None)),
-        unknown_fields=_rest(data),
-    )
-
-
-def _runs(data: dict[str, Any]) -> Runs:
-    take = data.pop
-    return Runs(
-        first=_moment(take("first")),
-        last=_moment(take("last")),
-        count=_moment(take("count")),
-        outcome=_word(Outcome, take("outcome")),
-        merged=_moment(take("merged", 0)),
-        last_missed=_moment_or_none(take("last_missed", None)),
-        before=_before(take("before", None)),
-        unknown_fields=_rest(data),
-    )
-
-
-def _before(data: dict[str, Any] | None) -> TriggerState | None:
-    return None if data is None else _state(data)
-
-
-def _intent(data: dict[str, Any]) -> Intent:
-    take = data.pop
-    return Intent(
-        scheduled=_moment(take("scheduled")),
-        generation=_moment(take("generation")),
-        outcome=_word(Outcome, take("outcome")),
-        claimed_at=_moment(take("claimed_at")),
-        merged=_moment(take("merged", 0)),
-        last_missed=_moment_or_none(take("last_missed", None)),
-        unsent=_flag(take("unsent", False)),
-        entry=_text(take("entry", "")),
-        before=_before(take("before", None)),
-        unknown_fields=_rest(data),
-    )
-
-
-def _missed(data: dict[str, Any]) -> Unreported:
-    take = data.pop
-    return Unreported(
-        first=_moment(take("first")),
-        last=_moment(take("last")),
-        count=_moment(take("count")),
-        reason=_word(Reason, take("reason")),
-        instruction=_word(MisfireInstruction, take("instruction")),
-        detected_at=_moment(take("detected_at")),
-        generation=_moment(take("generation")),
-        entry=_text(take("entry", "")),
-        unknown_fields=_rest(data),
-    )
-
+# -- what a value must be ----------------------------------------------------------------------------------
 
 T = TypeVar("T")
-W = TypeVar("W", bound=Word)
-
-
-def _each(read: Callable[[dict[str, Any]], T], items: object) -> tuple[T, ...]:
-    if type(items) is not list:
-        raise ValueError("not a record: a list is missing")
-    return tuple([read(item) for item in items])
+Read = Callable[[Any], Any]
 
 
 def _text(value: object) -> str:
@@ -403,8 +214,8 @@ def _flag(value: object) -> bool:
     return value
 
 
-def _word(words: type[W], value: object) -> W:
-    return words.read(_text(value))
+def _word(words: type[Word]) -> Read:
+    return lambda value: words.read(_text(value))
 
 
 def _moment(value: object) -> int:
@@ -415,6 +226,54 @@ def _moment(value: object) -> int:
 
 def _moment_or_none(value: object) -> int | None:
     return None if value is None else _moment(value)
+
+
+def _or_none(read: Read) -> Read:
+    return lambda value: None if value is None else read(value)
+
+
+# -- objects and their fields -------------------------------------------------------------------------------
+
+
+class _Codec(Generic[T]):
+    """Writes objects of one class as JSON objects, and reads them.
+
+    A text without a field gives it its default. What no field here is called was written by a newer version.
+
+    :param read: for each field how its value is read, by the name that the field has in the text.
+    :param sparse: fields that are written only when they differ from this value.
+    :param constant: fields that are the same in each text.
+    """
+
+    def __init__(
+        self,
+        cls: Callable[..., T],
+        read: Mapping[str, Read],
+        sparse: Mapping[str, object] = MappingProxyType({}),
+        constant: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
+        self._cls, self._read, self._sparse, self._constant = cls, read, sparse.items(), constant
+        # In alphabetical order, so that the keys need not be sorted: a record is written twice for each run.
+        self._names = tuple(sorted(read))
+        self._values = attrgetter(*self._names)
+
+    def write(self, value: Any) -> dict[str, Any]:
+        fields = dict(zip(self._names, self._values(value), strict=True), **self._constant)
+        for name, absent in self._sparse:
+            if fields[name] == absent:
+                del fields[name]
+        if value.unknown_fields:
+            fields = dict(sorted((fields | json.loads(value.unknown_fields)).items()))
+        return fields
+
+    def read(self, data: dict[str, Any]) -> T:
+        found = {name: read(data.pop(name)) for name, read in self._read.items() if name in data}
+        return self._cls(**found, unknown_fields=_rest(data))
+
+    def read_each(self, items: object) -> tuple[T, ...]:
+        if type(items) is not list:
+            raise ValueError("not a record: a list is missing")
+        return tuple([self.read(item) for item in items])
 
 
 def _rest(data: dict[str, Any]) -> str:
@@ -442,3 +301,95 @@ def _refuse(constant: str) -> NoReturn:
 
 
 _decode = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse).decode
+
+
+_PAUSE = _Codec(Pause, {"since": _moment, "until": _moment_or_none, "reason": _text, "by": _text})
+_STATE = _Codec(
+    TriggerState,
+    {
+        "next_fire_time": _moment_or_none,
+        "start_time": _moment,
+        "previous_fire_time": _moment_or_none,
+        "times_triggered": _moment,
+        "repeat_count": _moment_or_none,
+        "end_time": _moment_or_none,
+        "max_runs": _moment_or_none,
+    },
+)
+_RUNS = _Codec(
+    Runs,
+    {
+        "first": _moment,
+        "last": _moment,
+        "count": _moment,
+        "outcome": _word(Outcome),
+        "merged": _moment,
+        "last_missed": _moment_or_none,
+        "before": _or_none(_STATE.read),
+    },
+    sparse={"before": None},
+)
+_INTENT = _Codec(
+    Intent,
+    {
+        "scheduled": _moment,
+        "generation": _moment,
+        "outcome": _word(Outcome),
+        "claimed_at": _moment,
+        "merged": _moment,
+        "last_missed": _moment_or_none,
+        "unsent": _flag,
+        "entry": _text,
+        "before": _or_none(_STATE.read),
+    },
+    sparse={"before": None, "entry": ""},
+)
+_MISSED = _Codec(
+    Unreported,
+    {
+        "first": _moment,
+        "last": _moment,
+        "count": _moment,
+        "reason": _word(Reason),
+        "instruction": _word(MisfireInstruction),
+        "detected_at": _moment,
+        "generation": _moment,
+        "entry": _text,
+    },
+    sparse={"entry": ""},
+)
+_RECORD = _Codec(
+    EntryRecord,
+    {
+        "name": _text,
+        "task": _text,
+        "generation": _moment,
+        "fingerprint": _text,
+        "state": _STATE.read,
+        "runs": _RUNS.read_each,
+        "intents": _INTENT.read_each,
+        "missed": _MISSED.read_each,
+        "begun_at": _moment_or_none,
+        "removed_at": _moment_or_none,
+        "paused_from": _moment_or_none,
+        "paused": _or_none(_PAUSE.read),
+        "key": _or_none(_text),
+    },
+    sparse={"begun_at": None, "key": None, "paused": None},
+    constant={"v": SCHEMA},
+)
+_WRITERS: dict[type, Callable[[Any], dict[str, Any]]] = {
+    Pause: _PAUSE.write,
+    TriggerState: _STATE.write,
+    Runs: _RUNS.write,
+    Intent: _INTENT.write,
+    Unreported: _MISSED.write,
+    EntryRecord: _RECORD.write,
+}
+# What is encoded has no circles: to look for them takes time.
+_encode = json.JSONEncoder(
+    separators=(",", ":"),
+    allow_nan=False,
+    check_circular=False,
+    default=lambda value: _WRITERS[type(value)](value),
+).encode

@@ -216,6 +216,11 @@ class GaveUp(Event, kind="gave_up"):
     instruction: str
     id: str
 
+    @classmethod
+    def of(cls, missed: MissedFire) -> GaveUp:
+        """Return the event of a record that is still to be made."""
+        return cls(**_fields_of(missed))
+
     @property
     def counts(self) -> Mapping[tuple[str, str], int]:
         return {(self.entry, Outcome.MISSED): self.count}
@@ -248,18 +253,7 @@ class Missed(Event, kind="missed"):
     @classmethod
     def of(cls, missed: MissedFire, worker: str | None = None) -> Missed:
         """Return the event of a record."""
-        return cls(
-            entry=missed.entry,
-            task=missed.task,
-            first=to_millis(missed.first),
-            last=to_millis(missed.last),
-            count=missed.count,
-            reason=missed.reason,
-            instruction=missed.instruction,
-            id=missed.task_id,
-            now=to_millis(missed.detected_at),
-            worker=worker,
-        )
+        return cls(**_fields_of(missed), worker=worker)
 
     @property
     def counts(self) -> Mapping[tuple[str, str], int]:
@@ -268,6 +262,12 @@ class Missed(Event, kind="missed"):
 
     def sentence(self, zone: tzinfo = UTC) -> str:
         return _missed_sentence(self, zone)
+
+
+def _fields_of(missed: MissedFire) -> dict[str, Any]:
+    same = {name: getattr(missed, name) for name in ("entry", "task", "count", "reason", "instruction")}
+    moments = {"first": missed.first, "last": missed.last, "now": missed.detected_at}
+    return same | {name: to_millis(moment) for name, moment in moments.items()} | {"id": missed.task_id}
 
 
 def _missed_sentence(event: GaveUp | Missed, zone: tzinfo) -> str:

@@ -17,6 +17,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 from celery import current_task
 
+from celery_misfire.entry_record import Intent, Unreported
 from celery_misfire.misfire import MisfireInstruction, Outcome, from_millis
 
 __all__ = ["HEADER", "LONGEST_NAME", "Fire", "current_fire", "header", "isoformat", "read", "task_id"]
@@ -137,6 +138,15 @@ def task_id(namespace: str, entry: str, generation: int, scheduled_ms: int) -> s
     digest[8] = digest[8] & 0x3F | 0x80
     text = digest.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def id_of(namespace: str, entry: str, decided: Intent | Unreported) -> str:
+    """Return the task id of a run that was claimed, or of the first of those that are missed.
+
+    :param entry: the name of the entry now. What was decided under another one keeps that.
+    """
+    scheduled = decided.scheduled if isinstance(decided, Intent) else decided.first
+    return task_id(namespace, decided.entry or entry, decided.generation, scheduled)
 
 
 def isoformat(moment: datetime) -> str:

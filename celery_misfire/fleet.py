@@ -23,7 +23,8 @@ from celery_misfire.store.values import Sight
 
 __all__ = ["Entry", "Fleet", "read"]
 
-DAY = 24 * 3600 * 1000
+HOUR = 3600 * 1000
+DAY = 24 * HOUR
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class Fleet:
     @property
     def now(self) -> int:
         return self.sight.now
+
+    @property
+    def counted_since(self) -> int:
+        """When the 24 hours of the counts begin, which are kept by the full hour."""
+        return (self.now - DAY) // HOUR * HOUR
 
     @cached_property
     def beats(self) -> list[Beat]:

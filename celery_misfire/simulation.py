@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from celery_misfire.misfire import (
     FITTING,
+    MisfireInstruction,
     MisfirePolicy,
     Missed,
     Outcome,
@@ -181,6 +182,10 @@ def steps(
             state = step.plan.state
 
 
+#: Under this policy all that comes due is run, however late.
+_ALL_IN_TIME = MisfirePolicy(MisfireInstruction.IGNORE_MISFIRE_POLICY)
+
+
 @dataclass(frozen=True)
 class OutageEffect:
     """What one outage does to one trigger, counted and not walked, so that it may be of any length.
@@ -222,7 +227,7 @@ def effect_of_outage(
         raise ValueError(f"{policy.instruction} does not fit a schedule of type {trigger.trigger_type}")
     if not down < up:
         raise ValueError("the outage must end after it begins")
-    state = _run_until(trigger, state, down)
+    state = plan(trigger, state, _ALL_IN_TIME, down - 1).state
     first, due = state.next_fire_time, 0
     done = plan(trigger, state, policy, up)
     if first is not None and first <= up:
@@ -230,21 +235,3 @@ def effect_of_outage(
         if state.runs_left is not None:
             due = min(due, state.runs_left)
     return OutageEffect(due, done.runs, done.missed, done.misfire is not None, done.state.next_fire_time)
-
-
-def _run_until(trigger: Trigger, state: TriggerState, moment: int) -> TriggerState:
-    """Return the state at a moment before which every run was made in time."""
-    first = state.next_fire_time
-    if first is None or first >= moment:
-        return state
-    times = trigger.fire_times(state)
-    last = times.before(moment) or first
-    made = times.count(first, last)
-    if state.runs_left is not None and made >= state.runs_left:
-        return replace(state, next_fire_time=None)
-    return replace(
-        state,
-        next_fire_time=times.after(last),
-        previous_fire_time=last,
-        times_triggered=state.times_triggered + made,
-    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -22,6 +23,7 @@ from tests.support.django_project import (  # noqa: F401 - fixtures
 from tests.support.rabbitmq import RabbitMQ, find_rabbitmq
 from tests.support.redis_server import RedisServer
 from tests.support.services import skip_without_service
+from tests.support.wheel import install_wheel
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -37,6 +39,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         from tests.support.distribution import sort
 
         sort(items)
+
+
+def pytest_collection_finish() -> None:
+    # Thousands of test items live to the end. Left out of every collection, they cost nothing more.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +103,12 @@ def no_records_elsewhere() -> Iterator[None]:
     yield
     for hook, kept in zip(hooks, before, strict=True):
         hook[:] = kept
+
+
+@pytest.fixture(scope="session")
+def python_with_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that has the wheel; whoever uses it leaves it as it is."""
+    return install_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture

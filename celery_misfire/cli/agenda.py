@@ -10,13 +10,12 @@ import click
 
 from celery_misfire.agenda import Coming, Hour, hours, runs
 from celery_misfire.cli.output import Page, read_length
+from celery_misfire.cli.reading import MOST_ROWS
 from celery_misfire.cli.session import Session, command, entry_option
 from celery_misfire.fleet import Entry, Fleet
 
 __all__ = ["next_"]
 
-#: So many runs are shown, unless --limit says otherwise.
-MOST_RUNS = 50
 #: An hour whose busiest minute has this share of its runs, and so many of them, is told of.
 HERD_SHARE, HERD_RUNS = 0.5, 10
 
@@ -25,7 +24,7 @@ HERD_SHARE, HERD_RUNS = 0.5, 10
 @entry_option
 @click.option("--for", "length", default="24h", show_default=True, metavar="LENGTH", help="90m, 24h, 7d, ...")
 @click.option("--by-hour", is_flag=True, help="How many runs come in each hour, and in its busiest minute.")
-@click.option("--limit", type=click.IntRange(1), help=f"Most runs that are shown; {MOST_RUNS} if not given.")
+@click.option("--limit", type=click.IntRange(1), help=f"Most rows; {MOST_ROWS} if not given.")
 def next_(session: Session, entries: Sequence[str], length: str, by_hour: bool, limit: int | None) -> None:
     """What is coming, in order or by the hour."""
     fleet = session.fleet
@@ -40,7 +39,7 @@ def next_(session: Session, entries: Sequence[str], length: str, by_hour: bool, 
                 # The schedule's own code fails, and beat has said so.
                 failed.append(entry.name)
     agenda = hours(coming, until)
-    shown = list(islice(runs(coming, until), limit or MOST_RUNS))
+    shown = list(islice(runs(coming, until), limit or MOST_ROWS))
     total = sum(hour.runs for hour in agenda)
     data: dict[str, Any] = {
         "now": session.time(fleet.now),
@@ -55,7 +54,7 @@ def next_(session: Session, entries: Sequence[str], length: str, by_hour: bool, 
         if by_hour:
             columns = ("hour", "runs", "busiest minute", "at once")
             rows = [(page.time(h.start), h.runs, page.time(h.busiest), h.at_once or "") for h in agenda]
-            page.table(columns, rows)
+            page.table(columns, rows[: limit or MOST_ROWS], len(rows) - (limit or MOST_ROWS))
         elif shown:
             tasks = {name: fleet.entries[name].task for _, name in shown}
             page.table(

@@ -34,6 +34,8 @@ class _Asked:
     reason: str = ""
 
     def sentence(self, page: Page) -> str:
+        if self.do == "resume" and not self.entries:
+            return "none of these entries is paused"
         words = {"pause": "paused", "resume": "resumed", "hold": "all entries held", "release": "hold ended"}
         names = f"{len(self.entries):,} entries" if len(self.entries) > 10 else ", ".join(self.entries)
         until = "" if self.until is None else f"until {page.time(self.until)}"
@@ -102,7 +104,7 @@ def _until(session: Session, text: str | None) -> int | None:
 def _tell(session: Session, asked: _Asked, no_wait: bool) -> int:
     """Say what became of requests, when the leader has carried them out."""
     is_led = session.store.sight().lease is not None
-    done = is_led and not no_wait and _is_carried_out(session, asked.ids)
+    done = not asked.ids or (is_led and not no_wait and _is_carried_out(session, asked.ids))
     data = {
         "do": asked.do,
         "entries": list(asked.entries),
@@ -114,7 +116,7 @@ def _tell(session: Session, asked: _Asked, no_wait: bool) -> int:
 
     def write(page: Page) -> None:
         what = asked.sentence(page)
-        if not is_led:
+        if not is_led and asked.ids:
             page.line(f"asked for: {what}. Nobody leads; the next beat that does does this first.")
         else:
             page.line(what if done else f"asked for: {what}. The leader has not done it yet.")

@@ -16,10 +16,10 @@ from celery_misfire.cli.session import FINE, NOT_FINE, Session, command
 from celery_misfire.clocks import wall_clock
 from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.exceptions import BrokerUnavailable
+from celery_misfire.leadership.deployment import TWO_DEPLOYMENTS
 from celery_misfire.leadership.outages import CLOCK_DIFFERENCE, clock_ahead
 from celery_misfire.leadership.peers import describe, difference
 from celery_misfire.sending.broker import Broker
-from celery_misfire.store.port import LeaseValue
 from celery_misfire.store.registers import REGISTER_TTL
 from celery_misfire.texts import describe_error, one_line, quote_names
 from celery_misfire.worker import WORKER_SIDE
@@ -153,13 +153,14 @@ def _broker(session: Session, broker: Broker, problem: str) -> Iterator[_Finding
     if problem:
         yield _Finding("broker", problem, "Start the broker, or check broker_url.")
         return
-    lease = session.store.sight().lease
-    if lease is not None and broker.is_redis:
-        # The token stays the same when the lease is renewed.
-        seen = LeaseValue.parse(broker.read(session.store.lease_key) or "")
-        if seen.token != lease.token:
-            what = "the broker is another Redis database than the state: runs are sent in two steps"
-            yield _Finding("broker", what, "Let misfire_redis_url name the broker's database.")
+    store = session.store
+    ours, (mark, _) = broker.destination(store.place_keys), store.look()
+    if mark and mark.destination and (found := ours.difference(mark.destination)):
+        what = f"the runs of the state in {store} go elsewhere: {found}"
+        yield _Finding("broker", what, f"{TWO_DEPLOYMENTS} If this is a new configuration, restart beat.")
+    if broker.is_redis and ours.place and not store.has_queues_of(ours):
+        what = "the broker is another Redis database than the state: runs are sent in two steps"
+        yield _Finding("broker", what, "Let misfire_redis_url name the broker's database.")
     options = session.app.conf.broker_transport_options or {}
     visible = options.get("visibility_timeout")
     if isinstance(visible, int | float) and visible > REGISTER_TTL:

@@ -72,7 +72,7 @@ def watch_(session: Session, alert: str | None, once: bool) -> int:
     def tell(alarm: Alarm) -> None:
         word, since = "over" if alarm.is_over else "raised", session.time(alarm.since)
         if session.as_json:
-            session.echo_json({"alarm": word, "since": since, "entries": list(alarm.entries)}, indent=None)
+            session.echo_json({"alarm": word, "since": since, "entries": list(alarm.entries)})
         else:
             page.line(f"{page.time(wall_clock())}  {alarm.sentence(session.zone)}")
         if alert:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from typing import Any
@@ -16,6 +15,8 @@ from celery_misfire.texts import one_line, quote
 
 __all__ = ["Page", "ago", "length", "read_length", "read_moment"]
 
+#: A time may be of these years.
+FIRST_YEAR, LAST_YEAR = 1970, 8999
 #: Longest text in a cell of a table, in characters.
 LONGEST_CELL = 200
 
@@ -68,12 +69,14 @@ def read_moment(text: str, zone: tzinfo, now: int, *, past: bool) -> int:
     local = from_millis(now).astimezone(zone)
     try:
         clock = time.fromisoformat(text) if re.fullmatch(r"\d\d:\d\d(:\d\d)?", text) else None
-        if clock is None:
-            moment = datetime.fromisoformat(text)
-            return to_millis(moment if moment.tzinfo else moment.replace(tzinfo=zone))
-    except (ValueError, OverflowError):
+        given = None if clock else datetime.fromisoformat(text)
+    except ValueError:
         what = "is no time. Write 2h, 09:30, 2026-03-01 or 2026-03-01T09:30+01:00"
         raise click.BadParameter(f"{quote(text)} {what}.") from None
+    if clock is None:
+        if given is None or not FIRST_YEAR <= given.year <= LAST_YEAR:
+            raise click.BadParameter(f"{quote(text)}: expected a year from {FIRST_YEAR} to {LAST_YEAR}.")
+        return to_millis(given if given.tzinfo else given.replace(tzinfo=zone))
     days = (local.date() + timedelta(days=n) for n in range(-1, 3))
     moments = sorted(to_millis(datetime.combine(day, clock, zone).astimezone(UTC)) for day in days)
     return max(m for m in moments if m <= now) if past else min(m for m in moments if m > now)
@@ -83,10 +86,11 @@ class Page:
     """What a command writes: lines, and tables by rich where that is installed.
 
     :param zone: of the moments.
+    :param width: of the terminal, in characters; None for a file.
     """
 
-    def __init__(self, zone: tzinfo, *, no_color: bool = False) -> None:
-        self._zone, self._no_color = zone, no_color
+    def __init__(self, zone: tzinfo, *, no_color: bool = False, width: int | None = None) -> None:
+        self._zone, self._no_color, self._width = zone, no_color, width
 
     def time(self, moment: int | None) -> str:
         """Return a moment for a cell, '' for None."""
@@ -111,14 +115,25 @@ class Page:
         # A column that says nothing is left out.
         used = [n for n in range(len(columns)) if not n or any(row[n] for row in cells)]
         head, body = [columns[n] for n in used], [[row[n] for n in used] for row in cells]
-        if (rich := _rich()) is not None:
+        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+        # The widest gap between two columns has three characters.
+        if self._width is not None and sum(widths) + 3 * len(widths) > self._width:
+            self._blocks(head, body)
+        elif (rich := _rich()) is not None:
             self._rich_table(rich, head, body)
         else:
-            widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
             for row in (head, *body):
                 self.line("  ".join(map(str.ljust, row, widths)).rstrip())
         if more > 0:
             self.line(f"{more:,} more; --limit shows them")
+
+    def _blocks(self, head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+        """Write each row below the other, where they are wider than the terminal."""
+        for first, *others in body:
+            self.line(first)
+            for name, cell in zip(head[1:], others, strict=True):
+                if cell:
+                    self.line(f"  {name}: {cell}")
 
     def _rich_table(self, rich: Any, head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
         table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
@@ -127,9 +142,8 @@ class Page:
         for row in body:
             table.add_row(*map(rich.text.Text, row))
         # A file has no edge.
-        width = None if sys.stdout.isatty() else 10_000
-        console = rich.console.Console(width=width, no_color=self._no_color, highlight=False)
-        console.print(table, soft_wrap=width is not None)
+        console = rich.console.Console(width=self._width or 10_000, no_color=self._no_color, highlight=False)
+        console.print(table, soft_wrap=self._width is None)
 
 
 def _rich() -> Any:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import click
 
-from celery_misfire import fire
 from celery_misfire.beats import Beat
 from celery_misfire.cli.output import Page, ago, length, read_moment
 from celery_misfire.cli.session import FINE, NOT_FINE, Session, command, entry_option
 from celery_misfire.control import read_hold
 from celery_misfire.events import Event, GaveUp, Merged, Misfired, Missed, Sent, decode
-from celery_misfire.fleet import Entry, Fleet
+from celery_misfire.fleet import Entry
 from celery_misfire.misfire import Outcome, Reason
 from celery_misfire.records import Pause
+from celery_misfire.sending.missed_record import missed_of
 from celery_misfire.store.port import Store
 from celery_misfire.store.url import address
 from celery_misfire.texts import one_line, schedule_in_words
@@ -63,28 +65,53 @@ def status_(session: Session, entries: Sequence[str], limit: int | None) -> int:
     chosen = set(session.names(entries))
     shown = [entry for entry in fleet.in_order() if entry.name in chosen]
     rows, more = cut(session, shown, limit)
-    outcomes = _last_outcomes(session.store, rows)
+    told = _Told.by_log(session, rows)
     if session.as_json:
-        session.echo_json(_beats_as_json(session) | _entries_as_json(session, rows, outcomes, more))
+        session.echo_json(_beats_as_json(session) | _entries_as_json(session, rows, told, more))
     else:
         page = session.page
         _write_beats(session, page)
-        page.table(_COLUMNS, [_row(page, fleet, entry, outcomes) for entry in rows], more)
+        page.table(_COLUMNS, [_row(page, entry, told) for entry in rows], more)
     return FINE if fleet.leader and not fleet.overdue else NOT_FINE
 
 
-def _last_outcomes(store: Store, entries: Sequence[Entry]) -> dict[str, str]:
-    """Return how the last run of each entry ended, as far as the newest lines of the log tell."""
-    last = {entry.name: entry.last for entry in entries if entry.last is not None}
-    found: dict[str, str] = {}
-    for line in store.log(PAGE) if last else ():
+@dataclass
+class _Told:
+    """What the newest lines of the log tell of entries.
+
+    :param outcomes: how the last run of each ended, by name.
+    :param in_time: how many runs of each were sent in time since counts begin, by name.
+    :param is_whole: the lines reach back so far.
+    """
+
+    outcomes: dict[str, str] = field(default_factory=dict)
+    in_time: Counter[str] = field(default_factory=Counter)
+    is_whole: bool = True
+
+    @classmethod
+    def by_log(cls, session: Session, entries: Sequence[Entry]) -> _Told:
+        """Read the newest lines of the log."""
+        told, begin = cls(), session.fleet.counted_since
+        last = {entry.name: entry.last for entry in entries}
+        events = [decode(line) for line in session.store.log(PAGE)] if last else []
+        moments = [at for whole in events if whole and (at := whole.written_at) is not None]
+        # A log that is shorter than it may be has lost nothing.
+        is_short = len(events) < min(PAGE, session.settings.history)
+        told.is_whole = is_short or min(moments, default=begin) < begin
         # Runs that were sent together share a line.
-        for event in told.split() if (told := decode(line)) else ():
-            if isinstance(event, Sent) and last.get(event.entry) == event.scheduled:
-                found[event.entry] = event.outcome
+        for event in (part for whole in events if whole for part in whole.split()):
+            if isinstance(event, Sent):
+                told.in_time[event.entry] += event.outcome == Outcome.FIRED and event.fire_time >= begin
+                if last.get(event.entry) == event.scheduled:
+                    told.outcomes[event.entry] = event.outcome
             elif isinstance(event, Misfired | GaveUp) and last.get(event.entry) == event.last:
-                found[event.entry] = _worst(event)
-    return found
+                told.outcomes[event.entry] = _worst(event)
+        return told
+
+    def counts(self, entry: Entry) -> dict[str, int | None]:
+        """Return how many occurrences of an entry ended in which way; None where that is not known."""
+        in_time = {"fired": self.in_time[entry.name] if self.is_whole else None}
+        return in_time | {o: entry.counts.get(o, 0) for o in ("recovered", "merged", "missed")}
 
 
 def _worst(event: Misfired | GaveUp) -> str:
@@ -121,9 +148,7 @@ def _beats_as_json(session: Session) -> dict[str, Any]:
     }
 
 
-def _entries_as_json(
-    session: Session, rows: Sequence[Entry], outcomes: Mapping[str, str], more: int
-) -> dict[str, Any]:
+def _entries_as_json(session: Session, rows: Sequence[Entry], told: _Told, more: int) -> dict[str, Any]:
     return {
         "entries": [
             {
@@ -134,12 +159,12 @@ def _entries_as_json(
                 "resolved": entry.resolved,
                 "planned": entry.status.is_known,
                 "last": session.time(entry.last),
-                "last_outcome": outcomes.get(entry.name),
+                "last_outcome": told.outcomes.get(entry.name),
                 "next": session.time(entry.status.next_fire_time),
                 "late_by": entry.status.late_by / 1000,
                 "overdue": entry.status.is_overdue,
                 "paused": pause_as_json(session, entry.status.paused),
-                "last_24h": {o: entry.counts.get(o, 0) for o in ("recovered", "merged", "missed")},
+                "last_24h": told.counts(entry),
             }
             for entry in rows
         ],
@@ -192,15 +217,15 @@ def _pause_in_words(page: Page, pause: Pause) -> str:
 
 _COLUMNS = (
     *("entry", "task", "schedule", "instruction", "last", "ended", "next", "late by", "paused"),
-    "rec/mrg/mis 24h",
+    "fir/rec/mrg/mis 24h",
 )
 
 
-def _row(page: Page, fleet: Fleet, entry: Entry, outcomes: Mapping[str, str]) -> list[object]:
+def _row(page: Page, entry: Entry, told: _Told) -> list[object]:
     status, instruction = entry.status, entry.instruction or ""
     if entry.resolved not in (None, instruction):
         instruction += f" -> {entry.resolved}"
-    counts = [entry.counts.get(outcome, 0) for outcome in ("recovered", "merged", "missed")]
+    counts = told.counts(entry).values()
     late_by = length(status.late_by) if status.late_by else ""
     paused = status.paused
     return [
@@ -209,11 +234,11 @@ def _row(page: Page, fleet: Fleet, entry: Entry, outcomes: Mapping[str, str]) ->
         schedule_in_words(entry.schedule) if entry.is_configured else "known to beat alone",
         instruction,
         page.time(entry.last),
-        outcomes.get(entry.name, ""),
+        told.outcomes.get(entry.name, ""),
         page.time(status.next_fire_time) if status.is_known else "not planned yet",
         f"{late_by}, overdue" if status.is_overdue else late_by,
         _pause_in_words(page, paused) if paused else "",
-        "/".join(map(str, counts)) if any(counts) else "",
+        "/".join("-" if n is None else str(n) for n in counts) if any(counts) else "",
     ]
 
 
@@ -277,20 +302,9 @@ def missed_(
 
 def _unreported(session: Session) -> Iterator[Missed]:
     """Yield the misses whose record beat has still to make."""
-    for name, record in session.fleet.records.items():
+    for record in session.fleet.records.values():
         for lost in record.missed:
-            namespace, origin = session.settings.namespace, lost.entry or name
-            yield Missed(
-                entry=name,
-                task=record.task,
-                first=lost.first,
-                last=lost.last,
-                count=lost.count,
-                reason=lost.reason,
-                instruction=lost.instruction,
-                id=fire.task_id(namespace, origin, lost.generation, lost.first),
-                now=lost.detected_at,
-            )
+            yield Missed.of(missed_of(session.settings.namespace, record, lost))
 
 
 def _missed_as_json(session: Session, event: Missed, pending: bool) -> dict[str, Any]:
@@ -361,7 +375,7 @@ def log_(
     while True:
         for row in rows:
             if session.as_json:
-                session.echo_json(_line_as_json(session, *row), indent=None)
+                session.echo_json(_line_as_json(session, *row))
             else:
                 _write(page, session, [row])
         rows = []

@@ -6,12 +6,14 @@ import getpass
 import inspect
 import json
 import os
+import shutil
 import socket
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import tzinfo
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NoReturn
 
 import click
@@ -148,7 +150,8 @@ class Session:
     @property
     def page(self) -> output.Page:
         """What is written when the answer is no JSON."""
-        return output.Page(self.zone, no_color=bool(self._ctx.obj.no_color))
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        return output.Page(self.zone, no_color=bool(self._ctx.obj.no_color), width=width)
 
     @property
     def now(self) -> int:
@@ -184,13 +187,18 @@ class Session:
         else:
             write(self.page)
 
-    def echo_json(self, data: dict[str, Any], *, indent: int | None = 2) -> None:
-        """Write an answer as JSON; without `indent`, on one line."""
-        click.echo(json.dumps({"version": 1, "command": self.command} | data, indent=indent))
+    def echo_json(self, data: dict[str, Any]) -> None:
+        """Write an answer as JSON, on one line."""
+        # With an indent, json.dumps() takes six times as long.
+        click.echo(json.dumps({"version": 1, "command": self.command} | data))
 
     def time(self, moment: int | None) -> str | None:
         """Return a moment as it is written in JSON."""
-        return None if moment is None else time_in(moment, self.zone)
+        return None if moment is None else _time_in(moment, self.zone)
+
+
+# Many entries fire at the same times.
+_time_in = lru_cache(maxsize=16_384)(time_in)
 
 
 def command(name: str, **options: Any) -> Callable[[Callable[..., int | None]], click.Command]:
@@ -221,7 +229,8 @@ def _errors_in_words(session: Session) -> Iterator[None]:
     try:
         try:
             yield
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            # Click ends quietly when nobody reads any more.
             raise
         except StoreUnavailable as exc:
             fail(str(exc), NO_REDIS)

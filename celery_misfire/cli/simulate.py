@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,8 @@ from celery_misfire.misfire import (
     MisfireInstruction,
     MisfirePolicy,
     Outcome,
+    Trigger,
+    TriggerState,
     resolve,
 )
 from celery_misfire.records import EntryRecord
@@ -37,6 +39,9 @@ READ_TIMEOUT = 1.0
 PICTURE = 48
 #: What stands in a picture for an occurrence of each outcome.
 MARKS = {Outcome.FIRED: "+", Outcome.RECOVERED: "R", Outcome.MERGED: "m", Outcome.MISSED: "x"}
+
+
+_Effect = Callable[[Trigger, TriggerState, MisfirePolicy | None], tuple[OutageEffect, FireTimes]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ def simulate_(
     if end <= begin:
         fail("--up: the outage must end after it begins.")
     names = session.names(entries, known=session.entries)
-    answers = [_answer(session.entries[n], n, known.get(n), instruction, begin, end) for n in names]
+    effect = _effect_of(begin, end)
+    answers = [_answer(session.entries[n], n, known.get(n), instruction, begin, effect) for n in names]
     if entries and instruction is not None and len(answers) == 1 and answers[0].problem:
         fail(f"entry {quote_name(names[0])}: {answers[0].problem}")
     shown, more = cut(session, answers, limit)
@@ -117,13 +123,28 @@ def _state(session: Session) -> tuple[Mapping[str, EntryRecord], str]:
     return found, "from the state in Redis" if found else "as if entries were first seen now (no state)"
 
 
+def _effect_of(down: int, up: int) -> _Effect:
+    """Return what tells the effect of an outage, and asks once for entries that are alike."""
+    known: dict[object, tuple[OutageEffect, FireTimes]] = {}
+
+    def effect(
+        trigger: Trigger, state: TriggerState, policy: MisfirePolicy | None
+    ) -> tuple[OutageEffect, FireTimes]:
+        alike = (trigger.fingerprint, state, policy)
+        if alike not in known:
+            known[alike] = effect_of_outage(trigger, state, policy, down, up), trigger.fire_times(state)
+        return known[alike]
+
+    return effect
+
+
 def _answer(
     entry: ConfiguredEntry,
     name: str,
     record: EntryRecord | None,
     instruction: str | None,
     down: int,
-    up: int,
+    effect_of: _Effect,
 ) -> _Answer:
     trigger, policy = entry.trigger, entry.policy
     if trigger is None:
@@ -136,8 +157,8 @@ def _answer(
     resolved = str(resolve(policy.instruction, trigger.trigger_type)) if policy else "off"
     try:
         state = state_of(record, trigger, min(wall_clock(), down))
-        effect = effect_of_outage(trigger, state, policy, down, up)
-        return _Answer(name, resolved, effect=effect, times=trigger.fire_times(state))
+        effect, times = effect_of(trigger, state, policy)
+        return _Answer(name, resolved, effect=effect, times=times)
     except Exception as exc:
         # A schedule of the app's own may raise anything.
         return _Answer(name, resolved, problem=describe_error(exc))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 from celery import Celery
 
@@ -58,10 +58,6 @@ def _one_of(words: Collection[str], value: object) -> str:
     if isinstance(value, str) and value in words:
         return str(value)
     raise ValueError(unknown_word(value, words))
-
-
-_threshold = partial(policy_value, "threshold")
-_task_name = partial(policy_value, "on_missed")
 
 
 def _addresses(value: object) -> tuple[str, ...]:
@@ -163,7 +159,7 @@ def _instructions(value: object) -> dict[TriggerType, MisfireInstruction]:
 class Settings:
     """The settings ``misfire_*`` of an app, checked; each has its name without the prefix.
 
-    Durations are seconds. Secrets do not show in the repr.
+    Durations are seconds. Secrets do not show in the repr. Beside each type stands what checks a value.
 
     :param redis_url: where the state lives: a redis://, rediss://, unix:// or sentinel:// URL.
     :param redis_options: keywords for redis-py; for sentinel also ``master_name``, ``sentinel_kwargs`` and
@@ -200,33 +196,35 @@ class Settings:
         Known where messages and state share a database.
     """
 
-    redis_url: str
-    redis_options: Mapping[str, Any] = field(default_factory=dict)
-    namespace: str
-    key_prefix: str = ""
-    instruction: MisfireInstruction = MisfireInstruction.SMART_POLICY
-    instructions: Mapping[TriggerType, MisfireInstruction] = field(default_factory=dict)
-    policies: Mapping[str, Any] = field(default_factory=dict)
-    threshold: float | str = "auto"
-    missed_results: str = "summary"
-    on_missed: str | None = None
-    mail_to: tuple[str, ...] = ()
-    site_url: str | None = None
-    health_token: str | None = None
-    keep_missed: float | None = None
-    on_resume: str = "reschedule"
-    send_task_failure: bool = True
-    result_state: str = "MISSED"
-    worker_guard: bool = True
-    deduplicate: bool = True
-    restart_grace: float = 60.0
-    metrics_port: int | None = None
-    check_rate: float = 60.0
-    lease_ttl: float = 30.0
-    lease_renew: float = 10.0
-    standby_poll: float = 5.0
-    history: int = 10_000
-    catch_up_queue: int = 10_000
+    redis_url: Annotated[str, checked_url]
+    redis_options: Annotated[Mapping[str, Any], checked_options] = field(default_factory=dict)
+    namespace: Annotated[str, _namespace]
+    key_prefix: Annotated[str, _key_prefix] = ""
+    instruction: Annotated[MisfireInstruction, as_instruction] = MisfireInstruction.SMART_POLICY
+    instructions: Annotated[Mapping[TriggerType, MisfireInstruction], _instructions] = field(
+        default_factory=dict
+    )
+    policies: Annotated[Mapping[str, Any], as_mapping] = field(default_factory=dict)
+    threshold: Annotated[float | str, partial(policy_value, "threshold")] = "auto"
+    missed_results: Annotated[str, partial(_one_of, ("summary", "each"))] = "summary"
+    on_missed: Annotated[str | None, partial(policy_value, "on_missed")] = None
+    mail_to: Annotated[tuple[str, ...], _addresses] = ()
+    site_url: Annotated[str | None, _site_url] = None
+    health_token: Annotated[str | None, _token] = None
+    keep_missed: Annotated[float | None, as_seconds] = None
+    on_resume: Annotated[str, partial(_one_of, ("reschedule", "misfire"))] = "reschedule"
+    send_task_failure: Annotated[bool, as_bool] = True
+    result_state: Annotated[str, partial(_one_of, ("MISSED", "FAILURE"))] = "MISSED"
+    worker_guard: Annotated[bool, as_bool] = True
+    deduplicate: Annotated[bool, as_bool] = True
+    restart_grace: Annotated[float, _grace] = 60.0
+    metrics_port: Annotated[int | None, _port] = None
+    check_rate: Annotated[float, as_seconds] = 60.0
+    lease_ttl: Annotated[float, _lease_ttl] = 30.0
+    lease_renew: Annotated[float, as_seconds] = 10.0
+    standby_poll: Annotated[float, as_seconds] = 5.0
+    history: Annotated[int, _history] = 10_000
+    catch_up_queue: Annotated[int, as_count] = 10_000
 
     def __repr__(self) -> str:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -260,34 +258,9 @@ class Settings:
         return policy
 
 
+#: What checks the value of each setting.
 _CHECKS: dict[str, Callable[[object], Any]] = {
-    "redis_url": checked_url,
-    "redis_options": checked_options,
-    "namespace": _namespace,
-    "key_prefix": _key_prefix,
-    "instruction": as_instruction,
-    "instructions": _instructions,
-    "policies": as_mapping,
-    "threshold": _threshold,
-    "missed_results": partial(_one_of, ("summary", "each")),
-    "on_missed": _task_name,
-    "mail_to": _addresses,
-    "site_url": _site_url,
-    "health_token": _token,
-    "keep_missed": as_seconds,
-    "on_resume": partial(_one_of, ("reschedule", "misfire")),
-    "send_task_failure": as_bool,
-    "result_state": partial(_one_of, ("MISSED", "FAILURE")),
-    "worker_guard": as_bool,
-    "deduplicate": as_bool,
-    "restart_grace": _grace,
-    "metrics_port": _port,
-    "check_rate": as_seconds,
-    "lease_ttl": _lease_ttl,
-    "lease_renew": as_seconds,
-    "standby_poll": as_seconds,
-    "history": _history,
-    "catch_up_queue": as_count,
+    name: hint.__metadata__[0] for name, hint in get_type_hints(Settings, include_extras=True).items()
 }
 
 

@@ -22,6 +22,11 @@ __all__ = ["Control"]
 say = Log(__name__, "beat")
 
 
+#: A leader hears of a request, or of the end of a hold, within so many milliseconds: it has a lease to renew,
+#: and sleeps.
+LONGEST_DELAY = 30_000
+
+
 class Control:
     """Applies requests to the records of one beat, and ends what has lasted long enough.
 
@@ -95,12 +100,28 @@ class Control:
         ends = [now, *([] if pause.until is None else [pause.until]), *([request.at] if request else [])]
         by = (request.by or "somebody") if request else None
         try:
-            awake = records.awakened(record, trigger, min(ends), now, misfires=self._misfires)
+            end = min(ends) if self._misfires else self._end_for(record, min(ends), now)
+            awake = records.awakened(record, trigger, end, now, misfires=self._misfires)
         except Exception as exc:
             _say_unasked("pause", name, exc)
             awake = replace(record, paused=None)
         events: list[Event] = [Resumed(entry=name, now=now, since=pause.since, by=by)]
         return awake, events + list(give_up(self._ledger, awake, len(record.missed)))
+
+    def _end_for(self, record: EntryRecord, end: int, now: int) -> int:
+        """Return when an entry goes on after a pause or a hold.
+
+        That is at its end, or now where the entry would misfire only because we hear of the end now. Asks the
+        schedule, which may raise anything.
+        """
+        due = record.state.next_fire_time
+        if due is None or now - end > LONGEST_DELAY:
+            return end
+        if due <= end:
+            due = self._ledger.definitions[record.name].trigger.fire_times(record.state).after(end)
+        if due is None or due > now or now - due < self._ledger.threshold(record.name, due, record):
+            return end
+        return now
 
     def _apply(self, requests: Mapping[str, str], now: int) -> None:
         changed: dict[str, EntryRecord] = {}
@@ -165,14 +186,16 @@ class Control:
         for name, definition in self._ledger.definitions.items():
             record = self._ledger.get(name)
             next_ = record.state.next_fire_time if record else None
-            if record is None or next_ is None or next_ > end or record.paused is not None:
+            if record is None or next_ is None or next_ > now or record.paused is not None:
                 continue
             try:
-                changed[name] = after = records.skipped(record, definition.trigger, hold.since, end, now)
+                goes_on = self._end_for(record, end, now)
+                after = records.skipped(record, definition.trigger, hold.since, goes_on, now)
             except Exception as exc:
                 _say_unasked("hold", name, exc)
                 continue
-            events[name] = give_up(self._ledger, after, len(record.missed))
+            if after is not record:
+                changed[name], events[name] = after, give_up(self._ledger, after, len(record.missed))
         self._ledger.write(changed, events)
         self._write(None, Resumed(now=now, since=hold.since, by=by or None, count=len(changed)))
 

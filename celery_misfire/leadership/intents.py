@@ -138,7 +138,7 @@ class Intents:
         self._ledger.doubtful_until = max([self._ledger.doubtful_until, *moments])
 
     def _id(self, name: str, intent: Intent) -> str:
-        return self._ledger.task_id(intent.entry or name, intent.generation, intent.scheduled)
+        return self._ledger.id_of(name, intent)
 
     def _sent(self, name: str, intent: Intent) -> Sent:
         return event_of(name, intent, intent.claimed_at, self._id(name, intent))

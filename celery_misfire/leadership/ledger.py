@@ -22,7 +22,7 @@ from celery_misfire.frozen import replaced
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.log_lines import Log
 from celery_misfire.misfire import threshold_millis
-from celery_misfire.records import Definition, EntryRecord, Intent
+from celery_misfire.records import Definition, EntryRecord, Intent, Unreported
 from celery_misfire.store import registers
 from celery_misfire.store.port import Change, CommitResult, Push, Store, Taken
 from celery_misfire.texts import one_line, quote_name
@@ -59,7 +59,7 @@ class Ledger(Mapping[str, EntryRecord]):
     """
 
     def __init__(self, store: Store, lease: Lease, namespace: str, after: Callable[[Commit], None]) -> None:
-        self._store, self._lease, self._namespace, self._after = store, lease, namespace, after
+        self._store, self._lease, self.namespace, self._after = store, lease, namespace, after
         #: The entries of the schedule.
         self.definitions: Mapping[str, Definition] = {}
         self._records: dict[str, EntryRecord] = {}
@@ -90,9 +90,9 @@ class Ledger(Mapping[str, EntryRecord]):
         """Return the records as they are now."""
         return self._records.copy()
 
-    def task_id(self, name: str, generation: int, scheduled: int) -> str:
-        """Return the task id of an occurrence."""
-        return fire.task_id(self._namespace, name, generation, scheduled)
+    def id_of(self, name: str, decided: Intent | Unreported) -> str:
+        """Return the task id of what was decided of an entry."""
+        return fire.id_of(self.namespace, name, decided)
 
     def threshold(self, name: str, scheduled: int, record: EntryRecord | None = None) -> int:
         """Return how late the run scheduled at this time may be, in milliseconds. Asks the schedule.

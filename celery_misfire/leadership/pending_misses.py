@@ -15,8 +15,9 @@ from celery_misfire import records
 from celery_misfire.events import GaveUp, Misfired, Missed
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.log_lines import Log
-from celery_misfire.misfire import Misfire, MissedFire, from_millis
+from celery_misfire.misfire import Misfire
 from celery_misfire.records import EntryRecord, Unreported
+from celery_misfire.sending.missed_record import missed_of
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.texts import describe_error
 
@@ -69,17 +70,8 @@ class PendingMisses:
             spans, rest = self._portion(record, lost)
             self._left[name, lost] = len(spans), rest
             for first, last, count in spans:
-                missed = MissedFire(
-                    entry=name,
-                    task=record.task,
-                    task_id=self._ledger.task_id(lost.entry or name, lost.generation, first),
-                    first=from_millis(first),
-                    last=from_millis(last),
-                    count=count,
-                    reason=lost.reason,
-                    instruction=lost.instruction,
-                    detected_at=from_millis(lost.detected_at),
-                )
+                part = replace(lost, first=first, last=last, count=count)
+                missed = missed_of(self._ledger.namespace, record, part)
                 self._reporter.submit(Report(missed, on_missed, (name, lost), ignore_result=ignored))
 
     def _portion(
@@ -133,8 +125,7 @@ def explain(ledger: Ledger, record: EntryRecord, known: int, misfire: Misfire, n
     for reason, alike in groupby(record.missed[known:], lambda miss: miss.reason):
         first, *more = alike
         count = first.count + sum(miss.count for miss in more)
-        id_ = ledger.task_id(first.entry or record.name, first.generation, first.first)
-        lost.append({"reason": reason, "count": count, "id": id_})
+        lost.append({"reason": reason, "count": count, "id": ledger.id_of(record.name, first)})
     return Misfired(
         entry=record.name,
         task=record.task,
@@ -157,17 +148,4 @@ def give_up(ledger: Ledger, record: EntryRecord, known: int) -> Sequence[GaveUp]
 
     :param known: how many of the record's misses are of something else.
     """
-    return [
-        GaveUp(
-            entry=record.name,
-            task=record.task,
-            first=lost.first,
-            last=lost.last,
-            count=lost.count,
-            now=lost.detected_at,
-            reason=lost.reason,
-            instruction=lost.instruction,
-            id=ledger.task_id(lost.entry or record.name, lost.generation, lost.first),
-        )
-        for lost in record.missed[known:]
-    ]
+    return [GaveUp.of(missed_of(ledger.namespace, record, lost)) for lost in record.missed[known:]]

@@ -267,7 +267,7 @@ def message_of(ledger: Ledger, run: Run, record: EntryRecord, now: int, *, once:
     return Message(
         definition,
         intent,
-        ledger.task_id(intent.entry or run.entry, intent.generation, intent.scheduled),
+        ledger.id_of(run.entry, intent),
         now,
         ledger.threshold(run.entry, intent.scheduled, record),
         resolve(asked, record.state.trigger_type),

@@ -7,13 +7,29 @@ from datetime import datetime
 from typing import Any
 
 from celery_misfire.exceptions import TaskMissed
-from celery_misfire.fire import isoformat
-from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason
+from celery_misfire.fire import id_of, isoformat
+from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason, from_millis
+from celery_misfire.records import EntryRecord, Unreported
 
-__all__ = ["MISSED", "missed_dict", "missed_from_dict", "result_of"]
+__all__ = ["MISSED", "missed_dict", "missed_from_dict", "missed_of", "result_of"]
 
 #: The result state of a run that never happens.
 MISSED = "MISSED"
+
+
+def missed_of(namespace: str, record: EntryRecord, lost: Unreported) -> MissedFire:
+    """Return the record of misses that stand in the record of an entry."""
+    return MissedFire(
+        entry=record.name,
+        task=record.task,
+        task_id=id_of(namespace, record.name, lost),
+        first=from_millis(lost.first),
+        last=from_millis(lost.last),
+        count=lost.count,
+        reason=lost.reason,
+        instruction=lost.instruction,
+        detected_at=from_millis(lost.detected_at),
+    )
 
 
 def missed_dict(missed: MissedFire) -> dict[str, Any]:

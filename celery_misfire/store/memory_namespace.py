@@ -103,13 +103,7 @@ class MemoryNamespace:
 
     @one_call
     def watch(
-        self,
-        token: str,
-        ttl: float,
-        guard_ttl: float = 0,
-        *,
-        seen: str | None = None,
-        alarm: str | None = None,
+        self, token: str, ttl: float, guard_ttl: float = 0, *, alarm: str | None = None
     ) -> Watched | None:
         if guard_ttl:
             self._set("guard", "1", guard_ttl)
@@ -117,8 +111,9 @@ class MemoryNamespace:
             return None
         self._set("watcher", token, ttl)
         notes = self.database.contents.watch_notes
-        notes |= {name: note for name, note in (("seen", seen), ("alarm", alarm)) if note is not None}
-        return Watched.parse(self._get("lease") != "", notes.get("seen", ""), notes.get("alarm", ""))
+        if alarm is not None:
+            notes["alarm"] = alarm
+        return Watched.parse(self._get("lease") != "", notes.get("alarm", ""))
 
     @one_call
     def is_guarded(self) -> bool:

@@ -241,19 +241,13 @@ class Store(Protocol):
     # Workers watch beat, one at a time.
 
     def watch(
-        self,
-        token: str,
-        ttl: float,
-        guard_ttl: float = 0,
-        *,
-        seen: str | None = None,
-        alarm: str | None = None,
+        self, token: str, ttl: float, guard_ttl: float = 0, *, alarm: str | None = None
     ) -> Watched | None:
         """Become the worker that watches, or stay it; None when another one does.
 
         :param ttl: seconds after which another one may take over.
         :param guard_ttl: seconds for which beat may count on workers that ask the registers; 0: it may not.
-        :param seen: is noted, as is `alarm`; see :class:`Watched`. None: the note stays.
+        :param alarm: is noted, see :class:`Watched`. None: the note stays.
         """
 
     def is_guarded(self) -> bool:

@@ -85,7 +85,8 @@ class RedisNamespace:
 
     def has_queues_of(self, destination: Destination) -> bool:
         """Return True when the messages of this destination are in this database."""
-        words = self._call(self._redis.mget, self.place_keys)
+        # Not MGET: the rights that are documented do without.
+        words = [self._call(self._redis.get, key) for key in self.place_keys]
         return destination.place in {f"redis {as_text(word)}" for word in words if word}
 
     def request(self, requests: Mapping[str, str]) -> None:
@@ -109,18 +110,11 @@ class RedisNamespace:
             self._call(self._redis.delete, key)
 
     def watch(
-        self,
-        token: str,
-        ttl: float,
-        guard_ttl: float = 0,
-        *,
-        seen: str | None = None,
-        alarm: str | None = None,
+        self, token: str, ttl: float, guard_ttl: float = 0, *, alarm: str | None = None
     ) -> Watched | None:
-        notes = {"seen": seen, "alarm": alarm}
-        pairs = [text for name, note in notes.items() if note is not None for text in (name, note)]
-        answer = self._run("watch", self._watch_keys, [token, millis(ttl), millis(guard_ttl), *pairs])
-        return Watched.parse(answer[0] == 1, *answer[1:]) if answer else None
+        note = [] if alarm is None else [alarm]
+        answer = self._run("watch", self._watch_keys, [token, millis(ttl), millis(guard_ttl), *note])
+        return Watched.parse(answer[0] == 1, answer[1]) if answer else None
 
     def is_guarded(self) -> bool:
         return bool(self._call(self._redis.exists, self._guard_key))

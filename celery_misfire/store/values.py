@@ -175,18 +175,13 @@ class Watched:
     """What the worker that watches beat finds, and what it has noted itself.
 
     :param led: True when a beat leads.
-    :param seen: id of the last line of the log that was read, '' for none.
     :param alarm: what was noted when beat was found to be overdue, '' when all is well.
     """
 
     led: bool
-    seen: str
     alarm: str
 
     @classmethod
-    def parse(cls, led: bool, seen: str, alarm: str) -> Watched:
+    def parse(cls, led: bool, alarm: str) -> Watched:
         """Return what was found. A note that is not ours counts as none, and will be replaced."""
-        return cls(led, seen if _LOG_ID.fullmatch(seen) else "", alarm if _MOMENT.fullmatch(alarm) else "")
-
-
-_LOG_ID, _MOMENT = re.compile(r"[0-9]{1,15}-[0-9]{1,15}"), re.compile(r"[0-9]{1,13}")
+        return cls(led, alarm if re.fullmatch("[0-9]{1,13}", alarm) else "")

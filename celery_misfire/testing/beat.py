@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from celery import Celery
 
+from celery_misfire import control
 from celery_misfire.conf.settings import read_config
 from celery_misfire.fire import Fire
 from celery_misfire.leadership.leader import LONGEST_SLEEP
@@ -80,6 +82,30 @@ class Beat:
         self._process = self._start()
         self.run_until(until)
 
+    def pause(self, *entries: str, until: datetime | None = None) -> None:
+        """Pause entries from now on, as ``celery misfire pause`` does.
+
+        :param until: when the pause ends by itself; None: not before :meth:`resume`.
+        :raises KeyError: when no entry has one of these names.
+        """
+        self._check_names(entries)
+        control.pause(self._store, entries, until=None if until is None else to_millis(until))
+        self._carry_out()
+
+    def resume(self, *entries: str) -> None:
+        """Let paused entries go on.
+
+        :raises KeyError: when no entry has one of these names.
+        """
+        self._check_names(entries)
+        control.resume(self._store, entries)
+        self._carry_out()
+
+    def hold(self, *, until: datetime) -> None:
+        """Hold all entries from now on, as ``celery misfire hold`` does."""
+        control.hold(self._store, until=to_millis(until))
+        self._carry_out()
+
     def sent(self, entry: str | None = None) -> Fires:
         """Return the runs that were sent so far, of one entry or of all.
 
@@ -149,9 +175,19 @@ class Beat:
         found = (self._process.leader.record(name) for name in self._definitions)
         return [r.state.next_fire_time for r in found if r and r.state.next_fire_time is not None]
 
+    def _carry_out(self) -> None:
+        """Let beat do at once what it was asked for."""
+        self._process.lease.is_asked = True
+        self.run_until(self.now)
+
     def _check_name(self, entry: str | None) -> None:
-        if entry is not None and entry not in self._definitions:
-            raise KeyError(f"no entry is named {quote_name(entry)}.{suggestion(entry, self._definitions)}")
+        self._check_names(() if entry is None else [entry])
+
+    def _check_names(self, entries: Iterable[str]) -> None:
+        for entry in entries:
+            if entry not in self._definitions:
+                hint = suggestion(entry, self._definitions)
+                raise KeyError(f"no entry is named {quote_name(entry)}.{hint}")
 
 
 def _fire_of(message: Message) -> Fire:

@@ -145,10 +145,7 @@ def is_claimed(delivery: Delivery, texts: Iterable[str], namespace: str) -> bool
         intents = [intent for text in texts for intent in loads(text).intents]
     except ValueError:
         return False
-    return any(
-        delivery.task_id == fire.task_id(namespace, i.entry or entry, i.generation, i.scheduled)
-        for i in intents
-    )
+    return any(delivery.task_id == fire.id_of(namespace, entry, intent) for intent in intents)
 
 
 def _moment(eta: Any, app: Celery) -> datetime:

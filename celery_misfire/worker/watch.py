@@ -150,10 +150,10 @@ class Watch:
         elif not found.led and not found.alarm:
             self._raise_alarm(self._overdue(wall_clock()))
 
-    def _keep_watch(self, **notes: str) -> Watched | None:
+    def _keep_watch(self, alarm: str | None = None) -> Watched | None:
         rate = self._settings.check_rate
         guard_ttl = rate * GUARD_TTL if self._settings.deduplicate and self._is_worker else 0
-        return self._store.watch(self._token, rate * WATCHER_TTL, guard_ttl, **notes)
+        return self._store.watch(self._token, rate * WATCHER_TTL, guard_ttl, alarm=alarm)
 
     # -- beat ----------------------------------------------------------------------------------------------
 

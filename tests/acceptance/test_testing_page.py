@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import ROOT
-from tests.support.wheel import install_wheel, run
+from tests.support.wheel import run
 
 PAGE = (ROOT / "docs" / "testing.md").read_text()
 
@@ -20,14 +20,14 @@ def example(name: str) -> str:
 
 
 @pytest.mark.takes(12)
-def test_the_example_of_the_page_passes_with_the_wheel_alone(tmp_path: Path) -> None:
-    python, project = install_wheel(tmp_path), tmp_path / "project"
+def test_the_example_of_the_page_passes_with_the_wheel_alone(tmp_path: Path, python_with_wheel: Path) -> None:
+    python, project = python_with_wheel, tmp_path / "project"
     project.mkdir()
     (project / "shop.py").write_text(example("shop.py"))
     (project / "test_shop.py").write_text(example("test_shop.py"))
     assert len(example("test_shop.py").splitlines()) <= 25
     where = run([python, "-c", "import celery_misfire; print(celery_misfire.__file__)"], cwd=project)
-    assert where.startswith(str(tmp_path / "env"))
+    assert where.startswith(str(python.parents[1]))
 
     pytest_command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     assert "3 passed" in run(pytest_command, cwd=project)

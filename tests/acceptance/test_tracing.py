@@ -43,8 +43,10 @@ def test_the_span_of_a_run_carries_its_fire_and_no_arguments(
     with Project(tmp_path, redis_server.url) as project:
         (tmp_path / "shop.py").write_text(SHOP)
         shop = Shop(project, redis_server.url)
-        worker = ("worker", "--pool=solo", "--without-mingle", "--hostname=worker@test", "--loglevel=INFO")
-        project.celery(*worker, app="shop", name="worker")
+        command = ("worker", "--pool=solo", "--without-mingle", "--hostname=worker@test", "--loglevel=INFO")
+        shop.worker = worker = project.celery(*command, app="shop", name="worker")
+        # The time in which the runs are to be done does not include the start of the worker.
+        wait_for(lambda: " ready." in shop.log() or not worker.alive, 60, what="the worker")
         due = time.time()
         in_time = shop.send("in time", scheduled=due)
         late = shop.send("late", late=60, instruction="smart_policy")

@@ -18,7 +18,7 @@ from example_project.child_process import Child
 from tests.support.pages import ID, Output, blocks
 from tests.support.processes import ROOT, wait_for
 from tests.support.redis_server import RedisServer
-from tests.support.wheel import install_wheel, run
+from tests.support.wheel import run
 
 PAGE = ROOT / "docs" / "tutorial.md"
 PERIOD = 3.0
@@ -69,10 +69,10 @@ class Reader:
 
 
 @pytest.fixture
-def reader(tmp_path: Path, redis_server: RedisServer) -> Iterator[Reader]:
+def reader(tmp_path: Path, redis_server: RedisServer, python_with_wheel: Path) -> Iterator[Reader]:
     directory = tmp_path / "shop"
     directory.mkdir()
-    reader = Reader(install_wheel(tmp_path), directory, redis_server.url)
+    reader = Reader(python_with_wheel, directory, redis_server.url)
     yield reader
     reader.end()
 

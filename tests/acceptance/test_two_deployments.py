@@ -126,23 +126,26 @@ def _made(directory: Path) -> Path:
     return directory
 
 
-SHORT_AND_LONG = [3, pytest.param(60, marks=[pytest.mark.long, pytest.mark.timeout(300)])]
+#: What tells the two apart, and whether one refuses.
+WAYS = {
+    "namespace": False,
+    "global_keyprefix": False,
+    "global_keyprefix of one": False,
+    "database": False,
+    "queue": True,
+    "route": True,
+    "broker": True,
+}
+#: One of each kind for the normal run; tests/integration/test_destination.py tells all of them apart.
+SHORT = [pytest.param(way, WAYS[way], 3) for way in ("namespace", "global_keyprefix of one", "broker")]
+LONG = [
+    pytest.param(way, refused, 60, marks=[pytest.mark.long, pytest.mark.timeout(300)])
+    for way, refused in WAYS.items()
+]
 
 
 @pytest.mark.takes(20)
-@pytest.mark.parametrize("seconds", SHORT_AND_LONG)
-@pytest.mark.parametrize(
-    ("way", "refused"),
-    [
-        ("namespace", False),
-        ("global_keyprefix", False),
-        ("global_keyprefix of one", False),
-        ("database", False),
-        ("queue", True),
-        ("route", True),
-        ("broker", True),
-    ],
-)
+@pytest.mark.parametrize(("way", "refused", "seconds"), [*SHORT, *LONG])
 def test_each_run_stands_in_the_queue_of_its_own_deployment_or_one_refuses(
     make: Any, way: str, refused: bool, seconds: float
 ) -> None:

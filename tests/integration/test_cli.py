@@ -20,6 +20,7 @@ from celery.schedules import crontab
 from celery_misfire import by_hand, records
 from celery_misfire.misfire import MisfirePolicy, from_millis
 from celery_misfire.pause_events import Paused
+from celery_misfire.sending.broker import Broker
 from celery_misfire.store.port import Change, Taken
 from celery_misfire.store.registers import Started, StartRequest
 from example_project.child_process import free_port
@@ -103,9 +104,20 @@ def test_status_says_who_leads_and_where_each_entry_stands(shop: CommandLine, wo
     assert datetime.fromisoformat(reports["next"]) > datetime.now(UTC)
     assert reports["last_outcome"] == "fired"
     assert answer["last_24h"]["recovered"] >= 3
+    # World's beat publishes what it counts.
+    in_time = [m.intent.scheduled for m in world.sent if m.definition.name == "stocks"]
+    assert stocks["last_24h"]["fired"] == len(in_time) > 0
     text = shop.text("status")
     assert re.search(r"^leader +\S+:\d+, since \d{4}-", text, re.MULTILINE)
-    assert re.search(r"stocks .* do_nothing .* 0/0/12", text)
+    assert re.search(rf"stocks .* do_nothing .* {len(in_time)}/0/0/12", text)
+
+
+def test_runs_in_time_of_an_entry_are_not_known_where_the_log_is_too_short(shop: CommandLine, world: World):
+    shop.settings["misfire_history"] = 20
+    entries = {entry["name"]: entry["last_24h"] for entry in shop.json("status")["entries"]}
+    assert entries["stocks"] == {"fired": None, "recovered": 0, "merged": 0, "missed": 12}
+    assert shop.json("status")["last_24h"]["fired"] > 0
+    assert re.search(r"stocks .* -/0/0/12", shop.text("status"))
 
 
 def test_status_counts_what_is_overdue_and_its_exit_code_says_so(shop: CommandLine, world: World):
@@ -138,6 +150,8 @@ def test_next_is_in_order_and_by_the_hour(shop: CommandLine, world: World):
     assert "more; --limit shows them" in shop.text("next", "--limit", "5")
     assert {run["entry"] for run in shop.json("next", "--entry", "n*t")["runs"]} == {"night"}
     assert "busiest minute" in shop.text("next", "--by-hour")
+    text = shop.text("next", "--for", "7d", "--by-hour", "--limit", "3")
+    assert re.search(r"^16[56] more; --limit shows them$", text, re.MULTILINE)
 
 
 def test_next_finds_the_herd_at_minute_0(shop: CommandLine, world: World):
@@ -336,6 +350,12 @@ def test_all_entries_are_held_and_released(shop: CommandLine, at_work: World):
     assert shop.json("status")["hold"] is None
 
 
+def test_what_is_not_paused_or_held_is_not_said_to_go_on(shop: CommandLine, at_work: World):
+    answer = shop.json("resume", "*")
+    assert (answer["entries"], answer["done"]) == ([], True)
+    assert shop.text("resume", "*") == "none of these entries is paused\n"
+
+
 def test_what_nobody_carries_out_waits_for_the_next_leader(shop: CommandLine, world: World):
     world.crash()
     answer = shop.json("pause", "reports", code=1)
@@ -521,6 +541,28 @@ def test_doctor_says_what_would_bite_later_with_its_fix(shop: CommandLine, serve
     assert "may drop the state" not in shop.text("doctor", "--no-workers", code=1)
 
 
+def test_doctor_compares_with_the_deployment_of_the_state_also_when_nobody_leads(
+    shop: CommandLine, world: World
+):
+    broker = Broker(shop.app())
+    world.store.write_destination(world.lease.token, broker.destination(world.store.place_keys))
+    broker.close()
+    world.crash()
+
+    def found() -> list[str]:
+        findings = shop.json("doctor", "--no-workers", code=1)["findings"]
+        return [f["text"] for f in findings if f["check"] == "broker"]
+
+    assert found() == []
+    shop.settings["task_default_queue"] = "other"
+    (text,) = found()
+    assert text.endswith("the default queue is 'celery' there and 'other' here")
+    shop.settings |= {"misfire_redis_url": shop.url, "broker_url": shop.url.replace("/0", "/1")}
+    elsewhere, two_steps = found()
+    assert "the broker, its database or virtual host is another one" in elsewhere
+    assert "another Redis database than the state" in two_steps
+
+
 def test_doctor_sees_that_the_broker_is_another_database(shop: CommandLine, world: World):
     shop.settings |= {"misfire_redis_url": shop.url, "broker_url": shop.url.replace("/0", "/1")}
     findings = [f["text"] for f in shop.json("doctor", "--no-workers", code=1)["findings"]]
@@ -554,6 +596,29 @@ def test_celery_finds_the_command_and_tells_of_it(server: RedisServer, tmp_path:
     assert "tick" in status.stdout
     unknown = celery("misfire", "pause", "tock")
     assert (unknown.returncode, unknown.stderr) == (4, "Error: no entry 'tock'. Did you mean 'tick'?\n")
+
+
+def test_a_reader_may_go_and_a_terminal_may_lack_letters(server: RedisServer, tmp_path: Path):
+    (tmp_path / "proj.py").write_text(
+        "from celery import Celery\n"
+        f"app = Celery('proj', broker={server.url!r})\n"
+        "app.conf.beat_schedule = {'größe-日本': {'task': 't', 'schedule': 1.0}}\n"
+    )
+    command = [sys.executable, "-m", "celery", "-A", "proj", "misfire", "next", "--limit", "5000"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    environment.pop("DJANGO_SETTINGS_MODULE", None)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        lines = [process.stdout.readline() for _ in range(10)]
+        # More is to come than a pipe holds.
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+    assert "gr\\xf6\\xdfe-\\u65e5\\u672c" in lines[-1]
 
 
 def test_the_log_is_followed(server: RedisServer, shop: CommandLine, world: World, tmp_path: Path):

@@ -133,6 +133,34 @@ def test_what_was_due_before_a_pause_and_was_not_decided_is_recorded_and_not_run
     assert missed == [(2, Reason.PAUSED, 2, 3)]
 
 
+@pytest.mark.parametrize("how", ["pause", "hold", "hold that ends by itself"])
+@pytest.mark.parametrize("delay", [8 * SECOND, 10 * MINUTE])
+def test_no_entry_misfires_only_because_the_leader_hears_of_the_end_late(world: Asked, how: str, delay: int):
+    world.entry("quick", schedule(timedelta(seconds=2)), "do_nothing")
+    world.entry("hourly", HOURLY, "do_nothing")
+    world.start()
+    end = world.begin + HOUR - 5 * SECOND
+    if how == "pause":
+        world.ask("pause", "quick", "hourly")
+    else:
+        world.ask("hold", until=world.begin + 3 * HOUR if how == "hold" else end)
+    world.run(end - 1)
+    world.now = end
+    if how == "pause":
+        world.ask("resume", "quick", "hourly")
+    elif how == "hold":
+        world.ask("release")
+    world.now = heard = end + delay
+    world.run(heard + 5 * SECOND)
+    if delay > MINUTE:
+        # It was not there for that long: what came due after the end has misfired as ever.
+        assert {misfired.entry for misfired in world.told} == {"quick", "hourly"}
+        return
+    assert (world.told, world.missed) == ([], [])
+    assert world.hours("hourly") == [1]
+    assert world.scheduled("quick")[0] == heard + SECOND
+
+
 @pytest.mark.parametrize("restarts", ["in", "after", "never"])
 def test_of_a_hold_nothing_is_caught_up_and_one_line_says_so(world: Asked, restarts: str):
     for n in range(30):

@@ -151,7 +151,7 @@ def test_state_that_is_not_ours_is_left_alone_and_told_in_one_line(
         for fields in ({"d": text}, {"other": text}, {"d": b"null"}, {"d": b'{"event": []}'}):
             client.xadd(LOG, fields)
     client.hset(STATE, mapping={"_epoch": "nan", "_beat": hostile["deep"], "_beat_entries": hostile["wrong"]})
-    client.hset(PREFIX + "watch", mapping={"seen": hostile["bytes"], "alarm": hostile["huge"]})
+    client.hset(PREFIX + "watch", mapping={"other": hostile["bytes"], "alarm": hostile["huge"]})
     client.set(PREFIX + "note", b"a\nb" + hostile["bytes"])
     client.set(LEASE, hostile["bytes"])
     worker = project.worker()

@@ -60,7 +60,7 @@ def test_the_prefix_goes_before_every_key(world: World) -> None:
     )
     store.tell_leader("a note")
     store.request({"1": "please"})
-    store.watch("w", 60, 60, seen="1-1")
+    store.watch("w", 60, 60, alarm="1")
     names = world.client.keys()
     assert {name for name in names if not name.startswith("acme:")} == set()
     kinds = {name.split(":")[3] for name in names if name.startswith("acme:" + PLAIN)}

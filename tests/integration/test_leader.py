@@ -10,7 +10,7 @@ import pytest
 from celery.schedules import crontab, schedule
 from cronsim import CronSim
 
-from celery_misfire import records
+from celery_misfire import fire, records
 from celery_misfire.clocks import uptime
 from celery_misfire.events import Event, Misfired
 from celery_misfire.exceptions import (
@@ -879,7 +879,7 @@ def test_an_entry_that_is_renamed_while_beat_is_down_keeps_its_grid_and_what_is_
     world.start()
     world.run(world.now + HOUR)
     assert world.scheduled("new") == [begin + n * HOUR for n in (1, 2, 3)]
-    ids = [world.leader._ledger.task_id("old", begin, begin + HOUR), *(m.task_id for m in world.sent[1:])]
+    ids = [fire.task_id("test", "old", begin, begin + HOUR), *(m.task_id for m in world.sent[1:])]
     assert [m.task_id for m in world.sent] == ids
     assert [m.intent.entry for m in world.sent] == ["old", "", ""]
     assert (world.missed, world.told[0].count) == ([], 1)

@@ -91,7 +91,7 @@ def use_all_of(store: RedisStore) -> None:
     assert [line["event"] for line in store.log()] == ["1", "2", "3", "4"]
     assert [line["event"] for _, line in store.log_after("0-0", 10)] == ["1", "2", "3", "4"]
     assert store.last_log_id() > "0-0"
-    assert store.watch("watcher", 60, 60, seen="1", alarm="x").led
+    assert store.watch("watcher", 60, 60, alarm="x").led
     assert store.is_guarded()
     assert not store.commit("token", [Change("a", "2", "")], counts={("a", "fired"): 1}).conflicts
     assert store.counts_since(time.time() - 3600)[("a", "fired")] >= 1

@@ -105,7 +105,7 @@ def test_keys_and_their_texts_are_what_other_versions_know(store: RedisStore, cl
     store.start("2", registers.StartRequest(started, entry="a", sent_at=9, merged_line={"event": "merged"}))
     store.start("3", registers.StartRequest(missed, entry="b"))
     store.settle(["4"], registers.Missed("failover"))
-    store.watch("watcher", 60, 60, seen="1-0", alarm="7")
+    store.watch("watcher", 60, 60, alarm="7")
 
     def read(key: str) -> object:
         match client.type(key):
@@ -142,7 +142,7 @@ def test_keys_and_their_texts_are_what_other_versions_know(store: RedisStore, cl
         # SHA-1 of the entry's name.
         "late:86f7e437faa5a7fce15d1ddcb9eaeaea377667b8": "10|1",
         "watcher": "watcher",
-        "watch": {"seen": "1-0", "alarm": "7"},
+        "watch": {"alarm": "7"},
         "guard": "1",
     }
     day = 24 * 3600

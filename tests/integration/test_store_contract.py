@@ -462,18 +462,18 @@ def test_without_a_history_nothing_is_logged(place: StorePlace):
 
 
 def test_one_worker_watches_and_its_notes_are_left_to_the_next(place: StorePlace, store: Store):
-    assert store.watch("first", 0.5, seen="5-1", alarm="7") == Watched(False, "5-1", "7")
-    assert store.watch("second", 60, seen="6-0") is None
+    assert store.watch("first", 0.5, alarm="7") == Watched(False, "7")
+    assert store.watch("second", 60, alarm="8") is None
     take(store)
-    assert store.watch("first", 0.05) == Watched(True, "5-1", "7")
+    assert store.watch("first", 0.05) == Watched(True, "7")
     place.pass_time(0.1)
-    assert store.watch("second", 60, alarm="") == Watched(True, "5-1", "")
+    assert store.watch("second", 60, alarm="") == Watched(True, "")
     store.release("token")
-    assert store.watch("second", 60) == Watched(False, "5-1", "")
+    assert store.watch("second", 60) == Watched(False, "")
 
 
 def test_notes_that_are_not_ours_count_as_none(store: Store):
-    assert store.watch("watcher", 60, seen="not-ours", alarm="not ours") == Watched(False, "", "")
+    assert store.watch("watcher", 60, alarm="not ours") == Watched(False, "")
 
 
 def test_workers_with_the_guard_are_counted_on_for_a_time(place: StorePlace, store: Store):

@@ -31,6 +31,8 @@ class LongestFirst(LoadScopeScheduling):
             return "browser" if "browser" in path.name else "rabbitmq"
         if "postgres" in test:
             return "postgres"
+        if path.name in ("test_tutorial.py", "test_testing_page.py"):
+            return "wheel"
         return nodeid if path.parent.name == "acceptance" else file
 
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from example_project.child_process import Child, free_port
+from tests.support.processes import freeze
 
 _START_TIMEOUT = 60.0
 #: Who runs the server when we are root, which it refuses to be run by: Linux's ``nobody``.
@@ -102,7 +103,7 @@ class Postgres:
     def freeze(self) -> None:
         """Stop the processes without ending them (SIGSTOP): connections stay open and nothing answers."""
         assert self._child is not None
-        self._child.signal(signal.SIGSTOP)
+        freeze(self._child)
 
     def thaw(self) -> None:
         """Let frozen processes go on (SIGCONT)."""

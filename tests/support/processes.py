@@ -13,6 +13,7 @@ In a test::
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -55,12 +56,31 @@ def wait_for(predicate: Callable[[], T], timeout: float = 40.0, *, every: float 
     return answer
 
 
+def freeze(child: Child) -> None:
+    """Stop a child and those that it started without ending them (SIGSTOP), and return when they stand still.
+
+    A signal is sent sooner than it takes effect: on a busy machine a server could still answer in between.
+    """
+    child.signal(signal.SIGSTOP)
+    wait_for(lambda: all(state in "TtZX" for state in _thread_states(child.pid)), every=0.005, what="a stop")
+
+
+def _thread_states(group: int) -> Iterator[str]:
+    """Return the letters by which Linux tells how the threads of a process group are; none elsewhere."""
+    for process in Path("/proc").glob("[0-9]*"):
+        # Those that end in the meantime are gone.
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(process.name)) == group:
+                for thread in process.glob("task/*/stat"):
+                    yield thread.read_text().rpartition(")")[2].split()[0]
+
+
 class CeleryProcess(Child):
     """A running ``celery`` command; beside what a :class:`Child` can do, it can be frozen."""
 
     def freeze(self) -> None:
         """Stop the process without ending it (SIGSTOP)."""
-        self.signal(signal.SIGSTOP)
+        freeze(self)
 
     def thaw(self) -> None:
         """Let a frozen process go on (SIGCONT)."""

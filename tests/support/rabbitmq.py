@@ -15,7 +15,7 @@ import amqp
 from kombu import Connection
 
 from example_project.child_process import Child, free_port
-from tests.support.processes import Message
+from tests.support.processes import Message, freeze
 
 _START_TIMEOUT = 90.0
 
@@ -90,7 +90,7 @@ class RabbitMQ:
 
     def freeze(self) -> None:
         """Stop the process without ending it (SIGSTOP): connections stay open and nothing answers."""
-        self._server.signal(signal.SIGSTOP)
+        freeze(self._server)
 
     def thaw(self) -> None:
         """Let a frozen process go on (SIGCONT)."""

@@ -15,7 +15,7 @@ import redis
 
 from example_project.child_process import Child, free_port
 from example_project.embedded_redis import EmbeddedRedis
-from tests.support.processes import wait_for
+from tests.support.processes import freeze, wait_for
 
 
 class RedisServer(EmbeddedRedis):
@@ -49,7 +49,7 @@ class RedisServer(EmbeddedRedis):
 
     def freeze(self) -> None:
         """Stop the process without ending it (SIGSTOP): connections stay open and nothing answers."""
-        self._running().signal(signal.SIGSTOP)
+        freeze(self._running())
 
     def thaw(self) -> None:
         """Let a frozen process go on (SIGCONT)."""

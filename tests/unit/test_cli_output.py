@@ -45,12 +45,23 @@ def test_a_moment_is_read_as_people_mean_it(text: str, past: bool, meant: str):
     assert time_in(found, BERLIN, "seconds") == meant
 
 
-@pytest.mark.parametrize("text", ["", "soon", "24", "25:00", "2026-13-01", "-2h", "0s", "2y", "9:20", "999d"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "soon", "24", "25:00", "-2h", "0s", "2y", "9:20", "999d"),
+        *("2026-13-01", "0001-01-01", "9999-12-30"),
+    ],
+)
 def test_what_is_no_moment_is_refused(text: str):
     with pytest.raises(click.BadParameter):
         read_moment(text, BERLIN, NOW, past=True)
     with pytest.raises(click.BadParameter):
         read_length(text)
+
+
+def test_the_first_and_the_last_year_are_read():
+    assert time_in(read_moment("1970-01-01T00:00Z", BERLIN, NOW, past=True), BERLIN)[:4] == "1970"
+    assert time_in(read_moment("8999-12-31", BERLIN, NOW, past=False), BERLIN)[:4] == "8999"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +95,23 @@ def test_a_table_is_plain_text_without_rich(monkeypatch, capsys):
         "long [name]  22",
         "1,000 more; --limit shows them",
     ]
+
+
+@pytest.mark.parametrize("has_rich", [True, False])
+def test_rows_that_do_not_fit_into_the_terminal_stand_below_each_other(monkeypatch, capsys, has_rich: bool):
+    if not has_rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
+    rows = [("reports", "shop.reports", "3 min"), ("stocks", "shop.stocks", "")]
+    Page(BERLIN, width=20).table(("entry", "task", "late by"), rows)
+    assert capsys.readouterr().out.splitlines() == [
+        "reports",
+        "  task: shop.reports",
+        "  late by: 3 min",
+        "stocks",
+        "  task: shop.stocks",
+    ]
+    Page(BERLIN, width=80).table(("entry", "task", "late by"), rows)
+    assert "  task:" not in capsys.readouterr().out
 
 
 def test_what_others_wrote_stays_on_its_line(monkeypatch, capsys):

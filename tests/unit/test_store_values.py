@@ -82,6 +82,6 @@ def test_any_text_in_the_place_of_the_mark_is_another_version(text: str):
 
 
 def test_notes_of_the_watch_that_are_not_ours_count_as_none():
-    assert Watched.parse(True, "5-0", "1700000000000") == Watched(True, "5-0", "1700000000000")
-    assert Watched.parse(True, "5", "soon") == Watched(True, "", "")
-    assert Watched.parse(False, "", "") == Watched(False, "", "")
+    assert Watched.parse(True, "1700000000000") == Watched(True, "1700000000000")
+    assert Watched.parse(True, "soon") == Watched(True, "")
+    assert Watched.parse(False, "") == Watched(False, "")

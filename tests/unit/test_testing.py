@@ -100,6 +100,24 @@ def test_each_outage_is_told_by_itself(app):
     assert beat.counts("stocks") == {"fired": 8, "missed": 6}
 
 
+def test_entries_are_paused_and_held_as_from_the_command_line(app):
+    entries = {"reports": (HOURLY, "ignore_misfire_policy"), "stocks": (HOURLY, "do_nothing")}
+    beat = Beat(with_entries(app, **entries), start=at(8, 30))
+    beat.run_until(at(9, 30))
+    beat.pause("reports")
+    beat.run_until(at(12, 30))
+    beat.resume("reports")
+    beat.pause("reports", "stocks", until=at(13, 30))
+    beat.run_until(at(14, 30))
+    beat.hold(until=at(16, 30))
+    beat.down(until=at(17, 30))
+    assert [run.scheduled_fire_time for run in beat.sent("reports")] == [at(9), at(14), at(17)]
+    assert [run.scheduled_fire_time.hour for run in beat.sent("stocks")] == [9, 10, 11, 12, 14]
+    assert [missed.first for missed in beat.missed("stocks")] == [at(17)]
+    with pytest.raises(KeyError, match="Did you mean 'stocks'"):
+        beat.pause("reports", "stock")
+
+
 def test_a_fire_time_on_the_edge_belongs_to_the_outage(app, outage):
     with_entries(app, reports=(HOURLY, "ignore_misfire_policy"))
     beat = outage(app, start=at(7, 30), down_at=at(9), up_at=at(11))
