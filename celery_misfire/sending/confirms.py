@@ -7,6 +7,7 @@ first, and their answers are awaited together; py-amqp's own way waits for each.
 from __future__ import annotations
 
 import math
+import socket
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,10 @@ from typing import Any
 from celery_misfire.exceptions import MisfireError
 
 __all__ = ["Confirms", "Interrupted", "Receipt"]
+
+#: The option by which Linux holds back what is written until it fills a packet, for 200 ms at most. In large
+#: pieces a message costs a fifth less, and RabbitMQ confirms many of them with one answer.
+_CORK = getattr(socket, "TCP_CORK", None)
 
 
 class Interrupted(MisfireError):
@@ -71,6 +76,8 @@ class Confirms:
         return bool(self._open)
 
     def _publish(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._open:
+            self._cork(True)
         result = self._send(*args, **kwargs)
         receipt, is_expected = self.coming or Receipt(""), self.coming is not None
         self._published += 1
@@ -88,12 +95,20 @@ class Confirms:
 
     def wait(self, seconds: float = math.inf) -> None:
         """Read until all answers are there. Raises whatever ends the channel, the connection or the wait."""
+        if not self._open:
+            return
+        self._cork(False)
         deadline = time.monotonic() + seconds
         while self._open:
             if time.monotonic() > deadline:
                 raise TimeoutError
             # The limit of the socket holds here; one of py-amqp's own does not in the middle of a frame.
             self._channel.connection.drain_events()
+
+    def _cork(self, is_held: bool) -> None:
+        """Hold back what is written until a packet is full, or let it go."""
+        if _CORK is not None:
+            self._channel.connection.sock.setsockopt(socket.IPPROTO_TCP, _CORK, is_held)
 
     def give_up(self, failure: MisfireError | None, error: Exception) -> None:
         """Note that no more answers will come.

@@ -41,10 +41,12 @@ def proxy(rabbitmq_server: RabbitMQ) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def broker(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
+def broker(proxy: Proxy, rabbitmq_server: RabbitMQ, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
     monkeypatch.setattr(broker_module, "TIMEOUT", 30.0)
     app = Celery("broker", broker=proxy.amqp_url, set_as_current=False)
     arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    # Declared by the server, it is removed with the test.
+    rabbitmq_server.declare("full", **arguments)
     app.conf.task_queues = [Queue("celery"), Queue("full", routing_key="full", queue_arguments=arguments)]
     broker = Broker(app)
     yield broker
