@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:
     _RerunAdmin = admin.ModelAdmin
 
-__all__ = ["RerunAdmin", "failures_in_words", "go_on"]
+__all__ = ["RerunAdmin", "failures_in_words", "go_on", "skipped_in_words"]
 
 #: The page shows at most this many runs, and as many lines of what was not sent.
 _ROWS = 100
@@ -61,6 +61,16 @@ def failures_in_words(rerun: Rerun) -> list[str]:
         text = ngettext("%(entry)s, %(when)s: not sent.", "%(entry)s, %(when)s: %(n)d not sent.", count)
         found.append(text % {"entry": entry, "when": when, "n": count} + f" {problem}")
     return found
+
+
+def skipped_in_words(rerun: Rerun) -> str:
+    """Return how many somebody else had run meanwhile."""
+    text = ngettext(
+        "%(n)d was already re-run; not sent again.",
+        "%(n)d were already re-run; not sent again.",
+        rerun.skipped,
+    )
+    return text % {"n": rerun.skipped}
 
 
 class RerunAdmin(_RerunAdmin):
@@ -168,10 +178,5 @@ def _told(rerun: Rerun) -> dict[str, Any]:
     words = {"done": done, "total": max(done, rerun.total), "sent": sent, "failed": failed}
     text = _("%(done)d of %(total)d: %(sent)d sent, %(failed)d not sent.") % words
     if rerun.skipped:
-        more = ngettext(
-            "%(n)d was already re-run; not sent again.",
-            "%(n)d were already re-run; not sent again.",
-            rerun.skipped,
-        )
-        text += " " + more % {"n": rerun.skipped}
+        text += " " + skipped_in_words(rerun)
     return {**words, "sentence": text, "is_finished": rerun.finished_at is not None}
