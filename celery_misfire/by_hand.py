@@ -141,17 +141,13 @@ def check(store: Store, id_: str) -> None:
     :raises AlreadyRun: when it has.
     """
     if (claim := store.register(f"by-hand:{id_}")) is not None:
-        raise AlreadyRun(_who(str(claim)))
+        raise AlreadyRun(str(claim).partition("|")[0])
     _check_started(store, id_)
 
 
 def _check_started(store: Store, id_: str) -> None:
     if isinstance(started := store.register(id_), registers.Started):
         raise AlreadyRun(started.host)
-
-
-def _who(claim: str) -> str:
-    return claim.partition("|")[0]
 
 
 def run_once(app: Celery, store: Store, entry: Sendable, id_: str, scheduled: int, who: str) -> None:
@@ -167,13 +163,13 @@ class Sender:
     """Sends entries by hand, as beat would send them, over one connection to the broker.
 
     :param who: asks for it.
-    :param request: what was asked for. Under the same name it is sent again, with the same task id: the process
-        that sent it may have been killed before it could note that.
+    :param request: what was asked for. Under the same name it is sent again, with the same task id: the
+        process that sent it may have been killed before it could note that.
     """
 
     def __init__(self, app: Celery, store: Store, who: str, request: str = "") -> None:
         self._app, self._store, self._broker = app, store, Broker(app)
-        self._claim = f"{who}|{request or secrets.token_hex(8)}"
+        self._who, self._request = who, request or secrets.token_hex(8)
         app.loader.import_default_modules()
 
     def close(self) -> None:
@@ -187,13 +183,15 @@ class Sender:
         :raises AlreadyRun, BrokerAway, CannotSend: nothing was sent, as far as one can know.
         :raises StoreUnavailable: the same, as nobody can know whether it was run before.
         """
-        if (before := self._store.claim_by_hand(id_, self._claim)) != self._claim:
-            raise AlreadyRun(_who(before))
+        claim = self._store.claim_by_hand(id_, f"{self._who}|{self._request}")
+        who, _, request = claim.partition("|")
+        if request != self._request:
+            raise AlreadyRun(who)
         _check_started(self._store, id_)
         try:
             self._send(entry, id_, scheduled, self._store.time())
         except CannotSend:
-            self._store.unclaim_by_hand(id_, self._claim)
+            self._store.unclaim_by_hand(id_, claim)
             raise
 
     def _send(self, entry: Sendable, id_: str, scheduled: int, now: int) -> None:

@@ -9,7 +9,6 @@ alone sends each mail.
 from __future__ import annotations
 
 import atexit
-import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -28,13 +27,13 @@ from celery_misfire.contrib.django.moments import as_stored, now
 from celery_misfire.contrib.django.rows import key_in_name
 from celery_misfire.contrib.django.state import open_store, records_of
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.misfire import Reason, to_millis
 from celery_misfire.signals import beat_overdue, beat_recovered
 
 __all__ = ["MAIL_INTERVAL", "install", "is_wanted", "mail_soon", "send_due", "tell_overdue", "tell_recovered"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "mail")
 
 #: The shortest time between two mails about one task to one address; the later one tells what came between.
 #: Outages have a mail of their own, however soon they come.
@@ -263,7 +262,7 @@ def _send(addresses: Sequence[str], subject: str, text: str) -> bool:
         send_mail(subject, text, None, list(addresses))
     except Exception as exc:
         # The log leaves out the text of the error, which may have the address or the password of the server.
-        logger.error("no mail about misfires: %s", type(exc).__name__, extra=log_fields("no_mail"))
+        say.error("no_mail", "no mail about misfires: %s", type(exc).__name__)
         return False
     return True
 
@@ -339,7 +338,7 @@ def _in_thread(do: Callable[[], object]) -> threading.Thread:
             if is_migrated():
                 do()
         except Exception as exc:
-            logger.error("no mail about misfires: %s", type(exc).__name__, extra=log_fields("no_mail"))
+            say.error("no_mail", "no mail about misfires: %s", type(exc).__name__)
         finally:
             connections.close_all()
 

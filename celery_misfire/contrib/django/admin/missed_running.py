@@ -20,6 +20,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from celery_misfire.contrib.django import moments
+from celery_misfire.contrib.django.admin.read_only import needs_tables
 from celery_misfire.contrib.django.admin.rerun_page import failures_in_words, go_on, skipped_in_words
 from celery_misfire.contrib.django.admin.reruns import EDITED, Part, Preview, previews, start
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
@@ -66,6 +67,7 @@ class RunningMixin(_ModelAdmin):
     # Each message goes with a transaction of its own: one for the whole request would undo the notes of
     # messages that were sent.
     @transaction.non_atomic_requests
+    @needs_tables
     def run_view(self, request: HttpRequest) -> HttpResponse:
         """Ask whether these occurrences are to be run, and begin.
 

@@ -17,6 +17,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from celery_misfire.contrib.django import moments
+from celery_misfire.contrib.django.admin.read_only import ReadOnlyMixin, needs_tables
 from celery_misfire.contrib.django.admin.reruns import Step, take_step
 from celery_misfire.contrib.django.admin.results import results_of
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun, Rerun
@@ -73,22 +74,13 @@ def skipped_in_words(rerun: Rerun) -> str:
     return text % {"n": rerun.skipped}
 
 
-class RerunAdmin(_RerunAdmin):
+class RerunAdmin(ReadOnlyMixin, _RerunAdmin):
     """The re-runs that were asked for. Whoever may see missed runs may see them."""
 
     list_display = ("__str__", "requested_time", "requested_by", "total", "progress")
 
     class Media:
         css: ClassVar = {"all": ("celery_misfire/admin.css",)}
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Rerun | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Rerun | None = None) -> bool:
-        return False
 
     def has_view_permission(self, request: HttpRequest, obj: Rerun | None = None) -> bool:
         return request.user.has_perm("celery_misfire.view_missedfire")
@@ -111,6 +103,7 @@ class RerunAdmin(_RerunAdmin):
         return _("not finished: %(n)d of %(all)d records") % words
 
     @transaction.non_atomic_requests
+    @needs_tables
     def change_view(
         self,
         request: HttpRequest,

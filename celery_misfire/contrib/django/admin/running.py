@@ -158,9 +158,7 @@ class Runner:
         return note
 
     def _open(self) -> by_hand.Sender:
-        # Somebody else may go on with a re-run.
-        user = (self._rerun and self._rerun.requested_by) or self._user
-        who = "" if user is None else user.get_username()
+        who = "" if self._user is None else self._user.get_username().replace("|", "")
         request = f"rerun {self._rerun.pk}" if self._rerun else ""
         return by_hand.Sender(self._app, open_store(self._app), who, request)
 
