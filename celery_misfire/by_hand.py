@@ -142,48 +142,59 @@ def check(store: Store, id_: str) -> None:
     """
     if (claim := store.register(f"by-hand:{id_}")) is not None:
         raise AlreadyRun(str(claim).partition("|")[0])
-    # The page of the Django admin notes it in its table.
+    _check_started(store, id_)
+
+
+def _check_started(store: Store, id_: str) -> None:
     if isinstance(started := store.register(id_), registers.Started):
         raise AlreadyRun(started.host)
 
 
 def run_once(app: Celery, store: Store, entry: Sendable, id_: str, scheduled: int, who: str) -> None:
-    """Send the task of an entry for one occurrence, unless somebody has had that done before.
-
-    :param who: asks for it.
-    :raises AlreadyRun, CannotSend: nothing was sent, as far as one can know.
-    """
-    check(store, id_)
-    claim = f"{who}|{secrets.token_hex(8)}"
-    if (before := store.claim_by_hand(id_, claim)) != claim:
-        raise AlreadyRun(before.partition("|")[0])
-    sender = Sender(app)
+    """Send one occurrence as :meth:`Sender.run_once` does, for a request of its own."""
+    sender = Sender(app, store, who)
     try:
-        sender.send(entry, id_, scheduled, store.time())
-    except CannotSend:
-        store.unclaim_by_hand(id_, claim)
-        raise
+        sender.run_once(entry, id_, scheduled)
     finally:
         sender.close()
 
 
 class Sender:
-    """Sends entries by hand, as beat would send them, over one connection to the broker."""
+    """Sends entries by hand, as beat would send them, over one connection to the broker.
 
-    def __init__(self, app: Celery) -> None:
-        self._app, self._broker = app, Broker(app)
+    :param who: asks for it.
+    :param request: what was asked for. Under the same name it is sent again, with the same task id: the
+        process that sent it may have been killed before it could note that.
+    """
+
+    def __init__(self, app: Celery, store: Store, who: str, request: str = "") -> None:
+        self._app, self._store, self._broker = app, store, Broker(app)
+        self._who, self._request = who, request or secrets.token_hex(8)
         app.loader.import_default_modules()
 
     def close(self) -> None:
         self._broker.close()
 
-    def send(self, entry: Sendable, id_: str, scheduled: int, now: int) -> None:
-        """Send the task of an entry for one occurrence, with the arguments and options that it has now.
+    def run_once(self, entry: Sendable, id_: str, scheduled: int) -> None:
+        """Send the task of an entry for one occurrence, unless somebody has had that done before.
 
         :param id_: see :func:`task_id`.
-        :param scheduled: and `now`: in milliseconds UTC.
-        :raises BrokerAway, CannotSend: it was not sent, as far as one can know.
+        :param scheduled: in milliseconds UTC.
+        :raises AlreadyRun, BrokerAway, CannotSend: nothing was sent, as far as one can know.
+        :raises StoreUnavailable: the same, as nobody can know whether it was run before.
         """
+        claim = self._store.claim_by_hand(id_, f"{self._who}|{self._request}")
+        who, _, request = claim.partition("|")
+        if request != self._request:
+            raise AlreadyRun(who)
+        _check_started(self._store, id_)
+        try:
+            self._send(entry, id_, scheduled, self._store.time())
+        except CannotSend:
+            self._store.unclaim_by_hand(id_, claim)
+            raise
+
+    def _send(self, entry: Sendable, id_: str, scheduled: int, now: int) -> None:
         header = fire.header(
             entry=entry.name,
             scheduled=scheduled,

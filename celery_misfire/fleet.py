@@ -1,7 +1,7 @@
-"""All beats and all entries of a namespace, in one look: what the command line shows, and pages can.
+"""All beats and all entries of a namespace, in one look: for the command line and the Django admin.
 
-It reads: one call for the beats, one for the records, one for the counts. Moments are milliseconds of the
-store's clock.
+:func:`read` makes one call for the beats, one for the records, one for the counts. Moments are milliseconds
+of the store's clock.
 """
 
 from __future__ import annotations
@@ -103,6 +103,11 @@ class Fleet:
     def beats(self) -> list[Beat]:
         """The beats that were heard of lately, the leader first."""
         return beats_in(self.sight)
+
+    @property
+    def standbys(self) -> list[Beat]:
+        """The beats that stand by, and are well."""
+        return [beat for beat in self.beats if not beat.leads and beat.is_well]
 
     @property
     def leader(self) -> str:

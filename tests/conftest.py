@@ -17,6 +17,7 @@ from tests.support.django_project import (  # noqa: F401 - fixtures
     any_site,
     migrated_file,
     postgres,
+    postgres_server,
     postgres_site,
     site,
 )

@@ -2,106 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from example_project.child_process import Child
-from example_project.demo.site import PASSWORD, USER, Site
-from tests.support.browser import chromium, find_chromium
+from example_project.demo.site import PASSWORD, USER
 from tests.support.processes import wait_for
-from tests.support.redis_server import RedisServer
-from tests.support.services import skip_without_service
+from tests.support.shop import ON_BOTH, ON_POSTGRES, ON_SQLITE, VIEWER, Shop
 
 playwright = pytest.importorskip("playwright.sync_api")
 
 NAME = "stock prices of today"
-VIEWER = "viewer"
 FLEET = "/admin/celery_misfire/fleet/"
-
-#: What the tests need beside what the shop has: a period to choose, and somebody who may look.
-SEED = f"""
-import django; django.setup()
-from django.contrib.auth.models import Permission, User
-from django_celery_beat.models import IntervalSchedule, PeriodicTask
-IntervalSchedule.objects.create(every=2, period="seconds")
-viewer = User.objects.create_user("{VIEWER}", password="{PASSWORD}", is_staff=True)
-viewer.user_permissions.set(Permission.objects.filter(codename__in=["view_missedfire", "view_periodictask"]))
-"""
-
-
-# Not for the session: while it is open an event loop runs in this thread, and Django takes no query there.
-@pytest.fixture(scope="module")
-def browser() -> Iterator[playwright.Browser]:
-    program = find_chromium()
-    if program is None:
-        skip_without_service("no chromium on this machine")
-    with chromium(program) as browser:
-        yield browser
-
-
-class Shop(Site):
-    """The example site with its web server, and nothing on its schedule but what the tests put there."""
-
-    address = ""
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return super().environment | {"SHOP_ENTRIES": "none"}
-
-    def open(self, prepared: Path) -> None:
-        """Serve a copy of the prepared database, which the first one makes."""
-        if not prepared.exists():
-            self.prepare()
-            self.python(SEED)
-            shutil.copy(self.database, prepared)
-        shutil.copy(prepared, self.database)
-        self.address = self.serve().removesuffix("admin/")
-
-    def python(self, code: str) -> str:
-        """Run code in the site's environment; return what it prints."""
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | self.environment,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        return done.stdout
-
-    def page(self, browser: playwright.Browser, user: str | None = USER) -> playwright.Page:
-        """Return a new window, in which this user has logged in."""
-        page = browser.new_context(base_url=self.address).new_page()
-        page.set_default_timeout(20_000)
-        if user:
-            page.goto("/admin/")
-            page.fill("#id_username", user)
-            page.fill("#id_password", PASSWORD)
-            page.click("input[type=submit]")
-        return page
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shop") / "prepared.sqlite3"
-
-
-@pytest.fixture
-def shop(redis_server: RedisServer, tmp_path: Path, prepared: Path) -> Iterator[Shop]:
-    shop = Shop(tmp_path, redis_server.url)
-    try:
-        shop.open(prepared)
-        yield shop
-    finally:
-        shop.stop()
 
 
 def missed_in(page: playwright.Page) -> int:
@@ -115,6 +31,7 @@ def until_missed(page: playwright.Page, shop: Shop, beat: Child) -> int:
     return missed_in(page)
 
 
+@ON_BOTH
 @pytest.mark.takes(26)
 @pytest.mark.timeout(240)
 def test_somebody_chooses_an_instruction_sees_what_was_missed_and_runs_one_of_them(
@@ -132,7 +49,7 @@ def test_somebody_chooses_an_instruction_sees_what_was_missed_and_runs_one_of_th
     assert "was added successfully" in page.inner_text(".messagelist")
 
     beat = shop.start_beat()
-    wait_for(lambda: shop.runs() or not beat.alive, 60, what="the first run")
+    wait_for(lambda: shop.journal() or not beat.alive, 60, what="the first run")
     beat.kill()
     away_from = datetime.now(UTC)
     wait_for(lambda: (datetime.now(UTC) - away_from).total_seconds() > 6, 30)
@@ -146,14 +63,15 @@ def test_somebody_chooses_an_instruction_sees_what_was_missed_and_runs_one_of_th
     assert NAME in text
     assert "Skip missed runs" in text
     wanted = page.locator("section[aria-labelledby=misfire-occurrences] tbody tr").nth(1)
-    before = {run["scheduled_fire_time"] for run in shop.runs()}
+    before = {run["scheduled_fire_time"] for run in shop.journal()}
     wanted.get_by_role("link", name=re.compile("Re-run the occurrence")).click()
     assert "original scheduled fire time" in page.inner_text("#content")
     page.get_by_role("button", name="Yes, run now").click()
 
-    late = wait_for(
-        lambda: [run for run in shop.runs() if run["scheduled_fire_time"] not in before], 30, what="the run"
-    )
+    def late_runs() -> list[Any]:
+        return [run for run in shop.journal() if run["scheduled_fire_time"] not in before]
+
+    late = wait_for(late_runs, 30, what="the run")
     assert len(late) == 1
     assert late[0]["entry"] == NAME
     assert late[0]["outcome"] == "recovered"
@@ -167,7 +85,7 @@ def test_somebody_chooses_an_instruction_sees_what_was_missed_and_runs_one_of_th
     again = re.compile("Re-run the occurrence")
     assert rows.nth(1).get_by_role("link", name=again).count() == 0
     assert rows.nth(0).get_by_role("link", name=again).count() == 1
-    assert len([run for run in shop.runs() if run["scheduled_fire_time"] not in before]) == 1
+    assert len(late_runs()) == 1
 
     viewer = shop.page(browser, VIEWER)
     viewer.goto(page.url)
@@ -186,6 +104,7 @@ def test_somebody_chooses_an_instruction_sees_what_was_missed_and_runs_one_of_th
         assert nobody.locator("#id_password").count() == 1
 
 
+@ON_SQLITE
 @pytest.mark.timeout(240)
 def test_the_picture_of_what_if_changes_with_the_instruction(shop: Shop, browser: playwright.Browser):
     number = shop.python(
@@ -235,7 +154,8 @@ print(PeriodicTask.objects.get(name="long").pk)
 """
 
 
-@pytest.mark.takes(40)
+@ON_POSTGRES
+@pytest.mark.takes(14)
 @pytest.mark.timeout(240)
 def test_somebody_dismisses_one_and_runs_all_the_others_with_progress(
     shop: Shop, browser: playwright.Browser
@@ -264,7 +184,7 @@ def test_somebody_dismisses_one_and_runs_all_the_others_with_progress(
     assert "1 record, 2 missed runs, 2 open." in page.inner_text("#content")
 
 
-@pytest.mark.takes(40)
+@pytest.mark.takes(14)
 @pytest.mark.timeout(240)
 def test_no_page_has_a_serious_fault_for_those_who_see_or_hear_less(shop: Shop, browser: playwright.Browser):
     key = shop.python(RECORDS).split()[-1]
@@ -290,7 +210,8 @@ def test_no_page_has_a_serious_fault_for_those_who_see_or_hear_less(shop: Shop, 
     assert found == {}
 
 
-@pytest.mark.takes(30)
+@ON_SQLITE
+@pytest.mark.takes(12)
 @pytest.mark.timeout(240)
 def test_the_page_of_all_tasks_brings_itself_up_to_date_and_holds_them(
     shop: Shop, browser: playwright.Browser
@@ -317,6 +238,8 @@ def test_the_page_of_all_tasks_brings_itself_up_to_date_and_holds_them(
     page.fill("#id_reason", "the move")
     page.get_by_role("button", name="Hold all tasks").click()
     assert "All tasks will be held until" in page.inner_text(".messagelist >> nth=0")
+    # No route holds for the page that a form leads to.
+    page.goto(FLEET)
     page.get_by_text("(the move)").first.wait_for(timeout=60_000)
     # Nothing is taken away from under somebody's hands.
     page.get_by_label("Choose long").check()

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from kombu.exceptions import OperationalError
 
-from celery_misfire import fire
+from celery_misfire import by_hand, fire
 from celery_misfire.events import Sent, SentTogether
 from celery_misfire.misfire import to_millis
+from example_project.child_process import free_port
+from tests.support.admin_site import NAMESPACE as ADMIN_NAMESPACE
 from tests.support.admin_site import AdminSite, now
 from tests.support.processes import NAMESPACE, Message, Project, published, wait_for
 
@@ -344,6 +346,45 @@ def test_an_occurrence_is_run_once_whoever_asks(site: AdminSite) -> None:
     assert "There is nothing to run" in page(bob, f"{LIST}run/?run={record.pk}")
 
 
+def test_what_the_command_line_has_run_is_not_run_again_and_no_longer_open(site: AdminSite) -> None:
+    from celery_misfire.contrib.django.models import OccurrenceRun
+
+    hourly()
+    record = missed(count=2)
+    sendable = by_hand.Sendable("reports", "shop.reports")
+    id_ = by_hand.task_id(ADMIN_NAMESPACE, "reports", to_millis(NINE))
+    by_hand.run_once(site.app, site.store, sendable, id_, to_millis(NINE), "ann@shop")
+    client = site.client(*RUN)
+    text = run(client, record.pk)
+    assert "1 was already re-run; not sent again." in text
+    assert "1 occurrence was sent." in text
+    assert [message.id for message in sent(site)].count(id_) == 1
+    assert len(sent(site)) == OccurrenceRun.objects.count() == 2
+    assert "2 missed runs, 0 open." in page(client, LIST)
+
+
+def test_the_command_line_does_not_run_what_the_admin_has_run(site: AdminSite) -> None:
+    hourly()
+    run(site.client(*RUN), name_of(missed()))
+    [message] = sent(site)
+    with pytest.raises(by_hand.AlreadyRun, match="user0"):
+        by_hand.check(site.store, message.id)
+
+
+def test_without_redis_nobody_knows_what_was_run_so_nothing_is_sent(site: AdminSite) -> None:
+    from celery_misfire.contrib.django.models import OccurrenceRun
+
+    hourly()
+    record = missed()
+    client = site.client(*RUN)
+    with site.settings(misfire_redis_url=f"redis://127.0.0.1:{free_port()}"):
+        text = run(client, record.pk)
+    assert "Redis does not answer, so nobody knows whether it was re-run." in text
+    assert "Go on" in text
+    assert sent(site) == []
+    assert not OccurrenceRun.objects.exists()
+
+
 def test_the_history_says_who_ran_what(site: AdminSite) -> None:
     from django.contrib.admin.models import LogEntry
 
@@ -580,23 +621,22 @@ def test_what_could_not_be_sent_can_be_run_again_and_the_rest_is_left(site: Admi
 def test_a_broker_that_fails_in_the_middle_loses_nothing_and_doubles_nothing(
     site: AdminSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from celery_misfire.contrib.django.admin import sending
     from celery_misfire.contrib.django.models import Rerun
 
     hourly("gone").delete()
     hourly()
     record, names = missed(count=4), []
-    real = sending.Sender.send
+    real = by_hand.Sender.run_once
 
     def fails_at_the_third(self: Any, message: Any, id_: str, scheduled: int) -> None:
         if len(names) == 2:
-            raise sending.BrokerAway("away")
+            raise by_hand.BrokerAway("away")
         names.append(id_)
         real(self, message, id_, scheduled)
 
     client = site.client(*RUN)
     with monkeypatch.context() as patch:
-        patch.setattr(sending.Sender, "send", fails_at_the_third)
+        patch.setattr(by_hand.Sender, "run_once", fails_at_the_third)
         run(client, missed("gone").pk, record.pk)
     rerun = Rerun.objects.get()
     assert (rerun.runs.count(), rerun.finished_at) == (2, None)
@@ -715,8 +755,10 @@ def test_a_worker_runs_it_once_with_its_original_time_and_never_takes_it_for_the
         project.configure({}, misfire_instruction="do_nothing", misfire_threshold=0.001)
         RedisStore(site.url, NAMESPACE).settle([lost], registers.Missed("scheduler_down"))
         run(site.client(*RUN), name_of(record))
-        # The row is gone, as if sending had failed after the message had left.
+        # Note and claim are gone, as if sending had failed after the message had left.
         OccurrenceRun.objects.all().delete()
+        [claim] = site.store._redis.keys("*by-hand:*")  # type: ignore[union-attr,misc]
+        site.store._redis.delete(claim)
         run(site.client(*RUN), name_of(record))
         assert len(sent(site)) == 2
         project.worker()
@@ -859,6 +901,26 @@ def test_a_step_that_was_killed_sends_nothing_twice(site: AdminSite) -> None:
     told = finished(client, client.get(f"{RERUNS}{rerun.pk}/change/"))
     assert "3 of 3: 3 sent, 0 not sent." in told
     assert times(sent(site)) == ["08:00", "09:00", "10:00"]
+
+
+def test_a_step_that_was_killed_before_its_notes_were_kept_sends_under_the_same_ids(site: AdminSite) -> None:
+    from celery_misfire.contrib.django.admin.reruns import Part, previews, start
+    from celery_misfire.contrib.django.admin.running import Runner
+    from celery_misfire.contrib.django.models import OccurrenceRun
+
+    task = hourly()
+    record = missed(count=2)
+    client = site.client(*RUN)
+    rerun = start(previews(site.app, [Part(record)]), None)
+    runner = Runner(site.app, None, rerun)
+    runner.run(record, task, to_millis(NINE))
+    runner.close()
+    OccurrenceRun.objects.all().delete()
+    told = finished(client, client.get(f"{RERUNS}{rerun.pk}/change/"))
+    assert "2 of 2: 2 sent, 0 not sent." in told
+    assert times(sent(site)) == ["08:00", "08:00", "09:00"]
+    first, again, _ = sent(site)
+    assert first.id == again.id
 
 
 # -- forgetting --------------------------------------------------------------------------------------------

@@ -407,30 +407,56 @@ def test_another_apps_columns_inlines_and_fieldsets_stay(site: AdminSite) -> Non
     assert their_site.is_registered(MissedFire)
 
 
-def test_tables_that_are_not_migrated_are_told_and_break_no_page(
-    site: AdminSite, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(params=["none", "those of an older version"])
+def not_migrated(request: pytest.FixtureRequest, site: AdminSite, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A site with a task, whose tables of ours are not those of this version; which they are."""
+    from django.apps import apps
     from django.db import connection
 
     from celery_misfire.contrib.django import database
 
-    task = hourly("a")
+    site.plan(hourly("a"))
     monkeypatch.setattr(database, "_migrated", set())
-    # As if the last migration had not been run.
+    models: Any = apps.get_app_config("celery_misfire").get_models()
+    tables = [model._meta.db_table for model in models if not model._meta.proxy]
+    away = [f"ALTER TABLE {table} RENAME TO gone_{table}" for table in tables]
+    back = [f"ALTER TABLE gone_{table} RENAME TO {table}" for table in tables]
+    if request.param != "none":
+        # As if the last migration had not been run.
+        away = ["ALTER TABLE celery_misfire_missedfire DROP COLUMN note"]
+        back = ["ALTER TABLE celery_misfire_missedfire ADD COLUMN note text NOT NULL DEFAULT ''"]
     with connection.cursor() as cursor:
-        cursor.execute("ALTER TABLE celery_misfire_missedfire DROP COLUMN note")
-    client, told = site.client(*EDIT, "delete_periodictask"), "Run: manage.py migrate"
-    try:
-        for url in (LIST, f"{LIST}?misfires=missed", f"{LIST}add/", f"{LIST}{task.pk}/change/"):
-            assert body(client, url).count(told) == 1, url
-        assert told in client.get("/admin/celery_misfire/missedfire/", follow=True).content.decode()
-        for page in ("timeline", "what-if"):
-            body(client, f"{LIST}{task.pk}/{page}/")
-        answer = client.post(f"{LIST}{task.pk}/change/", form(body(client, f"{LIST}{task.pk}/change/")))
-        assert answer.status_code == 302
-    finally:
-        with connection.cursor() as cursor:
-            cursor.execute("ALTER TABLE celery_misfire_missedfire ADD COLUMN note text NOT NULL DEFAULT ''")
+        for statement in away:
+            cursor.execute(statement)
+        yield request.param
+        for statement in back:
+            cursor.execute(statement)
+
+
+def test_tables_that_are_not_migrated_are_told_and_break_no_page(site: AdminSite, not_migrated: str) -> None:
+    from django_celery_beat.models import PeriodicTask
+
+    task = PeriodicTask.objects.get()
+    client, told = site.client(superuser=True), "Run: manage.py migrate"
+    for url in (LIST, f"{LIST}?misfires=missed", f"{LIST}?o=1", f"{LIST}add/", f"{LIST}{task.pk}/change/"):
+        assert body(client, url).count(told) == 1, url
+    ours = "/admin/celery_misfire/"
+    pages = [
+        f"{LIST}{task.pk}/timeline/",
+        f"{LIST}{task.pk}/what-if/",
+        f"{ours}fleet/",
+        f"{ours}fleet/what-if/",
+    ]
+    pages += [f"{ours}{name}/" for name in ("missedfire", "rerun", "missedfire/run", "fleet/control")]
+    pages += [f"{ours}{name}/1/change/" for name in ("missedfire", "rerun")]
+    pages += [f"{ours}missedfire/1/history/", f"{ours}rerun/1/history/", f"{ours}missedfire/1/dismiss/"]
+    for url in pages:
+        answer = client.get(url, follow=True)
+        assert (answer.status_code, told in answer.content.decode()) == (200, True), url
+    assert client.get(f"{ours}fleet/health.json").json()["reason"] == "migrations are missing"
+    assert b"not known" in client.get(f"{ours}fleet/badge.svg").content
+    answer = client.post(f"{LIST}{task.pk}/change/", form(body(client, f"{LIST}{task.pk}/change/")))
+    assert answer.status_code == 302
 
 
 # -- the form ----------------------------------------------------------------------------------------------

@@ -314,6 +314,98 @@ def test_an_end_that_nobody_saw_is_not_told_with_the_next_outage(site: AdminSite
     assert "for 5\xa0minutes" in outbox[-1].body
 
 
+class Pauses:
+    """Stands for the end of the process: it counts the waits, and makes the mail server answer after some."""
+
+    def __init__(self, answers_after: int) -> None:
+        self.waited, self.answers_after = list[float](), answers_after
+
+    def is_away(self) -> bool:
+        return len(self.waited) < self.answers_after
+
+    def wait(self, seconds: float) -> bool:
+        self.waited.append(seconds)
+        return False
+
+
+@pytest.fixture
+def pauses(outbox: list[Any], monkeypatch: pytest.MonkeyPatch) -> Pauses:
+    """A mail server that answers at the fourth try; nobody waits for it really."""
+    from django.core import mail as django_mail
+
+    from celery_misfire.contrib.django import mail
+
+    pauses, real = Pauses(3), django_mail.send_mail
+
+    def send_mail(*args: Any) -> int:
+        if pauses.is_away():
+            raise ConnectionRefusedError
+        return real(*args)
+
+    monkeypatch.setattr(mail._Waiting, "ends", pauses)
+    monkeypatch.setattr(mail, "send_mail", send_mail)
+    return pauses
+
+
+def test_the_mail_that_beat_is_down_is_tried_again_at_growing_intervals(
+    site: AdminSite, outbox: list[Any], pauses: Pauses
+):
+    with site.settings(misfire_mail_to=OPS):
+        down("nightly")
+        assert len(pauses.waited) == 3
+        assert pauses.waited == sorted(set(pauses.waited))
+        back(5)
+    assert [mail.subject.split(":")[0] for mail in outbox] == [
+        "[Django] Beat is down",
+        "[Django] Beat is back",
+    ]
+
+
+def test_beat_is_not_said_to_be_down_when_it_is_back_meanwhile(
+    site: AdminSite, outbox: list[Any], pauses: Pauses, monkeypatch: pytest.MonkeyPatch
+):
+    from celery_misfire.contrib.django.mail import tell_recovered
+
+    real = pauses.wait
+
+    def wait(seconds: float) -> bool:
+        if len(pauses.waited) == 1:
+            tell_recovered(NOW + 2 * MINUTE)
+        return real(seconds)
+
+    monkeypatch.setattr(pauses, "wait", wait)
+    with site.settings(misfire_mail_to=OPS):
+        down("nightly")
+        assert len(pauses.waited) == 2
+        assert outbox == []
+        pauses.waited.append(0)
+        send(3)
+    # Who has not heard of it yet hears when it was.
+    [mail] = outbox
+    assert mail.subject == "[Django] Beat is back: no missed runs"
+    assert "for 4\xa0minutes" in mail.body
+
+
+def test_a_mail_server_that_stays_away_is_not_asked_for_ever(
+    site: AdminSite, outbox: list[Any], pauses: Pauses, caplog: pytest.LogCaptureFixture
+):
+    pauses.answers_after = 10**6
+    with site.settings(misfire_mail_to=OPS):
+        down("nightly")
+        assert 3 < len(pauses.waited) < 12
+        assert caplog.text.count("no mail about misfires") == len(pauses.waited) + 1
+    assert outbox == []
+
+
+def test_the_mail_about_missed_runs_is_tried_again_too(site: AdminSite, outbox: list[Any], pauses: Pauses):
+    from celery_misfire.contrib.django import mail
+
+    with site.settings(misfire_mail_to=OPS):
+        keep(MISSED)
+        mail._send_when_quiet()
+    assert [mail.subject for mail in outbox] == ["[Django] 4 missed runs of nightly"]
+
+
 def test_alarms_are_forgotten_with_the_records_of_their_time(site: AdminSite, outbox: list[Any]):
     from celery_misfire.contrib.django.models import Alarm
     from celery_misfire.contrib.django.recording import forget

@@ -191,15 +191,21 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """A server with a database ``migrated``; without the programs the test is skipped, as without Redis."""
+def postgres_server() -> Iterator[Postgres]:
+    """A server without databases; without the programs the test is skipped, as without Redis."""
     programs = find_postgres()
     if programs is None or importlib.util.find_spec("psycopg") is None:
         missing = "No PostgreSQL server on this machine" if programs is None else "No psycopg"
         skip_without_service(missing)
     with Postgres(programs) as server:
-        migrate(server.create("migrated"))
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_server: Postgres) -> Postgres:
+    """The server with a database ``migrated``."""
+    migrate(postgres_server.create("migrated"))
+    return postgres_server
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ is due: :mod:`celery_misfire.beat` has the loop, :mod:`~celery_misfire.contrib.d
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
@@ -33,14 +32,14 @@ from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenE
 from celery_misfire.events import Event, GaveUp, Misfired, Sent
 from celery_misfire.exceptions import MisfireConfigError, PublishRejected
 from celery_misfire.fire import LONGEST_NAME
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.records import Definition
 from celery_misfire.triggers.asked import AskedTrigger
 from celery_misfire.triggers.kinds import trigger_for
 
 __all__ = ["DatabaseScheduler"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: The keys that an entry of ``beat_schedule`` may have for its row, beside Celery's own.
 ROW_KEYS = ("enabled", "one_off", "start_time", "expires", "description")
@@ -121,13 +120,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
             if dropped := sorted(options.keys() - set(ROW_OPTIONS)):
                 hint = " Use 'expire_seconds'." if "expires" in dropped else ""
                 what = ", ".join(map(repr, dropped))
-                logger.warning(
-                    "beat: %s.options: a row has no column for %s.%s",
-                    place,
-                    what,
-                    hint,
-                    extra=log_fields("advice"),
-                )
+                say.warning("advice", "%s.options: a row has no column for %s.%s", place, what, hint)
             if isinstance(schedule, clocked):
                 own["one_off"] = True
             policy = _policy_fields(self._entries.misfire_keys.pop(name, None))
@@ -135,12 +128,7 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
             return
         if unused := sorted(own.keys() - {"enabled", "description"}):
             what = ", ".join(map(repr, unused))
-            logger.warning(
-                "beat: %s: its schedule has no model, so %s has no effect",
-                place,
-                what,
-                extra=log_fields("advice"),
-            )
+            say.warning("advice", "%s: its schedule has no model, so %s has no effect", place, what)
         if own.get("enabled", True):
             fields = {**given, "name": name, "schedule": schedule, "app": self.app}
             self._schedule[name] = ScheduleEntry(**{k: v for k, v in fields.items() if k not in ROW_KEYS})
@@ -206,11 +194,8 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
             return True
         if row.is_single_run and record.state.previous_fire_time is None and name not in self._warned:
             self._warned.add(name)
-            logger.warning(
-                "beat: periodic task %r never fires: its time had passed when beat saw it",
-                name,
-                extra=log_fields("problem", entry=name),
-            )
+            told = "periodic task %r never fires: its time had passed when beat saw it"
+            say.warning("problem", told, name, entry=name)
         # A row that neither ran nor was missed stays enabled: somebody may want to give it another time.
         return row.is_single_run and record.state.previous_fire_time is not None
 

@@ -9,7 +9,6 @@ alone sends each mail.
 from __future__ import annotations
 
 import atexit
-import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -17,7 +16,7 @@ from typing import Any
 
 from celery import current_app
 from django.core.mail import send_mail
-from django.db import connections
+from django.db import close_old_connections, connections
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf.settings import Settings, read_settings
@@ -28,13 +27,13 @@ from celery_misfire.contrib.django.moments import as_stored, now
 from celery_misfire.contrib.django.rows import key_in_name
 from celery_misfire.contrib.django.state import open_store, records_of
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.misfire import Reason, to_millis
 from celery_misfire.signals import beat_overdue, beat_recovered
 
 __all__ = ["MAIL_INTERVAL", "install", "is_wanted", "mail_soon", "send_due", "tell_overdue", "tell_recovered"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "mail")
 
 #: The shortest time between two mails about one task to one address; the later one tells what came between.
 #: Outages have a mail of their own, however soon they come.
@@ -43,6 +42,8 @@ MAIL_INTERVAL = timedelta(hours=1)
 MAIL_WITHIN = timedelta(days=1)
 #: A mail waits until nothing new has come for so long, in seconds, and at most so many times.
 QUIET, MOST_WAITS = 3.0, 10
+#: How long a mail that cannot be sent waits before each further try, in seconds; then it is given up.
+RETRIES = (30, 60, 120, 300, 600, 1200, 2400, 3600)
 #: A process that ends waits so long for the mail server, in seconds.
 EXIT_TIMEOUT = 10.0
 #: The name of each thread that sends mail.
@@ -81,6 +82,8 @@ def _on_recovered(**_: Any) -> None:
 def tell_overdue(entries: Sequence[str], since: int, at: int) -> None:
     """Send the mail that no beat runs and these entries are overdue, to all that care for one of them.
 
+    One that cannot be sent is tried again, as long as no beat runs; this returns when that is done.
+
     :raises django.db.Error: when the database fails.
     """
     people = _People()
@@ -88,13 +91,24 @@ def tell_overdue(entries: Sequence[str], since: int, at: int) -> None:
     groups = people.groups([(name, people.of(rows.get(name))) for name in entries])
     # It ends the alarm before, whose end nobody saw.
     Alarm.objects.filter(over_at=None).update(over_at=as_stored(at), over_mailed_at=as_stored(at))
-    alarm = Alarm.objects.create(since=as_stored(since), raised_at=as_stored(at), entries=len(entries))
+    # Whoever cannot be told of its begin is told of its end.
+    alarm = Alarm.objects.create(
+        since=as_stored(since),
+        raised_at=as_stored(at),
+        entries=len(entries),
+        mailed_to=[address for _names, addresses in groups for address in addresses],
+    )
     due = _due(entries) if groups else {}
+    mails = []
     for names, addresses in groups:
         told = [(name, rows.get(name), due.get(name)) for name in names]
-        if _send(addresses, *texts.overdue(told, since, people.site_url)):
-            alarm.mailed_to += addresses
-    alarm.save(update_fields=["mailed_to"])
+        mails.append((addresses, *texts.overdue(told, since, people.site_url)))
+    for pause in (*RETRIES, None):
+        mails = [mail for mail in mails if not _send(*mail)]
+        if not mails or pause is None or _is_ended_within(pause):
+            return
+        if not Alarm.objects.filter(pk=alarm.pk, over_at=None).exists():
+            return
 
 
 def _due(entries: Sequence[str]) -> dict[str, int | None]:
@@ -117,11 +131,10 @@ def tell_recovered(at: int) -> None:
 # -- beat is back, and what was missed ---------------------------------------------------------------------
 
 
-def send_due(at: int) -> None:
+def send_due(at: int) -> bool:
     """Send the mails about all that has not been told: alarms that are over, and missed runs.
 
-    A mail that cannot be sent is tried again with the next one.
-
+    :returns: False when one could not be sent; the next call sends it.
     :raises django.db.Error: when the database fails.
     """
     people, moment = _People(), as_stored(at)
@@ -136,13 +149,16 @@ def send_due(at: int) -> None:
     told: list[tuple[Alarm | MissedFire, Collection[str]]]
     told = [(alarm, alarm.mailed_to) for alarm in alarms]
     told += [(record, people.of(record.periodic_task_id)) for record in records]
+    all_went = True
     for items, addresses in people.groups(told):
         over = [item for item in items if isinstance(item, Alarm)]
         missed = [item for item in items if isinstance(item, MissedFire)]
         if not _send(addresses, *texts.missed(over, missed, people.site_url)):
+            all_went = False
             Alarm.objects.filter(pk__in=[a.pk for a in over]).update(over_mailed_at=None)
             for some in _chunks(missed):
                 MissedFire.objects.filter(pk__in=[m.pk for m in some]).update(mailed_at=None)
+    return all_went
 
 
 def _untold(people: _People, moment: datetime) -> list[MissedFire]:
@@ -246,7 +262,7 @@ def _send(addresses: Sequence[str], subject: str, text: str) -> bool:
         send_mail(subject, text, None, list(addresses))
     except Exception as exc:
         # The log leaves out the text of the error, which may have the address or the password of the server.
-        logger.error("no mail about misfires: %s", type(exc).__name__, extra=log_fields("no_mail"))
+        say.error("no_mail", "no mail about misfires: %s", type(exc).__name__)
         return False
     return True
 
@@ -283,10 +299,26 @@ def _send_when_quiet() -> None:
         before, newest = newest, MissedFire.objects.order_by("-pk").values_list("pk", flat=True).first()
         if newest == before or _Waiting.ends.wait(QUIET):
             break
-    with _Waiting.lock:
-        # What comes from now on needs another look.
-        _Waiting.thread = None
-    send_due(now())
+    for pause in (*RETRIES, None):
+        with _Waiting.lock:
+            # What comes from now on needs another look.
+            _Waiting.thread = None
+        if send_due(now()) or pause is None:
+            return
+        with _Waiting.lock:
+            if _Waiting.thread is not None:
+                # Another one looks, and tries this again as well.
+                return
+            _Waiting.thread = threading.current_thread()
+        if _is_ended_within(pause):
+            return
+
+
+def _is_ended_within(pause: float) -> bool:
+    """Wait so many seconds; return True when the process ends meanwhile."""
+    # No connection is kept for that long.
+    close_old_connections()
+    return _Waiting.ends.wait(pause)
 
 
 @atexit.register
@@ -306,7 +338,7 @@ def _in_thread(do: Callable[[], object]) -> threading.Thread:
             if is_migrated():
                 do()
         except Exception as exc:
-            logger.error("no mail about misfires: %s", type(exc).__name__, extra=log_fields("no_mail"))
+            say.error("no_mail", "no mail about misfires: %s", type(exc).__name__)
         finally:
             connections.close_all()
 

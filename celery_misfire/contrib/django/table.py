@@ -6,7 +6,6 @@ written: how often each row ran and when, and which rows are finished. While the
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +38,7 @@ from celery_misfire.contrib.django.rows import (
 )
 from celery_misfire.contrib.django.updates import RowUpdates, in_chunks
 from celery_misfire.exceptions import MisfireConfigError
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 from celery_misfire.misfire import ENDLESS, Trigger, TriggerType
 from celery_misfire.misfire import MisfirePolicy as Policy
 from celery_misfire.records import Definition
@@ -49,7 +48,7 @@ from celery_misfire.trouble import Trouble
 
 __all__ = ["LOOK_EVERY", "Row", "Table", "WrittenEntry"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: Seconds between two looks whether django-celery-beat knows of a change, and between two tries.
 LOOK_EVERY = 2.5
@@ -228,11 +227,7 @@ class Table:
             self._look_at = time.monotonic() + LOOK_EVERY
         length = self._trouble.end(time.monotonic())
         if length is not None:
-            logger.info(
-                "beat: the database answers again after %.0f s",
-                length,
-                extra=log_fields("database_available"),
-            )
+            say.info("database_available", "the database answers again after %.0f s", length)
 
     def _forget(self) -> None:
         keep = self._settings.keep_missed
@@ -252,13 +247,8 @@ class Table:
         if self.was_read.is_set():
             goes_on = f"going on with {len(self.rows)} as they were, counters are written later"
         hint = " Has `manage.py migrate` been run?" if "celery_misfire_" in problem else ""
-        logger.error(
-            "beat: the periodic tasks cannot be read (%s); %s.%s",
-            problem,
-            goes_on,
-            hint,
-            extra=log_fields("database_unavailable"),
-        )
+        what = "the periodic tasks cannot be read (%s); %s.%s"
+        say.error("database_unavailable", what, problem, goes_on, hint)
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -292,16 +282,15 @@ class Table:
         self.rows = {entry_name(row.task): row for row in by_key.values()}
         if not self.was_read.is_set():
             self._warn_of_policies()
-        extra = log_fields("tables_read", count=len(by_key))
-        what = "beat: %d periodic tasks, %d of them new or changed"
-        logger.info(what, len(by_key), len(changed), extra=extra)
+        what = "%d periodic tasks, %d of them new or changed"
+        say.info("tables_read", what, len(by_key), len(changed), count=len(by_key))
 
     def _warn_of_policies(self) -> None:
         names = {row.task.name for row in self.rows.values()}
         others = {name: policy for name, policy in self._settings.policies.items() if name not in names}
         settings = replace(self._settings, policies=others)
         for warning in unknown_policies(self._app, settings, self.rows.keys()):
-            logger.warning("beat: %s", warning, extra=log_fields("advice"))
+            say.warning("advice", "%s", warning)
 
     def _row(self, task: PeriodicTask, misfire: object) -> Row:
         name = entry_name(task)
@@ -311,20 +300,14 @@ class Table:
             if isinstance(exc.__cause__, Error):
                 # The database failed, not the row.
                 raise exc.__cause__ from None
-            logger.error(
-                "beat: periodic task %r is left out: %s", name, exc, extra=log_fields("problem", entry=name)
-            )
+            say.error("problem", "periodic task %r is left out: %s", name, exc, entry=name)
             return Row(self._app, task, None, self._entry_class)
         try:
             policy = self._policy(task, misfire, trigger.trigger_type)
         except MisfireConfigError as exc:
             # A task that runs by the site's policy is better than one that does not run.
-            logger.error(
-                "beat: the policy of periodic task %r is not used: %s",
-                name,
-                exc,
-                extra=log_fields("problem", entry=name),
-            )
+            what = "the policy of periodic task %r is not used: %s"
+            say.error("problem", what, name, exc, entry=name)
             policy = site_policy(task, trigger, self._settings)
         definition = Definition(
             name,
@@ -354,8 +337,7 @@ class Table:
         except Exception as exc:
             if isinstance(exc, OSError) or type(exc).__module__ == "django.db.utils":
                 raise
-            extra = log_fields("problem", entry=name)
-            logger.error("beat: entry %r cannot be written as a row: %s", name, exc, extra=extra)
+            say.error("problem", "entry %r cannot be written as a row: %s", name, exc, entry=name)
 
 
 def _read_schedules(tasks: Sequence[PeriodicTask]) -> None:

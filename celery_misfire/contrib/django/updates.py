@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import defaultdict
 from collections.abc import Iterable
@@ -12,11 +11,11 @@ from django.db.models import F
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.contrib.django.rows import entry_name, to_last_run_at
-from celery_misfire.log_lines import log_fields
+from celery_misfire.log_lines import Log
 
 __all__ = ["ROWS_PER_STATEMENT", "RowUpdates", "in_chunks"]
 
-logger = logging.getLogger(__name__)
+say = Log(__name__, "beat")
 
 #: One statement reads or writes at most this many rows.
 ROWS_PER_STATEMENT = 500
@@ -105,8 +104,7 @@ def _write_finished(finished: dict[int, PeriodicTask]) -> None:
             values["total_run_count"] = 0
         if unedited.update(**values):
             name = entry_name(task)
-            extra = log_fields("finished", entry=name)
-            logger.info("beat: periodic task %r is finished, and disabled", name, extra=extra)
+            say.info("finished", "periodic task %r is finished, and disabled", name, entry=name)
         del finished[key]
 
 

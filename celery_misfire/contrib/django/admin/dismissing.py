@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from celery_misfire.contrib.django import moments
+from celery_misfire.contrib.django.admin.read_only import needs_tables
 from celery_misfire.contrib.django.models import MissedFire
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class DismissMixin(_ModelAdmin):
         request.current_app = self.admin_site.name
         return TemplateResponse(request, "admin/celery_misfire/missedfire/dismiss.html", context)
 
+    @needs_tables
     def dismiss_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Dismiss one record, or take that back."""
         missed = self.get_object(request, object_id)

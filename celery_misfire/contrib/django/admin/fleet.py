@@ -18,7 +18,7 @@ from celery_misfire.contrib.django.admin.fleet_health import badge_view, health_
 from celery_misfire.contrib.django.admin.fleet_page import context_of
 from celery_misfire.contrib.django.admin.fleet_state import look
 from celery_misfire.contrib.django.admin.fleet_whatif import whatif_context
-from celery_misfire.contrib.django.database import NOT_MIGRATED, is_migrated
+from celery_misfire.contrib.django.admin.read_only import ReadOnlyMixin, needs_tables
 from celery_misfire.contrib.django.models import Fleet
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ __all__ = ["FleetAdmin"]
 _NAME = "celery_misfire_fleet"
 
 
-class FleetAdmin(_ModelAdmin):
+class FleetAdmin(ReadOnlyMixin, _ModelAdmin):
     """Shows what the user may see as a list of periodic tasks; nothing is added or deleted here."""
 
     class Media:
@@ -49,12 +49,6 @@ class FleetAdmin(_ModelAdmin):
         tasks = self.admin_site._registry.get(PeriodicTask)
         return tasks is not None and tasks.has_change_permission(request)
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
     def get_model_perms(self, request: HttpRequest) -> dict[str, bool]:
         """Return what the index offers: to look."""
         return {"view": self.has_view_permission(request), "add": False, "change": False, "delete": False}
@@ -69,24 +63,22 @@ class FleetAdmin(_ModelAdmin):
             path("badge.svg", badge_view(self), name=f"{_NAME}_badge"),
         ]
 
-    def changelist_view(
-        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
-    ) -> HttpResponse:
+    @needs_tables
+    def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         """Show all tasks on one timeline."""
         self._check(request)
-        if not is_migrated():
-            messages.error(request, NOT_MIGRATED)
-            return HttpResponseRedirect(reverse(f"{self.admin_site.name}:index"))
         context = context_of(self, request, look(moments.now()))
         context |= {"form": ControlForm(), "can_change": self.has_change_permission(request)}
         return self._page(request, "fleet", _("All tasks at a glance"), context)
 
+    @needs_tables
     def whatif_view(self, request: HttpRequest) -> HttpResponse:
         """Show what an outage would do to each task."""
         self._check(request)
         context = whatif_context(request, moments.now())
         return self._page(request, "fleet_whatif", _("What if beat were away?"), context)
 
+    @needs_tables
     def control_view(self, request: HttpRequest) -> HttpResponse:
         """Hold all tasks, pause some, or let them go on."""
         self._check(request)

@@ -79,27 +79,27 @@ def _may_ask(model_admin: FleetAdmin, request: HttpRequest) -> bool:
 def _health(state: FleetState | None) -> dict[str, Any]:
     if state is None:
         return {"healthy": False, "reason": "migrations are missing"}
-    overdue = state.count("overdue")
-    reason = "redis does not answer, or cannot be read" if state.sight is None else state.alarm
+    overdue, fleet = state.count("overdue"), state.fleet
+    reason = "redis does not answer, or cannot be read" if fleet is None else state.alarm
     if not reason and overdue:
         reason = f"{overdue} tasks are overdue"
-    known = state.sight is not None
+    hold = fleet and fleet.hold
     return {
         "healthy": not reason,
         "reason": reason or None,
-        "leader": state.leader or None,
-        "standbys": [str(beat) for beat in state.beats if not beat.leads and beat.is_well],
-        "held_until": state.hold.until and moments.as_text(state.hold.until) if state.hold else None,
+        "leader": (fleet and fleet.leader) or None,
+        "standbys": [str(beat) for beat in fleet.standbys] if fleet else [],
+        "held_until": moments.as_text(hold.until) if hold and hold.until else None,
         "tasks": len(state.lines),
-        "overdue": overdue if known else None,
+        "overdue": overdue if fleet else None,
         "open_missed_runs": state.missed,
     }
 
 
 def _badge(state: FleetState | None) -> HttpResponse:
     found = _health(state)
-    if state is None or state.sight is None or not state.leader:
-        text, colour = _("down") if state and state.sight else _("not known"), "#ba2121"
+    if state is None or state.fleet is None or not state.fleet.leader:
+        text, colour = _("down") if state and state.fleet else _("not known"), "#ba2121"
     elif not found["healthy"]:
         overdue = found["overdue"]
         text, colour = ngettext("%(n)d overdue", "%(n)d overdue", overdue) % {"n": overdue}, "#ba2121"

@@ -30,7 +30,7 @@ from celery_misfire.contrib.django.timeline.timeline import OUTCOMES, Waiting, f
 from celery_misfire.events import Event, Led, decode
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import Outcome
-from celery_misfire.records import Pause
+from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.status import Status, is_current, status_of
 from celery_misfire.triggers.kinds import CronTrigger
 
@@ -72,7 +72,7 @@ def context_of(model_admin: FleetAdmin, request: HttpRequest, state: FleetState)
     chosen = sorted(filter(query.takes, state.lines), key=lambda line: line.rank)
     page = Paginator(chosen, TASKS).get_page(request.GET.get("p"))
     window = Window.around(state.now, query.days)
-    events = _log(len(state.lines), window) if state.sight else []
+    events = _log(len(state.lines), window) if state.fleet else []
     return {
         "rows": _rows(model_admin, request, state, page, window, events),
         "page": page,
@@ -85,7 +85,7 @@ def context_of(model_admin: FleetAdmin, request: HttpRequest, state: FleetState)
         "zooms": [(ngettext("%d day", "%d days", n) % n, query.link(days=n), n == query.days) for n in DAYS],
         "query": query,
         "notes": _notes(state, events, window),
-        "hold": state.hold and _pause_in_words(state.hold),
+        "hold": state.fleet and state.fleet.hold and _pause_in_words(state.fleet.hold),
         "zone": timezone.get_current_timezone_name(),
         "now": moments.as_text(state.now),
     }
@@ -139,21 +139,20 @@ def _counts(state: FleetState, query: _Query) -> list[tuple[str, str, str, bool]
 
 def _facts(state: FleetState, events: Sequence[Event]) -> list[tuple[str, str]]:
     """Return what stands at the top of the page."""
-    if state.sight is None:
+    if (found := state.fleet) is None:
         return [(_("Open missed runs"), format_number(state.missed))]
     led = [event for event in events if isinstance(event, Led)]
-    leader = state.leader or _("nobody")
-    lease = state.sight.lease
+    leader = found.leader or _("nobody")
+    lease = found.sight.lease
     if lease is not None and led and led[-1].epoch == lease.epoch:
         words = {"leader": leader, "time": moments.as_short(led[-1].now, state.now)}
         leader = _("%(leader)s, since %(time)s") % words
-    elif state.leader and (beat := next((beat for beat in state.beats if beat.leads), None)):
+    elif found.leader and (beat := next((beat for beat in found.beats if beat.leads), None)):
         words = {"leader": leader, "time": moments.as_short(beat.started, state.now)}
         leader = _("%(leader)s, started %(time)s") % words
-    standbys = [beat for beat in state.beats if not beat.leads and beat.is_well]
     facts = [
         (_("Leads"), leader),
-        (_("Standing by"), ", ".join(map(str, standbys)) or _("nobody")),
+        (_("Standing by"), ", ".join(map(str, found.standbys)) or _("nobody")),
         (_("Overdue tasks"), format_number(state.count("overdue"))),
         (_("Open missed runs"), format_number(state.missed)),
     ]
@@ -163,7 +162,7 @@ def _facts(state: FleetState, events: Sequence[Event]) -> list[tuple[str, str]]:
 
 
 def _notes(state: FleetState, events: Sequence[Event], window: Window) -> list[str]:
-    if state.sight is None:
+    if state.fleet is None:
         return []
     if not events:
         return [_("The log is empty: nothing is known of the past.")]
@@ -205,14 +204,14 @@ def _rows(
     for line in lines:
         plan = known.get(line.key)
         status = line.status
-        record = state.records.get(line.name)
-        if plan is not None and line.enabled and state.sight is not None:
-            status = status_of(record, plan.trigger, plan.policy, state.now, hold=state.hold)
+        record = state.fleet.records.get(line.name) if state.fleet else None
+        if plan is not None and line.enabled and state.fleet is not None:
+            status = status_of(record, plan.trigger, plan.policy, state.now, hold=state.fleet.hold)
         strip = Strip(window)
         strip.add_log(told[line.name])
         for first, last in missed.get(line.key, ()):
             strip.add(Outcome.MISSED, first, last)
-        _add_status(strip, status, plan, state, line, alike)
+        _add_status(strip, status, plan, record, state.now, alike)
         words = _in_words(line, status, plan, state.now)
         following = None if status is None else status.next_fire_time
         rows.append(
@@ -239,21 +238,21 @@ def _add_status(
     strip: Strip,
     status: Status | None,
     plan: Planned | None,
-    state: FleetState,
-    line: Line,
+    record: EntryRecord | None,
+    now: int,
     alike: _Alike,
 ) -> None:
     """Mark what is overdue, and what is to come."""
     if status is None or status.next_fire_time is None:
         return
-    due, record = status.next_fire_time, state.records.get(line.name)
+    due = status.next_fire_time
     if status.is_overdue:
-        strip.add(Waiting.OVERDUE, due, state.now)
+        strip.add(Waiting.OVERDUE, due, now)
     if plan is None or plan.trigger is None or record is None or not is_current(record, plan.trigger):
         return
     try:
         times = plan.trigger.fire_times(record.state)
-        first = due if due >= state.now else times.after(state.now)
+        first = due if due >= now else times.after(now)
         if first is not None:
             # The fire times of others depend on when they were first seen.
             start = 0 if isinstance(plan.trigger, CronTrigger) else record.state.start_time

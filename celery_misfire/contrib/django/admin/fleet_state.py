@@ -5,8 +5,8 @@ However many tasks: a fixed number of queries, and of calls of Redis. Moments ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from celery import current_app
@@ -14,7 +14,7 @@ from django.db.models import Count, Sum
 from django.utils.translation import gettext as _
 from django_celery_beat.models import PeriodicTask
 
-from celery_misfire.beats import Beat, beats_in, leader_in, problem_of
+from celery_misfire.beats import problem_of
 from celery_misfire.conf.settings import Settings, read_settings
 from celery_misfire.contrib.django.admin.overview import ROWS_AT_ONCE
 from celery_misfire.contrib.django.database import with_policies
@@ -22,13 +22,12 @@ from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
 from celery_misfire.contrib.django.policies import policy_of
 from celery_misfire.contrib.django.rows import entry_name, site_policy, trigger_of
 from celery_misfire.contrib.django.state import open_store, records_of
-from celery_misfire.control import read_hold
 from celery_misfire.exceptions import MisfireConfigError, NewerSchema, StoreUnavailable
+from celery_misfire.fleet import Fleet
 from celery_misfire.misfire import MisfirePolicy, Trigger
-from celery_misfire.records import EntryRecord, Pause
+from celery_misfire.records import Pause
 from celery_misfire.status import Status, status_of
 from celery_misfire.store.redis_store import RedisStore
-from celery_misfire.store.values import Sight
 
 __all__ = ["STATES", "FleetState", "Line", "Planned", "look", "planned"]
 
@@ -88,35 +87,20 @@ class Line:
 class FleetState:
     """All tasks, and the beats.
 
-    :param sight: None when Redis does not answer, or cannot be read; `problem` says so then.
+    :param fleet: None when Redis does not answer, or cannot be read; `problem` says so then.
     :param way: how runs are sent, in words; '' when that is not known.
     """
 
     lines: Sequence[Line]
     now: int
     problem: str = ""
-    sight: Sight | None = None
-    records: Mapping[str, EntryRecord] = field(default_factory=dict)
+    fleet: Fleet | None = None
     way: str = ""
-
-    @property
-    def hold(self) -> Pause | None:
-        """The hold of all tasks that is in force."""
-        hold = None if self.sight is None else read_hold(self.sight.hold)
-        return None if hold is None or hold.is_over(self.sight.now if self.sight else self.now) else hold
-
-    @property
-    def beats(self) -> list[Beat]:
-        return [] if self.sight is None else beats_in(self.sight)
-
-    @property
-    def leader(self) -> str:
-        return "" if self.sight is None else leader_in(self.sight)
 
     @property
     def alarm(self) -> str:
         """Why somebody should look, '' when beat is well."""
-        return self.problem if self.sight is None else problem_of(self.sight, None, {})
+        return self.problem if self.fleet is None else problem_of(self.fleet.sight, None, {})
 
     def count(self, state: str) -> int:
         return sum(line.is_in(state) for line in self.lines)
@@ -175,7 +159,8 @@ def look(now: int) -> FleetState:
     try:
         settings = read_settings(current_app)
         store = open_store(current_app)
-        sight, records = store.sight(), records_of(store, None)
+        # The schedules of all tasks would take seconds, and what was counted is not shown.
+        fleet = Fleet(store.sight(), {}, records_of(store, None), {})
         way = _way(store)
     except MisfireConfigError as exc:
         return FleetState(lines, now, str(exc))
@@ -185,8 +170,7 @@ def look(now: int) -> FleetState:
     except NewerSchema as exc:
         text = _("The state in Redis is not of this version: %(error)s.")
         return FleetState(lines, now, text % {"error": exc})
-    state = FleetState(lines, now, "", sight, records, way)
-    return replace(state, lines=_with_status(state, settings))
+    return FleetState(_with_status(lines, fleet, now, settings), now, "", fleet, way)
 
 
 def _entry_name(key: int, name: str, task: str) -> str:
@@ -205,10 +189,10 @@ def _open_runs() -> dict[int, int]:
     return {key: n for key, n in found.items() if n > 0}
 
 
-def _with_status(state: FleetState, settings: Settings) -> list[Line]:
-    hold, now, records = state.hold, state.now, state.records
+def _with_status(lines: Sequence[Line], fleet: Fleet, now: int, settings: Settings) -> list[Line]:
+    hold, records = fleet.hold, fleet.records
     found, late = [], []
-    for line in state.lines:
+    for line in lines:
         status = None
         if line.enabled:
             # Without the schedule, which takes no time; it is asked only by those that are late.

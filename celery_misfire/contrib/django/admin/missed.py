@@ -5,11 +5,11 @@ from __future__ import annotations
 from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Count, F, QuerySet, Sum
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import URLPattern, path, reverse
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, path
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -20,8 +20,8 @@ from celery_misfire.contrib.django.admin.dismissing import DismissMixin
 from celery_misfire.contrib.django.admin.missed_page import about
 from celery_misfire.contrib.django.admin.missed_running import RunningMixin
 from celery_misfire.contrib.django.admin.open_runs import with_open_runs
+from celery_misfire.contrib.django.admin.read_only import ReadOnlyMixin, needs_tables
 from celery_misfire.contrib.django.admin.running import tasks_of
-from celery_misfire.contrib.django.database import NOT_MIGRATED, is_migrated
 from celery_misfire.contrib.django.models import MissedFire
 from celery_misfire.contrib.django.rows import entry_name
 from celery_misfire.contrib.django.timeline.timeline import format_number
@@ -101,7 +101,7 @@ class _MissedList(ChangeList):
         }
 
 
-class MissedFireAdmin(RunningMixin, DismissMixin, _ModelAdmin):
+class MissedFireAdmin(ReadOnlyMixin, RunningMixin, DismissMixin, _ModelAdmin):
     """The records of missed runs. Nobody adds, changes or deletes one here; ``purge_missed_fires`` does."""
 
     list_display = (
@@ -128,15 +128,6 @@ class MissedFireAdmin(RunningMixin, DismissMixin, _ModelAdmin):
 
     class Media:
         css: ClassVar = {"all": ("celery_misfire/admin.css",)}
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: MissedFire | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: MissedFire | None = None) -> bool:
-        return False
 
     def lookup_allowed(self, lookup: str, value: Any, *args: Any) -> bool:
         return lookup == "periodic_task" or super().lookup_allowed(lookup, value, *args)
@@ -192,14 +183,7 @@ class MissedFireAdmin(RunningMixin, DismissMixin, _ModelAdmin):
 
     # -- one record ----------------------------------------------------------------------------------------
 
-    def changelist_view(
-        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
-    ) -> HttpResponse:
-        if self.has_view_permission(request) and not is_migrated():
-            messages.error(request, NOT_MIGRATED)
-            return HttpResponseRedirect(reverse(f"{self.admin_site.name}:index"))
-        return super().changelist_view(request, extra_context)
-
+    @needs_tables
     def change_view(
         self,
         request: HttpRequest,

@@ -20,7 +20,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from celery_misfire.contrib.django import moments
-from celery_misfire.contrib.django.admin.rerun_page import failures_in_words, go_on
+from celery_misfire.contrib.django.admin.read_only import needs_tables
+from celery_misfire.contrib.django.admin.rerun_page import failures_in_words, go_on, skipped_in_words
 from celery_misfire.contrib.django.admin.reruns import EDITED, Part, Preview, previews, start
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
 
@@ -66,6 +67,7 @@ class RunningMixin(_ModelAdmin):
     # Each message goes with a transaction of its own: one for the whole request would undo the notes of
     # messages that were sent.
     @transaction.non_atomic_requests
+    @needs_tables
     def run_view(self, request: HttpRequest) -> HttpResponse:
         """Ask whether these occurrences are to be run, and begin.
 
@@ -123,13 +125,16 @@ class RunningMixin(_ModelAdmin):
             messages.warning(request, _("Nothing was sent: it was already re-run, or its record is gone."))
             return HttpResponseRedirect(reverse(f"{where}missedfire_changelist"))
         rerun = start(wanted, request.user)
-        go_on(self, request, rerun)
+        if problem := go_on(self, request, rerun).problem:
+            messages.error(request, problem)
         records = {preview.part.missed.pk for preview in wanted}
         if rerun.finished_at is None or len(records) > 1:
             return HttpResponseRedirect(reverse(f"{where}rerun_change", args=[rerun.pk]))
         if sent := rerun.runs.count():
             text = ngettext("%(n)d occurrence was sent.", "%(n)d occurrences were sent.", sent)
             messages.success(request, text % {"n": sent})
+        if rerun.skipped:
+            messages.warning(request, skipped_in_words(rerun))
         for line in failures_in_words(rerun)[:_MESSAGES]:
             messages.error(request, line)
         return HttpResponseRedirect(reverse(f"{where}missedfire_change", args=[*records]))

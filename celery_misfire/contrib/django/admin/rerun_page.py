@@ -17,6 +17,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from celery_misfire.contrib.django import moments
+from celery_misfire.contrib.django.admin.read_only import ReadOnlyMixin, needs_tables
 from celery_misfire.contrib.django.admin.reruns import Step, take_step
 from celery_misfire.contrib.django.admin.results import results_of
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun, Rerun
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 else:
     _RerunAdmin = admin.ModelAdmin
 
-__all__ = ["RerunAdmin", "failures_in_words", "go_on"]
+__all__ = ["RerunAdmin", "failures_in_words", "go_on", "skipped_in_words"]
 
 #: The page shows at most this many runs, and as many lines of what was not sent.
 _ROWS = 100
@@ -63,22 +64,23 @@ def failures_in_words(rerun: Rerun) -> list[str]:
     return found
 
 
-class RerunAdmin(_RerunAdmin):
+def skipped_in_words(rerun: Rerun) -> str:
+    """Return how many somebody else had run meanwhile."""
+    text = ngettext(
+        "%(n)d was already re-run; not sent again.",
+        "%(n)d were already re-run; not sent again.",
+        rerun.skipped,
+    )
+    return text % {"n": rerun.skipped}
+
+
+class RerunAdmin(ReadOnlyMixin, _RerunAdmin):
     """The re-runs that were asked for. Whoever may see missed runs may see them."""
 
     list_display = ("__str__", "requested_time", "requested_by", "total", "progress")
 
     class Media:
         css: ClassVar = {"all": ("celery_misfire/admin.css",)}
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Rerun | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Rerun | None = None) -> bool:
-        return False
 
     def has_view_permission(self, request: HttpRequest, obj: Rerun | None = None) -> bool:
         return request.user.has_perm("celery_misfire.view_missedfire")
@@ -101,6 +103,7 @@ class RerunAdmin(_RerunAdmin):
         return _("not finished: %(n)d of %(all)d records") % words
 
     @transaction.non_atomic_requests
+    @needs_tables
     def change_view(
         self,
         request: HttpRequest,
@@ -168,10 +171,5 @@ def _told(rerun: Rerun) -> dict[str, Any]:
     words = {"done": done, "total": max(done, rerun.total), "sent": sent, "failed": failed}
     text = _("%(done)d of %(total)d: %(sent)d sent, %(failed)d not sent.") % words
     if rerun.skipped:
-        more = ngettext(
-            "%(n)d was already re-run; not sent again.",
-            "%(n)d were already re-run; not sent again.",
-            rerun.skipped,
-        )
-        text += " " + more % {"n": rerun.skipped}
+        text += " " + skipped_in_words(rerun)
     return {**words, "sentence": text, "is_finished": rerun.finished_at is not None}

@@ -21,13 +21,15 @@ from django_celery_beat.models import PeriodicTask
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.admin.running import (
     AlreadyRun,
+    CannotRun,
     Occurrences,
     Runner,
+    Sendables,
+    Unavailable,
     no_task,
     occurrences_of,
     tasks_of,
 )
-from celery_misfire.contrib.django.admin.sending import BrokerAway, CannotRun, Sender
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun, Rerun
 
 __all__ = ["EDITED", "Part", "Preview", "Step", "previews", "start", "take_step"]
@@ -93,14 +95,14 @@ class Preview:
 def previews(app: Celery, parts: Sequence[Part]) -> list[Preview]:
     """Return what would become of these parts; nothing is sent, and the broker is not asked."""
     tasks = tasks_of(part.missed for part in parts)
-    sender = Sender(app)
+    sendables = Sendables(app)
     made = _runs_made(parts)
     found = []
     for part, runs in zip(parts, made, strict=True):
         task = tasks.get(part.missed.periodic_task_id or 0)
         known = occurrences_of(part.missed, task)
         unknown = _unknown(part.missed, known, *part.bounds)
-        problem = _problem(sender, part.missed, task)
+        problem = _problem(sendables, part.missed, task)
         found.append(
             Preview(part, task, known, max(0, known.times.count(*part.bounds) - runs), unknown, problem)
         )
@@ -123,14 +125,14 @@ def _runs_made(parts: Sequence[Part]) -> list[int]:
     return found
 
 
-def _problem(sender: Sender, missed: MissedFire, task: PeriodicTask | None) -> str:
+def _problem(sendables: Sendables, missed: MissedFire, task: PeriodicTask | None) -> str:
     """Return why nothing of a record can be sent, '' when it can."""
     if missed.dismissed_at is not None:
         return _("It was dismissed. Reopen it first.")
     if task is None:
         return no_task(missed)
     try:
-        sender.message(task)
+        sendables.of(task)
     except CannotRun as exc:
         return str(exc)
     return ""
@@ -173,7 +175,7 @@ def take_step(app: Celery, rerun: Rerun, user: Any) -> Step:
     progress = _Progress(rerun, Runner(app, user, rerun), step)
     try:
         progress.go_on(time.monotonic() + STEP_SECONDS)
-    except BrokerAway as exc:
+    except Unavailable as exc:
         step.problem = str(exc)
     finally:
         progress.close()
@@ -198,7 +200,7 @@ class _Progress:
     def go_on(self, deadline: float) -> None:
         """Run what comes next, until all is done or the time is up.
 
-        :raises BrokerAway: the next step begins with the batch that was under way; what was sent is noted.
+        :raises Unavailable: the next step begins with the batch that was under way; what was sent is noted.
         """
         rerun = self._rerun
         done = self._place()
@@ -239,7 +241,7 @@ class _Progress:
         if rerun.dealt_with is not None:
             first = rerun.dealt_with + 1
         made = self._made(missed, first)
-        if problem := _problem(self._runner.sender, missed, task):
+        if problem := _problem(self._runner.sendables, missed, task):
             left = known.times.count(first, last) - sum(first <= moment <= last for moment in made)
             self._fail(missed.entry, problem, left + unknown, first, last)
             return
@@ -256,7 +258,7 @@ class _Progress:
         batch, self._batch = self._batch, []
         ends = self._runner.run_all(batch)
         for (missed, _task, moment), end in zip(batch, ends, strict=False):
-            if isinstance(end, BrokerAway):
+            if isinstance(end, Unavailable):
                 raise end
             if isinstance(end, AlreadyRun):
                 self._rerun.skipped += 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.apps import apps
 from django.contrib import admin, messages
 from django.contrib.admin.apps import AdminConfig
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
 from django.urls import URLPattern, path
 from django_celery_beat.models import PeriodicTask
 
@@ -72,16 +73,9 @@ class PeriodicTaskMixin(TaskListMixin, _ModelAdmin):
         return super().changeform_view(request, *args, **kwargs)
 
     def get_urls(self) -> list[URLPattern]:
-        name = "django_celery_beat_periodictask_%s"
+        name, view = "django_celery_beat_periodictask_%s", self.admin_site.admin_view
         ours = [
-            path("<path:object_id>/timeline/", self._view(timeline_view), name=name % "timeline"),
-            path("<path:object_id>/what-if/", self._view(whatif_view), name=name % "whatif"),
+            path("<path:object_id>/timeline/", view(partial(timeline_view, self)), name=name % "timeline"),
+            path("<path:object_id>/what-if/", view(partial(whatif_view, self)), name=name % "whatif"),
         ]
         return [*ours, *super().get_urls()]
-
-    def _view(self, show: Any) -> Any:
-        def view(request: HttpRequest, object_id: str) -> HttpResponse:
-            response: HttpResponse = show(self, request, object_id)
-            return response
-
-        return self.admin_site.admin_view(view)

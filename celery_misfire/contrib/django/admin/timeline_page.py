@@ -17,6 +17,7 @@ from django.utils.translation import ngettext
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.contrib.django import moments
+from celery_misfire.contrib.django.admin.read_only import needs_tables
 from celery_misfire.contrib.django.admin.results import results_of
 from celery_misfire.contrib.django.admin.task_page import (
     ask_store,
@@ -77,6 +78,7 @@ class _Window:
         return before.isoformat(), "" if self.day is None else self.day.isoformat(), later
 
 
+@needs_tables
 def timeline_view(
     model_admin: ModelAdmin[PeriodicTask], request: HttpRequest, object_id: str
 ) -> TemplateResponse:

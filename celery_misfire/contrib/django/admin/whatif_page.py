@@ -15,6 +15,7 @@ from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.admin.policy_form import may_edit_policy, proposal
+from celery_misfire.contrib.django.admin.read_only import needs_tables
 from celery_misfire.contrib.django.admin.task_page import (
     ask_store,
     find_policy,
@@ -35,6 +36,7 @@ from celery_misfire.status import state_of
 __all__ = ["whatif_view"]
 
 
+@needs_tables
 def whatif_view(
     model_admin: ModelAdmin[PeriodicTask], request: HttpRequest, object_id: str
 ) -> TemplateResponse:

@@ -1,0 +1,3 @@
+from __future__ import annotations
+
+from tests.support.shop import browser, prepared, shop  # noqa: F401 - fixtures
