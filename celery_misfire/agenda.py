@@ -15,8 +15,6 @@ from itertools import pairwise
 from celery_misfire.misfire import FireTimes, Trigger, TriggerState
 from celery_misfire.triggers.kinds import CronTrigger
 
-__all__ = ["Coming", "Hour", "hours", "runs"]
-
 MINUTE, HOUR = 60_000, 3_600_000
 
 #: So many fire times are looked at one by one for the busiest minutes; what has more is counted by the hour.

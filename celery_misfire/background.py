@@ -11,8 +11,6 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
 
-__all__ = ["BackgroundWorker"]
-
 
 class BackgroundWorker(threading.Thread):
     """A thread that makes one call after the other. It starts by itself."""

@@ -24,8 +24,6 @@ from celery_misfire.records import Definition
 from celery_misfire.texts import quote
 from celery_misfire.triggers.kinds import GridTrigger, trigger_for
 
-__all__ = ["BeatEntries", "ConfiguredEntries", "Entry", "refused_classes"]
-
 say = Log(__name__, "beat")
 
 #: Pause between two looks for changes, in seconds: for each entry, and at most. A look takes less than 1 %.

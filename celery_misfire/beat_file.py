@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-__all__ = ["last_runs"]
-
 #: A larger file, in bytes, is not read. The file of 100,000 entries has a third of this size.
 MAX_FILE_SIZE = 100_000_000
 

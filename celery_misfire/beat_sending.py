@@ -14,8 +14,6 @@ from kombu import Producer
 from celery_misfire.sending.broker import WatchedProducer
 from celery_misfire.sending.publisher import refuse_coroutine
 
-__all__ = ["no_subscription", "send_entry", "watched"]
-
 
 def send_entry(scheduler: Any, entry: ScheduleEntry, producer: Producer) -> None:
     """Call ``apply_entry``, and raise the error that Celery's would log with its arguments, and forget.

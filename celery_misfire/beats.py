@@ -16,8 +16,6 @@ from celery_misfire.store.owner import name_of
 from celery_misfire.store.values import Sight
 from celery_misfire.texts import one_line
 
-__all__ = ["Beat", "Sign", "beats_in", "leader_in", "problem_of"]
-
 #: The longest that the main loop of a beat sleeps, in seconds: no beat is silent before that.
 LONGEST_TICK = 5.0
 #: A beat that has given no sign for so many of its longest ticks is not well.

@@ -26,19 +26,6 @@ from celery_misfire.store import registers
 from celery_misfire.store.port import Store
 from celery_misfire.triggers.wall_times import Bounded
 
-__all__ = [
-    "AlreadyRun",
-    "BrokerAway",
-    "CannotSend",
-    "Occurrences",
-    "Sendable",
-    "Sender",
-    "check",
-    "occurrences_of",
-    "run_once",
-    "task_id",
-]
-
 #: The generation of runs by hand; that of an entry's state is a moment, so never negative.
 _GENERATION = -1
 

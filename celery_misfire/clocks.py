@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["uptime", "wall_clock"]
-
 _UPTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 

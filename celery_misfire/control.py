@@ -16,8 +16,6 @@ from typing import Any
 from celery_misfire.records import Pause
 from celery_misfire.store.port import Store
 
-__all__ = ["Request", "hold", "pause", "read_hold", "release", "resume", "write_hold"]
-
 #: Most characters of the reason that somebody gives.
 LONGEST_REASON = 200
 

@@ -19,18 +19,6 @@ from typing import Any, Generic, NoReturn, TypeVar
 from celery_misfire.misfire import MisfireInstruction, Outcome, Reason, Runs, TriggerState
 from celery_misfire.policy import Word
 
-__all__ = [
-    "MAX_LENGTH",
-    "SCHEMA",
-    "EntryRecord",
-    "Intent",
-    "Pause",
-    "Unreported",
-    "dumps",
-    "loads",
-    "loads_all",
-]
-
 #: Version of the state in Redis. A beat refuses to work on another one.
 SCHEMA = 1
 

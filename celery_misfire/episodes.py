@@ -26,8 +26,6 @@ from celery_misfire.misfire import (
 )
 from celery_misfire.records import claim, with_missed, with_plan
 
-__all__ = ["Episodes", "stretches"]
-
 Unsent = Intent | Runs
 
 

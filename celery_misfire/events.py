@@ -18,23 +18,6 @@ from typing import Any, ClassVar
 from celery_misfire.misfire import MissedFire, Outcome, from_millis, to_millis
 from celery_misfire.texts import one_line, quote_name, word_of
 
-__all__ = [
-    "Broken",
-    "Event",
-    "GaveUp",
-    "Led",
-    "Merged",
-    "Misfired",
-    "Missed",
-    "Refused",
-    "Sent",
-    "SentTogether",
-    "StartedLate",
-    "decode",
-    "encode",
-    "time_in",
-]
-
 _KINDS: dict[str, type[Event]] = {}
 
 

@@ -20,8 +20,6 @@ from celery import current_task
 from celery_misfire.entry_record import Intent, Unreported
 from celery_misfire.misfire import MisfireInstruction, Outcome, from_millis
 
-__all__ = ["HEADER", "LONGEST_NAME", "Fire", "current_fire", "header", "isoformat", "read", "task_id"]
-
 #: Name of the message header.
 HEADER = "misfire"
 

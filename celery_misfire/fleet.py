@@ -21,8 +21,6 @@ from celery_misfire.status import Status, state_of, status_of
 from celery_misfire.store.port import Store
 from celery_misfire.store.values import Sight
 
-__all__ = ["Entry", "Fleet", "read"]
-
 HOUR = 3600 * 1000
 DAY = 24 * HOUR
 

@@ -18,8 +18,6 @@ from celery_misfire.misfire import Outcome, from_millis
 from celery_misfire.pause_events import Paused, Resumed
 from celery_misfire.texts import one_line, word_of
 
-__all__ = ["MOST_SINGLE_LINES", "PREFIX", "EventLog", "Log", "event_fields", "log_fields"]
-
 #: Begins the name of each field.
 PREFIX = "misfire."
 #: An outage of more entries than this is one line, and the lines of the entries are at INFO.

@@ -8,8 +8,6 @@ from datetime import UTC, tzinfo
 from celery_misfire.events import Event, time_in
 from celery_misfire.texts import quote_name, word_of
 
-__all__ = ["Paused", "Resumed"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Paused(Event, kind="paused"):

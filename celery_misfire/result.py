@@ -22,8 +22,6 @@ from celery.exceptions import TimeoutError
 from celery_misfire.exceptions import TaskMissed
 from celery_misfire.sending.missed_record import MISSED, missed_from_dict
 
-__all__ = ["AsyncResult", "GroupResult", "ResultSet", "install"]
-
 #: Time between two looks of a waiting ``get()`` whether its run has been missed, in seconds.
 LOOK_EVERY = 1.0
 

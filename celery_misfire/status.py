@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Trigger, TriggerState, threshold_millis
 from celery_misfire.records import EntryRecord, Pause
 
-__all__ = ["Status", "is_current", "state_of", "status_of"]
-
 
 @dataclass(frozen=True)
 class Status:

@@ -11,21 +11,6 @@ from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
 from typing import Any
 
-__all__ = [
-    "describe_error",
-    "hide_secrets",
-    "one_line",
-    "quote",
-    "quote_name",
-    "quote_names",
-    "schedule_in_words",
-    "suggestion",
-    "type_name",
-    "unknown_key",
-    "unknown_word",
-    "word_of",
-]
-
 #: Longest word of a line of the log in a sentence, in characters.
 LONGEST_WORD = 80
 

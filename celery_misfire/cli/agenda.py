@@ -14,8 +14,6 @@ from celery_misfire.cli.reading import MOST_ROWS
 from celery_misfire.cli.session import Session, command, entry_option
 from celery_misfire.fleet import Entry, Fleet
 
-__all__ = ["next_"]
-
 #: An hour whose busiest minute has this share of its runs, and so many of them, is told of.
 HERD_SHARE, HERD_RUNS = 0.5, 10
 

@@ -14,8 +14,6 @@ from celery_misfire.cli.session import FINE, NOT_FINE, Session, command, fail, w
 from celery_misfire.control import LONGEST_REASON
 from celery_misfire.leadership.leader import LONGEST_SLEEP
 
-__all__ = ["hold_", "pause_", "resume_"]
-
 #: It is looked so often, in seconds, whether the leader has carried a request out.
 LOOK_EVERY = 0.2
 

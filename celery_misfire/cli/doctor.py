@@ -24,8 +24,6 @@ from celery_misfire.store.registers import REGISTER_TTL
 from celery_misfire.texts import describe_error, one_line, quote_names
 from celery_misfire.worker import WORKER_SIDE
 
-__all__ = ["doctor_"]
-
 #: So long is waited for the answers of workers, in seconds.
 WAIT_FOR_WORKERS = 0.5
 #: The most names in one finding.

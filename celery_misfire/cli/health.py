@@ -15,8 +15,6 @@ from celery_misfire.cli.session import FINE, NOT_FINE, Session, command
 from celery_misfire.clocks import wall_clock
 from celery_misfire.worker.watch import Alarm, Watch
 
-__all__ = ["health_", "watch_"]
-
 
 @command("health", short_help="Check for probes whether beat works.")
 @click.option("--this-host", is_flag=True, help="Check the beats of this host, leader or standby.")

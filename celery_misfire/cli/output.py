@@ -13,8 +13,6 @@ from celery_misfire.events import time_in
 from celery_misfire.misfire import from_millis, to_millis
 from celery_misfire.texts import one_line, quote
 
-__all__ = ["Page", "ago", "length", "read_length", "read_moment"]
-
 #: A time may be of these years.
 FIRST_YEAR, LAST_YEAR = 1970, 8999
 #: Longest text in a cell of a table, in characters.

@@ -23,8 +23,6 @@ from celery_misfire.store.port import Store
 from celery_misfire.store.url import address
 from celery_misfire.texts import one_line, schedule_in_words
 
-__all__ = ["log_", "missed_", "status_"]
-
 #: So many rows of a table are shown, unless --limit says otherwise.
 MOST_ROWS = 100
 #: Lines of the log are read in pages of this many.

@@ -18,8 +18,6 @@ from celery_misfire.fleet import Entry
 from celery_misfire.misfire import Trigger, TriggerState
 from celery_misfire.texts import one_line, quote, quote_name, suggestion
 
-__all__ = ["run_"]
-
 #: The most occurrences that one call sends.
 MOST_RUNS = 1000
 

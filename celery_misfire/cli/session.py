@@ -31,19 +31,6 @@ from celery_misfire.exceptions import BrokerUnavailable, MisfireError, StoreUnav
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.texts import describe_error, one_line, quote_name, suggestion
 
-__all__ = [
-    "BAD_USAGE",
-    "FINE",
-    "NOT_FINE",
-    "NO_ENTRY",
-    "NO_REDIS",
-    "Session",
-    "command",
-    "entry_option",
-    "fail",
-    "who",
-]
-
 #: The exit codes.
 FINE, NOT_FINE, BAD_USAGE, NO_REDIS, NO_ENTRY = range(5)
 

@@ -31,8 +31,6 @@ from celery_misfire.status import state_of
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.texts import describe_error, quote_name
 
-__all__ = ["simulate_"]
-
 #: Longest wait for Redis, in seconds: the answer can do without it.
 READ_TIMEOUT = 1.0
 #: How many characters the picture of an outage is wide.

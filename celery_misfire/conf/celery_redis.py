@@ -27,8 +27,6 @@ from celery_misfire.store.url import (
 )
 from celery_misfire.texts import describe_error
 
-__all__ = ["key_prefix_of_celery", "redis_of_celery", "stays_with_the_first"]
-
 
 class _Use(NamedTuple):
     """What one use of a Redis is configured by: as the broker, or for the results."""

@@ -21,18 +21,6 @@ from celery_misfire.triggers.kinds import trigger_for
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
 
-__all__ = [
-    "ENTRY_KEYS",
-    "ConfiguredEntry",
-    "as_instruction",
-    "check_name",
-    "checked_entry",
-    "keys_of",
-    "place_of",
-    "policy_keys",
-    "policy_of",
-]
-
 #: What an entry of ``beat_schedule`` may hold: Celery's own keys and ours.
 ENTRY_KEYS = ("task", "schedule", "args", "kwargs", "options", "relative", "last_run_at", "misfire")
 

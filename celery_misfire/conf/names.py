@@ -11,8 +11,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["plain_names", "plainly_named", "shows_arguments", "without_arguments"]
-
 #: What follows the task in a name without arguments.
 _HIDES_NOTHING = re.compile(r"\(\)|\(\.\.\.\)( #\d+)?")
 

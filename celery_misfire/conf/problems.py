@@ -17,19 +17,6 @@ from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.misfire import MisfirePolicy
 from celery_misfire.texts import one_line, quote
 
-__all__ = [
-    "InvalidSetting",
-    "Problems",
-    "as_bool",
-    "as_count",
-    "as_line",
-    "as_mapping",
-    "as_seconds",
-    "policy_value",
-    "spelling",
-]
-
-
 #: The description of a problem is cut at so many characters.
 MAX_LINE_LENGTH = 1000
 

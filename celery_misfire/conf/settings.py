@@ -41,8 +41,6 @@ from celery_misfire.store.url import checked_url, scheme_of, sentinels_of
 from celery_misfire.texts import hide_secrets, quote, quote_name, unknown_key, unknown_word
 from celery_misfire.triggers.zones import checked_timezone
 
-__all__ = ["Settings", "read_config", "read_settings"]
-
 _PREFIX = "misfire_"
 
 #: So many characters may go before each key.

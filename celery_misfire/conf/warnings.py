@@ -19,8 +19,6 @@ from celery_misfire.misfire import MisfirePolicy, Trigger
 from celery_misfire.store.url import address
 from celery_misfire.texts import quote, quote_name, suggestion
 
-__all__ = ["evaluated", "unknown_policies", "warnings_for"]
-
 #: What Celery adds to the schedule by itself, where results do not expire by themselves.
 ENTRIES_OF_CELERY = {"celery.backend_cleanup"}
 

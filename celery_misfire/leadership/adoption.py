@@ -14,8 +14,6 @@ from celery_misfire.misfire import Reason
 from celery_misfire.records import Definition, EntryRecord
 from celery_misfire.triggers.time_limit import TimeLimit
 
-__all__ = ["Adoption"]
-
 #: The record of a removed entry is kept so long, in milliseconds, so that its return is noticed.
 KEEP_REMOVED = 7 * 24 * 3600 * 1000
 

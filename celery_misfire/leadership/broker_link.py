@@ -10,8 +10,6 @@ from celery_misfire.log_lines import Log
 from celery_misfire.misfire import Reason
 from celery_misfire.trouble import Trouble
 
-__all__ = ["BrokerLink"]
-
 say = Log(__name__, "beat")
 
 #: A broker that stays away is mentioned again so often, in seconds.

@@ -8,8 +8,6 @@ from celery_misfire.leadership.decisions import LARGEST_BATCH, Decisions
 from celery_misfire.leadership.queues import Queues
 from celery_misfire.sending.choice import DispatchChoice
 
-__all__ = ["CatchUp"]
-
 #: Late runs get a turn at least so often, in seconds, however busy beat is with what is on time.
 TURN_EVERY = 1.0
 #: A step of catching up takes about so long at most, in seconds: what comes due meanwhile waits for its end.

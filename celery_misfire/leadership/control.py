@@ -17,8 +17,6 @@ from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.store.port import Store
 from celery_misfire.texts import quote_name
 
-__all__ = ["Control"]
-
 say = Log(__name__, "beat")
 
 

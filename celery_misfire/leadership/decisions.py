@@ -23,8 +23,6 @@ from celery_misfire.misfire import Outcome, Reason
 from celery_misfire.records import EntryRecord
 from celery_misfire.sending.dispatch import Attempt, Fate, Run
 
-__all__ = ["LARGEST_BATCH", "Decisions"]
-
 #: The most runs that are claimed and sent at a time; so many are sent again after a crash, at most.
 LARGEST_BATCH = 100
 #: The most of them that one entry may have when it catches up, so that all entries get their turn.

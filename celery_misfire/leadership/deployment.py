@@ -12,8 +12,6 @@ from celery_misfire.store.state_mark import Destination
 from celery_misfire.texts import one_line
 from celery_misfire.trouble import Reminders
 
-__all__ = ["TWO_DEPLOYMENTS", "Deployment"]
-
 say = Log(__name__, "beat")
 
 #: A refusal is repeated, and the broker asked again where our runs go, so often, in seconds.

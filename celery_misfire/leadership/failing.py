@@ -19,8 +19,6 @@ from celery_misfire.texts import describe_error
 from celery_misfire.triggers.time_limit import NoAnswer
 from celery_misfire.trouble import Trouble
 
-__all__ = ["FailingEntries"]
-
 say = Log(__name__, "beat")
 
 #: An entry that cannot be planned is mentioned so often, in seconds.

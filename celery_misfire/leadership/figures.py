@@ -9,8 +9,6 @@ from celery_misfire.misfire import threshold_millis
 from celery_misfire.records import Definition, EntryRecord, Pause
 from celery_misfire.status import status_of
 
-__all__ = ["Figures", "figures_of"]
-
 
 @dataclass(frozen=True)
 class Figures:

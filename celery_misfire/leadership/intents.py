@@ -22,8 +22,6 @@ from celery_misfire.store import registers
 from celery_misfire.store.port import Store
 from celery_misfire.store.registers import Register
 
-__all__ = ["Intents"]
-
 
 class Intents:
     """Judges the intents of one beat."""

@@ -34,8 +34,6 @@ from celery_misfire.sending.choice import DispatchChoice
 from celery_misfire.sending.dispatch import Attempt, Fate, Oversight, Publisher, Run
 from celery_misfire.store.port import Store, Taken
 
-__all__ = ["Leader"]
-
 say = Log(__name__, "beat")
 
 #: Longest sleep, in seconds: the lease's thread wants to see the main loop go on.

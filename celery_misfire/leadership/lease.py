@@ -15,8 +15,6 @@ from celery_misfire.store import owner
 from celery_misfire.store.port import Held, LeaseValue, NoState, Store, Taken
 from celery_misfire.texts import describe_error, one_line
 
-__all__ = ["Lease"]
-
 say = Log(__name__, "beat")
 
 #: The thread stops renewing when the main loop has not been seen for so many seconds: a beat that is stuck

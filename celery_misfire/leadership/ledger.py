@@ -27,8 +27,6 @@ from celery_misfire.store import registers
 from celery_misfire.store.port import Change, CommitResult, Push, Store, Taken
 from celery_misfire.texts import one_line, quote_name
 
-__all__ = ["Commit", "Ledger", "Outdated", "take_back"]
-
 logger = logging.getLogger(__name__)
 say = Log(__name__, "beat")
 

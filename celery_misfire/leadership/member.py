@@ -18,8 +18,6 @@ from celery_misfire.store.port import Store
 from celery_misfire.texts import quote_name
 from celery_misfire.trouble import Reminders, Trouble
 
-__all__ = ["Member"]
-
 say = Log(__name__, "beat")
 
 #: A trouble that goes on is mentioned again so often, in seconds.

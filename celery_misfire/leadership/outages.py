@@ -9,8 +9,6 @@ from celery_misfire.log_lines import Log
 from celery_misfire.misfire import Reason
 from celery_misfire.records import EntryRecord
 
-__all__ = ["CLOCK_DIFFERENCE", "Outages", "clock_ahead", "compare_clocks"]
-
 say = Log(__name__, "beat")
 
 #: So many outages are remembered: a run is late because of the first that lasted until it was due.

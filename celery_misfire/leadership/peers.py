@@ -19,8 +19,6 @@ from celery_misfire.conf.entries import ConfiguredEntry
 from celery_misfire.conf.settings import Settings
 from celery_misfire.texts import quote, quote_names
 
-__all__ = ["describe", "difference"]
-
 #: So many entries are named.
 NAMED = 5
 

@@ -21,8 +21,6 @@ from celery_misfire.sending.missed_record import missed_of
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.texts import describe_error
 
-__all__ = ["PendingMisses", "Reporter", "explain", "give_up"]
-
 say = Log(__name__, "beat")
 
 #: The most occurrences of one miss that are handed over at a time, where each has a report of its own.

@@ -7,8 +7,6 @@ from collections.abc import Collection, Mapping
 from celery_misfire.leadership.timeline import Timeline
 from celery_misfire.records import EntryRecord
 
-__all__ = ["Queues"]
-
 
 class Queues:
     """The queues of one beat; they follow from the records alone."""

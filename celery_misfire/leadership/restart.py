@@ -8,8 +8,6 @@ from celery_misfire.misfire import FireTimes
 from celery_misfire.records import EntryRecord
 from celery_misfire.store.values import CleanStop
 
-__all__ = ["Restart"]
-
 
 @dataclass(frozen=True)
 class Restart:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-__all__ = ["Timeline"]
-
 
 class Timeline:
     """A heap of next fire times, in milliseconds UTC; each entry has one at most."""

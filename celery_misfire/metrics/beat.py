@@ -11,8 +11,6 @@ from celery_misfire.leadership.member import Member
 from celery_misfire.metrics.exporters import export, is_read
 from celery_misfire.metrics.numbers import Note, Numbers
 
-__all__ = ["BeatNumbers"]
-
 
 class BeatNumbers(Numbers):
     """The numbers of a beat."""

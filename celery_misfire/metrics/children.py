@@ -15,8 +15,6 @@ from celery_misfire.log_lines import Log
 from celery_misfire.metrics.exporters import export, is_read
 from celery_misfire.metrics.numbers import Note, Numbers
 
-__all__ = ["WorkerNumbers"]
-
 logger = logging.getLogger(__name__)
 say = Log(__name__, "worker")
 

@@ -12,8 +12,6 @@ from celery_misfire.metrics.numbers import METRICS, PREFIX, Metric, Note, Number
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
 
-__all__ = ["export", "is_read"]
-
 #: Name of our meter.
 METER = "celery_misfire"
 

@@ -14,8 +14,6 @@ from typing import Literal, NamedTuple
 from celery_misfire.events import Event, GaveUp, Led, Misfired, Missed, Sent
 from celery_misfire.misfire import Outcome
 
-__all__ = ["METRICS", "MOST_ENTRIES", "OTHER", "PREFIX", "Gauges", "Histogram", "Metric", "Note", "Numbers"]
-
 PREFIX = "celery_misfire_"
 #: So many entries have labels of their own, those that come first. The others share :data:`OTHER`.
 MOST_ENTRIES = 1000

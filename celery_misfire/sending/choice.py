@@ -15,8 +15,6 @@ from celery_misfire.sending.dispatch import Oversight, Publisher, Run, TwoStep
 from celery_misfire.sending.transactional import Transactional
 from celery_misfire.store.port import LeaseValue, Store
 
-__all__ = ["DispatchChoice"]
-
 say = Log(__name__, "beat")
 
 #: The place of the broker is looked at so often, in seconds: it may have failed over to another server.

@@ -14,8 +14,6 @@ from typing import Any
 
 from celery_misfire.exceptions import MisfireError
 
-__all__ = ["Confirms", "Interrupted", "Receipt"]
-
 #: The option by which Linux holds back what is written until it fills a packet, for 200 ms at most. In large
 #: pieces a message costs a fifth less, and RabbitMQ confirms many of them with one answer.
 _CORK = getattr(socket, "TCP_CORK", None)

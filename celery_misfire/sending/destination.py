@@ -18,8 +18,6 @@ from kombu import Producer
 
 from celery_misfire.store.state_mark import Destination
 
-__all__ = ["destination_of", "redis_get"]
-
 #: Stands for a task that the app's routes do not know.
 ANY_TASK = "celery_misfire.any_task"
 

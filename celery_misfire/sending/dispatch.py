@@ -23,8 +23,6 @@ from celery_misfire.records import Definition, EntryRecord, Intent
 from celery_misfire.store.port import Push
 from celery_misfire.store.state_mark import Destination
 
-__all__ = ["Attempt", "Fate", "Message", "Oversight", "Publisher", "Run", "TwoStep"]
-
 
 @dataclass(frozen=True)
 class Run:

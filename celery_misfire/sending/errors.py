@@ -13,8 +13,6 @@ from kombu.exceptions import OperationalError, SerializerNotInstalled
 from celery_misfire.store.errors import describe
 from celery_misfire.texts import hide_secrets, one_line
 
-__all__ = ["about_message", "broker_address", "is_large", "lacks_memory", "name_error"]
-
 #: Hardly any message is longer, in characters: a Redis without the memory for one that is shorter is full.
 LONGEST_OF_MOST = 100_000
 

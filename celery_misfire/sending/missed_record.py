@@ -11,8 +11,6 @@ from celery_misfire.fire import id_of, isoformat
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Reason, from_millis
 from celery_misfire.records import EntryRecord, Unreported
 
-__all__ = ["MISSED", "missed_dict", "missed_from_dict", "missed_of", "result_of"]
-
 #: The result state of a run that never happens.
 MISSED = "MISSED"
 

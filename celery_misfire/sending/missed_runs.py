@@ -33,8 +33,6 @@ from celery_misfire.signals import task_missed
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
 
-__all__ = ["Part", "Report", "close_connections", "connection_closers", "recorders", "report", "use_django"]
-
 logger = logging.getLogger(__name__)
 
 #: Longest wait for the result backend, and for the recorders, in seconds.

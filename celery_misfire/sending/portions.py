@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-__all__ = ["MOST_CHARACTERS", "MOST_MESSAGES", "Portions"]
-
 #: The most messages that go together: in a script, a hundred block Redis for about 3 ms.
 MOST_MESSAGES = 100
 #: The most characters of messages that go together, but for a single message that is longer.

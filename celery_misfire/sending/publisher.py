@@ -25,8 +25,6 @@ from celery_misfire.store.port import Push
 from celery_misfire.store.state_mark import Destination
 from celery_misfire.texts import quote_name
 
-__all__ = ["EntryPublisher", "refuse_coroutine"]
-
 say = Log(__name__, "beat")
 
 

@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 
 from celery_misfire.store.port import Push
 
-__all__ = ["NotRecordable", "PushRecorder"]
-
 
 class NotRecordable(Exception):
     """Kombu wants to write something that the script cannot do; the message goes in two steps."""

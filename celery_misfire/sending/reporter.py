@@ -32,8 +32,6 @@ from celery_misfire.trouble import Trouble
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
 
-__all__ = ["Reporter"]
-
 #: First and longest pause before what failed is tried again, in seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 #: Most finished reports that are handed back, and struck from the records, at a time.

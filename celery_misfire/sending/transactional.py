@@ -30,8 +30,6 @@ from celery_misfire.store.port import Push, Refusal
 from celery_misfire.texts import quote_name
 from celery_misfire.trouble import Reminders
 
-__all__ = ["Transactional"]
-
 say = Log(__name__, "beat")
 
 #: A queue that refuses messages is mentioned so often, in seconds.

@@ -8,8 +8,6 @@ from typing import Literal
 
 from celery_misfire.texts import quote
 
-__all__ = ["Change", "CommitResult", "Push", "Refusal", "by_queue"]
-
 
 @dataclass(frozen=True)
 class Change:

@@ -20,8 +20,6 @@ from celery_misfire.exceptions import MisfireConfigError, StoreRefused
 from celery_misfire.store import errors
 from celery_misfire.store.url import address, connection_of, scheme_of, sentinels_of
 
-__all__ = ["LONGEST_CALL", "OLDEST_VERSION", "RedisConnection", "as_text", "millis"]
-
 #: Redis answers no call later than this, in seconds (or the lease would be lost while waiting).
 LONGEST_CALL = 5.0
 

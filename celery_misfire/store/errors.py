@@ -12,8 +12,6 @@ from redis.sentinel import MasterNotFoundError
 
 from celery_misfire.exceptions import StoreRefused, StoreUnavailable
 
-__all__ = ["describe", "in_words", "is_read_only", "unavailable"]
-
 
 def unavailable(place: str, exc: Exception, advice: str = "") -> StoreUnavailable:
     """Return our error for one of redis-py's, or of a credential provider.

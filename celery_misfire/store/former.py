@@ -10,8 +10,6 @@ from celery_misfire.store.connection import RedisConnection, as_text
 from celery_misfire.store.state_mark import StateMark
 from celery_misfire.store.values import LeaseValue
 
-__all__ = ["FormerKeys", "look_at"]
-
 #: The mark in the place of a state that has moved stays for so many seconds, so that a beat of the deployment
 #: that has not been replaced yet does not begin anew beside us.
 MARK_TTL = 600

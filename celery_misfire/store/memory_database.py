@@ -16,8 +16,6 @@ from celery_misfire.exceptions import MisfireError
 from celery_misfire.store.changes import Push, Refusal
 from celery_misfire.store.values import COUNTS_TTL
 
-__all__ = ["Contents", "Fault", "MemoryDatabase"]
-
 
 class Fault(Enum):
     """What may happen to a call. Its caller gets a :class:`StoreUnavailable` each time."""

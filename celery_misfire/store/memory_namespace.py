@@ -13,8 +13,6 @@ from celery_misfire.store.owner import name_of
 from celery_misfire.store.registers import BY_HAND_REGISTER_TTL
 from celery_misfire.store.values import LeaseValue, Sight, Watched
 
-__all__ = ["MemoryNamespace", "one_call"]
-
 P = ParamSpec("P")
 S = TypeVar("S", bound="MemoryNamespace")
 T = TypeVar("T")

@@ -18,8 +18,6 @@ from redis.connection import parse_url
 from celery_misfire.conf.problems import Problems, as_bool, as_count, as_mapping, as_seconds
 from celery_misfire.texts import quote, suggestion, type_name, unknown_word
 
-__all__ = ["OPTIONS", "check_option", "checked_options", "option_from_query"]
-
 # The store sets these itself. A second try of redis-py's would make a call take longer than beat can wait;
 # beat tries again by itself.
 _OURS = {

@@ -12,8 +12,6 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["is_dead", "name_of", "this_process"]
-
 #: A newer version may add more, behind another blank.
 _OWNER = re.compile(
     r"(?P<name>(?P<host>\S+):(?P<pid>[1-9][0-9]{0,8})) "

@@ -16,8 +16,6 @@ from celery_misfire.store.values import LeaseValue, Sight, Watched
 if TYPE_CHECKING:
     from celery_misfire.conf.settings import Settings
 
-__all__ = ["RedisNamespace"]
-
 #: Before the id of an occurrence, the register that says who had it run by hand.
 _BY_HAND = "by-hand:"
 

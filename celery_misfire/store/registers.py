@@ -9,18 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = [
-    "REGISTER_TTL",
-    "Merged",
-    "Missed",
-    "Register",
-    "StartRequest",
-    "Started",
-    "Unknown",
-    "parse",
-    "register_ttl",
-]
-
 #: The register of a run that started is kept for so many seconds, longer than a broker may hold a message.
 REGISTER_TTL = 24 * 3600.0
 

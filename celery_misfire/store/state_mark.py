@@ -11,8 +11,6 @@ from celery_misfire.exceptions import NewerSchema
 from celery_misfire.records import SCHEMA
 from celery_misfire.texts import quote, quote_name
 
-__all__ = ["Destination", "StateMark"]
-
 
 @dataclass(frozen=True)
 class Destination:

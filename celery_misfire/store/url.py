@@ -11,8 +11,6 @@ from redis.connection import parse_url
 from celery_misfire.store.options import OPTIONS, check_option, option_from_query
 from celery_misfire.texts import suggestion
 
-__all__ = ["EXAMPLE", "address", "checked_url", "connection_of", "scheme_of", "sentinels_of", "split_urls"]
-
 #: A URL as it may be written.
 EXAMPLE = "'redis://localhost:6379/1'"
 

@@ -10,21 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-__all__ = [
-    "COUNTS_TTL",
-    "NOTE_TTL",
-    "SIGN_TTL",
-    "STOP_TTL",
-    "CleanStop",
-    "Held",
-    "LeaseValue",
-    "NoState",
-    "Renewed",
-    "Sight",
-    "Taken",
-    "Watched",
-]
-
 #: The counts of an hour are kept for so many seconds.
 COUNTS_TTL = 8 * 24 * 3600.0
 #: A note for the leading beat waits so many seconds for its renewal.

@@ -19,8 +19,6 @@ from celery_misfire.testing.config import complete
 from celery_misfire.testing.process import BeatProcess, Unsent
 from celery_misfire.texts import quote_name, suggestion
 
-__all__ = ["Beat", "Fires", "outage"]
-
 
 class Fires(tuple[Fire, ...]):
     """Runs that beat has sent, in their order: what :func:`celery_misfire.current_fire` returns in each."""

@@ -10,8 +10,6 @@ from celery_misfire.conf.warnings import warnings_for
 from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.texts import quote, quote_name, suggestion
 
-__all__ = ["check_config", "complete"]
-
 
 def check_config(app: Celery, *, warnings: bool = False) -> list[str]:
     """Return all problems for which beat would refuse to start, one line each; [] when there are none.

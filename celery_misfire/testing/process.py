@@ -14,8 +14,6 @@ from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store.port import Push, Store, Taken
 from celery_misfire.store.state_mark import Destination
 
-__all__ = ["BeatProcess", "Unsent"]
-
 #: The lease of the only beat lasts as long as any test, in seconds: nobody renews it.
 _FOR_EVER = 1e9
 

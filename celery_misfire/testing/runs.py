@@ -14,8 +14,6 @@ from celery_misfire import fire as fires
 from celery_misfire.fire import HEADER, Fire
 from celery_misfire.misfire import MisfireInstruction, MissedFire, Outcome, Reason, to_millis
 
-__all__ = ["fire", "make_missed"]
-
 
 class _Requests:
     """The requests of a task, each with the header of a fire."""

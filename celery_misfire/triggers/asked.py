@@ -15,8 +15,6 @@ from celery_misfire.misfire import FireTimes, TriggerState, TriggerType, from_mi
 from celery_misfire.triggers.wall_times import DAY, HORIZON, LAST_MOMENT, MINUTE, SECOND
 from celery_misfire.triggers.zones import tzinfo_of, without_addresses, zone_of
 
-__all__ = ["KNOWN_MODULES", "AskedTimes", "AskedTrigger"]
-
 #: Modules whose schedule classes are known to estimate what remains and to answer ``is_due`` by that.
 KNOWN_MODULES = frozenset(
     {"celery.schedules", "django_celery_beat.clockedschedule", "django_celery_beat.tzcrontab"}

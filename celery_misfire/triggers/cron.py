@@ -21,8 +21,6 @@ from croniter import CroniterError, croniter
 
 from celery_misfire.triggers.wall_times import ClockTimes, Days, Month, day_bits, weekday_bits
 
-__all__ = ["LAST_YEAR", "WEEKDAYS", "CronFields", "parse_cron"]
-
 #: No expression that names years fires after this year; Quartz and croniter have the same limit.
 LAST_YEAR = 2099
 

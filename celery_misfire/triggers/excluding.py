@@ -14,8 +14,6 @@ from celery_misfire.misfire import FireTimes, Trigger, TriggerState, TriggerType
 from celery_misfire.triggers.wall_times import DAY, HORIZON, Days, month_and_bit, month_of
 from celery_misfire.triggers.zones import Zone
 
-__all__ = ["Excluded", "ExcludingTrigger", "Exclusion", "Included", "PartsOfDays", "Span", "WholeDays"]
-
 
 class Span(NamedTuple):
     """A time from `start` to `end` (left out), all of it included or all of it excluded.

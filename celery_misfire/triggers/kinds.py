@@ -34,16 +34,6 @@ from celery_misfire.triggers.wall_times import (
 )
 from celery_misfire.triggers.zones import EveryPass, FirstPass, OnlyShown, Zone, zone_of
 
-__all__ = [
-    "CALENDAR_UNITS",
-    "CalendarTrigger",
-    "CronTrigger",
-    "GridTrigger",
-    "RelativeTrigger",
-    "interval_millis",
-    "trigger_for",
-]
-
 
 def trigger_for(schedule: Any, entry: str | None = None) -> Trigger:
     """Return the trigger of a schedule, without running any code of a schedule class that is not known.

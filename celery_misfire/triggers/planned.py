@@ -16,8 +16,6 @@ from celery.schedules import BaseSchedule, schedstate
 from celery_misfire.misfire import FireTimes, Trigger, from_millis, to_millis
 from celery_misfire.triggers.zones import Zone, zone_for
 
-__all__ = ["PlannedSchedule"]
-
 # When a schedule never fires again, stock beat is told that this much time remains, and when to ask again.
 _NEVER = timedelta(days=36_500)
 _ASK_AGAIN = timedelta(days=1)

@@ -16,8 +16,6 @@ from typing import Any
 from celery_misfire.background import BackgroundWorker
 from celery_misfire.misfire import FireTimes, Trigger, TriggerState, TriggerType
 
-__all__ = ["ANSWER_TIMEOUT", "SLOW_THREAD", "NoAnswer", "TimeLimit"]
-
 #: The name of a thread whose schedule has exceeded the limit and is still at work.
 SLOW_THREAD = "misfire-slow-schedule"
 #: The longest wait for one answer, in seconds.

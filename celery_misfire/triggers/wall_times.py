@@ -16,23 +16,6 @@ from typing import NamedTuple, Protocol
 
 from celery_misfire.misfire import ENDLESS, FireTimes, to_millis
 
-__all__ = [
-    "Bounded",
-    "ClockTimes",
-    "Days",
-    "Grid",
-    "Month",
-    "MonthGrid",
-    "Preceded",
-    "StepTimes",
-    "TimesOfDay",
-    "WallTimes",
-    "day_bits",
-    "month_and_bit",
-    "month_of",
-    "weekday_bits",
-]
-
 SECOND = 1_000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE

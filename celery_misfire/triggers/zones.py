@@ -21,19 +21,6 @@ from celery_misfire.misfire import FireTimes, from_millis
 from celery_misfire.texts import quote, suggestion
 from celery_misfire.triggers.wall_times import DAY, FIRST_MOMENT, HORIZON, LAST_MOMENT, SECOND
 
-__all__ = [
-    "EveryPass",
-    "FirstPass",
-    "OnlyShown",
-    "Stretch",
-    "Zone",
-    "checked_timezone",
-    "tzinfo_of",
-    "without_addresses",
-    "zone_for",
-    "zone_of",
-]
-
 
 class Stretch(NamedTuple):
     """A time, `start` to `end` (left out), during which a zone keeps one offset from UTC.

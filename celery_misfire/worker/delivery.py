@@ -18,8 +18,6 @@ from celery_misfire.misfire import MisfireInstruction, Outcome, to_millis
 from celery_misfire.records import loads
 from celery_misfire.texts import one_line, quote_name
 
-__all__ = ["Delivery", "LateStart", "is_claimed", "is_missed_when_late", "read_delivery"]
-
 _NONCE = re.compile(r"\w{1,64}", re.ASCII)
 
 

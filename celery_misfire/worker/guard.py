@@ -31,8 +31,6 @@ from celery_misfire.worker.process_parts import Reports, StoreForRuns
 if TYPE_CHECKING:
     from celery_misfire.worker import Request
 
-__all__ = ["Guard"]
-
 say = Log(__name__, "worker")
 
 #: A beat that has sent a message writes so within this time, in seconds, unless something is wrong.

@@ -11,8 +11,6 @@ from celery import Celery
 from celery_misfire.events import Missed, StartedLate
 from celery_misfire.log_lines import MOST_SINGLE_LINES, Log
 
-__all__ = ["LateRuns"]
-
 #: In one hour so many runs are a warning each. After them one warning sums up, and again at each of `SUMS`.
 SUMS = (MOST_SINGLE_LINES + 1, *(10**power for power in range(2, 12)))
 

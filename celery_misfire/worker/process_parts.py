@@ -18,8 +18,6 @@ from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.store.url import address
 from celery_misfire.trouble import Trouble
 
-__all__ = ["Reports", "StoreForRuns"]
-
 say = Log(__name__, "worker")
 
 #: Longest wait of a run for the store, in seconds.

@@ -16,8 +16,6 @@ try:
 except ImportError:
     trace = None  # type: ignore[assignment]
 
-__all__ = ["describe_span"]
-
 
 def describe_span() -> None:
     """Add entry, scheduled time, outcome and lateness to the span of the run that is about to start.

@@ -39,8 +39,6 @@ from celery_misfire.texts import quote_names
 from celery_misfire.triggers.kinds import trigger_for
 from celery_misfire.trouble import Trouble
 
-__all__ = ["Alarm", "Watch"]
-
 say = Log(__name__, "worker")
 
 #: A watcher that has not looked for so many check rates is replaced.

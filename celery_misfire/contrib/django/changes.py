@@ -11,8 +11,6 @@ from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.contrib.django.models import MisfirePolicy
 
-__all__ = ["SCHEDULES", "marks_of_rows"]
-
 #: The columns that beat writes itself, or never looks at: a change in them alone changes no run.
 _IGNORED_COLUMNS = {"last_run_at", "total_run_count", "date_changed", "description"}
 #: The foreign keys of a row to its schedule.

@@ -23,8 +23,6 @@ from celery_misfire.contrib.django.models import MisfirePolicy
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.store.redis_store import RedisStore
 
-__all__ = ["check_app", "check_services", "check_tables"]
-
 SCHEDULER = f"{DatabaseScheduler.__module__}:{DatabaseScheduler.__name__}"
 #: The apps whose tables beat needs.
 TABLES = ("celery_misfire", "django_celery_beat")

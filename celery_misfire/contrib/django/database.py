@@ -13,8 +13,6 @@ from django.utils.translation import gettext_lazy
 
 from celery_misfire.sending.missed_runs import connection_closers
 
-__all__ = ["NOT_MIGRATED", "hold_result", "install", "is_migrated", "with_policies"]
-
 #: What a page says where :func:`is_migrated` is False.
 NOT_MIGRATED = gettext_lazy("The tables of misfire handling are missing. Run: manage.py migrate")
 

@@ -31,8 +31,6 @@ from celery_misfire.log_lines import Log
 from celery_misfire.misfire import Reason, to_millis
 from celery_misfire.signals import beat_overdue, beat_recovered
 
-__all__ = ["MAIL_INTERVAL", "install", "is_wanted", "mail_soon", "send_due", "tell_overdue", "tell_recovered"]
-
 say = Log(__name__, "mail")
 
 #: The shortest time between two mails about one task to one address; the later one tells what came between.

@@ -14,8 +14,6 @@ from django.utils.translation import ngettext
 from celery_misfire.contrib.django.models import Alarm, MissedFire, reason_in_words
 from celery_misfire.contrib.django.moments import as_duration, as_range, as_text, millis
 
-__all__ = ["missed", "overdue"]
-
 #: A table of a mail has at most this many rows.
 MOST_ROWS = 50
 

@@ -19,8 +19,6 @@ from django_celery_beat.utils import make_aware
 
 from celery_misfire.misfire import from_millis, to_millis
 
-__all__ = ["as_duration", "as_range", "as_short", "as_short_range", "as_stored", "as_text", "millis", "now"]
-
 
 def now() -> int:
     return time.time_ns() // 1_000_000

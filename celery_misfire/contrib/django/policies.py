@@ -11,16 +11,6 @@ from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.rows import policy_of_row
 from celery_misfire.misfire import MisfirePolicy, Trigger, TriggerType, resolve
 
-__all__ = [
-    "choice_in_words",
-    "choices_for",
-    "label_of",
-    "policy_in_words",
-    "policy_of",
-    "resolved_in_words",
-    "short_label_of",
-]
-
 
 def policy_of(task: PeriodicTask, trigger: Trigger, settings: Settings) -> MisfirePolicy | None:
     """Return the policy in force for a row, None when misfire handling is off.

@@ -15,8 +15,6 @@ from celery_misfire.misfire import MissedFire as Record
 from celery_misfire.misfire import Reason, to_millis
 from celery_misfire.sending.missed_runs import recorders
 
-__all__ = ["forget", "install", "keep"]
-
 #: One transaction deletes at most this many records.
 RECORDS_PER_TRANSACTION = 1000
 

@@ -39,17 +39,6 @@ from celery_misfire.misfire import (
 from celery_misfire.triggers.kinds import CronTrigger, GridTrigger, trigger_for
 from celery_misfire.triggers.wall_times import Bounded, Grid
 
-__all__ = [
-    "entry_name",
-    "entry_of",
-    "from_last_run_at",
-    "key_in_name",
-    "policy_of_row",
-    "site_policy",
-    "to_last_run_at",
-    "trigger_of",
-]
-
 #: What :func:`entry_name` puts in the place of arguments.
 _INSTEAD = re.compile(r".*\(\.\.\.\) row (?P<key>\d+)", re.DOTALL)
 

@@ -16,8 +16,6 @@ from celery_misfire.events import Event, Led, Sent, SentTogether, decode
 from celery_misfire.records import EntryRecord
 from celery_misfire.store.redis_store import RedisStore
 
-__all__ = ["LogLine", "Stored", "log_of", "open_store", "read", "record_of", "records_of"]
-
 #: Longest wait for one answer of Redis, in seconds: somebody is waiting for a page.
 READ_TIMEOUT = 2.0
 #: A timeline reads at most this many lines of the log: a little more than a log keeps by default.

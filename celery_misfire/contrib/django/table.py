@@ -46,8 +46,6 @@ from celery_misfire.texts import describe_error
 from celery_misfire.triggers.kinds import GridTrigger
 from celery_misfire.trouble import Trouble
 
-__all__ = ["LOOK_EVERY", "Row", "Table", "WrittenEntry"]
-
 say = Log(__name__, "beat")
 
 #: Seconds between two looks whether django-celery-beat knows of a change, and between two tries.

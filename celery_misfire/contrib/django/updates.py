@@ -13,8 +13,6 @@ from django_celery_beat.models import PeriodicTask
 from celery_misfire.contrib.django.rows import entry_name, to_last_run_at
 from celery_misfire.log_lines import Log
 
-__all__ = ["ROWS_PER_STATEMENT", "RowUpdates", "in_chunks"]
-
 say = Log(__name__, "beat")
 
 #: One statement reads or writes at most this many rows.

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 else:
     _ModelAdmin = admin.ModelAdmin
 
-__all__ = ["DismissMixin"]
-
 #: Longest note, in characters.
 _LONGEST_NOTE = 2000
 

@@ -20,8 +20,6 @@ from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import MisfireInstruction, MisfirePolicy, Trigger
 from celery_misfire.status import state_of
 
-__all__ = ["Example", "Explained", "explain"]
-
 _SKIP = gettext_lazy("No late run is made; each is recorded as missed. The schedule goes on as it was.")
 _RESTART = gettext_lazy("One late run stands for all of them, and the interval starts again from there.")
 _SENTENCES = {

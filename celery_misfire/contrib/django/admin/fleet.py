@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 else:
     _ModelAdmin = admin.ModelAdmin
 
-__all__ = ["FleetAdmin"]
-
 _NAME = "celery_misfire_fleet"
 
 

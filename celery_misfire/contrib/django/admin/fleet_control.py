@@ -21,8 +21,6 @@ from celery_misfire.control import LONGEST_REASON
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import to_millis
 
-__all__ = ["ControlForm", "carry_out"]
-
 _INPUT = "%Y-%m-%dT%H:%M"
 
 

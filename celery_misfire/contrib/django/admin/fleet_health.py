@@ -22,8 +22,6 @@ from celery_misfire.exceptions import MisfireConfigError
 if TYPE_CHECKING:
     from celery_misfire.contrib.django.admin.fleet import FleetAdmin
 
-__all__ = ["badge_view", "health_view"]
-
 View = Callable[[HttpRequest], HttpResponse]
 
 #: The width of a character of the badge, and what stands around a text, in pixels.

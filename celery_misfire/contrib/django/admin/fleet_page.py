@@ -37,8 +37,6 @@ from celery_misfire.triggers.kinds import CronTrigger
 if TYPE_CHECKING:
     from celery_misfire.contrib.django.admin.fleet import FleetAdmin
 
-__all__ = ["context_of"]
-
 #: A page has so many tasks.
 TASKS = 100
 #: How many days the timeline reaches back and ahead.

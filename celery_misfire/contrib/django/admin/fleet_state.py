@@ -29,8 +29,6 @@ from celery_misfire.records import Pause
 from celery_misfire.status import Status, status_of
 from celery_misfire.store.redis_store import RedisStore
 
-__all__ = ["STATES", "FleetState", "Line", "Planned", "look", "planned"]
-
 #: Of at most this many late tasks the schedules are asked how late they may be; the others: a minute.
 MOST_EXACT = ROWS_AT_ONCE
 

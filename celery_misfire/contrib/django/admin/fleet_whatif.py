@@ -28,8 +28,6 @@ from celery_misfire.misfire import Outcome, from_millis, to_millis
 from celery_misfire.simulation import steps
 from celery_misfire.status import state_of
 
-__all__ = ["Effect", "WhatIfForm", "effect_of", "whatif_context"]
-
 #: A page has so many tasks.
 TASKS = 100
 _INPUT = "%Y-%m-%dT%H:%M"

@@ -28,8 +28,6 @@ from celery_misfire.events import (
 )
 from celery_misfire.misfire import Outcome
 
-__all__ = ["in_words", "sent_in_words"]
-
 
 def in_words(event: Event) -> str:
     """Return what an event says; words of a newer version stay as they are."""

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 else:
     _ModelAdmin = admin.ModelAdmin
 
-__all__ = ["MissedFireAdmin"]
-
 
 class _MostFrequent(admin.AllValuesFieldListFilter):
     """Offers the values that most records have; after a long outage there is one for every task."""

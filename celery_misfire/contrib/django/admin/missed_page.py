@@ -29,8 +29,6 @@ from celery_misfire.misfire import from_millis
 if TYPE_CHECKING:
     from celery_misfire.contrib.django.admin.missed import MissedFireAdmin
 
-__all__ = ["about"]
-
 #: A page shows this many occurrences.
 OCCURRENCES = 100
 #: The page shows the log from this long before the first missed run to this long after the miss was detected,

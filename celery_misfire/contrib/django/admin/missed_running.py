@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 else:
     _ModelAdmin = admin.ModelAdmin
 
-__all__ = ["RunningMixin", "run_url"]
-
 #: The question lists at most this many occurrences or records, and as many that cannot be sent.
 _ROWS = 200
 #: So many failures are told as messages; the page of the re-run has all of them.

@@ -7,8 +7,6 @@ from django.db.models.functions import Coalesce
 
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
 
-__all__ = ["with_open_runs"]
-
 
 def with_open_runs(records: QuerySet[MissedFire]) -> QuerySet[MissedFire]:
     """Return the records with `runs_made` after all, and with `open_runs`, which wait for somebody."""

@@ -27,8 +27,6 @@ from celery_misfire.entry_record import EntryRecord
 from celery_misfire.exceptions import MisfireConfigError, NewerSchema, StoreUnavailable
 from celery_misfire.status import Status, status_of
 
-__all__ = ["MISSED_WITHIN", "Overview", "overdue_keys", "overviews_of", "with_missed"]
-
 #: The list counts misses that were detected within this many milliseconds.
 MISSED_WITHIN = 24 * 3600 * 1000
 #: One query asks for at most this many rows.

@@ -42,8 +42,6 @@ elif apps.is_installed("unfold"):
 else:
     _ModelForm, _FormSet, _Inline = forms.ModelForm, BaseInlineFormSet, admin.StackedInline
 
-__all__ = ["PolicyForm", "PolicyFormSet", "PolicyInline", "may_edit_policy", "proposal"]
-
 _SECONDS = gettext_lazy("Enter a number of seconds greater than 0, at most 100 years.")
 #: The message for a value that a policy does not take.
 _REFUSALS = {

@@ -18,8 +18,6 @@ else:
     # The admin class that this is in front of.
     _ModelAdmin = object
 
-__all__ = ["ReadOnlyMixin", "needs_tables"]
-
 
 def needs_tables(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
     """Have a view of an admin class lead to the index, with a word why, where our tables are missing."""

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 else:
     _RerunAdmin = admin.ModelAdmin
 
-__all__ = ["RerunAdmin", "failures_in_words", "go_on", "skipped_in_words"]
-
 #: The page shows at most this many runs, and as many lines of what was not sent.
 _ROWS = 100
 

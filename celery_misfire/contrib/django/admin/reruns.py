@@ -32,8 +32,6 @@ from celery_misfire.contrib.django.admin.running import (
 )
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun, Rerun
 
-__all__ = ["EDITED", "Part", "Preview", "Step", "previews", "start", "take_step"]
-
 #: Why some occurrences of a record cannot be sent.
 EDITED = gettext_lazy("The schedule was edited since: only the first and the last fire time are known.")
 #: A step sends for about so long, in seconds: somebody waits for the page.

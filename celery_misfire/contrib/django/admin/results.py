@@ -15,8 +15,6 @@ from django.utils.translation import gettext as _
 
 from celery_misfire.contrib.django import moments
 
-__all__ = ["Result", "results_of"]
-
 #: One query asks for at most this many results.
 RESULTS_AT_ONCE = 500
 

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 else:
     _ModelAdmin = admin.ModelAdmin
 
-__all__ = ["TaskListMixin"]
-
 #: Our columns. In django-celery-beat's own list, which is wide, they would be out of sight at the end.
 _COLUMNS, _AFTER = ("misfire_next", "misfire_state"), "enabled"
 #: An overdue task goes before each that has only missed runs.

@@ -25,8 +25,6 @@ from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import MisfirePolicy, Trigger
 from celery_misfire.store.redis_store import RedisStore
 
-__all__ = ["ask_store", "find_policy", "find_task", "find_trigger", "not_computed", "render"]
-
 T = TypeVar("T")
 
 

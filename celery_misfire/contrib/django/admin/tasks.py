@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 else:
     _ModelAdmin = admin.ModelAdmin
 
-__all__ = ["PeriodicTaskMixin", "replace_registered"]
-
 
 def replace_registered(site: admin.AdminSite = admin.site) -> None:
     """Extend what is registered for PeriodicTask on an admin site, and register the missed runs there.

@@ -36,8 +36,6 @@ from celery_misfire.misfire import Outcome, Trigger, from_millis, to_millis
 from celery_misfire.status import is_current, state_of
 from celery_misfire.triggers.wall_times import DAY, MINUTE
 
-__all__ = ["timeline_view"]
-
 #: The timeline shows this much of the past, in milliseconds.
 PAST = DAY
 #: The timeline shows at least this share of its past as future.

@@ -33,8 +33,6 @@ from celery_misfire.contrib.django.timeline.picture import picture, strip
 from celery_misfire.misfire import MisfireInstruction, Trigger, TriggerState, from_millis, to_millis
 from celery_misfire.status import state_of
 
-__all__ = ["whatif_view"]
-
 
 @needs_tables
 def whatif_view(

@@ -23,8 +23,6 @@ from celery_misfire.misfire import FireTimes, Outcome, from_millis
 from celery_misfire.triggers.wall_times import DAY
 from celery_misfire.triggers.zones import zone_for
 
-__all__ = ["LEGEND", "Strip", "Window", "axis", "symbol", "together", "words_of"]
-
 #: So many places a strip has from its left to its right.
 PLACES = 480
 #: The height of a strip in pixels; of the axis.

@@ -12,8 +12,6 @@ from celery_misfire.contrib.django.timeline.timeline import Outage, format_offse
 from celery_misfire.triggers.wall_times import DAY, HOUR, MINUTE, SECOND
 from celery_misfire.triggers.zones import Zone, zone_for
 
-__all__ = ["Ground", "ticks"]
-
 
 class Ground:
     """Draws what lies under the marks."""

@@ -17,8 +17,6 @@ from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Outcome, Reaso
 from celery_misfire.records import EntryRecord
 from celery_misfire.status import is_current, status_of
 
-__all__ = ["History", "expand", "expected", "history", "outages_in"]
-
 #: A stretch of more occurrences than this is not expanded.
 EXPAND_LIMIT = 500
 #: Beat is silent for at least this long before the timeline shows it, in milliseconds.

@@ -23,8 +23,6 @@ from celery_misfire.contrib.django.timeline.timeline import (
 )
 from celery_misfire.misfire import Outcome
 
-__all__ = ["Marks"]
-
 #: Two marks of one outcome that are nearer than this, in pixels, are one bar.
 _SHORTEST_DISTANCE = 11
 #: An outage that is longer than this, in pixels, is a gap in a bar.

@@ -12,8 +12,6 @@ from celery_misfire.contrib.django.timeline.shapes import Canvas, Layout, escape
 from celery_misfire.contrib.django.timeline.timeline import OUTCOMES, Timeline
 from celery_misfire.triggers.wall_times import HOUR
 
-__all__ = ["picture", "strip", "svg"]
-
 #: The style sheet of the pictures; a page with a picture links to it.
 STYLE = Path(__file__).parents[1] / "static" / "celery_misfire" / "picture.css"
 

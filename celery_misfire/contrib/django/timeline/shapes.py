@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from celery_misfire.contrib.django.timeline.timeline import Fate, Timeline, Waiting
 from celery_misfire.misfire import Outcome
 
-__all__ = ["Canvas", "Layout", "escape", "label", "number", "symbol"]
-
 #: Half the width of a symbol, in pixels.
 _RADIUS = 5.0
 

@@ -22,20 +22,6 @@ from celery_misfire.misfire import Outcome, from_millis
 from celery_misfire.triggers.wall_times import MINUTE, SECOND
 from celery_misfire.triggers.zones import zone_for
 
-__all__ = [
-    "OUTCOMES",
-    "Fate",
-    "Occurrence",
-    "Outage",
-    "Row",
-    "Timeline",
-    "Waiting",
-    "count_in_words",
-    "format_number",
-    "format_offset",
-    "word_of",
-]
-
 #: A table shows at most this many rows.
 MAX_ROWS = 200
 #: In a table of more rows than this, neighbours with the same fate stand in one row.

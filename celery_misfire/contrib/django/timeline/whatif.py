@@ -39,8 +39,6 @@ from celery_misfire.simulation import Step, steps
 from celery_misfire.status import is_current
 from celery_misfire.triggers.wall_times import DAY, HOUR, MINUTE, SECOND
 
-__all__ = ["Answer", "Question", "WhatIfForm", "defaults", "disabled_in_words", "known_since"]
-
 #: The outage that is offered first is no longer than this, in days.
 MAX_OUTAGE_DAYS = 400
 #: The picture has at most this many fire times before the outage, and as many after it.
