@@ -1,3 +1,3 @@
 from __future__ import annotations
 
-from tests.support.shop import browser, prepared, shop  # noqa: F401 - fixtures
+from tests.support.served_shop import browser, prepared, shop  # noqa: F401 - fixtures

@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from example_project.child_process import Child
 from example_project.demo.site import PASSWORD, USER
 from tests.support.processes import wait_for
-from tests.support.shop import ON_BOTH, ON_POSTGRES, ON_SQLITE, VIEWER, Shop
+from tests.support.served_shop import ON_BOTH, ON_POSTGRES, ON_SQLITE, VIEWER, Shop
 
 playwright = pytest.importorskip("playwright.sync_api")
 

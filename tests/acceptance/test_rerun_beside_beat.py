@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.processes import published, wait_for
-from tests.support.shop import ON_BOTH, Shop
+from tests.support.served_shop import ON_BOTH, Shop
 
 pytest.importorskip("playwright.sync_api")
 
