@@ -189,10 +189,9 @@ def _write_beats(session: Session, page: Page) -> None:
         left = "" if sight.lease_left is None else f", lease left {length(sight.lease_left)}"
         lines.append(("leader", f"{fleet.leader}, since {page.time(sight.lease.epoch)}{left}"))
     for beat in fleet.beats:
-        if not beat.leads or not beat.is_well:
-            word = "leader" if beat.leads else "standby"
-            silent = "" if beat.is_well else ", not well"
-            lines.append((word, f"{beat}, last sign {ago(beat.silent_for)}{silent}"))
+        if not beat.leads or beat.trouble:
+            told = beat.trouble or f"stands by, last sign {ago(beat.silent_for)}"
+            lines.append(("leader" if beat.leads else "standby", f"{beat} {told}"))
     lines.append(
         ("guard", "workers ask the registers" if sight.is_guarded else "no worker asks the registers")
     )

@@ -78,7 +78,8 @@ def test_a_redis_that_refuses_the_question_tells_no_place(redis_server: RedisSer
     rights = ("on", ">p", "~*", "&*", "+@all")
     with redis_server.client() as client:
         client.execute_command("ACL", "SETUSER", "limited", *rights)
-        app = Celery("shop", broker=f"redis://limited:p@localhost:{redis_server.port}/1", set_as_current=False)
+        url = f"redis://limited:p@localhost:{redis_server.port}/1"
+        app = Celery("shop", broker=url, set_as_current=False)
         broker = Broker(app)
         try:
             broker.connect()
