@@ -388,6 +388,14 @@ def test_what_is_not_paused_or_held_is_not_said_to_go_on(shop: CommandLine, at_w
     answer = shop.json("resume", "*")
     assert (answer["entries"], answer["done"]) == ([], True)
     assert shop.text("resume", "*") == "none of these entries is paused\n"
+    before = len(shop.json("log")["lines"])
+    assert shop.text("hold", "--end") == "there is no hold\n"
+    assert shop.json("hold", "--end")["done"]
+    assert len(shop.json("log")["lines"]) == before
+    # A hold that is asked for can be taken back before the leader has heard of it.
+    shop.text("hold", "--until", "1h", "--no-wait")
+    assert shop.text("hold", "--end") == "hold ended\n"
+    assert shop.json("status")["hold"] is None
 
 
 def test_what_nobody_carries_out_waits_for_the_next_leader(shop: CommandLine, world: World):
