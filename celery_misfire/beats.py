@@ -1,18 +1,18 @@
 """The beats of a namespace: what each says of itself, and which of them are well.
 
-Pure. A beat gives its sign of life with the calls that it makes anyway: the leader when it renews its lease,
-a standby when it looks at it. A beat that is frozen, stuck or cut off from Redis gives none. Moments are
-milliseconds of the store's clock.
+Pure, but for one question: whether a process of this host lives. A beat gives its sign of life with the calls
+that it makes anyway: the leader when it renews its lease, a standby when it looks at it. A beat that is
+frozen, stuck or cut off from Redis gives none. Moments are milliseconds of the store's clock.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from celery_misfire.store.owner import name_of
+from celery_misfire.store import owner as owners
 from celery_misfire.store.values import Sight
 from celery_misfire.texts import one_line
 
@@ -61,6 +61,7 @@ class Beat:
     :param silent_for: milliseconds since its last sign.
     :param leads: it holds the lease.
     :param clock_ahead: by how much its clock is ahead of the store's, in milliseconds.
+    :param is_alive: whether its process lives, None where nobody can know.
     """
 
     owner: str
@@ -71,6 +72,7 @@ class Beat:
     silent_for: int
     leads: bool
     clock_ahead: int
+    is_alive: bool | None = None
 
     @property
     def limit(self) -> int:
@@ -79,18 +81,37 @@ class Beat:
 
     @property
     def is_well(self) -> bool:
-        return self.silent_for <= self.limit
+        return self.is_alive is not False and self.silent_for <= self.limit
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with it in words, '' when it is well."""
+        if self.is_well:
+            return ""
+        if self.is_alive is False:
+            return "has ended without a word"
+        silent_for, limit = self.silent_for / 1000, self.limit / 1000
+        return f"has given no sign of life for {silent_for:.0f} s (limit {limit:.0f} s)"
 
     def __str__(self) -> str:
         return f"{one_line(self.host)}:{self.pid}"
 
 
-def beats_in(sight: Sight) -> list[Beat]:
-    """Return the beats that were heard of lately, the leader first."""
+IsAlive = Callable[[str], bool | None]
+
+
+def beats_in(sight: Sight, is_alive: IsAlive = owners.is_alive) -> list[Beat]:
+    """Return the beats that were heard of lately, the leader first.
+
+    One that is known to have ended is left out, unless the lease is still its own.
+
+    :param is_alive: returns whether the process with this name lives, None when nobody can know.
+    """
     found = []
     for owner, (at, text) in sight.beats.items():
-        if (sign := Sign.parse(text)) is not None:
-            leads = sight.lease is not None and sight.lease.owner == owner
+        leads = sight.lease is not None and sight.lease.owner == owner
+        alive = is_alive(owner)
+        if (sign := Sign.parse(text)) is not None and (leads or alive is not False):
             found.append(
                 Beat(
                     owner,
@@ -101,39 +122,27 @@ def beats_in(sight: Sight) -> list[Beat]:
                     max(0, sight.now - at),
                     leads,
                     sign.clock - at,
+                    alive,
                 )
             )
     return sorted(found, key=lambda beat: (not beat.leads, beat.silent_for, beat.owner))
 
 
-def leader_in(sight: Sight) -> str:
-    """Return host and process of the beat that leads, '' when nobody does."""
-    if sight.lease is None:
-        return ""
-    return next((str(beat) for beat in beats_in(sight) if beat.leads), one_line(name_of(sight.lease.owner)))
-
-
-def problem_of(sight: Sight, host: str | None, alive: Mapping[int, bool]) -> str:
+def problem_of(sight: Sight, host: str | None, is_alive: IsAlive = owners.is_alive) -> str:
     """Return why a probe should fail, '' when all is well.
 
     :param host: look at the beats of this host alone, and at all of them; None: it is enough that one leads.
-    :param alive: for the processes of this host, whether they are there. One that is gone has died, and what
-        matters is who came after it.
+    :param is_alive: as in :func:`beats_in`. A beat of this host whose process nobody knows may be gone, as
+        after the restart of a container. What matters then is who came after it.
     """
-    beats = beats_in(sight)
+    beats = beats_in(sight, is_alive)
     if host is None:
         if sight.lease is None:
             return "no beat leads"
-        leader = next((beat for beat in beats if beat.leads), None)
-        return "" if leader is None or leader.is_well else _silent(leader)
+        return next((f"beat {beat} {beat.trouble}" for beat in beats if beat.leads and beat.trouble), "")
     ours = [beat for beat in beats if beat.host == host]
-    well = [beat for beat in ours if beat.is_well]
+    is_served = any(beat.is_well for beat in ours)
     for beat in ours:
-        if not beat.is_well and (alive.get(beat.pid, False) or not well):
-            return _silent(beat)
-    return "" if well else f"no beat of host {one_line(host)} has given a sign of life"
-
-
-def _silent(beat: Beat) -> str:
-    seconds, limit = beat.silent_for / 1000, beat.limit / 1000
-    return f"beat {beat} has given no sign of life for {seconds:.0f} s (limit {limit:.0f} s)"
+        if not beat.is_well and (beat.is_alive or not is_served):
+            return f"beat {beat} {beat.trouble}"
+    return "" if is_served else f"no beat of host {one_line(host)} has given a sign of life"

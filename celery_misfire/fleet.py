@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from celery_misfire import records
-from celery_misfire.beats import Beat, beats_in, leader_in
+from celery_misfire.beats import Beat, beats_in
 from celery_misfire.conf.entries import ConfiguredEntry
 from celery_misfire.conf.settings import Settings
 from celery_misfire.control import read_hold
 from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Trigger, TriggerState, resolve
 from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.status import Status, state_of, status_of
+from celery_misfire.store.owner import name_of
 from celery_misfire.store.port import Store
 from celery_misfire.store.values import Sight
+from celery_misfire.texts import one_line
 
 HOUR = 3600 * 1000
 DAY = 24 * HOUR
@@ -110,7 +112,8 @@ class Fleet:
     @property
     def leader(self) -> str:
         """Host and process of the beat that leads, '' when nobody does."""
-        return leader_in(self.sight)
+        lease = self.sight.lease
+        return one_line(name_of(lease.owner)) if lease else ""
 
     @cached_property
     def hold(self) -> Pause | None:

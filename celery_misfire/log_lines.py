@@ -76,6 +76,10 @@ class Log:
     def error(self, word: str, text: str, /, *args: object, **fields: object) -> None:
         self._write(logging.ERROR, text, args, log_fields(word, **fields))
 
+    def store_available(self, server: str, away: float, owner: str | None) -> None:
+        """Log that what keeps the state answers again, after so many seconds."""
+        self.info("store_available", "%s answers again after %.0f s", server, away, owner=owner)
+
     def exception(self, word: str, text: str, /, *args: object, **fields: object) -> None:
         """Log an error with its traceback."""
         self._write(logging.ERROR, text, args, log_fields(word, **fields), exc_info=True)

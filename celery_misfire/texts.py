@@ -119,13 +119,18 @@ def schedule_in_words(schedule: object) -> str:
         count = f"{seconds / size:g} "
         return f"every {unit}" if count == "1 " else f"every {count}{unit}s"
     try:
-        text = repr(schedule)
+        text = " ".join(repr(schedule).split())
     except Exception:
         text = type(schedule).__name__
     # The schedules of Celery and of this package show themselves as <kind: arguments>.
-    if found := re.fullmatch(r"<(\w+): (.*)>", text, re.DOTALL):
-        # What is not set, and what Celery says of its fields, tells nobody anything.
-        rest = re.sub(r",? ?\b\w+ (None|False|-1)(?=,|$)", "", found[2].replace(" (m/h/dM/MY/d)", ""))
+    if found := re.fullmatch(r"<(\w+): (.*)>", text):
+        # What is not set tells nobody anything.
+        rest = re.sub(r",? ?\b\w+ (None|False|-1)(?=,|$)", "", found[2])
+        if fields := re.fullmatch(r".* \(m/h/\S+\)(, \S+)?", rest):
+            # Celery's crontab has the order that people know, that of django-celery-beat another one.
+            names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+            given = [str(getattr(schedule, f"_orig_{name}", "?")) for name in names]
+            rest = " ".join(given) + (fields[1] or "")
         text = f"{found[1]} {rest.removeprefix('expression ').lstrip(', ')}"
     return one_line(hide_secrets(text))
 

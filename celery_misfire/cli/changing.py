@@ -34,8 +34,8 @@ class _Asked:
     reason: str = ""
 
     def sentence(self, page: Page) -> str:
-        if self.do == "resume" and not self.entries:
-            return "none of these entries is paused"
+        if not self.ids:
+            return "there is no hold" if self.do == "release" else "none of these entries is paused"
         words = {"pause": "paused", "resume": "resumed", "hold": "all entries held", "release": "hold ended"}
         names = f"{len(self.entries):,} entries" if len(self.entries) > 10 else ", ".join(self.entries)
         until = "" if self.until is None else f"until {page.time(self.until)}"
@@ -82,7 +82,10 @@ def hold_(session: Session, until: str | None, ends: bool, reason: str, no_wait:
         fail("say until when: --until TIME, or --end to end the hold.")
     end = _until(session, until)
     if end is None:
-        return _tell(session, _Asked("release", control.release(session.store, by=who())), no_wait)
+        sight = session.store.sight()
+        # A request for a hold may still wait for the leader.
+        ids = control.release(session.store, by=who()) if sight.hold or sight.requests else []
+        return _tell(session, _Asked("release", ids), no_wait)
     ids = control.hold(session.store, until=end, reason=reason, by=who())
     return _tell(session, _Asked("hold", ids, (), end, reason), no_wait)
 

@@ -105,9 +105,10 @@ def _beats(session: Session) -> Iterator[_Finding]:
     if not fleet.leader:
         yield _Finding("beats", "no beat leads.", "Start celery beat.")
     for beat in fleet.beats:
-        if not beat.is_well:
-            what = f"beat {beat} has given no sign of life for {length(beat.silent_for)}"
-            yield _Finding("beats", what, "Look at its log; end it if it hangs.")
+        if beat.trouble:
+            fix = "Look at its log; end it if it hangs. One that was killed is forgotten after an hour."
+            fix = "Start celery beat." if beat.is_alive is False else fix
+            yield _Finding("beats", f"beat {beat} {beat.trouble}", fix)
     if fleet.leader and not any(beat.leads for beat in fleet.beats):
         what = f"the beat that leads ({fleet.leader}) gives no sign of life: it is of an older version"
         yield _Finding("beats", what, "Update it, or `health` cannot see it.")

@@ -29,8 +29,7 @@ def health_(session: Session, this_host: bool, max_late: float | None) -> int:
     """
     sight = session.store.sight()
     host = socket.gethostname() if this_host else None
-    beats = beats_in(sight)
-    problem = problem_of(sight, host, {beat.pid: _is_alive(beat.pid) for beat in beats if beat.host == host})
+    problem = problem_of(sight, host)
     late = None
     if max_late is not None and not problem:
         late = max((entry.status.late_by for entry in session.fleet.entries.values()), default=0)
@@ -41,21 +40,10 @@ def health_(session: Session, this_host: bool, max_late: float | None) -> int:
         "reason": problem or None,
         "host": host,
         "late_by": None if late is None else late / 1000,
-        "beats": [beat_as_json(beat) for beat in beats],
+        "beats": [beat_as_json(beat) for beat in beats_in(sight)],
     }
     session.answer(data, lambda page: page.line(f"not healthy: {problem}" if problem else "healthy"))
     return NOT_FINE if problem else FINE
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        # It is somebody else's.
-        return True
-    return True
 
 
 @command("watch", short_help="Raise an alarm when no beat leads and runs are overdue.")

@@ -11,6 +11,7 @@ import click
 
 from celery_misfire.events import time_in
 from celery_misfire.misfire import from_millis, to_millis
+from celery_misfire.records import Pause
 from celery_misfire.texts import one_line, quote
 
 #: A time may be of these years.
@@ -93,6 +94,14 @@ class Page:
     def time(self, moment: int | None) -> str:
         """Return a moment for a cell, '' for None."""
         return "" if moment is None else time_in(moment, self._zone, "seconds").replace("T", " ", 1)
+
+    def pause(self, pause: Pause) -> str:
+        """Return a pause or a hold in words."""
+        parts = [f"since {self.time(pause.since)}"]
+        parts += [f"until {self.time(pause.until)}"] if pause.until is not None else []
+        parts += [f"by {pause.by}"] if pause.by else []
+        parts += [f"({pause.reason})"] if pause.reason else []
+        return " ".join(parts)
 
     def line(self, text: str = "") -> None:
         click.echo(text)

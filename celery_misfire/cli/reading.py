@@ -13,7 +13,6 @@ import click
 from celery_misfire.beats import Beat
 from celery_misfire.cli.output import Page, ago, length, read_moment
 from celery_misfire.cli.session import FINE, NOT_FINE, Session, command, entry_option
-from celery_misfire.control import read_hold
 from celery_misfire.events import Event, GaveUp, Merged, Misfired, Missed, Sent, decode
 from celery_misfire.fleet import Entry
 from celery_misfire.misfire import Outcome, Reason
@@ -189,15 +188,14 @@ def _write_beats(session: Session, page: Page) -> None:
         left = "" if sight.lease_left is None else f", lease left {length(sight.lease_left)}"
         lines.append(("leader", f"{fleet.leader}, since {page.time(sight.lease.epoch)}{left}"))
     for beat in fleet.beats:
-        if not beat.leads or not beat.is_well:
-            word = "leader" if beat.leads else "standby"
-            silent = "" if beat.is_well else ", not well"
-            lines.append((word, f"{beat}, last sign {ago(beat.silent_for)}{silent}"))
+        if not beat.leads or beat.trouble:
+            told = beat.trouble or f"stands by, last sign {ago(beat.silent_for)}"
+            lines.append(("leader" if beat.leads else "standby", f"{beat} {told}"))
     lines.append(
         ("guard", "workers ask the registers" if sight.is_guarded else "no worker asks the registers")
     )
-    if (hold := read_hold(sight.hold)) is not None and fleet.hold:
-        lines.append(("hold", _pause_in_words(page, hold)))
+    if fleet.hold:
+        lines.append(("hold", page.pause(fleet.hold)))
     if sight.requests:
         lines.append(("requests", f"{len(sight.requests)} wait for the leader"))
     counted = ", ".join(f"{fleet.totals.get(outcome, 0):,} {outcome}" for outcome in Outcome)
@@ -205,14 +203,6 @@ def _write_beats(session: Session, page: Page) -> None:
     lines.append(("entries", f"{len(fleet.names):,}, overdue {len(fleet.overdue):,}"))
     page.pairs(lines)
     page.line()
-
-
-def _pause_in_words(page: Page, pause: Pause) -> str:
-    parts = [f"since {page.time(pause.since)}"]
-    parts += [f"until {page.time(pause.until)}"] if pause.until is not None else []
-    parts += [f"by {pause.by}"] if pause.by else []
-    parts += [f"({pause.reason})"] if pause.reason else []
-    return " ".join(parts)
 
 
 _COLUMNS = (
@@ -237,7 +227,7 @@ def _row(page: Page, entry: Entry, lines: _NewestLines) -> list[object]:
         lines.outcomes.get(entry.name, ""),
         page.time(status.next_fire_time) if status.is_known else "not planned yet",
         f"{late_by}, overdue" if status.is_overdue else late_by,
-        _pause_in_words(page, paused) if paused else "",
+        page.pause(paused) if paused else "",
         "/".join("-" if n is None else str(n) for n in counts) if any(counts) else "",
     ]
 

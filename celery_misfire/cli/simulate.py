@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +10,11 @@ import click
 
 from celery_misfire import records
 from celery_misfire.cli.output import Page, length, read_moment
-from celery_misfire.cli.reading import cut, limit_option
+from celery_misfire.cli.reading import cut, limit_option, pause_as_json
 from celery_misfire.cli.session import Session, command, fail
 from celery_misfire.clocks import wall_clock
 from celery_misfire.conf.entries import ConfiguredEntry
+from celery_misfire.control import read_hold
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.misfire import (
     FITTING,
@@ -25,7 +26,7 @@ from celery_misfire.misfire import (
     TriggerState,
     resolve,
 )
-from celery_misfire.records import EntryRecord
+from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.simulation import OutageEffect, effect_of_outage
 from celery_misfire.status import state_of
 from celery_misfire.store.redis_store import RedisStore
@@ -39,18 +40,19 @@ PICTURE = 48
 MARKS = {Outcome.FIRED: "+", Outcome.RECOVERED: "R", Outcome.MERGED: "m", Outcome.MISSED: "x"}
 
 
-_Effect = Callable[[Trigger, TriggerState, MisfirePolicy | None], tuple[OutageEffect, FireTimes]]
-
-
 @dataclass(frozen=True)
 class _Answer:
-    """What happens to one entry, or the problem for which nobody can say."""
+    """What happens to one entry, or the problem for which nobody can say.
+
+    :param paused: the pause, or the hold, that goes on when the outage is over.
+    """
 
     name: str
     resolved: str = ""
     problem: str = ""
     effect: OutageEffect | None = None
     times: FireTimes | None = None
+    paused: Pause | None = None
 
 
 @command("simulate", short_help="Show what an outage would do.")
@@ -78,14 +80,14 @@ def simulate_(
     Where Redis answers, it starts from the state that beat keeps there, else from entries that are seen now
     for the first time.
     """
-    known, source = _state(session)
+    known, hold, source = _state(session)
     begin = read_moment(down, session.zone, wall_clock(), past=False)
     end = read_moment(up, session.zone, begin, past=False)
     if end <= begin:
         fail("--up: the outage must end after it begins.")
     names = session.names(entries, known=session.entries)
-    effect = _effect_of(begin, end)
-    answers = [_answer(session.entries[n], n, known.get(n), instruction, begin, effect) for n in names]
+    what_if = _Outage(begin, end, hold, pauses_misfire=session.settings.on_resume == "misfire")
+    answers = [_answer(session.entries[n], n, known.get(n), instruction, what_if) for n in names]
     if entries and instruction is not None and len(answers) == 1 and answers[0].problem:
         fail(f"entry {quote_name(names[0])}: {answers[0].problem}")
     shown, more = cut(session, answers, limit)
@@ -105,44 +107,59 @@ def simulate_(
         )
         page.line(", ".join(f"{MARKS[o]} {count:,} {o}" for o, count in totals.items()))
         page.line()
-        columns = ("entry", "instruction", "due", *map(str, Outcome), "next", "outage")
+        columns = ("entry", "instruction", "due", *map(str, Outcome), "next", "paused", "outage")
         page.table(columns, [_row(page, answer, begin, end) for answer in shown], more)
 
     session.answer(data, write)
 
 
-def _state(session: Session) -> tuple[Mapping[str, EntryRecord], str]:
-    """Return the records that Redis has, and in words where the simulation starts from."""
+def _state(session: Session) -> tuple[Mapping[str, EntryRecord], Pause | None, str]:
+    """Return the records and the hold that Redis has, and in words where the simulation starts from."""
     store = RedisStore.of(session.settings, READ_TIMEOUT)
     try:
-        found = records.loads_all(store.load())
+        found, hold = records.loads_all(store.load()), read_hold(store.sight().hold)
     except StoreUnavailable as exc:
-        return {}, f"as if entries were first seen now ({exc})"
-    return found, "from the state in Redis" if found else "as if entries were first seen now (no state)"
+        return {}, None, f"as if entries were first seen now ({exc})"
+    source = "from the state in Redis" if found else "as if entries were first seen now (no state)"
+    return found, hold, source
 
 
-def _effect_of(down: int, up: int) -> _Effect:
-    """Return what tells the effect of an outage, and asks once for entries that are alike."""
-    known: dict[object, tuple[OutageEffect, FireTimes]] = {}
+class _Outage:
+    """An outage, which is asked once what it does to entries that are alike.
+
+    :param hold: the hold of all entries, if there is one.
+    :param pauses_misfire: what an entry would have run in a pause has misfired when that ends.
+    """
+
+    def __init__(self, down: int, up: int, hold: Pause | None, *, pauses_misfire: bool) -> None:
+        self.down, self._up, self._hold, self._pauses_misfire = down, up, hold, pauses_misfire
+        self._known: dict[object, tuple[OutageEffect, FireTimes]] = {}
 
     def effect(
-        trigger: Trigger, state: TriggerState, policy: MisfirePolicy | None
-    ) -> tuple[OutageEffect, FireTimes]:
-        alike = (trigger.fingerprint, state, policy)
-        if alike not in known:
-            known[alike] = effect_of_outage(trigger, state, policy, down, up), trigger.fire_times(state)
-        return known[alike]
-
-    return effect
+        self, record: EntryRecord | None, trigger: Trigger, state: TriggerState, policy: MisfirePolicy | None
+    ) -> tuple[OutageEffect, FireTimes, Pause | None]:
+        """Return what happens to an entry, its fire times, and the pause that goes on afterwards."""
+        down, own = self.down, None if record is None or record.removed_at else record.paused
+        if own is not None and own.is_over(self._up) and self._pauses_misfire:
+            # It is judged together with the outage, unless it ends before.
+            down, own = down if own.is_over(down) else min(down, own.since), None
+        for pause in filter(None, (own, self._hold)):
+            due, end = state.next_fire_time, pause.until
+            if due is not None and (end is None or due <= end):
+                # What it would have run by then is no occurrence.
+                following = None if end is None else trigger.fire_times(state).after(end)
+                state = replace(state, next_fire_time=following)
+            if not pause.is_over(self._up):
+                return OutageEffect(0, (), (), False, state.next_fire_time), trigger.fire_times(state), pause
+        alike = (trigger.fingerprint, state, policy, down)
+        if alike not in self._known:
+            effect = effect_of_outage(trigger, state, policy, down, self._up)
+            self._known[alike] = effect, trigger.fire_times(state)
+        return *self._known[alike], None
 
 
 def _answer(
-    entry: ConfiguredEntry,
-    name: str,
-    record: EntryRecord | None,
-    instruction: str | None,
-    down: int,
-    effect_of: _Effect,
+    entry: ConfiguredEntry, name: str, record: EntryRecord | None, instruction: str | None, outage: _Outage
 ) -> _Answer:
     trigger, policy = entry.trigger, entry.policy
     if trigger is None:
@@ -154,9 +171,8 @@ def _answer(
         policy = replace(policy or MisfirePolicy(), instruction=chosen)
     resolved = str(resolve(policy.instruction, trigger.trigger_type)) if policy else "off"
     try:
-        state = state_of(record, trigger, min(wall_clock(), down))
-        effect, times = effect_of(trigger, state, policy)
-        return _Answer(name, resolved, effect=effect, times=times)
+        state = state_of(record, trigger, min(wall_clock(), outage.down))
+        return _Answer(name, resolved, "", *outage.effect(record, trigger, state, policy))
     except Exception as exc:
         # A schedule of the app's own may raise anything.
         return _Answer(name, resolved, problem=describe_error(exc))
@@ -182,16 +198,19 @@ def _as_json(session: Session, answer: _Answer) -> dict[str, Any]:
             for lost in effect.missed
         ],
         "next": session.time(effect.next_fire_time),
+        "paused": pause_as_json(session, answer.paused),
     }
 
 
 def _row(page: Page, answer: _Answer, down: int, up: int) -> list[object]:
     effect = answer.effect
     if effect is None:
-        return [answer.name, answer.problem, *[""] * 7]
+        return [answer.name, answer.problem, *[""] * 8]
     counts = [effect.count(outcome) or "" for outcome in Outcome]
-    following = page.time(effect.next_fire_time) or "never"
-    return [answer.name, answer.resolved, effect.due or "", *counts, following, _picture(answer, down, up)]
+    following = page.time(effect.next_fire_time) or ("" if answer.paused else "never")
+    paused = page.pause(answer.paused) if answer.paused else ""
+    picture = _picture(answer, down, up)
+    return [answer.name, answer.resolved, effect.due or "", *counts, following, paused, picture]
 
 
 def _picture(answer: _Answer, down: int, up: int) -> str:

@@ -210,6 +210,5 @@ class Member:
     def _store_answers(self) -> None:
         length = self._trouble.end(self._steady())
         if length is not None:
-            what, owner = "%s answers again after %.0f s", self._store.process
-            say.info("store_available", what, self._store, length, owner=owner)
+            say.store_available(self._store.server, length, self._store.process)
             self._failures = Reminders(REMIND_EVERY)

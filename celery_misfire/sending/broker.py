@@ -17,7 +17,7 @@ from kombu import Connection, Producer
 
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
 from celery_misfire.sending.confirms import Confirms, Interrupted, Receipt
-from celery_misfire.sending.destination import destination_of, redis_get
+from celery_misfire.sending.destination import destination_of, place_of, redis_get
 from celery_misfire.sending.errors import about_message, broker_address, is_large, lacks_memory, name_error
 from celery_misfire.sending.recording import PushRecorder
 from celery_misfire.store.port import Push
@@ -103,8 +103,8 @@ class Broker:
         :raises BrokerUnavailable: when the broker failed.
         """
         producer = self.producer
-        found: Destination = self._ask(lambda: destination_of(self._app, producer, keys))
-        return found
+        place = self._ask(lambda: place_of(producer, keys))
+        return destination_of(self._app, producer, place or "")
 
     def _ask(self, question: Callable[[], Any]) -> Any:
         """Return the broker's answer, None when we may not ask that."""

@@ -22,25 +22,30 @@ from celery_misfire.store.state_mark import Destination
 ANY_TASK = "celery_misfire.any_task"
 
 
-def destination_of(app: Celery, producer: Producer, keys: Sequence[str]) -> Destination:
+def destination_of(app: Celery, producer: Producer, place: str) -> Destination:
     """Return where the runs of an app go that a producer of its own sends.
+
+    :param place: as :func:`place_of` tells it.
+    """
+    channel: Any = producer.channel
+    prefix = getattr(channel, "global_keyprefix", "") or getattr(channel, "queue_name_prefix", "") or ""
+    return Destination(place, str(prefix), _default_queue(app))
+
+
+def place_of(producer: Producer, keys: Sequence[str]) -> str:
+    """Return the server of a producer and its part, as the broker tells it; '' when it does not.
 
     :param keys: where a Redis may have the word for its database; the first is written if none is there.
     """
     connection: Any = producer.connection
-    channel: Any = producer.channel
-    driver, several = connection.transport.driver_name, len(connection.alt) > 1
-    prefix = getattr(channel, "global_keyprefix", "") or getattr(channel, "queue_name_prefix", "") or ""
-    if several:
+    driver = connection.transport.driver_name
+    if len(connection.alt) > 1:
         # After a failover the beats of one deployment may stand at different ones of them.
-        place = ""
-    elif driver == "redis":
-        place = _word_of(channel, keys)
-    else:
-        properties = getattr(connection.connection, "server_properties", None) or {}
-        cluster = properties.get("cluster_name", "")
-        place = f"{driver} {cluster} {connection.virtual_host or '/'}"
-    return Destination(place, str(prefix), _default_queue(app))
+        return ""
+    if driver == "redis":
+        return _word_of(producer.channel, keys)
+    properties = getattr(connection.connection, "server_properties", None) or {}
+    return f"{driver} {properties.get('cluster_name', '')} {connection.virtual_host or '/'}"
 
 
 def redis_get(channel: Any, key: str) -> Any:

@@ -49,7 +49,7 @@ class MemoryNamespace:
 
     def __init__(self, database: MemoryDatabase, owner: str = "localhost:1", history: int = 10_000) -> None:
         self.database, self.owner, self.process, self._history = database, owner, name_of(owner), history
-        self.lease_key, self.place_keys = "lease", ("place", "place")
+        self.server, self.lease_key, self.place_keys = "memory", "lease", ("place", "place")
 
     def __str__(self) -> str:
         return "state in memory"

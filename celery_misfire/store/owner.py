@@ -1,4 +1,4 @@
-"""The process that holds the lease: how the lease names it, and when it is known to be dead.
+"""The process that holds the lease: how the lease names it, and whether it is known to live.
 
 The name is host and pid, for people. Behind it stands, where Linux tells it, what makes a process one of a
 kind: the boot of its machine, its pid namespace, and when it started.
@@ -66,8 +66,10 @@ def _stat(process: str) -> tuple[int, str, int]:
     return int(before.split()[0]), fields[0], int(fields[19])
 
 
-def is_dead(owner: str, ours: str | None = None, start_of: Callable[[int], int | None] = _start_of) -> bool:
-    """Return True when the owner of a lease is known to have ended.
+def is_alive(
+    owner: str, ours: str | None = None, start_of: Callable[[int], int | None] = _start_of
+) -> bool | None:
+    """Return whether a process that is named like the owner of a lease lives, None when nobody can know.
 
     It is known of processes of this host, of its present boot and of our own pid namespace alone. A container
     that was started again has another namespace, where the same pid is somebody else.
@@ -77,7 +79,13 @@ def is_dead(owner: str, ours: str | None = None, start_of: Callable[[int], int |
     """
     theirs, here = _OWNER.fullmatch(owner), _OWNER.fullmatch(this_process() if ours is None else ours)
     if theirs is None or here is None:
-        return False
+        return None
     if any(theirs[part] != here[part] for part in ("host", "boot", "namespace")):
-        return False
-    return start_of(int(theirs["pid"])) not in (None, int(theirs["started"]))
+        return None
+    started = start_of(int(theirs["pid"]))
+    return None if started is None else started == int(theirs["started"])
+
+
+def is_dead(owner: str) -> bool:
+    """Return True when the owner of a lease is known to have ended."""
+    return is_alive(owner) is False

@@ -41,6 +41,8 @@ class Store(Protocol):
     :class:`~celery_misfire.exceptions.StoreUnavailable`; whether a write took place then is unknown.
     """
 
+    #: What keeps the state, for people: kind, host and port.
+    server: str
     #: The name under which the lease is found in a Redis.
     lease_key: str
     #: This process, as the lease will name it, see :mod:`~celery_misfire.store.owner`.

@@ -41,6 +41,7 @@ class RedisNamespace:
     ) -> None:
         self._connection = RedisConnection(url, options or {}, call_timeout)
         self._redis = self._connection.client
+        self.server = str(self._connection)
         self._call, self._run = self._connection.call, self._connection.run
         self._history = history
         self.owner = this_process()

@@ -15,7 +15,6 @@ from celery_misfire.log_lines import Log
 from celery_misfire.sending.missed_runs import Part, Report, report
 from celery_misfire.sending.reporter import Reporter
 from celery_misfire.store.redis_store import RedisStore
-from celery_misfire.store.url import address
 from celery_misfire.trouble import Trouble
 
 say = Log(__name__, "worker")
@@ -54,8 +53,7 @@ class StoreForRuns:
                 say.warning("store_unavailable", "%s; %s", exc, what, owner=self._hostname)
             return None
         if (away := trouble.end(time.monotonic())) is not None:
-            what, place = "Redis at %s answers again after %.0f s", address(self._settings.redis_url)
-            say.info("store_available", what, place, away, owner=self._hostname)
+            say.store_available(self._store.server, away, self._hostname)
         return answer
 
     @property

@@ -34,7 +34,6 @@ from celery_misfire.signals import beat_overdue, beat_recovered
 from celery_misfire.status import Status, status_of
 from celery_misfire.store.port import Watched
 from celery_misfire.store.redis_store import RedisStore
-from celery_misfire.store.url import address
 from celery_misfire.texts import quote_names
 from celery_misfire.triggers.kinds import trigger_for
 from celery_misfire.trouble import Trouble
@@ -122,9 +121,7 @@ class Watch:
             try:
                 self.look()
                 if (away := self._trouble.end(time.monotonic())) is not None:
-                    what = "Redis at %s answers again after %.0f s; beat is watched"
-                    place = address(self._settings.redis_url)
-                    say.info("store_available", what, place, away, owner=self._hostname)
+                    say.store_available(self._store.server, away, self._hostname)
             except StoreUnavailable as exc:
                 if self._trouble.fail(time.monotonic()):
                     what = "nobody can see whether beat is overdue: %s"

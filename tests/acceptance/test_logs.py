@@ -56,6 +56,7 @@ def test_a_redis_that_was_away_is_one_warning_after_the_line_that_it_is_back(
     order = positions(log, "standing by", "answers again after", "misfire of", "entries missed")
     assert order == sorted(order)
     [back] = [line for line in log.splitlines() if "answers again after" in line]
+    assert "beat: Redis at " in back
     assert f"Redis at 127.0.0.1:{redis_server.port}" in back
     # The worker has its own line about its Redis, and nothing about what beat has said.
     wait_for(lambda: [d for d in project.decisions() if d["event"] == "missed"], what="the records")

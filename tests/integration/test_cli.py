@@ -214,6 +214,39 @@ def test_simulate_starts_from_the_state_and_tries_other_instructions(shop: Comma
     assert told["stocks"]["resolved"] == "fire_now"
 
 
+def test_simulate_knows_pauses_and_a_hold(shop: CommandLine, at_work: World):
+    def entries(down: str, up: str) -> dict[str, dict[str, object]]:
+        answer = shop.json("simulate", "reports", "stocks", "--down", down, "--up", up)
+        return {entry["entry"]: entry for entry in answer["entries"]}
+
+    before = entries("1h", "12h")
+    pause = shop.json("pause", "stocks", "--until", "7h", "--reason", "month end")
+    # It ends in the outage: what would have come before is no occurrence.
+    during = entries("1h", "12h")
+    assert during["reports"] == before["reports"]
+    # The two commands look at the clock one after the other.
+    assert during["stocks"]["due"] == during["stocks"]["missed"] in (24, 25)
+    assert during["stocks"]["paused"] is None
+    # It ends after the outage, and before it.
+    after = entries("1h", "2h")["stocks"]
+    assert (after["due"], after["missed"], after["paused"]["reason"]) == (0, 0, "month end")
+    assert datetime.fromisoformat(after["next"]) > datetime.fromisoformat(pause["until"])
+    assert entries("8h", "2h")["stocks"]["due"] == 8
+    assert "(month end)" in shop.text("simulate", "stocks", "--down", "1h", "--up", "2h")
+    # As in Quartz, what came due in the pause has misfired.
+    shop.settings["misfire_on_resume"] = "misfire"
+    assert entries("1h", "12h")["stocks"]["missed"] in (52, 53)
+    shop.settings["misfire_on_resume"] = "reschedule"
+    assert shop.json("resume", "stocks")["done"]
+    assert shop.json("hold", "--until", "7h")["done"]
+    held = entries("1h", "12h")
+    assert held["reports"]["recovered"] in (6, 7)
+    assert held["stocks"]["missed"] in (24, 25)
+    assert shop.json("pause", "stocks")["done"]
+    endless = entries("1h", "12h")["stocks"]
+    assert (endless["due"], endless["next"], endless["paused"]["until"]) == (0, None, None)
+
+
 # -- run ---------------------------------------------------------------------------------------------------
 
 
@@ -355,6 +388,14 @@ def test_what_is_not_paused_or_held_is_not_said_to_go_on(shop: CommandLine, at_w
     answer = shop.json("resume", "*")
     assert (answer["entries"], answer["done"]) == ([], True)
     assert shop.text("resume", "*") == "none of these entries is paused\n"
+    before = len(shop.json("log")["lines"])
+    assert shop.text("hold", "--end") == "there is no hold\n"
+    assert shop.json("hold", "--end")["done"]
+    assert len(shop.json("log")["lines"]) == before
+    # A hold that is asked for can be taken back before the leader has heard of it.
+    shop.text("hold", "--until", "1h", "--no-wait")
+    assert shop.text("hold", "--end") == "hold ended\n"
+    assert shop.json("status")["hold"] is None
 
 
 def test_what_nobody_carries_out_waits_for_the_next_leader(shop: CommandLine, world: World):

@@ -74,6 +74,23 @@ def test_a_redis_that_lets_us_keep_no_word_tells_no_place(ask: Any, redis_server
     assert found == Destination("", "", "celery")
 
 
+def test_a_redis_that_refuses_the_question_tells_no_place(redis_server: RedisServer) -> None:
+    rights = ("on", ">p", "~*", "&*", "+@all")
+    with redis_server.client() as client:
+        client.execute_command("ACL", "SETUSER", "limited", *rights)
+        url = f"redis://limited:p@localhost:{redis_server.port}/1"
+        app = Celery("shop", broker=url, set_as_current=False)
+        broker = Broker(app)
+        try:
+            broker.connect()
+            # The next connection of the pool may not choose its database.
+            client.execute_command("ACL", "SETUSER", "limited", "-select")
+            client.execute_command("CLIENT", "KILL", "USER", "limited")
+            assert broker.destination((KEY, KEY)) == Destination("", "", "celery")
+        finally:
+            broker.close()
+
+
 def test_prefix_and_default_queue_are_those_that_celery_uses(ask: Any, redis_server: RedisServer) -> None:
     prefix = {"broker_transport_options": {"global_keyprefix": "acme:"}}
     found = ask(redis_server.url, task_default_queue="night", **prefix)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from celery_misfire.beats import Sign, beats_in, leader_in, problem_of
+from celery_misfire.beats import IsAlive, Sign, beats_in, problem_of
 from celery_misfire.store.port import LeaseValue
 from celery_misfire.store.values import Sight
 
@@ -48,47 +48,60 @@ def test_a_beat_may_be_silent_for_two_of_its_longest_ticks():
             assert [beat.is_well for beat in beats_in(looked)] == [is_well]
 
 
-def test_the_leader_comes_first_and_one_that_gives_no_sign_is_known_by_its_lease():
-    assert [beat.pid for beat in beats_in(sight(9, 1, 2))] == [1, 2, 3]
-    assert leader_in(sight(9, 1)) == "here:1"
-    assert leader_in(sight(9, leader=7)) == "beat7"
-    assert leader_in(sight(1, leader=None)) == ""
+def alive(*those: int, unknown: tuple[int, ...] = ()) -> IsAlive:
+    """Return what knows that these beats live and all others are dead, but for some that nobody knows."""
+    return lambda owner: None if (n := int(owner.removeprefix("beat"))) in unknown else n in those
+
+
+def test_the_leader_comes_first_then_who_was_heard_of_last():
+    assert [beat.pid for beat in beats_in(sight(9, 2, 1))] == [1, 3, 2]
+
+
+def test_a_beat_that_has_ended_without_a_word_is_known_as_long_as_it_has_the_lease():
+    found = beats_in(sight(2, 3, 4, 5), alive(3, unknown=(4,)))
+    assert [(beat.pid, beat.is_well) for beat in found] == [(1, False), (3, True), (4, True)]
+    assert [beat.pid for beat in beats_in(sight(2, 3, leader=2), alive(2))] == [2]
 
 
 @pytest.mark.parametrize(
-    ("looked", "problem"),
+    ("looked", "lives", "problem"),
     [
-        (sight(1), ""),
-        (sight(21), "beat here:1 has given no sign of life for 21 s (limit 20 s)"),
+        (sight(1), alive(1), ""),
+        (sight(21), alive(1), "beat here:1 has given no sign of life for 21 s (limit 20 s)"),
+        (sight(1), alive(), "beat here:1 has ended without a word"),
         # A standby is not asked for here.
-        (sight(1, 99), ""),
-        (sight(1, leader=None), "no beat leads"),
+        (sight(1, 99), alive(1, 2), ""),
+        (sight(1, leader=None), alive(1), "no beat leads"),
         # An older version gives no sign.
-        (sight(leader=7), ""),
+        (sight(leader=7), alive(7), ""),
     ],
 )
-def test_for_all_hosts_a_leader_that_is_well_is_enough(looked: Sight, problem: str):
-    assert problem_of(looked, None, {}) == problem
+def test_for_all_hosts_a_leader_that_is_well_is_enough(looked: Sight, lives: IsAlive, problem: str):
+    assert problem_of(looked, None, lives) == problem
 
 
 @pytest.mark.parametrize(
-    ("looked", "alive", "problem"),
+    ("looked", "lives", "problem"),
     [
-        (sight(1, 2), {1, 2}, ""),
-        (sight(1, 21), {1, 2}, "beat here:2 has given no sign of life for 21 s (limit 20 s)"),
-        (sight(21, 1), {1, 2}, "beat here:1 has given no sign of life for 21 s (limit 20 s)"),
-        # The one before was killed.
-        (sight(1, 300), {1}, ""),
-        # The probe looks from elsewhere, or all of them are dead.
-        (sight(25), set(), "beat here:1 has given no sign of life for 25 s (limit 20 s)"),
-        (sight(), set(), "no beat of host here has given a sign of life"),
+        (sight(1, 2), alive(1, 2), ""),
+        (sight(1, 21), alive(1, 2), "beat here:2 has given no sign of life for 21 s (limit 20 s)"),
+        (sight(21, 1), alive(1, 2), "beat here:1 has given no sign of life for 21 s (limit 20 s)"),
+        # The one before was killed, and nobody has taken its lease yet.
+        (sight(1, 300), alive(1), ""),
+        (sight(300, 1), alive(2), ""),
+        (sight(3), alive(), "beat here:1 has ended without a word"),
+        # In the container before, or seen from another one: nobody can know whether it lives.
+        (sight(1, 300), alive(1, unknown=(2,)), ""),
+        (sight(300, 1), alive(2, unknown=(1,)), ""),
+        (sight(25), alive(unknown=(1,)), "beat here:1 has given no sign of life for 25 s (limit 20 s)"),
+        (sight(), alive(), "no beat of host here has given a sign of life"),
     ],
 )
-def test_of_a_host_each_beat_that_is_there_has_to_be_well(looked: Sight, alive: set[int], problem: str):
-    assert problem_of(looked, "here", {n: n in alive for n in range(9)}) == problem
+def test_of_a_host_each_beat_that_is_there_has_to_be_well(looked: Sight, lives: IsAlive, problem: str):
+    assert problem_of(looked, "here", lives) == problem
 
 
 def test_the_beats_of_other_hosts_do_not_matter():
-    other = replace(sight(1), beats={"b": (NOW - 99_000, sign(1, "there")), "c": (NOW, sign(2))})
-    assert problem_of(other, "here", {1: True, 2: True}) == ""
-    assert problem_of(other, "there", {}) != ""
+    other = replace(sight(1), beats={"beat1": (NOW - 99_000, sign(1, "there")), "beat2": (NOW, sign(2))})
+    assert problem_of(other, "here", alive(1, 2)) == ""
+    assert problem_of(other, "there", alive(unknown=(1, 2))) != ""

@@ -122,8 +122,11 @@ def test_what_others_wrote_stays_on_its_line(monkeypatch, capsys):
 
 def test_schedules_are_told_as_people_say_them():
     from celery.schedules import crontab, schedule, solar
+    from django_celery_beat.tzcrontab import TzAwareCrontab
 
     from celery_misfire.schedules import cron, simple
+
+    mondays = {"minute": "0", "hour": "9", "day_of_week": "1", "day_of_month": "1-7"}
 
     told = {
         "every minute": 60,
@@ -131,6 +134,8 @@ def test_schedules_are_told_as_people_say_them():
         "every 5.5 seconds": 5.5,
         "every day": schedule(86_400.0),
         "crontab */5 9-17 * * 1-5": crontab(minute="*/5", hour="9-17", day_of_week="1-5"),
+        "crontab 0 9 1-7 * 1": crontab(**mondays),
+        "crontab 0 9 1-7 * 1, Europe/Berlin": TzAwareCrontab(**mondays, tz=BERLIN),
         "cron 0 0 9 * * ?": cron("0 0 9 * * ?"),
         "cron 0 9 * * *, timezone Europe/Berlin": cron("0 9 * * *", timezone="Europe/Berlin"),
         "simple interval 0:01:00, repeat_count 5": simple(interval=60, repeat_count=5),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_misfire.store.owner import is_dead, name_of, this_process
+from celery_misfire.store.owner import is_alive, is_dead, name_of, this_process
 from celery_misfire.store.port import LeaseValue
 from tests.support.processes import wait_for
 
@@ -21,37 +21,37 @@ ON_LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="need
 
 
 @pytest.mark.parametrize(
-    ("owner", "started", "dead"),
+    ("owner", "started", "alive"),
     [
-        ("vm:23 0f1e2d3c-4b5a/4026531836/42", 0, True),
-        ("vm:23 0f1e2d3c-4b5a/4026531836/42", 43, True),
-        ("vm:23 0f1e2d3c-4b5a/4026531836/42 of a newer version", 0, True),
-        ("vm:23 0f1e2d3c-4b5a/4026531836/42", 42, False),
-        ("vm:23 0f1e2d3c-4b5a/4026531836/42", None, False),
-        ("container:23 0f1e2d3c-4b5a/4026531836/42", 0, False),
-        ("vm:23 ffffffff-0000/4026531836/42", 0, False),
-        ("vm:23 0f1e2d3c-4b5a/4026532000/42", 0, False),
-        ("vm:1 0f1e2d3c-4b5a/4026532000/42", 43, False),
-        ("vm:23", 0, False),
-        ("vm:0 0f1e2d3c-4b5a/4026531836/42", 0, False),
-        ("vm:-1 0f1e2d3c-4b5a/4026531836/42", 0, False),
-        ("vm:99999999999999999999 0f1e2d3c-4b5a/4026531836/42", 0, False),
-        ("not ours", 0, False),
-        ("", 0, False),
+        ("vm:23 0f1e2d3c-4b5a/4026531836/42", 0, False),
+        ("vm:23 0f1e2d3c-4b5a/4026531836/42", 43, False),
+        ("vm:23 0f1e2d3c-4b5a/4026531836/42 of a newer version", 0, False),
+        ("vm:23 0f1e2d3c-4b5a/4026531836/42", 42, True),
+        ("vm:23 0f1e2d3c-4b5a/4026531836/42", None, None),
+        ("container:23 0f1e2d3c-4b5a/4026531836/42", 0, None),
+        ("vm:23 ffffffff-0000/4026531836/42", 0, None),
+        ("vm:23 0f1e2d3c-4b5a/4026532000/42", 0, None),
+        ("vm:1 0f1e2d3c-4b5a/4026532000/42", 43, None),
+        ("vm:23", 0, None),
+        ("vm:0 0f1e2d3c-4b5a/4026531836/42", 0, None),
+        ("vm:-1 0f1e2d3c-4b5a/4026531836/42", 0, None),
+        ("vm:99999999999999999999 0f1e2d3c-4b5a/4026531836/42", 0, None),
+        ("not ours", 0, None),
+        ("", 0, None),
     ],
 )
-def test_an_owner_is_dead_when_its_pid_is_gone_or_somebody_elses_in_the_same_namespace(
-    owner: str, started: int | None, dead: bool
+def test_an_owner_lives_while_its_pid_is_its_own_which_is_known_in_the_same_namespace_alone(
+    owner: str, started: int | None, alive: bool | None
 ):
     def start_of(pid: int) -> int | None:
         assert pid in (1, 23)
         return started
 
-    assert is_dead(owner, HERE, start_of) is dead
+    assert is_alive(owner, HERE, start_of) is alive
 
 
-def test_where_the_system_tells_no_more_than_the_pid_nobody_is_known_to_be_dead():
-    assert not is_dead("vm:23 0f1e/4026531836/42", "vm:4711", lambda pid: 0)
+def test_where_the_system_tells_no_more_than_the_pid_nothing_is_known():
+    assert is_alive("vm:23 0f1e/4026531836/42", "vm:4711", lambda pid: 0) is None
 
 
 def test_people_see_host_and_pid():

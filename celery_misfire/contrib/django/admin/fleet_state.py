@@ -98,7 +98,7 @@ class FleetState:
     @property
     def alarm(self) -> str:
         """Why somebody should look, '' when beat is well."""
-        return self.problem if self.fleet is None else problem_of(self.fleet.sight, None, {})
+        return self.problem if self.fleet is None else problem_of(self.fleet.sight, None)
 
     def count(self, state: str) -> int:
         return sum(line.is_in(state) for line in self.lines)
