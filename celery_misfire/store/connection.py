@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -72,7 +73,9 @@ class RedisConnection:
         self.clock = RedisClock(call_timeout)
         self._place = f"Redis at {address(url)}"
         self._scripts: dict[str, Script] = {}
+        #: The connection of :meth:`run_often`, and the process that it is of: a fork needs its own.
         self._kept: redis.Redis | None = None
+        self._kept_by = 0
         self._written_to = False
 
     def __str__(self) -> str:
@@ -109,8 +112,8 @@ class RedisConnection:
         The pool takes as long to hand a connection out as Redis takes to answer. After an error the next call
         connects anew: this connection may lead to a server that is the master no more.
         """
-        if self._kept is None:
-            self._kept = self.call(self.client.client)
+        if self._kept is None or self._kept_by != os.getpid():
+            self._kept, self._kept_by = self.call(self.client.client), os.getpid()
         try:
             return self.run(script, keys, args, self._kept)
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import traceback
 from collections.abc import Callable, Iterator
@@ -519,6 +520,19 @@ def test_after_an_error_commits_go_on_over_another_connection(store: RedisStore,
     store.commit("token", [Change("a", "1", "2")])
     assert store.load() == {"a": "2"}
     assert before not in {one["id"] for one in client.client_list()}
+
+
+def test_a_fork_commits_over_another_connection(store: RedisStore, client: redis.Redis):
+    take(store)
+    store.commit("token", [Change("a", "", "1")])
+    connections = client.info("stats")["total_connections_received"]
+    if (child := os.fork()) == 0:
+        store.commit("token", [Change("b", "", "1")])
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert client.info("stats")["total_connections_received"] > connections
+    store.commit("token", [Change("a", "1", "2")])
+    assert store.load() == {"a": "2", "b": "1"}
 
 
 def committing(client: redis.Redis) -> set[str]:
