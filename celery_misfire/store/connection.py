@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,13 +39,13 @@ class RedisClock:
         #: What it is ahead of the monotonic clock, in milliseconds; None when it is not known.
         self.offset: float | None = None
 
-    def latest(self) -> int | str:
-        """Return when messages are too late to be put into their queues; '' for never.
+    def latest(self) -> int:
+        """Return when messages are too late to be put into their queues; 0 for never.
 
         Nobody waits for the answer any more then: their runs are planned again.
         """
         if self.offset is None:
-            return ""
+            return 0
         return round((time.monotonic() + self._call_timeout) * 1000 + self.offset)
 
 
@@ -72,6 +73,9 @@ class RedisConnection:
         self.clock = RedisClock(call_timeout)
         self._place = f"Redis at {address(url)}"
         self._scripts: dict[str, Script] = {}
+        #: The connection of :meth:`run_often`, and the process that it is of: a fork needs its own.
+        self._kept: redis.Redis | None = None
+        self._kept_by = 0
         self._written_to = False
 
     def __str__(self) -> str:
@@ -92,13 +96,31 @@ class RedisConnection:
                 advice = "" if self._written_to else "Name the master, or use sentinel://"
             raise errors.unavailable(self._place, exc, advice) from None
 
-    def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    def run(
+        self, script: str, keys: Sequence[str], args: Sequence[Any], client: redis.Redis | None = None
+    ) -> Any:
         """Return the answer of a script of ``lua/``, its texts decoded."""
         if script not in self._scripts:
             self._scripts[script] = self.client.register_script(_source(script))
-        answer = _decoded(self.call(self._scripts[script], keys, args))
+        answer = _decoded(self.call(self._scripts[script], keys, args, client))
         self._written_to = True
         return answer
+
+    def run_often(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Do as :meth:`run`, on a connection that is kept; for one thread.
+
+        The pool takes as long to hand a connection out as Redis takes to answer. After an error the next call
+        connects anew: this connection may lead to a server that is the master no more.
+        """
+        if self._kept is None or self._kept_by != os.getpid():
+            self._kept, self._kept_by = self.call(self.client.client), os.getpid()
+        try:
+            return self.run(script, keys, args, self._kept)
+        except BaseException:
+            kept, self._kept = self._kept, None
+            kept.close()
+            self.client.connection_pool.disconnect(inuse_connections=False)
+            raise
 
     def advice(self) -> list[str]:
         """Return what is unwise about this Redis, as far as it tells: one line each, for the log.

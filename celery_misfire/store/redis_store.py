@@ -172,9 +172,9 @@ class RedisStore(RedisNamespace, Store):
     ) -> list[Any]:
         """Replace fields of the state, each given with its old and its new text, and return the answer."""
         keys = [self.lease_key, self.state_key, self.log_key, *queues]
-        counted = [len(fields), len(queues), len(others), len(counts)]
-        latest = self._connection.clock.latest() if queues else ""
-        args: list[Any] = [token, self._history, *counted, latest, *_flat(fields)]
+        latest = self._connection.clock.latest() if queues else 0
+        counted = f"{len(fields)} {len(queues)} {len(others)} {len(counts)} {self._history} {latest}"
+        args: list[Any] = [token, counted, *_flat(fields)]
         if queues or others:
             args += _flat((len(messages), *(push.value for push in messages)) for messages in queues.values())
             args += _flat((push.kind, push.key, push.value) for push in others)
@@ -183,7 +183,7 @@ class RedisStore(RedisNamespace, Store):
             args.append(millis(COUNTS_TTL))
             args += _flat((f"{outcome}:{entry}", n) for (entry, outcome), n in counts.items())
         args += map(_line, log)
-        answer: list[Any] = self._run("commit", keys, args)
+        answer: list[Any] = self._connection.run_often("commit", keys, args)
         if answer[0] == "FENCED":
             raise LeaseLost
         if answer[0] == "LATE":
@@ -272,8 +272,16 @@ def _commit_result(
 ) -> CommitResult:
     """Return what commit.lua has answered."""
     match answer:
-        case ["OK"]:
-            return CommitResult()
+        case ["OK", *numbers]:
+            pairs = zip(queues, numbers, strict=False)
+            failed = numbers[len(queues) :]
+            return CommitResult(
+                queue_lengths={name: n for name, n in pairs if n >= 0},
+                failed=tuple(
+                    (others[n - 1], errors.in_words(error))
+                    for n, error in zip(failed[::2], failed[1::2], strict=True)
+                ),
+            )
         case ["CONFLICT", *fields]:
             return CommitResult(tuple(field[2:] for field in fields))
         case ["REFUSED", *refused]:
@@ -284,14 +292,7 @@ def _commit_result(
                     for n, command, error in zip(refused[::3], refused[1::3], refused[2::3], strict=True)
                 )
             )
-    _, lengths, failed = answer
-    return CommitResult(
-        queue_lengths={name: n for name, n in zip(queues, lengths, strict=True) if n >= 0},
-        failed=tuple(
-            (others[n - 1], errors.in_words(error))
-            for n, error in zip(failed[::2], failed[1::2], strict=True)
-        ),
-    )
+    raise AssertionError(answer)
 
 
 def _totals(hours: Iterable[Mapping[bytes, bytes]]) -> dict[tuple[str, str], int]:

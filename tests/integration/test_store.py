@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import traceback
 from collections.abc import Callable, Iterator
@@ -479,3 +480,61 @@ def test_no_error_carries_the_password(redis_server: RedisServer, client: redis.
         assert json.dumps(str(caught.value)).count("\\n") == 0
     assert "top-secret" not in str(store) + repr(store)
     redis_server.thaw()
+
+
+# -- the connection of the commits -------------------------------------------------------------------------
+
+
+def test_commits_keep_a_connection_of_their_own(store: RedisStore, client: redis.Redis):
+    take(store)
+    store.commit("token", [Change("a", "", "1")])
+    (kept,) = committing(client)
+    # Other calls take other connections, so its last command is still the commit.
+    store.time()
+    assert committing(client) == {kept}
+    store.commit("token", [Change("a", "1", "2")])
+    assert committing(client) == {kept}
+    assert store.load() == {"a": "2"}
+
+
+def test_a_connection_that_redis_has_ended_costs_no_commit(store: RedisStore, client: redis.Redis):
+    take(store)
+    store.commit("token", [Change("a", "", "1")])
+    (ended,) = committing(client)
+    client.client_kill_filter(_id=ended)
+    store.commit("token", [Change("a", "1", "2")], [{"event": "once"}])
+    assert committing(client) != {ended}
+    assert (store.load(), store.log()) == ({"a": "2"}, [{"event": "once"}])
+
+
+def test_after_an_error_commits_go_on_over_another_connection(store: RedisStore, client: redis.Redis):
+    """The one before may lead to a server that is the master no more."""
+    take(store)
+    store.commit("token", [Change("a", "", "1")])
+    (before,) = committing(client)
+    client.rename(STATE, "elsewhere")
+    client.set(STATE, "of another type")
+    with pytest.raises(StoreUnavailable):
+        store.commit("token", [Change("a", "1", "2")])
+    client.rename("elsewhere", STATE)
+    store.commit("token", [Change("a", "1", "2")])
+    assert store.load() == {"a": "2"}
+    assert before not in {one["id"] for one in client.client_list()}
+
+
+def test_a_fork_commits_over_another_connection(store: RedisStore, client: redis.Redis):
+    take(store)
+    store.commit("token", [Change("a", "", "1")])
+    connections = client.info("stats")["total_connections_received"]
+    if (child := os.fork()) == 0:
+        store.commit("token", [Change("b", "", "1")])
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert client.info("stats")["total_connections_received"] > connections
+    store.commit("token", [Change("a", "1", "2")])
+    assert store.load() == {"a": "2", "b": "1"}
+
+
+def committing(client: redis.Redis) -> set[str]:
+    """Return the ids of the connections whose last command was a script."""
+    return {one["id"] for one in client.client_list() if one["cmd"] == "evalsha"}

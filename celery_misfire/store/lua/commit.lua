@@ -1,11 +1,11 @@
 -- Replace records and put messages into their queues, all or nothing, and log why.
 -- KEYS: lease, state, log, then q queues, then the counts of this hour, if there are any counts.
--- ARGV: token, length of the log, n, q, o, c, the latest moment for messages in ms or '', then n times (field, old, new), q times (number of messages,
--- messages...), o times (command, key or channel, value) for PEXPIRE and PUBLISH, the time to live of the counts
--- in ms if there are any, c times (field, count), then log lines.
+-- ARGV: token, 'n q o c h t' (h: length of the log, t: the latest moment for messages in ms, 0 for none), then n times (field, old,
+-- new), q times (number of messages, messages...), o times (command, key or channel, value) for PEXPIRE and PUBLISH, the time to
+-- live of the counts in ms if there are any, c times (field, count), then log lines.
 -- '' stands for an absent record. Whole texts are compared and nothing is decoded.
--- Returns {'OK'}, or with queues or commands {'OK', {length of each queue, -1 = not known}, {number of a command,
--- its error, ...}}, {'FENCED'}, {'LATE'}, {'CONFLICT', fields...}, or {'REFUSED', number of a queue, command, its error, ...}.
+-- Returns {'OK', q times the length of the queue (-1 = not known), number of a command, its error, ...}, {'FENCED'}, {'LATE'},
+-- {'CONFLICT', fields...}, or {'REFUSED', number of a queue, command, its error, ...}.
 -- Sent twice, it does its work once: redis-py repeats a script whose answer it did not get.
 local function expect(key, wanted)
   local found = redis.call('TYPE', key)['ok']
@@ -18,15 +18,17 @@ if wrong then return wrong end
 local lease = redis.call('GET', KEYS[1]) or ''
 if ARGV[1] == '' or string.sub(lease, 1, #ARGV[1] + 1) ~= ARGV[1] .. '|' then return {'FENCED'} end
 
-if ARGV[7] ~= '' then
+local numbers = {}
+for number in string.gmatch(ARGV[2], '%d+') do table.insert(numbers, tonumber(number)) end
+local n, q, o, c, history, latest = unpack(numbers)
+if latest > 0 then
   -- A Redis that was frozen reads what came meanwhile, although nobody waits for the answer any more.
   local now = redis.pcall('TIME')
-  if not now['err'] and now[1] * 1000 + now[2] / 1000 > tonumber(ARGV[7]) then return {'LATE'} end
+  if not now['err'] and now[1] * 1000 + now[2] / 1000 > latest then return {'LATE'} end
 end
 
-local n, q, o, c = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local writes, removals, conflicts, done = {}, {}, {'CONFLICT'}, {'CONFLICT'}
-local at = 8
+local at = 3
 for i = 1, n do
   local field, old, new = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local current = redis.call('HGET', KEYS[2], field) or ''
@@ -44,13 +46,13 @@ end
 if #conflicts > 1 then return conflicts end
 
 local function error_of(answer) return type(answer) == 'table' and answer['err'] or nil end
-local lengths = {}
+local result = {'OK'}
 if n > 0 and #writes + #removals == 0 then
   for i = 1, q do
     local length = redis.pcall('LLEN', KEYS[3 + i])
-    lengths[i] = error_of(length) and -1 or length
+    table.insert(result, error_of(length) and -1 or length)
   end
-  return {'OK', lengths, {}}
+  return result
 end
 -- A message goes with its own record. Some of these records have been replaced before, with or without theirs.
 if q + o > 0 and #done > 1 then return done end
@@ -84,7 +86,7 @@ if q > 0 then
         refuse(i, 'LPUSH', err)
         break
       end
-      pushed[i], lengths[i] = pushed[i] + 1, length
+      pushed[i], result[1 + i] = pushed[i] + 1, length
     end
     at = last + 1
   end
@@ -98,12 +100,11 @@ end
 
 for _, write in ipairs(writes) do redis.call('HSET', KEYS[2], write[1], write[2]) end
 for _, field in ipairs(removals) do redis.call('HDEL', KEYS[2], field) end
-local failed = {}
 for i = 1, o do
   local err = error_of(redis.pcall(ARGV[at], ARGV[at + 1], ARGV[at + 2]))
   if err then
-    table.insert(failed, i)
-    table.insert(failed, err)
+    table.insert(result, i)
+    table.insert(result, err)
   end
   at = at + 3
 end
@@ -117,10 +118,9 @@ if c > 0 then
   end
   at = at + 1 + 2 * c
 end
-if ARGV[2] ~= '0' then
+if history > 0 then
   for i = at, #ARGV do
-    redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', 'd', ARGV[i])
+    redis.call('XADD', KEYS[3], 'MAXLEN', '~', history, '*', 'd', ARGV[i])
   end
 end
-if q + o == 0 then return {'OK'} end
-return {'OK', lengths, failed}
+return result
