@@ -227,10 +227,10 @@ def test_the_page_of_all_tasks_brings_itself_up_to_date_and_holds_them(
         ),
     )
     page.goto(FLEET)
-    assert "no beat leads" in page.inner_text("#content")
+    assert "No beat is running" in page.inner_text("#content")
     assert "360 missed" in page.inner_text("#content")
     beat = shop.start_beat()
-    page.get_by_text("no beat leads").wait_for(state="detached", timeout=60_000)
+    page.get_by_text("No beat is running").wait_for(state="detached", timeout=60_000)
     assert beat.alive, shop.last_words()
 
     page.locator("summary").click()

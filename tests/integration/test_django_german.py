@@ -409,6 +409,7 @@ def test_the_page_of_all_tasks_is_german(client: Any):
         "Offene ausgefallene Läufe",
         "Alle Aufgaben ruhen lassen",
         "Mit ausgefallenen Läufen",
+        "Kein Beat läuft: Nichts wird gesendet.",
     )
     in_german(content(client, f"{page}what-if/"), "Beat fällt aus von:")
 

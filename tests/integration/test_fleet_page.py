@@ -14,6 +14,7 @@ import pytest
 from celery import current_app
 
 from celery_misfire import records
+from celery_misfire.beats import Sign
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.control import Request
 from celery_misfire.misfire import from_millis
@@ -184,13 +185,40 @@ def test_it_says_who_leads_and_who_stands_by(site: AdminSite, server: RedisServe
     task("a")
     client = site.client("view_periodictask")
     response = show(client)
-    assert response.context_data["problem"] == "no beat leads"
+    assert response.context_data["problem"] == "No beat is running: nothing is sent."
     site.plan(task("b"))
     response = show(client)
     assert response.context_data["problem"] == ""
     facts = dict(response.context_data["facts"])
     assert re.match(r"\S+", facts["Leads"])
     assert facts["Leads"] != "nobody"
+
+
+def test_a_leader_that_gives_no_sign_of_life_is_told(site: AdminSite, monkeypatch: pytest.MonkeyPatch):
+    from celery_misfire.contrib.django.admin import fleet_state
+
+    site.plan(task("a"))
+    known = fleet_state.RedisStore.sight
+    sign = Sign(host="vm", pid=7, every=5, clock=0, started=0)
+
+    def sight(store: Any) -> Any:
+        found = known(store)
+        return replace(found, beats={found.lease.owner: (found.now - 3 * MINUTE, str(sign))})
+
+    monkeypatch.setattr(fleet_state.RedisStore, "sight", sight)
+    problem = show(site.client("view_periodictask")).context_data["problem"]
+    assert problem == "Beat vm:7 leads, and has given no sign of life for 3\xa0minutes."
+
+
+def test_a_schedule_that_is_not_valid_is_marked_as_wrong(site: AdminSite):
+    from django_celery_beat.models import CrontabSchedule
+
+    never = CrontabSchedule.objects.create(minute="0", hour="0", day_of_month="30", month_of_year="2")
+    row = task("never")
+    row.crontab = never
+    row.save()
+    [shown] = show(site.client("view_periodictask")).context_data["rows"]
+    assert (shown.state, shown.is_wrong) == ("schedule not valid", True)
 
 
 def test_without_redis_the_page_says_so(site: AdminSite):

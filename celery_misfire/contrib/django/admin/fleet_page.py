@@ -78,7 +78,7 @@ def context_of(model_admin: FleetAdmin, request: HttpRequest, state: FleetState)
         "axis": fleet.axis(window, timezone.get_current_timezone()),
         "legend": [(fleet.symbol(fate), OUTCOMES[fate]) for fate in fleet.LEGEND],
         "facts": _facts(state, events),
-        "problem": state.alarm,
+        "problem": _problem(state),
         "counts": _counts(state, query),
         "zooms": [(ngettext("%d day", "%d days", n) % n, query.link(days=n), n == query.days) for n in DAYS],
         "query": query,
@@ -159,6 +159,17 @@ def _facts(state: FleetState, events: Sequence[Event]) -> list[tuple[str, str]]:
     return facts
 
 
+def _problem(state: FleetState) -> str:
+    """Return why somebody should look, '' when beat is well."""
+    if state.fleet is None or not state.alarm:
+        return state.problem
+    leader = next((beat for beat in state.fleet.beats if beat.leads), None)
+    if leader is None:
+        return _("No beat is running: nothing is sent.")
+    words = {"beat": leader, "length": moments.as_duration(leader.silent_for)}
+    return _("Beat %(beat)s leads, and has given no sign of life for %(length)s.") % words
+
+
 def _notes(state: FleetState, events: Sequence[Event], window: Window) -> list[str]:
     if state.fleet is None:
         return []
@@ -210,7 +221,7 @@ def _rows(
         for first, last in missed.get(line.key, ()):
             strip.add(Outcome.MISSED, first, last)
         _add_status(strip, status, plan, record, state.now, alike)
-        words = _in_words(line, status, plan, state.now)
+        words = _in_words(line, status, plan)
         following = None if status is None else status.next_fire_time
         rows.append(
             Row(
@@ -218,7 +229,7 @@ def _rows(
                 links.timeline(line.key),
                 _policy(plan),
                 words,
-                bool(status and status.is_overdue) or bool(line.missed),
+                bool((status and status.is_overdue) or line.missed or (plan and plan.trigger is None)),
                 links.missed(line) if line.missed else "",
                 "" if following is None else moments.as_short(following, state.now),
                 "" if following is None else moments.as_text(following),
@@ -315,10 +326,11 @@ def _policy(plan: Planned | None) -> str:
     return short_label_of(plan.policy, plan.trigger.trigger_type)
 
 
-def _in_words(line: Line, status: Status | None, plan: Planned | None, now: int) -> str:
+def _in_words(line: Line, status: Status | None, plan: Planned | None) -> str:
     """Return where a task stands."""
     parts = []
-    if plan is not None and plan.trigger is None:
+    is_wrong = plan is not None and plan.trigger is None
+    if is_wrong:
         parts.append(_("schedule not valid"))
     if not line.enabled:
         parts.append(_("disabled"))
@@ -328,7 +340,7 @@ def _in_words(line: Line, status: Status | None, plan: Planned | None, now: int)
         length = moments.as_duration(status.late_by, parts=1)
         text = _("%(length)s overdue") if status.is_overdue else _("%(length)s late")
         parts.append(text % {"length": length})
-    elif status is not None and not status.is_known:
+    elif status is not None and not status.is_known and not is_wrong:
         parts.append(_("Not planned yet"))
     if line.missed:
         parts.append(ngettext("%(n)d missed", "%(n)d missed", line.missed) % {"n": line.missed})
