@@ -24,3 +24,5 @@ linkcheck_retries = 3
 
 html_theme = "furo"
 html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]

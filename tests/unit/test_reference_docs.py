@@ -117,11 +117,13 @@ SCHEDULES = {
 }
 
 
+CLASSIC = "| kind of schedule: instruction | 9:00 | 10:00 | next | last run / runs |"
+
+
 def classic_rows() -> dict[tuple[str, str], list[str]]:
     """Return the other cells of the table, by kind of schedule and instruction."""
     found: dict[tuple[str, str], list[str]] = {}
-    heading = "| kind of schedule: instruction | 9:00 | 10:00 | next | last run / runs |"
-    for first, *cells in rows("instructions.md", heading):
+    for first, *cells in rows("instructions.md", CLASSIC):
         for part in first.split(";"):
             kinds, _, named = part.partition(":")
             for kind in (kind.strip() for kind in kinds.split(",")):
@@ -155,3 +157,7 @@ def test_the_classic_example_is_what_the_planner_does(kind: str, name: str) -> N
     elif kind == "once":
         runs = "1 run" if len(day) == 1 else f"{len(day)} runs"
     assert classic_rows()[kind, name] == [outcome(NINE), ten, clock(now.next_fire_time), runs]
+
+
+def test_the_readme_has_the_same_table() -> None:
+    assert rows("../README.md", CLASSIC) == rows("instructions.md", CLASSIC)
