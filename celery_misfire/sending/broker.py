@@ -17,8 +17,15 @@ from kombu import Connection, Producer
 
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
 from celery_misfire.sending.confirms import Confirms, Interrupted, Receipt
-from celery_misfire.sending.destination import destination_of, redis_get
-from celery_misfire.sending.errors import about_message, broker_address, is_large, lacks_memory, name_error
+from celery_misfire.sending.destination import destination_of, offer_nothing, redis_get
+from celery_misfire.sending.errors import (
+    about_message,
+    broker_address,
+    is_large,
+    lacks_memory,
+    name_error,
+    takes_nothing,
+)
 from celery_misfire.sending.recording import PushRecorder
 from celery_misfire.store.port import Push
 from celery_misfire.store.state_mark import Destination
@@ -157,8 +164,11 @@ class Broker:
             self.drop()
             return [Receipt("", failure=failure) for _ in messages]
         values = (push.value for pushes in messages for push in pushes)
-        if all(map(lacks_memory, answers)) and not all(map(is_large, values)):
-            raise self._unavailable(name_error(answers[0]))
+        if all(map(takes_nothing, answers)) and not (lacks_memory(answers[0]) and all(map(is_large, values))):
+            error = self._unavailable(name_error(answers[0]))
+            # The next connection is asked whether messages are taken again.
+            self.drop()
+            raise error
         left = iter(answers)
         return [_receipt([next(left) for _ in pushes], producer) for pushes in messages]
 
@@ -223,6 +233,7 @@ class Broker:
         producer = self._make_producer(connection)
         if _is_redis(connection):
             self.recorder.install(producer.channel)
+            offer_nothing(producer.channel, connection.channel_errors)
         return producer
 
     def _block(self, reason: str) -> None:
@@ -386,7 +397,7 @@ class WatchedProducer(Producer):
         if isinstance(exc, MisfireError):
             return exc
         # Py-amqp may raise anything when a connection has ended.
-        if isinstance(exc, self._failures) or not self._client.connected:
+        if isinstance(exc, self._failures) or takes_nothing(exc) or not self._client.connected:
             return _unavailable(self._client, name_error(exc))
         return None
 
