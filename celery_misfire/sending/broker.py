@@ -56,6 +56,8 @@ class Broker:
         #: Tells whether RabbitMQ has sent something; None for another broker. It is asked of the socket, as
         #: py-amqp spins for ever on half a frame.
         self._selector: selectors.BaseSelector | None = None
+        #: The producer of the connection over which a Redis was found to take messages.
+        self._taking: WatchedProducer | None = None
         #: The producer of the connection that was asked last what it reads, see :meth:`read`.
         self._asked: WatchedProducer | None = None
         self._asked_at = 0.0
@@ -78,9 +80,7 @@ class Broker:
             try:
                 self._producer = self._connect()
             except Exception as exc:
-                error = self._unavailable(name_error(exc))
-                self.drop()
-                raise error from None
+                raise self._failed(exc) from None
         return self._producer
 
     def connect(self) -> None:
@@ -88,7 +88,13 @@ class Broker:
 
         :raises BrokerUnavailable: when it can't be, or takes no messages.
         """
-        self.producer  # noqa: B018 - a look connects
+        producer = self.producer
+        if self.is_redis and producer is not self._taking:
+            try:
+                offer_nothing(producer)
+            except Exception as exc:
+                raise self._failed(exc) from None
+            self._taking = producer
 
     def read(self, key: str) -> str | None:
         """Return what the broker's own connection reads under a key of Redis, without kombu's prefix.
@@ -120,9 +126,13 @@ class Broker:
         except Exception as exc:
             if about_message(exc):
                 return None
-            error = self._unavailable(name_error(exc))
-            self.drop()
-            raise error from None
+            raise self._failed(exc) from None
+
+    def _failed(self, exc: Exception) -> BrokerUnavailable:
+        """Let go of the connection; return what it failed with."""
+        error = self._unavailable(name_error(exc))
+        self.drop()
+        return error
 
     @property
     def was_asked(self) -> bool:
@@ -165,10 +175,8 @@ class Broker:
             return [Receipt("", failure=failure) for _ in messages]
         values = (push.value for pushes in messages for push in pushes)
         if all(map(takes_nothing, answers)) and not (lacks_memory(answers[0]) and all(map(is_large, values))):
-            error = self._unavailable(name_error(answers[0]))
-            # The next connection is asked whether messages are taken again.
-            self.drop()
-            raise error
+            self._taking = None
+            raise self._unavailable(name_error(answers[0]))
         left = iter(answers)
         return [_receipt([next(left) for _ in pushes], producer) for pushes in messages]
 
@@ -233,7 +241,6 @@ class Broker:
         producer = self._make_producer(connection)
         if _is_redis(connection):
             self.recorder.install(producer.channel)
-            offer_nothing(producer.channel, connection.channel_errors)
         return producer
 
     def _block(self, reason: str) -> None:

@@ -52,17 +52,17 @@ def redis_get(channel: Any, key: str) -> Any:
         return client.get(key)
 
 
-def offer_nothing(channel: Any, errors: tuple[type[BaseException], ...]) -> None:
+def offer_nothing(producer: Producer) -> None:
     """Push something to a queue that is not there. Raises what a Redis that takes no messages answers.
 
     Else only a message could find that out, and what is late waits until one was taken.
-
-    :param errors: the kinds of error that are an answer.
     """
+    connection: Any = producer.connection
+    channel: Any = producer.channel
     with channel.conn_or_acquire() as client:
         try:
             client.lpushx(NO_QUEUE, "")
-        except errors as exc:
+        except connection.channel_errors as exc:
             # Without the right to ask, a message finds out.
             if takes_nothing(exc):
                 raise
