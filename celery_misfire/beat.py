@@ -132,11 +132,11 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
             poll=settings.standby_poll,
             description=describe(self.app, settings, entries),
             definitions=self._definitions,
-            why_not=Deployment(
+            deployment=Deployment(
                 self._store,
                 lambda: _destination(self._broker, self._store.place_keys),
                 settings.lease_ttl,
-            ).why_not,
+            ),
         )
         self._numbers.start(self._member, lease, self._leader)
         self._reporter.start()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from celery_misfire.clocks import uptime
 from celery_misfire.exceptions import StoreRefused
 from celery_misfire.log_lines import Log
+from celery_misfire.store import owner
 from celery_misfire.store.port import LeaseValue, Store
 from celery_misfire.store.state_mark import Destination
 from celery_misfire.texts import one_line
@@ -43,6 +44,8 @@ class Deployment:
         self._ask_at = 0.0
         #: When the state was found to be another one's, and the lease of that moment.
         self._found: tuple[float, LeaseValue | None] | None = None
+        #: How the destination of a state that may be adopted differs from ours, '' when it does not.
+        self._adopts = ""
         #: True when there is no state with other keys that we could go on with.
         self._former_is_settled = False
         #: What is said once a beat whose runs go elsewhere has been seen alive, '' before.
@@ -53,15 +56,20 @@ class Deployment:
         """Return why this beat must not lead, '' when it may.
 
         A state whose runs go elsewhere is left to its own beat. It is adopted only where that beat gives no
-        sign of life for as long as a lease lasts.
+        sign of life for as long as a lease lasts. So is one of which the broker does not tell whether it is
+        ours.
 
         :raises StoreUnavailable, NewerSchema: as :meth:`Store.look`.
         """
         mark, lease = self._store.look()
+        self._adopts = ""
         if mark is None and not self._refusal and not self._former_is_settled:
             return self._about_former()
         theirs = mark.destination if mark else None
-        difference = self._difference(theirs) if theirs else ""
+        is_free = lease is None or owner.is_dead(lease.owner)
+        difference = self._difference(theirs, is_free=is_free) if theirs else ""
+        if theirs and self._ours is None and is_free:
+            return self._wait("the broker does not tell whether this state is ours", lease)
         # A state that is gone may be written again by the beat that was seen.
         if not difference and (theirs is not None or not self._refusal):
             self._found, self._refusal = None, ""
@@ -73,12 +81,28 @@ class Deployment:
             if self._reminders.is_due(self._refusal, self._clock()):
                 say.error("deployments", "%s", self._refusal)
             return "the state is that of another deployment"
-        return self._wait()
+        if not (reason := self._wait("the runs of this state go elsewhere", lease)):
+            self._adopts = difference
+        return reason
+
+    def adopt(self, token: str) -> None:
+        """Note that the runs of a state that was another deployment's go elsewhere from now on.
+
+        :param token: of the lease, which is ours by now.
+        :raises StoreUnavailable, LeaseLost: as :meth:`Store.write_destination`.
+        """
+        if self._adopts and self._ours:
+            redirect(self._store, token, self._ours, self._adopts)
+
+    def forget(self) -> None:
+        """Ask again whose state it is: the lease that we had is lost."""
+        self._ours, self._found = None, None
 
     def _about_former(self) -> str:
         """Look after a state that has other keys, as ours have got a prefix: keep it, if it is ours."""
         mark, lease = self._store.look_at_former()
-        difference = self._difference(mark.destination) if mark and mark.destination else ""
+        theirs = mark.destination if mark else None
+        difference = self._difference(theirs, is_free=lease is None) if theirs else ""
         if mark is None or (difference and self._is_alive(lease)):
             self._found, self._former_is_settled = None, True
             return ""
@@ -86,7 +110,7 @@ class Deployment:
             return "a state has keys without a prefix, and the broker does not tell whether it is ours"
         if lease is not None:
             return f"another beat leads, with keys that have no prefix ({one_line(lease.owner)})"
-        if difference and (reason := self._wait()):
+        if difference and (reason := self._wait("the runs of this state go elsewhere", lease)):
             return reason
         try:
             moved = self._store.take_former()
@@ -98,6 +122,7 @@ class Deployment:
             what = "a state was found with keys that have no prefix, and has moved to those that have it"
             where = f"; {difference}. {TWO_DEPLOYMENTS}" if difference else ""
             say.warning("moved", "%s%s", what, where)
+            self._adopts = difference
         self._found = None
         return "" if moved or self._former_is_settled else "a state with keys that have no prefix has changed"
 
@@ -106,16 +131,19 @@ class Deployment:
         self._found = self._found or (self._clock(), lease)
         return lease not in (None, self._found[1])
 
-    def _wait(self) -> str:
+    def _wait(self, why: str, lease: LeaseValue | None) -> str:
         """Return why we must still wait for the beat of the state that was found, '' when it had its time."""
-        self._found = self._found or (self._clock(), None)
-        is_over = self._clock() - self._found[0] >= self._ttl
-        return "" if is_over else "the runs of this state go elsewhere; waiting for its beat"
+        self._found = self._found or (self._clock(), lease)
+        return "" if self._clock() - self._found[0] >= self._ttl else f"{why}; waiting for its beat"
 
-    def _difference(self, theirs: Destination) -> str:
-        """Return in words how our destination differs from that of the state, '' if not that we know."""
+    def _difference(self, theirs: Destination, *, is_free: bool) -> str:
+        """Return in words how our destination differs from that of the state, '' if not that we know.
+
+        :param is_free: nobody leads.
+        """
         is_news = theirs != self._asked_about or self._clock() >= self._ask_at
-        if is_news and (self._ours is None or self._ours.difference(theirs)):
+        is_known = self._ours is not None and not self._ours.difference(theirs)
+        if (is_news and not is_known) or (is_free and self._ours is None):
             self._asked_about, self._ask_at = theirs, self._clock() + REMIND_EVERY
             self._ours = self._ask() or self._ours
         return self._ours.difference(theirs) if self._ours else ""
@@ -128,3 +156,14 @@ class Deployment:
             f"{TWO_DEPLOYMENTS} "
             "If the other one was this beat before its configuration changed, end it and restart this one."
         )
+
+
+def redirect(store: Store, token: str, ours: Destination, difference: str) -> None:
+    """Note in the state that its runs go elsewhere from now on, and say so.
+
+    :param difference: what differs from where they went.
+    :raises StoreUnavailable, LeaseLost: as :meth:`Store.write_destination`.
+    """
+    what = "the runs of %s go elsewhere from now on: %s (there: until now, here: from now on). %s"
+    say.warning("deployments", what, store, difference, TWO_DEPLOYMENTS)
+    store.write_destination(token, ours)

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from celery_misfire.clocks import uptime
 from celery_misfire.exceptions import LeaseLost, MisfireError, NewerSchema, StoreRefused, StoreUnavailable
+from celery_misfire.leadership.deployment import Deployment
 from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Outdated
@@ -35,7 +36,7 @@ class Member:
     :param poll: time between two looks at the lease of another beat, in seconds.
     :param description: what this beat and its entries are configured like, see :mod:`.peers`.
     :param definitions: returns the entries as they are now.
-    :param why_not: returns why this beat must not begin to lead, '' when it may.
+    :param deployment: says why this beat must not begin to lead; None: it may.
     :param steady: a clock that nobody sets, in seconds.
     """
 
@@ -50,13 +51,13 @@ class Member:
         poll: float,
         description: tuple[str, str],
         definitions: Callable[[], Iterable[Definition]],
-        why_not: Callable[[], str] = lambda: "",
+        deployment: Deployment | None = None,
         steady: Callable[[], float] = uptime,
     ) -> None:
         self._store, self._lease, self._leader = store, lease, leader
         self._app, self._namespace, self._poll = app, namespace, poll
         self._description, self._definitions = description, definitions
-        self._why_not, self._steady = why_not, steady
+        self._deployment, self._steady = deployment, steady
         #: True when the entries have changed since they were adopted.
         self.has_changed = False
         #: True while this beat leads, as far as it has been told.
@@ -92,6 +93,8 @@ class Member:
             delay = self._leader.tick()
         except LeaseLost as exc:
             self._lease.lost()
+            if self._deployment:
+                self._deployment.forget()
             self._stand_by(f"the lease is lost ({exc})" if str(exc) else "the lease is lost")
             return 0.05
         except Outdated:
@@ -137,7 +140,7 @@ class Member:
             return False
         self._ask_again_at = self._steady() + self._poll
         advice = () if self._store_has_answered else self._store.advice()
-        if not self._leads and (reason := self._why_not()):
+        if self._deployment and not self._leads and (reason := self._deployment.why_not()):
             self._pass_on(advice)
             self._store_answers()
             self._stand_by(reason)
@@ -158,6 +161,8 @@ class Member:
             self.has_changed = False
             self._leader.take_over(taken, self._definitions())
             self._store.describe(self._lease.token, *self._description)
+            if self._deployment:
+                self._deployment.adopt(taken.lease.token)
         except BaseException:
             # Half a take-over is none: the lease must not be trusted, or tick() would go on without it.
             self._lease.release()

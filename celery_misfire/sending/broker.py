@@ -17,8 +17,15 @@ from kombu import Connection, Producer
 
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, PublishRejected
 from celery_misfire.sending.confirms import Confirms, Interrupted, Receipt
-from celery_misfire.sending.destination import destination_of, place_of, redis_get
-from celery_misfire.sending.errors import about_message, broker_address, is_large, lacks_memory, name_error
+from celery_misfire.sending.destination import destination_of, offer_nothing, place_of, redis_get
+from celery_misfire.sending.errors import (
+    about_message,
+    broker_address,
+    is_large,
+    lacks_memory,
+    name_error,
+    takes_nothing,
+)
 from celery_misfire.sending.recording import PushRecorder
 from celery_misfire.store.port import Push
 from celery_misfire.store.state_mark import Destination
@@ -49,6 +56,8 @@ class Broker:
         #: Tells whether RabbitMQ has sent something; None for another broker. It is asked of the socket, as
         #: py-amqp spins for ever on half a frame.
         self._selector: selectors.BaseSelector | None = None
+        #: The producer of the connection over which a Redis was found to take messages.
+        self._taking: WatchedProducer | None = None
         #: The producer of the connection that was asked last what it reads, see :meth:`read`.
         self._asked: WatchedProducer | None = None
         self._asked_at = 0.0
@@ -71,9 +80,7 @@ class Broker:
             try:
                 self._producer = self._connect()
             except Exception as exc:
-                error = self._unavailable(name_error(exc))
-                self.drop()
-                raise error from None
+                raise self._failed(exc) from None
         return self._producer
 
     def connect(self) -> None:
@@ -81,7 +88,13 @@ class Broker:
 
         :raises BrokerUnavailable: when it can't be, or takes no messages.
         """
-        self.producer  # noqa: B018 - a look connects
+        producer = self.producer
+        if self.is_redis and producer is not self._taking:
+            try:
+                offer_nothing(producer)
+            except Exception as exc:
+                raise self._failed(exc) from None
+            self._taking = producer
 
     def read(self, key: str) -> str | None:
         """Return what the broker's own connection reads under a key of Redis, without kombu's prefix.
@@ -113,9 +126,13 @@ class Broker:
         except Exception as exc:
             if about_message(exc):
                 return None
-            error = self._unavailable(name_error(exc))
-            self.drop()
-            raise error from None
+            raise self._failed(exc) from None
+
+    def _failed(self, exc: Exception) -> BrokerUnavailable:
+        """Let go of the connection; return what it failed with."""
+        error = self._unavailable(name_error(exc))
+        self.drop()
+        return error
 
     @property
     def was_asked(self) -> bool:
@@ -157,7 +174,8 @@ class Broker:
             self.drop()
             return [Receipt("", failure=failure) for _ in messages]
         values = (push.value for pushes in messages for push in pushes)
-        if all(map(lacks_memory, answers)) and not all(map(is_large, values)):
+        if all(map(takes_nothing, answers)) and not (lacks_memory(answers[0]) and all(map(is_large, values))):
+            self._taking = None
             raise self._unavailable(name_error(answers[0]))
         left = iter(answers)
         return [_receipt([next(left) for _ in pushes], producer) for pushes in messages]
@@ -386,7 +404,7 @@ class WatchedProducer(Producer):
         if isinstance(exc, MisfireError):
             return exc
         # Py-amqp may raise anything when a connection has ended.
-        if isinstance(exc, self._failures) or not self._client.connected:
+        if isinstance(exc, self._failures) or takes_nothing(exc) or not self._client.connected:
             return _unavailable(self._client, name_error(exc))
         return None
 

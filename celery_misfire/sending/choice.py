@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from celery_misfire.leadership.deployment import TWO_DEPLOYMENTS
+from celery_misfire.exceptions import LeaseLost
+from celery_misfire.leadership.deployment import redirect
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.log_lines import Log
 from celery_misfire.sending.dispatch import Oversight, Publisher, Run, TwoStep
 from celery_misfire.sending.transactional import Transactional
 from celery_misfire.store.port import LeaseValue, Store
+from celery_misfire.store.state_mark import Destination
 
 say = Log(__name__, "beat")
 
@@ -37,6 +39,8 @@ class DispatchChoice:
         #: What was looked at last: the token, and when it is to be looked at again.
         self._token, self._look_at = "", 0.0
         self._said: bool | None = None
+        #: Where the runs of the state go, as this beat has noted it or found it to be right.
+        self._noted: Destination | None = None
 
     def connect(self) -> None:
         """Make sure that the broker can be reached. :raises BrokerUnavailable: when it cannot."""
@@ -67,15 +71,24 @@ class DispatchChoice:
         self._said = shared
 
     def _note_destination(self) -> None:
-        """Note in the state where its runs go, so that a beat of another deployment leaves it alone."""
+        """Note in the state where its runs go, so that a beat of another deployment leaves it alone.
+
+        :raises LeaseLost: they go elsewhere, and the broker did not tell so when this beat began to lead.
+        """
         ours, (mark, _) = self._publisher.destination(self._store.place_keys), self._store.look()
         known = mark.destination if mark else None
-        if known is not None and not (changed := ours.difference(known)) and (known.place or not ours.place):
-            return
-        if known is not None and changed:
-            what = "the runs of %s go elsewhere from now on: %s (there: until now, here: from now on). %s"
-            say.warning("deployments", what, self._store, changed, TWO_DEPLOYMENTS)
-        self._store.write_destination(self._lease.token, ours)
+        difference = ours.difference(known) if known else ""
+        if difference and known != self._noted:
+            self._lease.release()
+            raise LeaseLost(f"given up: the runs of {self._store} go elsewhere, {difference}")
+        if difference:
+            # The broker has become another one under this beat.
+            redirect(self._store, self._lease.token, ours, difference)
+        elif known is None or (ours.place and not known.place):
+            self._store.write_destination(self._lease.token, ours)
+        else:
+            ours = known
+        self._noted = ours
 
     @property
     def queue_length(self) -> int:

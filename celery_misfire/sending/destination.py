@@ -16,8 +16,11 @@ from celery import Celery
 from celery.app.routes import MapRoute
 from kombu import Producer
 
+from celery_misfire.sending.errors import takes_nothing
 from celery_misfire.store.state_mark import Destination
 
+#: A key under which nothing is ever kept.
+NO_QUEUE = "celery-misfire:no-queue"
 #: Stands for a task that the app's routes do not know.
 ANY_TASK = "celery_misfire.any_task"
 
@@ -52,6 +55,22 @@ def redis_get(channel: Any, key: str) -> Any:
     """Return what a Redis has under a key, without kombu's prefix; None when there is nothing."""
     with channel.conn_or_acquire() as client:
         return client.get(key)
+
+
+def offer_nothing(producer: Producer) -> None:
+    """Push something to a queue that is not there. Raises what a Redis that takes no messages answers.
+
+    Else only a message could find that out, and what is late waits until one was taken.
+    """
+    connection: Any = producer.connection
+    channel: Any = producer.channel
+    with channel.conn_or_acquire() as client:
+        try:
+            client.lpushx(NO_QUEUE, "")
+        except connection.channel_errors as exc:
+            # Without the right to ask, a message finds out.
+            if takes_nothing(exc):
+                raise
 
 
 def _word_of(channel: Any, keys: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from celery.exceptions import ImproperlyConfigured, QueueNotFound
 from kombu import Connection
 from kombu.exceptions import OperationalError, SerializerNotInstalled
 
-from celery_misfire.store.errors import describe
+from celery_misfire.store.errors import describe, in_words
 from celery_misfire.texts import hide_secrets, one_line
 
 #: Hardly any message is longer, in characters: a Redis without the memory for one that is shorter is full.
@@ -92,6 +92,12 @@ def lacks_memory(answer: object) -> bool:
     return isinstance(answer, Exception) and about_message(answer) == _IN_WORDS[_OUT_OF_MEMORY]
 
 
+def takes_nothing(answer: object) -> bool:
+    """True for the error of a Redis that takes no message at the moment, whatever is in it."""
+    from_redis = isinstance(answer, Exception) and type(answer).__module__ == "redis.exceptions"
+    return from_redis and _TAKES_NOTHING.match(in_words(str(answer))) is not None
+
+
 def is_large(message: bytes | str) -> bool:
     """True for a message that Redis may lack the memory for while there is enough for all others."""
     return len(message) > LONGEST_OF_MOST
@@ -104,3 +110,10 @@ _IN_WORDS = {
     _OUT_OF_MEMORY: "Redis lacks the memory for it (OOM)",
 }
 _ANSWER = re.compile("|".join(_IN_WORDS))
+#: Full, a replica, without the replicas that it needs, or unable to write to its disk. Redis-py leaves out
+#: the first word of some answers.
+_TAKES_NOTHING = re.compile(
+    "(OOM )?command not allowed when used memory"
+    "|(READONLY )?You can't write against a read only"
+    "|NOREPLICAS|MISCONF"
+)

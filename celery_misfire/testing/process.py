@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from celery_misfire.leadership.deployment import Deployment
 from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.member import Member
@@ -48,6 +49,7 @@ class BeatProcess:
     :param lease_times: time to live, time between two renewals, time between two looks of a standby, in
         seconds.
     :param hear: gets each report of missed runs that is to be made.
+    :param deployment: see :class:`Member`.
     :param options: further keywords for :class:`Leader`.
     """
 
@@ -61,6 +63,7 @@ class BeatProcess:
         namespace: str = "testing",
         lease_times: tuple[float, float, float] = (_FOR_EVER, _FOR_EVER, 1.0),
         hear: Callable[[Report], object] = lambda report: None,
+        deployment: Deployment | None = None,
         **options: Any,
     ) -> None:
         def steady() -> float:
@@ -83,6 +86,7 @@ class BeatProcess:
             poll=poll,
             description=("", ""),
             definitions=definitions,
+            deployment=deployment,
             steady=steady,
         )
 

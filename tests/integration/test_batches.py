@@ -282,15 +282,56 @@ def test_a_redis_without_memory_has_failed_unless_the_message_is_large(
     assert redis_broker.push([pushes("0", "right")])[0].was_taken
     client.config_set("maxmemory", 1)
     try:
+        (large,) = redis_broker.push([pushes("1" * (LONGEST_OF_MOST + 1), "right")])
         with pytest.raises(BrokerUnavailable, match="maxmemory"):
-            redis_broker.push([pushes("1", "right"), pushes("2", "right")])
-        (large,) = redis_broker.push([pushes("3" * (LONGEST_OF_MOST + 1), "right")])
+            redis_broker.push([pushes("2", "right"), pushes("3", "right")])
     finally:
         client.config_set("maxmemory", 0)
     assert (large.was_taken, large.failure) == (False, None)
     assert "OOM" in str(large.rejection)
     assert redis_broker.push([pushes("4", "right")])[0].was_taken
     assert client.lrange("right", 0, -1) == ["4", "0"]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "end"),
+    [
+        ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
+        ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+    ],
+    ids=["memory", "replicas", "replica"],
+)
+def test_a_redis_that_takes_no_messages_is_away_until_it_does(
+    redis_broker: Broker, redis_server: RedisServer, trouble: str, end: str
+) -> None:
+    client = redis_server.client()
+    redis_broker.connect()
+    client.execute_command(*trouble.split())
+    try:
+        with pytest.raises(BrokerUnavailable):
+            redis_broker.push([pushes("1", "right"), pushes("2", "right")])
+        # Without a message.
+        for _ in range(3):
+            with pytest.raises(BrokerUnavailable):
+                redis_broker.connect()
+    finally:
+        client.execute_command(*end.split())
+    redis_broker.connect()
+    assert redis_broker.push([pushes("3", "right")])[0].was_taken
+    assert client.keys() == ["right"]
+
+
+def test_a_redis_that_does_not_let_us_ask_whether_it_takes_messages_is_used(
+    redis_broker: Broker, redis_server: RedisServer
+) -> None:
+    client = redis_server.client()
+    client.execute_command("ACL", "SETUSER", "default", "-lpushx")
+    try:
+        redis_broker.connect()
+    finally:
+        client.execute_command("ACL", "SETUSER", "default", "+lpushx")
+    assert redis_broker.push([pushes("1", "right")])[0].was_taken
 
 
 def test_a_batch_that_redis_does_not_answer_is_in_doubt_and_not_repeated_behind_our_back(

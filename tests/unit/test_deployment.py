@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import pytest
 
-from celery_misfire.leadership.deployment import Deployment
+from celery_misfire.exceptions import BrokerUnavailable
+from celery_misfire.leadership.deployment import REMIND_EVERY, Deployment
+from celery_misfire.sending.choice import LOOK_EVERY
+from celery_misfire.store import owner
 from celery_misfire.store.memory import MemoryDatabase, MemoryStore
 from celery_misfire.store.port import Taken
 from celery_misfire.store.state_mark import Destination
+from celery_misfire.testing.process import BeatProcess, Unsent
 
 OURS = Destination("redis 1", "", "celery")
 THEIRS = Destination("redis 1", "", "staging")
@@ -160,10 +165,210 @@ def test_what_the_broker_does_not_tell_keeps_nobody_away(scene: Scene, ours: Des
     assert scene.may_lead()
 
 
-def test_a_broker_that_does_not_answer_is_asked_once_a_minute(scene: Scene) -> None:
-    scene.lead(OURS)
+def test_a_broker_that_does_not_answer_is_asked_once_a_minute_while_somebody_leads(scene: Scene) -> None:
+    taken = scene.lead(OURS)
     scene.ours = None
-    for _ in range(61):
+    for n in range(61):
+        scene.renew(taken, n)
         assert scene.may_lead()
         scene.now += 1
     assert scene.asked == 2
+
+
+def test_a_state_that_may_be_that_of_a_neighbour_is_left_to_it_for_a_while(scene: Scene) -> None:
+    scene.lead(THEIRS)
+    scene.ours = None
+    assert scene.may_lead()
+    scene.owner.release("owner")
+    scene.now += TTL
+    assert not scene.may_lead()
+    scene.now += TTL - 1
+    assert not scene.may_lead()
+    # It comes back, and has its time anew when it goes again.
+    scene.owner.acquire("again", TTL)
+    assert scene.may_lead()
+    scene.owner.release("again")
+    scene.now += 1
+    assert not scene.may_lead()
+    scene.now += TTL
+    assert scene.may_lead()
+
+
+def test_nor_is_it_taken_at_once_from_a_neighbour_that_has_ended(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.lead(THEIRS)
+    scene.ours = None
+    monkeypatch.setattr(owner, "is_dead", lambda text: text == "prod:1")
+    assert not scene.may_lead()
+    # What the broker tells meanwhile does not make a beat alive that is not.
+    scene.ours = OURS
+    scene.now += TTL - 1
+    assert not scene.may_lead()
+    scene.now += 1
+    assert scene.may_lead()
+
+
+def test_who_waits_for_the_broker_leads_as_soon_as_it_tells_that_the_state_is_ours(scene: Scene) -> None:
+    scene.lead(OURS)
+    scene.owner.release("owner")
+    scene.ours = None
+    assert not scene.may_lead()
+    scene.ours = OURS
+    scene.now += 1
+    assert scene.may_lead()
+
+
+# -- a broker that answers only when we lead ---------------------------------------------------------------
+
+
+class Broker(Unsent):
+    """A broker that is away, until it is not."""
+
+    def __init__(self, destination: Destination) -> None:
+        super().__init__([])
+        self.is_up, self._destination = True, destination
+
+    def connect(self) -> None:
+        if not self.is_up:
+            raise BrokerUnavailable("down")
+
+    def destination(self, keys: Sequence[str]) -> Destination:
+        self.connect()
+        return self._destination
+
+
+class Neighbours:
+    """Beats of two deployments on one state and one clock."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000_000
+        self.database = MemoryDatabase(lambda: self.now / 1000)
+        self.brokers = {"prod": Broker(OURS), "staging": Broker(THEIRS)}
+        self.beats: dict[str, BeatProcess] = {}
+
+    def start(self, name: str) -> None:
+        store, broker = MemoryStore(self.database, f"{name}:1"), self.brokers[name]
+
+        def ask() -> Destination | None:
+            return broker.destination(()) if broker.is_up else None
+
+        self.beats[name] = BeatProcess(
+            store,
+            broker,
+            lambda: self.now,
+            list,
+            lease_times=(TTL, 10.0, 5.0),
+            deployment=Deployment(store, ask, TTL, lambda: self.now / 1000),
+        )
+
+    def stop(self, name: str) -> None:
+        self.beats.pop(name).member.close()
+
+    def run(self, seconds: float) -> None:
+        until = self.now + round(seconds * 1000)
+        while self.now < until:
+            for beat in self.beats.values():
+                beat.tick()
+            self.now += 500
+
+    @property
+    def leader(self) -> str:
+        return next((name for name, beat in self.beats.items() if beat.member.holds_lease), "")
+
+    @property
+    def destination(self) -> Destination | None:
+        mark, _ = MemoryStore(self.database, "").look()
+        return mark.destination if mark else None
+
+
+@pytest.fixture
+def neighbours() -> Neighbours:
+    neighbours = Neighbours()
+    neighbours.start("prod")
+    neighbours.run(1)
+    neighbours.stop("prod")
+    assert neighbours.destination == OURS
+    return neighbours
+
+
+def test_a_beat_whose_broker_is_away_leads_its_own_state_after_a_while(neighbours: Neighbours) -> None:
+    neighbours.brokers["prod"].is_up = False
+    neighbours.start("prod")
+    neighbours.run(TTL + 10)
+    assert neighbours.leader == "prod"
+    neighbours.brokers["prod"].is_up = True
+    neighbours.run(10)
+    assert neighbours.beats["prod"].leader.broker_is_up
+    assert (neighbours.leader, neighbours.destination) == ("prod", OURS)
+
+
+def test_a_beat_whose_broker_is_away_does_not_take_the_state_of_one_that_is_restarted(
+    neighbours: Neighbours,
+) -> None:
+    neighbours.brokers["staging"].is_up = False
+    neighbours.start("staging")
+    neighbours.run(TTL / 2)
+    assert neighbours.leader == ""
+    neighbours.start("prod")
+    neighbours.run(10)
+    assert neighbours.leader == "prod"
+    neighbours.brokers["staging"].is_up = True
+    neighbours.run(2 * REMIND_EVERY)
+    assert (neighbours.leader, neighbours.destination) == ("prod", OURS)
+
+
+def test_a_beat_that_leads_and_learns_that_its_runs_go_elsewhere_gives_the_state_back(
+    neighbours: Neighbours, caplog: pytest.LogCaptureFixture
+) -> None:
+    neighbours.brokers["staging"].is_up = False
+    neighbours.start("staging")
+    neighbours.run(TTL + 10)
+    assert neighbours.leader == "staging"
+    neighbours.start("prod")
+    neighbours.run(TTL)
+    assert neighbours.leader == "staging"
+    neighbours.brokers["staging"].is_up = True
+    neighbours.run(20)
+    assert (neighbours.leader, neighbours.destination) == ("prod", OURS)
+    neighbours.run(REMIND_EVERY)
+    assert (neighbours.leader, neighbours.destination) == ("prod", OURS)
+    [warning] = [text for text in caplog.messages if "given up" in text]
+    assert "the default queue is 'celery' there and 'staging' here" in warning
+    assert "misfire_namespace" in errors(caplog)[0]
+
+
+def test_it_adopts_the_state_when_nobody_comes_back_for_it(
+    neighbours: Neighbours, caplog: pytest.LogCaptureFixture
+) -> None:
+    neighbours.brokers["staging"].is_up = False
+    neighbours.start("staging")
+    neighbours.run(TTL + 10)
+    neighbours.brokers["staging"].is_up = True
+    neighbours.run(10)
+    assert (neighbours.leader, neighbours.destination) == ("", OURS)
+    neighbours.run(TTL)
+    assert (neighbours.leader, neighbours.destination) == ("staging", THEIRS)
+    assert len([text for text in caplog.messages if "go elsewhere from now on" in text]) == 1
+
+
+def test_a_broker_that_becomes_another_one_under_its_beat_changes_the_state(
+    neighbours: Neighbours, caplog: pytest.LogCaptureFixture
+) -> None:
+    neighbours.start("prod")
+    neighbours.run(1)
+    neighbours.brokers["prod"]._destination = lost = Destination("redis 2", "", "celery")
+    neighbours.run(2 * LOOK_EVERY)
+    assert (neighbours.leader, neighbours.destination) == ("prod", lost)
+    assert len([text for text in caplog.messages if "go elsewhere from now on" in text]) == 1
+
+
+def test_a_broker_that_becomes_another_one_while_the_lease_is_taken_costs_one_lease_at_most(
+    neighbours: Neighbours,
+) -> None:
+    """The beat has asked, and the answer is not true any more."""
+    neighbours.start("prod")
+    assert not neighbours.beats["prod"].member._deployment.why_not()
+    neighbours.brokers["prod"]._destination = lost = Destination("redis 2", "", "celery")
+    neighbours.run(TTL + 20)
+    assert (neighbours.leader, neighbours.destination) == ("prod", lost)
