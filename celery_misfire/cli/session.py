@@ -33,6 +33,8 @@ from celery_misfire.texts import describe_error, one_line, quote_name, suggestio
 
 #: The exit codes.
 FINE, NOT_FINE, BAD_USAGE, NO_REDIS, NO_ENTRY = range(5)
+#: The exit code after Ctrl-C, as of `tail -f`: that of a process which the signal ends.
+INTERRUPTED = 130
 
 #: Longest wait for one answer of Redis, in seconds: somebody waits for the command.
 READ_TIMEOUT = 3.0
@@ -219,6 +221,8 @@ def _errors_in_words(session: Session) -> Iterator[None]:
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             # Click ends quietly when nobody reads any more.
             raise
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(INTERRUPTED) from None
         except StoreUnavailable as exc:
             fail(str(exc), NO_REDIS)
         except BrokerUnavailable as exc:

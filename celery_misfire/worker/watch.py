@@ -126,6 +126,9 @@ class Watch:
                 if self._trouble.fail(time.monotonic()):
                     what = "nobody can see whether beat is overdue: %s"
                     say.warning("store_unavailable", what, exc, owner=self._hostname)
+            except KeyboardInterrupt:
+                # Somebody ends the command that watches.
+                raise
             except BaseException:
                 # A receiver may raise anything, and no other thread of this worker watches.
                 what = "unexpected error while watching beat"

@@ -76,7 +76,7 @@ def test_a_redis_that_gives_the_lease_and_nothing_else_is_mentioned_once(
         assert "answers again" not in caplog.text
     run(beat, lambda: beat._member.holds_lease)
     about = [m for m in caplog.messages if "away; standing by" in m or "answers again" in m]
-    assert [m.split()[1] for m in about] == ["away;", f"{beat._store}".split()[0]]
+    assert [m.split()[1] for m in about] == ["away;", "Redis"]
 
 
 def test_a_schedule_that_was_changed_while_the_store_was_away_is_taken_up_whole(

@@ -390,8 +390,9 @@ def test_a_message_that_cannot_be_made_is_no_failure_of_redis(
     redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Kombu raises a KeyError for a compression it does not know, and counts one as a failure of Redis."""
-    tick = {"task": "tick", "schedule": 0.2, "misfire": {"threshold": 0.5}}
-    entries = {"good": tick, "bad": {**tick, "options": {"compression": "none such"}}}
+    good = {"task": "tick", "schedule": 0.2, "misfire": {"threshold": 60}}
+    bad = {**good, "misfire": {"threshold": 0.5}, "options": {"compression": "none such"}}
+    entries = {"good": good, "bad": bad}
     with beat_on(redis_app(redis_server), redis_server, entries) as beat:
         turn(beat, lambda: decisions(beat, "missed"))
         assert {line["entry"] for line in decisions(beat, "missed")} == {"bad"}
@@ -413,7 +414,7 @@ def test_an_error_that_comes_when_the_message_was_taken_makes_no_run_a_missed_on
 ) -> None:
     app = Celery("broker", broker=redis_server.url, task_cls=Audited, set_as_current=False)
     app.task(name="tick", shared=False)(look_up)
-    tick = {"task": "tick", "schedule": 0.2, "misfire": {"threshold": 0.5}}
+    tick = {"task": "tick", "schedule": 0.2, "misfire": {"threshold": 60}}
     with beat_on(app, redis_server, {"a": tick}) as beat:
         turn(beat, lambda: len(decisions(beat, "sent")) >= 5)
         assert decisions(beat, "missed") == []

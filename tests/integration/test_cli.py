@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -661,6 +662,27 @@ def test_a_reader_may_go_and_a_terminal_may_lack_letters(server: RedisServer, tm
         assert process.stderr.read() == ""
     assert process.returncode == 1
     assert "gr\\xf6\\xdfe-\\u65e5\\u672c" in lines[-1]
+
+
+@pytest.mark.parametrize("command", [["log", "--follow"], ["watch"], ["watch", "--json"]])
+def test_a_command_that_goes_on_ends_quietly_when_it_is_interrupted(
+    server: RedisServer, world: World, tmp_path: Path, command: list[str]
+):
+    world.crash()
+    make_late(world, "stocks", HOUR)
+    code = f"from celery import Celery\napp = Celery('test', broker={server.url!r})\n"
+    (tmp_path / "proj.py").write_text(code)
+    celery = [sys.executable, "-m", "celery", "-A", "proj", "misfire"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*celery, *command], cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (130, "")
 
 
 def test_the_log_is_followed(server: RedisServer, shop: CommandLine, world: World, tmp_path: Path):

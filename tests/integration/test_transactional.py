@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from celery_misfire.records import loads
 from celery_misfire.schedules import simple
 from celery_misfire.sending.dispatch import Attempt, Fate
 from celery_misfire.store.redis_store import RedisStore
-from tests.support.one_redis import World, body, fire, fire_all, is_done, run, sent_lines, store_of
+from tests.support.one_redis import World, body, due_now, fire, fire_all, is_done, run, sent_lines, store_of
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.takes(20)
@@ -392,9 +392,9 @@ def test_a_run_in_doubt_stays_so_when_its_message_cannot_be_built(
     world: World, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     """A beat that sent in two steps died, so a message may be there: only the register may call it missed."""
-    later = simple(start=datetime.now(UTC) + timedelta(seconds=1), interval=3600)
-    schedule = {"a": {"task": "shop.reports", "schedule": later, "misfire": "do_nothing"}}
-    beat = world.beat(beat_schedule=schedule)
+    beat = world.beat()
+    schedule = {"a": due_now(misfire="do_nothing")}
+    beat.update_from_dict(schedule)
     with monkeypatch.context() as dying:
         dying.setattr(beat._leader._ledger, "holds_messages", False)
         dying.setattr(beat._leader._dispatch, "look", lambda: None)
