@@ -184,10 +184,33 @@ def test_somebody_dismisses_one_and_runs_all_the_others_with_progress(
     assert "1 record, 2 missed runs, 2 open." in page.inner_text("#content")
 
 
+#: Some of its runs were missed just now, too, and for two reasons.
+LATELY = """
+import django; django.setup()
+from django.utils import timezone
+from celery_misfire.contrib.django.models import MissedFire, MisfirePolicy
+from django_celery_beat.models import PeriodicTask
+task = PeriodicTask.objects.get(name="long")
+MisfirePolicy.objects.create(periodic_task=task, instruction="ignore_misfire_policy")
+for n, reason in enumerate(("scheduler_down", "capped")):
+    MissedFire.objects.create(
+        task_id=f"lately {n}", entry=task.name, periodic_task=task, task=task.task, first=timezone.now(),
+        last=timezone.now(), count=3, reason=reason, instruction="ignore_misfire_policy",
+        detected_at=timezone.now(),
+    )
+"""
+
+#: Whether parts of a page reach out of the part around them, where one has to scroll to them.
+CUT_OFF = """
+([outside, inside]) => [...document.querySelectorAll(`${outside} ${inside}`)].some((part) =>
+    part.getBoundingClientRect().right > part.closest(outside).getBoundingClientRect().right + 1)
+"""
+
+
 @pytest.mark.takes(14)
 @pytest.mark.timeout(240)
 def test_no_page_has_a_serious_fault_for_those_who_see_or_hear_less(shop: Shop, browser: playwright.Browser):
-    key = shop.python(RECORDS).split()[-1]
+    key = shop.python(RECORDS + LATELY).split()[-1]
     task, missed = f"/admin/django_celery_beat/periodictask/{key}", "/admin/celery_misfire/missedfire/"
     places = ["/admin/django_celery_beat/periodictask/", f"{task}/timeline/", f"{task}/what-if/", missed]
     places += [f"{missed}1/change/", f"{missed}run/?run=1&run=2", "/admin/celery_misfire/rerun/"]
@@ -208,6 +231,28 @@ def test_no_page_has_a_serious_fault_for_those_who_see_or_hear_less(shop: Shop, 
                     nodes = [node["html"][:120] for node in fault["nodes"][:3]]
                     found[f"{place} {width} {scheme} {fault['id']}"] = nodes
     assert found == {}
+
+
+@ON_SQLITE
+@pytest.mark.timeout(240)
+def test_nothing_of_ours_is_cut_off(shop: Shop, browser: playwright.Browser):
+    shop.python(RECORDS + LATELY)
+    page, missed = shop.page(browser), "/admin/celery_misfire/missedfire/"
+    places = {
+        "/admin/django_celery_beat/periodictask/": [".results", "td.field-misfire_state"],
+        missed: [".results", "td"],
+        f"{missed}run/?run=1&run=2": [".misfire-part", "table"],
+        FLEET: ["#content", "table *"],
+    }
+    cut = []
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        for place, parts in places.items():
+            page.goto(place)
+            assert page.locator(" ".join(parts)).count(), place
+            if page.evaluate(CUT_OFF, parts):
+                cut.append((place, width))
+    assert cut == []
 
 
 @ON_SQLITE

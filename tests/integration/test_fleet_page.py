@@ -380,10 +380,10 @@ def test_what_if_tells_for_each_task_what_an_outage_does(site: AdminSite):
     assert found == {"skip": (9, 0, 0, 9, 0), "run": (9, 1, 8, 0, 0), "all": (9, 9, 0, 0, 0)}
     assert dict(response.context_data["totals"]) == {
         "Fire times": "27",
-        "recovered": "10",
-        "merged": "8",
-        "missed": "9",
-        "on time": "0",
+        "Recovered": "10",
+        "Merged": "8",
+        "Missed": "9",
+        "On time": "0",
     }
     assert "1 more task is not affected." in response.content.decode()
 

@@ -6,6 +6,7 @@ import re
 import runpy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -36,10 +37,12 @@ from tests.support.django_settings import set_up
 
 set_up()
 
+from celery_misfire.contrib.django.moments import as_short_range  # noqa: E402
 from celery_misfire.contrib.django.timeline import (  # noqa: E402
     Occurrence,
     Outage,
     Timeline,
+    fleet,
     whatif,
 )
 from celery_misfire.contrib.django.timeline.ground import ticks  # noqa: E402
@@ -229,6 +232,36 @@ def test_the_picture_in_the_documents_is_made_by_this_code():
 
 
 # -- time --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "told"),
+    [
+        ("2026-03-10 08:27:17", "2026-03-10 08:34:31", "08:27:17 \u2013 08:34:31"),
+        ("2026-03-10 08:27", "2026-03-10 08:35", "08:27 \u2013 08:35"),
+        ("2026-03-09 23:00:05", "2026-03-10 00:10:05", "9 Mar, 23:00 \u2013 00:10:05"),
+        ("2026-03-09 21:00:05", "2026-03-09 22:10:05", "9 Mar, 21:00 \u2013 22:10"),
+        ("2026-03-09 21:00:05", "2026-03-09 21:00:05", "9 Mar, 21:00"),
+        ("2025-03-09 21:00", "2026-03-09 21:00", "9 Mar 2025, 21:00 \u2013 9 Mar, 21:00"),
+    ],
+)
+def test_a_range_is_told_as_short_as_can_be_and_both_ends_alike(first: str, last: str, told: str):
+    with timezone.override(UTC):
+        assert as_short_range(at(first), at(last), at("2026-03-10 09:00")) == told
+
+
+@pytest.mark.parametrize("hour", range(24))
+@pytest.mark.parametrize("days", [1, 7])
+def test_the_days_above_all_tasks_have_room_and_midnight_has_its_own(hour: int, days: int):
+    window = fleet.Window.around(START + hour * HOUR + 33 * MINUTE, days)
+    texts = list(ElementTree.fromstring(fleet.axis(window, UTC)))
+    told = [(float(t.get("x", "").rstrip("%")), t.text) for t in texts if t.get("class") is None]
+    # A day takes a fifth of the axis on a small screen; one hangs over to both sides.
+    places = [place for place, _day in told]
+    assert all(b - a >= (33 if days == 1 else 20) for a, b in pairwise(places))
+    if days == 1:
+        midnights = [(24 - hour - 33 / 60 + 24 * n) / 48 * 100 for n in (0, 1)]
+        assert all(any(abs(m - place) < 0.1 for place in places) for m in midnights if m < 95)
 
 
 def test_the_axis_shows_the_repeated_hour_twice_and_says_that_the_clocks_changed():
@@ -494,6 +527,14 @@ OUTAGE = ("2026-03-10 08:30", "2026-03-10 10:15")
 )
 def test_the_classic_example_is_told_in_words(instruction, told):
     assert ask(CRON, instruction, *OUTAGE).sentence == f"2 fire times fall into the outage. {told}"
+
+
+def test_a_moment_with_seconds_is_told_with_them():
+    answer = ask(CRON, "smart_policy", "2026-03-10 08:30:45", "2026-03-10 10:00:15")
+    assert "One run is made at 10:00:15 for 09:00; 10:00 is merged into it." in answer.sentence
+    assert answer.timeline.outages_in_words == [
+        "Beat is away: Tue 10 Mar, 08:30:45 \u2013 10:00:15, 1\xa0hour, 29\xa0minutes"
+    ]
 
 
 def test_what_starts_again_from_now_is_told():

@@ -43,9 +43,8 @@ def as_text(moment: int) -> str:
 def as_short(moment: int, now: int) -> str:
     """Return local date and time as short as can be: seconds for today alone, no year for this one."""
     local, today = (timezone.localtime(from_millis(at)) for at in (moment, now))
-    clock = date_format(local, "H:i:s" if local.second else "H:i")
     if local.date() == today.date():
-        return clock
+        return date_format(local, "H:i:s" if local.second else "H:i")
     form = (
         pgettext("as Django's filter date takes it", "j M")
         if local.year == today.year
@@ -56,12 +55,12 @@ def as_short(moment: int, now: int) -> str:
 
 def as_short_range(first: int, last: int, now: int) -> str:
     """Return from when to when as short as can be."""
-    text = as_short(first, now)
-    if first == last:
-        return text
+    start, end = as_short(first, now), as_short(last, now)
     ends = [timezone.localtime(from_millis(at)) for at in (first, last)]
-    same_day = ends[0].date() == ends[1].date() and ends[0].utcoffset() == ends[1].utcoffset()
-    return f"{text} \u2013 {date_format(ends[1], 'H:i') if same_day else as_short(last, now)}"
+    if ends[0].date() == ends[1].date() and ends[0].utcoffset() == ends[1].utcoffset():
+        # The day is told once.
+        end = end.rpartition(", ")[2]
+    return start if first == last else f"{start} \u2013 {end}"
 
 
 def as_duration(length: int, parts: int = 2) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from django.core.paginator import Paginator
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.http import urlencode
+from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django_celery_beat.models import PeriodicTask
@@ -83,6 +85,23 @@ class Effect:
         """How many fire times fall into the outage."""
         return self.recovered + self.merged + self.missed + self.in_time
 
+    @property
+    def counts(self) -> list[tuple[str, str]]:
+        """What is counted, with the name of each number; '' for none."""
+        return [(name, format_number(n) if n else "") for name, n in _counts([self])]
+
+
+def _counts(effects: Sequence[Effect]) -> list[tuple[str, int]]:
+    """Return what is counted of these effects together, with the name of each number."""
+    names = {
+        "due": _("Fire times"),
+        "recovered": _("recovered"),
+        "merged": _("merged"),
+        "missed": _("missed"),
+        "in_time": _("on time"),
+    }
+    return [(capfirst(name), sum(getattr(e, key) for e in effects)) for key, name in names.items()]
+
 
 def effect_of(plan: Planned, record: EntryRecord | None, down: int, up: int, now: int) -> Effect:
     """Return what happens to a task when beat is away from `down` to `up`, in milliseconds UTC."""
@@ -129,21 +148,11 @@ def whatif_context(request: HttpRequest, now: int) -> dict[str, Any]:
     )
     page = Paginator(touched, TASKS).get_page(request.GET.get("p"))
     asked = {name: form[name].value() for name in ("down", "up")}
-    totals = [
-        (text, format_number(sum(getattr(e, name) for e in effects)))
-        for name, text in (
-            ("due", _("Fire times")),
-            ("recovered", _("recovered")),
-            ("merged", _("merged")),
-            ("missed", _("missed")),
-            ("in_time", _("on time")),
-        )
-    ]
     numbers = page.paginator.get_elided_page_range(page.number)
     return context | {
         "page": page,
         "pages": [(n, "?" + urlencode({**asked, "p": n})) for n in numbers],
-        "totals": totals,
+        "totals": [(name, format_number(n)) for name, n in _counts(effects)],
         "untouched": len(effects) - len(touched),
         "whatif_query": urlencode(asked),
     }

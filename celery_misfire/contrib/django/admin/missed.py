@@ -109,7 +109,6 @@ class MissedFireAdmin(ReadOnlyMixin, RunningMixin, DismissMixin, _ModelAdmin):
         "count",
         "reason",
         "detected_time",
-        "instruction",
     )
     list_filter = (
         _State,

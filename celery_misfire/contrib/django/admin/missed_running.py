@@ -107,6 +107,7 @@ class RunningMixin(_ModelAdmin):
             "media": self.media,
             "rows": rows[:_ROWS],
             "rows_left": len(rows) - len(rows[:_ROWS]),
+            "is_grouped": any(row["count"] > 1 for row in rows),
             "total": sum(preview.count for preview in sendable),
             "records": len(sendable),
             "refused": refused[:_ROWS],

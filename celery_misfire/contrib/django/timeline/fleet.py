@@ -44,6 +44,8 @@ LEGEND: tuple[Fate, ...] = tuple(_REACH)
 _LABELS, _DAYS = 9, 4
 #: After this share of the axis there is no room for such a label.
 _LAST_LABEL, _LAST_DAY = 0.95, 0.88
+#: A day is told only where the next one is told no sooner than after this share of the axis.
+_DAY_ROOM = 0.33
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,6 @@ class Window:
     def begin_of(self, place: int) -> int:
         """Return the first moment of a place."""
         return self.start - (-place * (self.end - self.start) // PLACES)
-
-    def percent(self, moment: int) -> str:
-        return f"{number((moment - self.start) * 100 / (self.end - self.start))}%"
 
 
 @dataclass
@@ -144,27 +143,33 @@ def together(events: Iterable[Event], names: Collection[str]) -> dict[str, list[
 def axis(window: Window, zone: tzinfo) -> SafeString:
     """Return the axis above the strips."""
     known, length = zone_for(zone), window.end - window.start
-    parts, day_before, has_clocks = [], "", length <= 3 * DAY
+    parts, days, has_clocks = [], list[tuple[float, str]](), length <= 3 * DAY
     for moment in ticks(known, window.start, window.end, length / (_LABELS if has_clocks else _DAYS)):
         share = (moment - window.start) / length
         if share > (_LAST_LABEL if has_clocks else _LAST_DAY):
             # It would be cut off.
             break
-        local, at = from_millis(moment).astimezone(zone), window.percent(moment)
+        local = from_millis(moment).astimezone(zone)
         day = date_format(local, pgettext("as Django's filter date takes it", "D j M"))
         if has_clocks:
             anchor = "start" if share < 1 - _LAST_LABEL else "middle"
-            clock = date_format(local, "H:i")
-            parts.append(f'<text class="mf-quiet" text-anchor="{anchor}" x="{at}" y="30">{clock}</text>')
-        if day != day_before:
+            parts.append(_label(share, 30, anchor, date_format(local, "H:i"), "mf-quiet"))
+        if not days or day != days[-1][1]:
+            days.append((share, day))
+    for (share, day), (following, _day) in zip(days, [*days[1:], (2.0, "")], strict=True):
+        if not has_clocks or following - share >= _DAY_ROOM:
             anchor = "middle" if has_clocks and share > 1 - _LAST_DAY else "start"
-            y = 14 if has_clocks else 24
-            parts.append(f'<text text-anchor="{anchor}" x="{at}" y="{y}">{escape(day)}</text>')
-            day_before = day
+            parts.append(_label(share, 14 if has_clocks else 24, anchor, day))
     return mark_safe(
         f'<svg class="mf mf-axis" width="100%" height="{AXIS_HEIGHT}" aria-hidden="true">'
         f"{''.join(parts)}</svg>"
     )
+
+
+def _label(share: float, y: int, anchor: str, text: str, kind: str = "") -> str:
+    """Return a text at a share of the axis, from its left."""
+    of_kind = f' class="{kind}"' if kind else ""
+    return f'<text{of_kind} text-anchor="{anchor}" x="{number(share * 100)}%" y="{y}">{escape(text)}</text>'
 
 
 def symbol(fate: Fate) -> SafeString:

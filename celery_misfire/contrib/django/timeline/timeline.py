@@ -157,8 +157,9 @@ class Timeline:
         return f"{self.zone}, {', '.join(parts)}"
 
     def clock(self, moment: int, *, seconds: bool = False) -> str:
-        """Return what the clocks show, with the seconds if that is wanted or any fire time has some."""
-        return date_format(self.in_zone(moment), "H:i:s" if seconds or self._has_seconds else "H:i")
+        """Return what the clocks show, with seconds if it has some, any fire time has, or they are wanted."""
+        local = self.in_zone(moment)
+        return date_format(local, "H:i:s" if seconds or local.second or self._has_seconds else "H:i")
 
     @cached_property
     def _has_seconds(self) -> bool:
