@@ -60,7 +60,7 @@ def as_short_range(first: int, last: int, now: int) -> str:
     if ends[0].date() == ends[1].date() and ends[0].utcoffset() == ends[1].utcoffset():
         # The day is told once.
         end = end.rpartition(", ")[2]
-    return start if first == last else f"{start} \u2013 {end}"
+    return start if first == last else f"{start}\u00a0\u2013 {end}"
 
 
 def as_duration(length: int, parts: int = 2) -> str:
