@@ -62,9 +62,10 @@ class Part:
     @property
     def bounds(self) -> tuple[int, int]:
         first, last = moments.millis(self.missed.first), moments.millis(self.missed.last)
+        # Of a range outside there is none: then the first is after the last.
         return (
-            first if self.first is None else max(first, self.first),
-            last if self.last is None else min(last, self.last),
+            first if self.first is None else min(max(first, self.first), last + 1),
+            last if self.last is None else max(min(last, self.last), first - 1),
         )
 
 
