@@ -897,6 +897,20 @@ def test_two_pages_of_one_re_run_do_not_work_at_the_same_time(site: AdminSite) -
     assert len(sent(site)) == 3
 
 
+def test_what_others_ran_after_the_question_is_told(site: AdminSite) -> None:
+    from celery_misfire.contrib.django.admin.reruns import Part, previews, start
+
+    hourly()
+    record = missed(count=3)
+    client = site.client(*RUN)
+    run(client, name_of(record, NINE))
+    rerun = start(previews(site.app, [Part(record)]), None)
+    run(client, name_of(record, NINE + HOUR))
+    told = finished(client, client.get(f"{RERUNS}{rerun.pk}/change/"))
+    assert "2 of 2: 1 sent, 0 not sent. 1 was already re-run; not sent again." in told
+    assert len(sent(site)) == 3
+
+
 def test_a_step_that_was_killed_sends_nothing_twice(site: AdminSite) -> None:
     from celery_misfire.contrib.django.admin.reruns import Part, previews, start
     from celery_misfire.contrib.django.admin.running import Runner
