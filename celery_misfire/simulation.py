@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from celery_misfire.misfire import (
@@ -215,13 +216,15 @@ class OutageEffect:
     misfired: bool
     next_fire_time: int | None
 
-    def count(self, outcome: Outcome) -> int:
-        """Return how many occurrences end so."""
-        if outcome is Outcome.MISSED:
-            return sum(lost.count for lost in self.missed)
-        if outcome is Outcome.MERGED:
-            return sum(run.merged for run in self.runs)
-        return sum(run.count for run in self.runs if run.outcome is outcome)
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How many occurrences end in which way, by outcome."""
+        counts = dict.fromkeys(map(str, Outcome), 0)
+        for run in self.runs:
+            counts[run.outcome] += run.count
+            counts["merged"] += run.merged
+        counts["missed"] += sum(lost.count for lost in self.missed)
+        return counts
 
 
 def effect_of_outage(

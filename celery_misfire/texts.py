@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 #: Longest word of a line of the log in a sentence, in characters.
@@ -107,30 +108,45 @@ def describe_error(exc: BaseException) -> str:
     return one_line(f"{type(exc).__name__}: {text}" if text else type(exc).__name__)
 
 
+#: The fields of Celery's crontab, in the order in which people write them.
+_CRONTAB = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+
+
 def schedule_in_words(schedule: object) -> str:
     """Return a schedule as people say it, as far as its class is known; else what it says of itself."""
     every = (
         schedule if isinstance(schedule, int | float | timedelta) else getattr(schedule, "run_every", None)
     )
     if isinstance(every, int | float | timedelta):
-        seconds = every.total_seconds() if isinstance(every, timedelta) else every
-        units = ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
-        size, unit = next(((s, u) for s, u in units if seconds >= s and seconds % s == 0), units[-1])
-        count = f"{seconds / size:g} "
-        return f"every {unit}" if count == "1 " else f"every {count}{unit}s"
+        return _every(every.total_seconds() if isinstance(every, timedelta) else every)
     try:
-        text = " ".join(repr(schedule).split())
+        text = repr(schedule)
     except Exception:
         text = type(schedule).__name__
+    # Django-celery-beat shows the fields of a crontab in another order than Celery.
+    fields = [str(getattr(schedule, f"_orig_{name}", "?")) for name in _CRONTAB] if "(m/h/" in text else []
+    return _in_words(text, " ".join(fields))
+
+
+# Many entries have equal schedules.
+@lru_cache(maxsize=4096)
+def _every(seconds: float) -> str:
+    units = ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+    size, unit = next(((s, u) for s, u in units if seconds >= s and seconds % s == 0), units[-1])
+    count = f"{seconds / size:g} "
+    return f"every {unit}" if count == "1 " else f"every {count}{unit}s"
+
+
+@lru_cache(maxsize=4096)
+def _in_words(shown: str, fields: str) -> str:
+    """Return a schedule in words, by what it shows of itself; `fields` are those of a crontab."""
+    text = " ".join(shown.split())
     # The schedules of Celery and of this package show themselves as <kind: arguments>.
     if found := re.fullmatch(r"<(\w+): (.*)>", text):
         # What is not set tells nobody anything.
         rest = re.sub(r",? ?\b\w+ (None|False|-1)(?=,|$)", "", found[2])
-        if fields := re.fullmatch(r".* \(m/h/\S+\)(, \S+)?", rest):
-            # Celery's crontab has the order that people know, that of django-celery-beat another one.
-            names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
-            given = [str(getattr(schedule, f"_orig_{name}", "?")) for name in names]
-            rest = " ".join(given) + (fields[1] or "")
+        if fields:
+            rest = re.sub(r".* \(m/h/\S+\)", lambda _: fields, rest)
         text = f"{found[1]} {rest.removeprefix('expression ').lstrip(', ')}"
     return one_line(hide_secrets(text))
 

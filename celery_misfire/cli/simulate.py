@@ -91,12 +91,13 @@ def simulate_(
     if entries and instruction is not None and len(answers) == 1 and answers[0].problem:
         fail(f"entry {quote_name(names[0])}: {answers[0].problem}")
     shown, more = cut(session, answers, limit)
-    totals = {o: sum(a.effect.count(o) for a in answers if a.effect) for o in Outcome}
+    counts = [answer.effect.counts for answer in answers if answer.effect]
+    totals = {str(outcome): sum(count[outcome] for count in counts) for outcome in Outcome}
     data: dict[str, Any] = {
         "down": session.time(begin),
         "up": session.time(end),
         "state": source,
-        "total": {str(outcome): count for outcome, count in totals.items()},
+        "total": totals,
         "entries": [_as_json(session, answer) for answer in shown],
         "more": more,
     }
@@ -105,7 +106,7 @@ def simulate_(
         page.line(
             f"beat is away from {page.time(begin)} to {page.time(end)} ({length(end - begin)}), {source}"
         )
-        page.line(", ".join(f"{MARKS[o]} {count:,} {o}" for o, count in totals.items()))
+        page.line(", ".join(f"{MARKS[o]} {totals[o]:,} {o}" for o in Outcome))
         page.line()
         columns = ("entry", "instruction", "due", *map(str, Outcome), "next", "paused", "outage")
         page.table(columns, [_row(page, answer, begin, end) for answer in shown], more)
@@ -187,7 +188,7 @@ def _as_json(session: Session, answer: _Answer) -> dict[str, Any]:
         "resolved": answer.resolved,
         "due": effect.due,
         "misfired": effect.misfired,
-        **{str(outcome): effect.count(outcome) for outcome in Outcome},
+        **effect.counts,
         "missed_runs": [
             {
                 "first": session.time(lost.first),
@@ -206,7 +207,7 @@ def _row(page: Page, answer: _Answer, down: int, up: int) -> list[object]:
     effect = answer.effect
     if effect is None:
         return [answer.name, answer.problem, *[""] * 8]
-    counts = [effect.count(outcome) or "" for outcome in Outcome]
+    counts = [count or "" for count in effect.counts.values()]
     following = page.time(effect.next_fire_time) or ("" if answer.paused else "never")
     paused = page.pause(answer.paused) if answer.paused else ""
     picture = _picture(answer, down, up)

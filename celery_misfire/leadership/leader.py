@@ -264,6 +264,8 @@ class Leader:
         if self._ledger.repeat_unanswered():
             self._outages.note(Reason.STORE_UNAVAILABLE, self._wall())
             self._rebuild_queues()
+        if self._ledger.sent_late:
+            self._ledger.take_back()
 
     def _may_send(self) -> bool:
         return self._lease.held and self._broker.is_up

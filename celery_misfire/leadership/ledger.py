@@ -74,6 +74,8 @@ class Ledger(Mapping[str, EntryRecord]):
         self.unusable: set[str] = set()
         #: Intents that this process has claimed and never tried to send: (entry, scheduled).
         self.untried: set[tuple[str, int]] = set()
+        #: Runs that were late when they had been sent: entry and former intent by task id.
+        self.sent_late: dict[str, tuple[str, Intent]] = {}
 
     def __getitem__(self, name: str) -> EntryRecord:
         return self._records[name]
@@ -134,6 +136,7 @@ class Ledger(Mapping[str, EntryRecord]):
         self._unanswered = None
         self._records, self._texts = {}, {}
         self.untried.clear()
+        self.sent_late.clear()
         self._follow(self._store.load())
 
     def _follow(self, texts: dict[str, str]) -> None:
@@ -284,6 +287,25 @@ class Ledger(Mapping[str, EntryRecord]):
         )
         return replaced(record, intents=intents)
 
+    def left_to_us(self, task_ids: Iterable[str]) -> set[str]:
+        """Return the runs that a worker has left to beat, by closing their registers."""
+        held = {id_: self._store.register(id_) for id_ in task_ids}
+        return {id_ for id_, r in held.items() if isinstance(r, registers.Missed) and not r.nonce}
+
+    def take_back(self) -> None:
+        """Make intents again of late runs that a worker has left to beat. It is written that they were sent.
+
+        :raises StoreUnavailable, LeaseLost: as :meth:`commit`; it is to be done again.
+        """
+        commit = Commit()
+        for id_ in self.left_to_us(self.sent_late):
+            name, intent = self.sent_late[id_]
+            record = commit.records.get(name, self._records[name])
+            if all(i.scheduled != intent.scheduled for i in record.intents):
+                commit.records[name] = replaced(record, intents=(*record.intents, intent))
+        self.commit(commit)
+        self.sent_late.clear()
+
     def _done(self, commit: Commit, texts: Mapping[str, str]) -> None:
         self._unanswered = None
         self._texts.update(texts)
@@ -309,17 +331,3 @@ def _say_cold(store: Store, lease: Lease) -> None:
         what = "first start, or Redis has lost its data: no saved schedule"
     text = "every schedule is planned from now; nothing runs at once, and nothing counts as missed"
     say.at(level, event, "%s (%s): %s", what, store, text, owner=store.process)
-
-
-def take_back(ledger: Ledger, sent: Iterable[tuple[str, str, Intent]]) -> None:
-    """Make intents again of late runs that a worker has left to beat (it closes their registers).
-
-    :param sent: entry, task id and former intent of each. By now it is written that they were sent.
-    """
-    commit = Commit()
-    for name, task_id, intent in sent:
-        register = ledger._store.register(task_id)
-        if isinstance(register, registers.Missed) and not register.nonce:
-            record = commit.records.get(name, ledger[name])
-            commit.records[name] = replaced(record, intents=(*record.intents, intent))
-    ledger.commit(commit)

@@ -320,14 +320,22 @@ def _clocked(schedule: Any) -> Trigger:
 
 
 def _crontab(schedule: Any) -> Trigger:
-    fields = {name: tuple(sorted(getattr(schedule, name))) for name in _CRONTAB}
-    for name, values in fields.items():
-        if not values:
-            raise ValueError(f"crontab: {name} is empty, so it never fires")
+    fields = tuple(tuple(sorted(getattr(schedule, name))) for name in _CRONTAB)
+    return _cron_of(fields, any(_is_wildcard(schedule, n) for n in ("minute", "hour")), zone_of(schedule))
+
+
+@lru_cache(maxsize=4096)
+def _cron_of(values: tuple[tuple[int, ...], ...], wildcard: bool, zone: Zone) -> CronTrigger:
+    """Return the trigger of a crontab with these fields; kept, because many entries say the same.
+
+    :param wildcard: minute or hour was written with an asterisk.
+    """
+    fields = dict(zip(_CRONTAB, values, strict=True))
+    if empty := [name for name, found in fields.items() if not found]:
+        raise ValueError(f"crontab: {empty[0]} is empty, so it never fires")
     complete = {name for name, size in _CRONTAB.items() if len(fields[name]) == size}
-    wildcard = any(name in complete or _is_wildcard(schedule, name) for name in ("minute", "hour"))
-    zone = zone_of(schedule)
-    minutes, hours, days, months, weekdays = fields.values()
+    wildcard = wildcard or not complete.isdisjoint(("minute", "hour"))
+    minutes, hours, days, months, weekdays = values
     on_days, on_weekdays = day_bits(days), weekday_bits(weekdays)
     # Celery's rule: both the day of the month and the day of the week must match.
     wall = WallTimes(

@@ -128,6 +128,13 @@ def test_the_list_can_be_filtered_searched_and_walked_by_date(site: AdminSite) -
     assert "The clock was set forward" not in everything
 
 
+@pytest.mark.parametrize(
+    ("key", "status"), [("x", 302), ("9" * 5000, 400), ("9" * 30, 400), ("-1", 200), ("9" * 18, 200)]
+)
+def test_a_task_that_cannot_be_is_no_server_error(site: AdminSite, key: str, status: int) -> None:
+    assert site.client(*SEE).get(LIST, {"periodic_task": key}).status_code == status
+
+
 def test_a_filter_offers_the_most_frequent_values_and_the_chosen_one(site: AdminSite) -> None:
     for n in range(31):
         missed(f"entry {n:02}")
@@ -515,7 +522,11 @@ def test_nothing_runs_without_the_token_of_the_form_or_by_get(site: AdminSite) -
 
 
 @pytest.mark.parametrize(
-    "name", ["", "x", "999999", "999999:1", "{pk}:1", "{pk}:x", "-1:2", "²:1", "{pk}:{pk}:1"]
+    "name",
+    [
+        *("", "x", "999999", "999999:1", "{pk}:1", "{pk}:x", "-1:2", "²:1", "{pk}:{pk}:1"),
+        *("{pk}:999999999999999999", "{pk}:1:0", "{pk}:999999999999999999:1"),
+    ],
 )
 def test_what_was_never_missed_is_not_run(site: AdminSite, name: str) -> None:
     hourly()
@@ -673,7 +684,7 @@ def test_what_an_edit_has_made_unknown_is_told_before_and_after(site: AdminSite)
     client = site.client(*RUN)
     question = page(client, f"{LIST}run/?run={record.pk}")
     assert "Re-run these 2 occurrences?" in question
-    assert re.search(r"<td>3</td><td>The schedule was edited since", question)
+    assert re.search(r">3</td><td>The schedule was edited since", question)
     text = run(client, record.pk)
     assert "2 occurrences were sent." in text
     assert "3 not sent. The schedule was edited since" in text
@@ -883,6 +894,20 @@ def test_two_pages_of_one_re_run_do_not_work_at_the_same_time(site: AdminSite) -
     rerun.busy_until = moments.as_stored(moments.now() - 1)
     rerun.save()
     client.post(url)
+    assert len(sent(site)) == 3
+
+
+def test_what_others_ran_after_the_question_is_told(site: AdminSite) -> None:
+    from celery_misfire.contrib.django.admin.reruns import Part, previews, start
+
+    hourly()
+    record = missed(count=3)
+    client = site.client(*RUN)
+    run(client, name_of(record, NINE))
+    rerun = start(previews(site.app, [Part(record)]), None)
+    run(client, name_of(record, NINE + HOUR))
+    told = finished(client, client.get(f"{RERUNS}{rerun.pk}/change/"))
+    assert "2 of 2: 1 sent, 0 not sent. 1 was already re-run; not sent again." in told
     assert len(sent(site)) == 3
 
 

@@ -604,6 +604,20 @@ def test_a_policy_is_made_with_its_task_and_beat_is_told(site: AdminSite) -> Non
     assert PeriodicTasks.last_change() > told
 
 
+def test_a_policy_that_somebody_else_has_chosen_meanwhile_stays_and_is_told(site: AdminSite) -> None:
+    task = hourly("a")
+    client, url = site.client(*EDIT), f"{LIST}{task.pk}/change/"
+    shown = body(client, url)
+    theirs = policy(task, instruction="do_nothing")
+    # Who has not touched the policy does not hear of it.
+    assert client.post(url, form(shown, description="changed")).status_code == 302
+    answer = client.post(url, form(shown, policy_instruction="fire_once_now"))
+    assert answer.status_code == 200
+    assert "Somebody else has chosen a policy meanwhile. Load this page again." in answer.content.decode()
+    theirs.refresh_from_db()
+    assert theirs.instruction == "do_nothing"
+
+
 def test_a_task_saved_without_a_choice_has_no_policy_of_its_own(site: AdminSite) -> None:
     from celery_misfire.contrib.django.models import MisfirePolicy
 

@@ -23,7 +23,7 @@ from celery_misfire.exceptions import (
 from celery_misfire.leadership.decisions import LARGEST_BATCH
 from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
-from celery_misfire.leadership.ledger import Outdated
+from celery_misfire.leadership.ledger import Ledger, Outdated
 from celery_misfire.leadership.pending_misses import LARGEST_PORTION
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
 from celery_misfire.records import Definition
@@ -452,6 +452,36 @@ def test_a_late_run_that_a_worker_has_left_to_beat_just_before_it_was_acknowledg
     [report] = world.missed
     assert (to_millis(report.missed.first), report.missed.count) == (begin + MINUTE, 1)
     assert len(world.told) == 1
+
+
+def test_a_late_run_that_a_worker_has_left_to_beat_is_recorded_although_beat_ends_before_it_looks(
+    world, monkeypatch
+):
+    world.entry("a", schedule(60), MisfirePolicy("do_nothing", threshold=10))
+    begin = world.now
+    world.start()
+    world.store.watch("worker", 3600, 3600)
+
+    def slow(message: Message) -> None:
+        world.now += 20 * SECOND
+        world.store.settle([message.task_id], registers.Missed("queue_late"))
+
+    class Killed(BaseException):
+        pass
+
+    def end(ledger: Ledger) -> None:
+        raise Killed
+
+    world.refuses = slow
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Ledger, "take_back", end)
+        world.run(begin + MINUTE)
+    world.refuses = lambda _: None
+    world.crash()
+    world.start()
+    world.run(begin + MINUTE + 40 * SECOND)
+    [report] = world.missed
+    assert (to_millis(report.missed.first), report.missed.count) == (begin + MINUTE, 1)
 
 
 def test_a_message_in_doubt_is_sent_again_however_late_and_never_called_missed(world):

@@ -405,6 +405,17 @@ def test_wrong_input_is_told_on_the_page(site, server, query, told):
     assert "answer" not in response.context_data
 
 
+@pytest.mark.parametrize("schedule", [{"every": 1, "period": "seconds"}, None])
+def test_the_longest_outage_that_can_be_chosen_is_answered(site, server, schedule):
+    task = make_task(**({"interval": every(**schedule)} if schedule else {}))
+    client = site.client("view_periodictask")
+    for page in (f"django_celery_beat/periodictask/{task.pk}", "celery_misfire/fleet"):
+        when = {"down": "1971-01-01T00:00", "up": "8999-12-31T23:59"}
+        response = client.get(f"/admin/{page}/what-if/", when)
+        assert response.status_code == 200
+        assert "Choose a date" not in response.content.decode()
+
+
 def test_an_outage_of_any_length_is_answered(site, server):
     task = make_task(interval=every(every=1, period="seconds"))
     window = {"down": "2026-03-10T14:00", "up": "2029-03-10T14:00"}

@@ -9,6 +9,8 @@ What a verdict rests on:
 
 - Two messages are two when their nonces differ; one that is seen in the queue and by a worker is one.
 - What Redis wrote between a snapshot and its restart from that has not happened; that a worker ran it has.
+- Once the queues are drained, the log says what a message stands for: one that was in doubt may run although
+  its run was decided anew.
 - A misfire is one episode: all that was overdue when it was detected, up to a run that had been sent by then.
 """
 
@@ -183,6 +185,12 @@ class _Entry:
         lost = [e for (n, _), events in kept.ran_before_loss.items() if n == name for e in events]
         #: Merged into runs of a stretch that was lost: it counts where nothing else became of an occurrence.
         self._merged_before_loss = self._merged_into(lost)
+        #: What the log says of merged occurrences; the message that ran may be older.
+        self._merged_in_log = {
+            scheduled
+            for run in self._of[What.RECORDED]
+            for scheduled in [s for s in self._due if s > run.first][: run.count - 1]
+        }
 
     def check(self, queued_once: bool, drained: bool) -> None:
         for scheduled in self._due:
@@ -204,8 +212,9 @@ class _Entry:
         missed, merged = self._missed.get(scheduled, 0), self._merged.get(scheduled, 0)
         found: Outcome | None = None
         if messages:
-            found = messages[0].outcome
-        elif merged:
+            told = self._recorded.get(scheduled) if drained else None
+            found = (told or messages)[0].outcome
+        elif merged or scheduled in self._merged_in_log:
             found = Outcome.MERGED
         elif missed:
             found = Outcome.MISSED
@@ -242,7 +251,9 @@ class _Entry:
         ended = scheduled in self._missed or scheduled in self._merged
         if drained and pushed and not ran and not ended:
             self._say(scheduled, Fault.NEVER_RAN)
-        if messages and not recorded:
+        # What never ran is missed; its beat may have ended before it could write that it was sent.
+        is_missed = drained and not ran and scheduled in self._missed
+        if messages and not recorded and not is_missed:
             self._say(scheduled, Fault.MESSAGE_WITHOUT_RECORD)
         if recorded and not messages and not self._is_excused(scheduled):
             self._say(scheduled, Fault.RECORD_WITHOUT_MESSAGE)
@@ -345,7 +356,8 @@ def from_log(lines: Iterable[Mapping[str, Any]]) -> list[Event]:
                 found.append(Event(What.COLD_START if line["cold"] else What.LED, at=line["now"]))
             case "sent":
                 outcome, sent = Outcome(line["outcome"]), line["fire_time"]
-                event = Event(What.RECORDED, entry, line["scheduled"], outcome=outcome, at=sent)
+                count = line.get("merged", 0) + 1
+                event = Event(What.RECORDED, entry, line["scheduled"], count=count, outcome=outcome, at=sent)
                 found.append(replace(event, task_id=line["id"]))
             case "missed":
                 found.append(Event(What.MISSED, entry, **span, outcome=Outcome.MISSED, task_id=line["id"]))

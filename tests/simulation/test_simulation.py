@@ -31,13 +31,14 @@ PLANS = {
     "messages that leave early": Plan(early=True, worker=True, crash=0.01, lost=0.03),
     "a message that no script gets through": Plan(poisoned=True, worker=True, lost=0.02),
     "two places": Plan(apart=True, worker=True),
+    "workers that give up": Plan(apart=True, worker=True, gives_up=True, slow=0.3, cut=0.01, lost=0.05),
 }
 
 
 def run(seed: int, plan: Plan) -> list[Problem]:
     """Return what the checker finds."""
     in_one = not (plan.apart or plan.early or plan.poisoned or plan.queue_refuses)
-    return check(World(seed, plan).run(), queued_once=in_one).problems
+    return check(World(seed, plan).run(), queued_once=in_one, drained=plan.gives_up).problems
 
 
 @pytest.mark.parametrize("trouble", PLANS)
@@ -116,12 +117,18 @@ def early_in_one_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Transactional, "_goes_in_two_steps", lambda *_: False)
 
 
+def looks_at_no_register(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beat writes that a run was sent, and does not look whether a worker has left it to beat."""
+    monkeypatch.setattr(Ledger, "left_to_us", lambda *_: set())
+
+
 TAKEN_AWAY = [
     (memory_overrides, "a store that goes back"),
     (no_new_token, "lost answers"),
     (pushes_before_checks, "frozen beats"),
     (records_before_pushes, "a queue that refuses"),
     (early_in_one_script, "messages that leave early"),
+    (looks_at_no_register, "workers that give up"),
 ]
 
 

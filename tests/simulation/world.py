@@ -9,12 +9,21 @@ import json
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from celery_misfire import fire, records
+from celery_misfire.events import Missed
 from celery_misfire.exceptions import BrokerUnavailable, PublishRejected, StoreUnavailable
-from celery_misfire.misfire import MisfirePolicy, from_millis
+from celery_misfire.misfire import (
+    MisfireInstruction,
+    MisfirePolicy,
+    MissedFire,
+    Outcome,
+    Reason,
+    from_millis,
+    to_millis,
+)
 from celery_misfire.records import Definition
 from celery_misfire.schedules import simple
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
@@ -25,10 +34,11 @@ from celery_misfire.store.port import NOTHING, Change, CommitResult, Push
 from celery_misfire.store.state_mark import Destination
 from celery_misfire.testing.process import BeatProcess
 from celery_misfire.triggers.kinds import trigger_for
+from celery_misfire.worker.guard import SOON_ACKNOWLEDGED
 from tests.simulation.history import Event, What, from_log, from_queue, from_times, from_workers
 from tests.support.processes import Message as Published
 
-NAMESPACE = "simulation"
+NAMESPACE, WORKER = "simulation", "worker"
 BEGIN = 1_700_000_000_000
 #: Time to live, time between two renewals, time between two looks of a standby, in seconds.
 LEASE_TIMES = 6.0, 2.0, 1.0
@@ -54,6 +64,9 @@ class Plan:
 
     :param apart: messages are in another place than the state.
     :param early: the task of the entry `every` leaves while its message is built.
+    :param gives_up: workers ask the registers, and give up what is late of entries that do nothing then.
+    :param slow: a message is under way for seconds, and may be taken before its beat knows that it was sent.
+    :param cut: a beat ends at a call to the store.
     :param poisoned: no script with a message of the entry `every` gets an answer, nor is it carried out.
     """
 
@@ -69,6 +82,9 @@ class Plan:
     down: float = 0.003
     queue_refuses: float = 0.0
     early: bool = False
+    gives_up: bool = False
+    slow: float = 0.0
+    cut: float = 0.0
     poisoned: bool = False
     back: float = 0.0
     flush: float = 0.0
@@ -107,8 +123,8 @@ class Publisher:
 
     was_asked = True
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, owner: str) -> None:
+        self._world, self._owner = world, owner
 
     def connect(self) -> None:
         if self._world.is_down:
@@ -143,6 +159,8 @@ class Publisher:
         if self._world.happens(self._world.plan.refused):
             return Attempt(Fate.REFUSED, PublishRejected("by chance"))
         self._world.queue().append(_text(message))
+        if self._world.plan.slow and self._world.happens(self._world.plan.slow):
+            self._world.pass_slowly()
         self._may_die()
         if self._world.happens(self._world.plan.lost):
             return Attempt(Fate.IN_DOUBT, BrokerUnavailable("no answer"))
@@ -150,7 +168,19 @@ class Publisher:
 
     def _may_die(self) -> None:
         if self._world.happens(self._world.plan.crash):
-            raise PowerCut
+            self._world.end(self._owner)
+
+
+def _published(message: Mapping[str, Any]) -> Published:
+    return Published(message["id"], "", {"misfire": message["misfire"]}, [], {})
+
+
+def _missed(header: Mapping[str, Any], id_: str) -> Mapping[str, Any]:
+    """Return the line of the log that a worker writes of a run that it has given up."""
+    moment = datetime.fromisoformat(header["scheduled_fire_time"])
+    reason, instruction = Reason.QUEUE_LATE, MisfireInstruction.DO_NOTHING
+    missed = MissedFire(header["entry"], "", id_, moment, moment, 1, reason, instruction, moment)
+    return Missed.of(missed, worker=WORKER).encode()
 
 
 def _text(message: Message) -> str:
@@ -173,16 +203,30 @@ class World:
         self._number = 0
         self._kept = self.database.snapshot()
         self._told: list[Event] = []
+        self._ended: set[str] = set()
 
     # -- chance --------------------------------------------------------------------------------------------
 
     def happens(self, probability: float) -> bool:
         return self._troubled and self._dice.random() < probability
 
+    def end(self, owner: str) -> None:
+        """Kill a beat that is at work."""
+        self._ended.add(owner)
+        raise PowerCut
+
     def _fault(self, owner: str, call: str) -> Fault | None:
+        if owner in self._ended:
+            # What a process that was killed would clean up.
+            raise PowerCut
+        if self.plan.cut and owner != WORKER and self.happens(self.plan.cut):
+            self.end(owner)
         if self.is_down:
             return Fault.UNREACHABLE
         if not self._troubled or call in ("log", "is_guarded", "last_log_id"):
+            return None
+        if self.plan.gives_up and call == "register":
+            # What could not be looked at is lost if the beat ends before the next look.
             return None
         # A look has dice of its own: those of the other calls fall as they did before there were looks.
         dice = self._dice_of_looks if call == "sight" else self._dice
@@ -211,7 +255,7 @@ class World:
         store.poisoned = {"every"} if self.plan.poisoned else set()
         process = BeatProcess(
             store,
-            Publisher(self),
+            Publisher(self, name),
             lambda: self.now,
             self._definitions,
             namespace=NAMESPACE,
@@ -240,16 +284,45 @@ class World:
             return
         message = json.loads(queue.pop(0))
         header, id_ = message["misfire"], message["id"]
-        if not header.get("once"):
-            worker = MemoryStore(self.database, "worker")
-            before, self.database.fault = self.database.fault, lambda *_: None
-            started = registers.Started(header["nonce"], "w")
-            held, fresh = worker.start(id_, registers.StartRequest(started, header["entry"]))
-            self.database.fault = before
-            if not fresh and not (isinstance(held, registers.Started) and held.nonce == header["nonce"]):
-                return
-        run = {"misfire": header, "task_id": id_, "started": self.now / 1000, "retries": 0}
-        self._told += from_workers([run])
+        worker = MemoryStore(self.database, WORKER)
+        before, self.database.fault = self.database.fault, lambda *_: None
+        starts = header.get("once") or self._starts(worker, header, id_)
+        self.database.fault = before
+        if starts:
+            run = {"misfire": header, "task_id": id_, "started": self.now / 1000, "retries": 0}
+            self._told += from_workers([run])
+        elif self.plan.gives_up:
+            # It was there, although it does not start.
+            self._told += from_queue([_published(message)])
+
+    def _starts(self, worker: MemoryStore, header: Mapping[str, Any], id_: str) -> bool:
+        """Write the register of a run as a worker does; return whether it starts."""
+        value: registers.Register = registers.Started(header["nonce"], "w")
+        line = None
+        if self.plan.gives_up and self._is_late(header):
+            is_beats = self._is_claimed(worker, header, id_)
+            value = registers.Missed(Reason.QUEUE_LATE, "" if is_beats else header["nonce"])
+            line = None if is_beats else _missed(header, id_)
+        held, fresh = worker.start(id_, registers.StartRequest(value, header["entry"], line=line))
+        return isinstance(held, registers.Started) and (fresh > 0 or held.nonce == header["nonce"])
+
+    def _is_late(self, header: Mapping[str, Any]) -> bool:
+        began = header["scheduled_fire_time" if header["outcome"] == Outcome.FIRED else "fire_time"]
+        late_by = self.now - to_millis(datetime.fromisoformat(began))
+        return header["instruction"] == "do_nothing" and late_by >= header["threshold"] * 1000
+
+    def _is_claimed(self, worker: MemoryStore, header: Mapping[str, Any], id_: str) -> bool:
+        sent = to_millis(datetime.fromisoformat(header["fire_time"]))
+        texts = worker.load([header["entry"]]).values()
+        intents = [i for text in texts for i in records.loads(text).intents]
+        claimed = any(id_ == fire.id_of(NAMESPACE, header["entry"], i) for i in intents)
+        return claimed and self.now - sent >= SOON_ACKNOWLEDGED * 1000
+
+    def pass_slowly(self) -> None:
+        """Let some seconds pass before workers get what a beat has sent, and the beat an answer."""
+        self.now += self._dice.choice([500, 1500, 3000])
+        while self.queue() and not self.is_down:
+            self._work()
 
     # -- Redis ---------------------------------------------------------------------------------------------
 
@@ -272,8 +345,7 @@ class World:
         """Return what the database and the queues tell."""
         lines = [json.loads(text) for _, text in self.database.contents.log]
         waiting = [json.loads(text) for text in self.queue()]
-        published = [Published(m["id"], "", {"misfire": m["misfire"]}, [], {}) for m in waiting]
-        return from_log(lines) + from_queue(published)
+        return from_log(lines) + from_queue(map(_published, waiting))
 
     # -- the whole -----------------------------------------------------------------------------------------
 
@@ -281,6 +353,8 @@ class World:
         """Run it all, and return the history."""
         self._start()
         self._tick(self._beats[0])
+        if self.plan.gives_up:
+            MemoryStore(self.database, WORKER).watch("w", 3600, 3600)
         self._snapshot()
         self._troubled = True
         while self.now < BEGIN + TROUBLES:
@@ -295,6 +369,8 @@ class World:
             assert self.now < until + 10 * REST, "it does not come to rest"
             self._keep_alive(1)
             self._step()
+        while self.plan.gives_up and self.queue():
+            self._work()
         return [*self._due(), *self._told, *self._held()]
 
     def _trouble(self) -> None:

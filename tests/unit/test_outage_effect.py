@@ -39,9 +39,9 @@ def test_it_counts_what_the_simulation_finds(planned: object):
             counted = effect_of_outage(trigger, state, policy, to_millis(down), to_millis(up))
             late = [f for f in walked.fires if f.fire_time == up]
             for outcome in (Outcome.FIRED, Outcome.RECOVERED):
-                assert counted.count(outcome) == sum(f.outcome is outcome for f in late)
-            assert counted.count(Outcome.MERGED) == sum(f.merged for f in late)
-            assert counted.count(Outcome.MISSED) == sum(lost.count for lost in walked.missed)
+                assert counted.counts[outcome] == sum(f.outcome is outcome for f in late)
+            assert counted.counts[Outcome.MERGED] == sum(f.merged for f in late)
+            assert counted.counts[Outcome.MISSED] == sum(lost.count for lost in walked.missed)
             assert [lost.reason for lost in counted.missed] == [lost.reason for lost in walked.missed]
             following = counted.next_fire_time
             assert (None if following is None else from_millis(following)) == walked.next_fire_time
@@ -53,7 +53,7 @@ def test_a_second_for_a_year_is_counted_at_once():
     state = trigger.first_state(0)
     year = 366 * 86_400
     found = effect_of_outage(trigger, state, MisfirePolicy("do_nothing"), 10_000, year * 1000)
-    assert (found.due, found.count(Outcome.MISSED)) == (year - 9, year - 9)
+    assert (found.due, found.counts[Outcome.MISSED]) == (year - 9, year - 9)
 
 
 def test_a_finished_entry_and_one_that_is_off_lose_nothing():

@@ -8,7 +8,6 @@ from celery import current_app
 from django import forms
 from django.contrib import messages
 from django.http import HttpRequest
-from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django_celery_beat.models import PeriodicTask
@@ -19,7 +18,6 @@ from celery_misfire.contrib.django.rows import entry_name
 from celery_misfire.contrib.django.state import open_store
 from celery_misfire.control import LONGEST_REASON
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
-from celery_misfire.misfire import to_millis
 
 _INPUT = "%Y-%m-%dT%H:%M"
 
@@ -40,7 +38,7 @@ def carry_out(request: HttpRequest) -> tuple[int, str]:
     form, do = ControlForm(request.POST), request.POST.get("do", "")
     if not form.is_valid():
         return messages.ERROR, " ".join(str(error) for errors in form.errors.values() for error in errors)
-    until = _millis(form.cleaned_data["until"])
+    until = form.cleaned_data["until"] and moments.millis(form.cleaned_data["until"])
     if until is not None and until <= moments.now():
         return messages.ERROR, _("Choose a time that is still to come.")
     if do == "hold" and until is None:
@@ -77,10 +75,3 @@ def carry_out(request: HttpRequest) -> tuple[int, str]:
         _("The leader does so within seconds.") if leads else _("No beat leads; the next one does so first.")
     )
     return messages.SUCCESS if leads else messages.WARNING, f"{told} {when}"
-
-
-def _millis(moment: Any) -> int | None:
-    if moment is None:
-        return None
-    # Without USE_TZ the time is naive.
-    return to_millis(moment if timezone.is_aware(moment) else timezone.make_aware(moment))

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from celery import current_app
-from django import forms
 from django.core.paginator import Paginator
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.http import urlencode
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf.settings import read_settings
@@ -24,6 +22,7 @@ from celery_misfire.contrib.django.policies import short_label_of
 from celery_misfire.contrib.django.rows import entry_name
 from celery_misfire.contrib.django.state import open_store, records_of
 from celery_misfire.contrib.django.timeline.timeline import format_number
+from celery_misfire.contrib.django.timeline.whatif import OutageForm
 from celery_misfire.entry_record import EntryRecord
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import Outcome, from_millis, to_millis
@@ -32,36 +31,7 @@ from celery_misfire.status import state_of
 
 #: A page has so many tasks.
 TASKS = 100
-_INPUT = "%Y-%m-%dT%H:%M"
 _SATURDAY, _DOWN, _LENGTH = 5, 22, timedelta(hours=8)
-
-
-class WhatIfForm(forms.Form):
-    """When beat is away."""
-
-    down = forms.DateTimeField(
-        label=gettext_lazy("Beat is away from"),
-        widget=forms.DateTimeInput({"type": "datetime-local"}, format=_INPUT),
-    )
-    up = forms.DateTimeField(
-        label=gettext_lazy("until"),
-        widget=forms.DateTimeInput({"type": "datetime-local"}, format=_INPUT),
-    )
-
-    def clean(self) -> dict[str, Any]:
-        data = super().clean() or self.cleaned_data
-        if "down" in data and "up" in data:
-            down, up = data["down"], data["up"] = _aware(data["down"]), _aware(data["up"])
-            if up <= down:
-                self.add_error("up", _("The outage has to end after it begins."))
-            elif not 1970 < down.year < up.year + 1 < 9000:
-                self.add_error("down", _("Choose a date between 1971 and 8999."))
-        return data
-
-
-def _aware(moment: datetime) -> datetime:
-    # Without USE_TZ the times are naive.
-    return moment if timezone.is_aware(moment) else timezone.make_aware(moment)
 
 
 @dataclass(frozen=True)
@@ -136,7 +106,7 @@ def effect_of(plan: Planned, record: EntryRecord | None, down: int, up: int, now
 
 def whatif_context(request: HttpRequest, now: int) -> dict[str, Any]:
     """Return what the page shows."""
-    form = WhatIfForm({**_defaults(now), **request.GET.dict()})
+    form = OutageForm({**_defaults(now), **request.GET.dict()})
     context: dict[str, Any] = {"form": form, "problems": []}
     if not form.is_valid():
         return context
@@ -182,4 +152,4 @@ def _defaults(now: int) -> dict[str, str]:
     )
     if down <= today:
         down += timedelta(days=7)
-    return {"down": f"{down:{_INPUT}}", "up": f"{down + _LENGTH:{_INPUT}}"}
+    return {name: f"{at:%Y-%m-%dT%H:%M:%S}" for name, at in (("down", down), ("up", down + _LENGTH))}

@@ -118,6 +118,15 @@ class PolicyForm(_ModelForm):
                     raise ValidationError(problem) from None
         return text
 
+    def validate_unique(self) -> None:
+        task = self.instance.periodic_task_id
+        if self.instance.pk is None and MisfirePolicy.objects.filter(periodic_task=task).exists():
+            if self.has_changed():
+                text = _("Somebody else has chosen a policy meanwhile. Load this page again.")
+                self.add_error("instruction", text)
+            return
+        super().validate_unique()
+
     def _checked(self, key: str) -> Any:
         value = self.cleaned_data[key]
         if value is not None:

@@ -62,9 +62,10 @@ class Part:
     @property
     def bounds(self) -> tuple[int, int]:
         first, last = moments.millis(self.missed.first), moments.millis(self.missed.last)
+        # Of a range outside there is none: then the first is after the last.
         return (
-            first if self.first is None else max(first, self.first),
-            last if self.last is None else min(last, self.last),
+            first if self.first is None else min(max(first, self.first), last + 1),
+            last if self.last is None else max(min(last, self.last), first - 1),
         )
 
 
@@ -209,11 +210,11 @@ class _Progress:
                 if time.monotonic() >= deadline:
                     return
         finally:
-            rerun.position, rerun.dealt_with, rerun.failures = done
+            rerun.position, rerun.dealt_with, rerun.skipped, rerun.failures = done
 
-    def _place(self) -> tuple[int, int | None, list[list[Any]]]:
+    def _place(self) -> tuple[int, int | None, int, list[list[Any]]]:
         rerun = self._rerun
-        return rerun.position, rerun.dealt_with, [list(failure) for failure in rerun.failures]
+        return rerun.position, rerun.dealt_with, rerun.skipped, [list(failure) for failure in rerun.failures]
 
     def _batches(self) -> Iterator[None]:
         """Fill the batch, and yield whenever it is to be sent: when it is full, and at the end."""
@@ -246,6 +247,8 @@ class _Progress:
         for moment in known.between(first, last):
             if moment not in made:
                 self._batch.append((missed, task, moment))
+            elif made[moment]:
+                rerun.skipped += 1
             rerun.dealt_with = moment
             if len(self._batch) >= BATCH:
                 yield
@@ -267,10 +270,16 @@ class _Progress:
             else:
                 self._step.sent.append((missed, [end]))
 
-    def _made(self, missed: MissedFire, first: int) -> set[int]:
-        """Return which occurrences of a record have been run from `first` on."""
-        runs = missed.runs.filter(scheduled_fire_time__gte=moments.as_stored(first))
-        return {moments.millis(at) for at in runs.values_list("scheduled_fire_time", flat=True)}
+    def _made(self, missed: MissedFire, first: int) -> dict[int, bool]:
+        """Return which occurrences of a record have been run from `first` on.
+
+        :returns: by scheduled fire time, whether somebody else had it run after this re-run was asked for.
+        """
+        rerun, runs = self._rerun, missed.runs.filter(scheduled_fire_time__gte=moments.as_stored(first))
+        return {
+            moments.millis(scheduled): key != rerun.pk and at >= rerun.requested_at
+            for scheduled, key, at in runs.values_list("scheduled_fire_time", "rerun", "requested_at")
+        }
 
     def _fail(self, entry: str, problem: str, count: int, first: int, last: int) -> None:
         failures = self._rerun.failures

@@ -49,11 +49,8 @@ MAX_PERIODS = 100
 _INPUT = "%Y-%m-%dT%H:%M:%S"
 
 
-class WhatIfForm(forms.Form):
-    """An outage, and what is to be done about it.
-
-    :param since: an outage has to end after this moment, in milliseconds UTC.
-    """
+class OutageForm(forms.Form):
+    """When beat is away; with aware times when it is valid."""
 
     down = forms.DateTimeField(
         label=gettext_lazy("Beat is away from"),
@@ -63,6 +60,28 @@ class WhatIfForm(forms.Form):
         label=gettext_lazy("until"),
         widget=forms.DateTimeInput({"type": "datetime-local", "step": "1"}, format=_INPUT),
     )
+
+    def clean(self) -> dict[str, Any]:
+        data = super().clean() or self.cleaned_data
+        if "down" in data and "up" in data:
+            # Without USE_TZ the times are naive.
+            down, up = data["down"], data["up"] = [
+                moment if timezone.is_aware(moment) else timezone.make_aware(moment)
+                for moment in (data["down"], data["up"])
+            ]
+            if up <= down:
+                self.add_error("up", _("The outage has to end after it begins."))
+            elif down.year <= 1970 or up.year >= 9000:
+                self.add_error("down", _("Choose a date between 1971 and 8999."))
+        return data
+
+
+class WhatIfForm(OutageForm):
+    """An outage, and what is to be done about it.
+
+    :param since: an outage has to end after this moment, in milliseconds UTC.
+    """
+
     instruction = forms.ChoiceField(label=gettext_lazy("Misfire instruction"))
     threshold = forms.FloatField(
         label=gettext_lazy("Misfire threshold (seconds)"),
@@ -95,18 +114,10 @@ class WhatIfForm(forms.Form):
         self.fields["instruction"].choices = choices  # type: ignore[attr-defined] # of a ChoiceField
 
     def clean(self) -> dict[str, Any]:
-        data = super().clean() or self.cleaned_data
-        down, up = data.get("down"), data.get("up")
-        if down and up:
-            # Without USE_TZ the times are naive.
-            down, up = data["down"], data["up"] = _aware(down), _aware(up)
-            if up <= down:
-                self.add_error("up", _("The outage has to end after it begins."))
-            elif not 1970 < down.year < up.year + 1 < 9000:
-                self.add_error("down", _("Choose a date between 1971 and 8999."))
-            elif to_millis(up) <= self._since:
-                text = _("The task is known since %(time)s. Choose an outage that ends later.")
-                self.add_error("up", text % {"time": as_text(self._since)})
+        data = super().clean()
+        if not self.errors.keys() & {"down", "up"} and to_millis(data["up"]) <= self._since:
+            text = _("The task is known since %(time)s. Choose an outage that ends later.")
+            self.add_error("up", text % {"time": as_text(self._since)})
         return data
 
     @property
@@ -119,10 +130,6 @@ class WhatIfForm(forms.Form):
             max_catch_up=data["max_catch_up"],
             max_lateness=data["max_lateness"],
         )
-
-
-def _aware(moment: datetime) -> datetime:
-    return moment if timezone.is_aware(moment) else timezone.make_aware(moment)
 
 
 def defaults(trigger: Trigger, state: TriggerState, policy: MisfirePolicy | None, now: int) -> dict[str, str]:
