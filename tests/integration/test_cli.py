@@ -672,7 +672,8 @@ def test_a_command_that_goes_on_ends_quietly_when_it_is_interrupted(
     make_late(world, "stocks", HOUR)
     code = f"from celery import Celery\napp = Celery('test', broker={server.url!r})\n"
     (tmp_path / "proj.py").write_text(code)
-    celery = [sys.executable, "-m", "celery", "-A", "proj", "misfire"]
+    # What a shell starts in the background ignores the signal, and so does all that comes from it.
+    celery = ["env", "--default-signal=INT", sys.executable, "-m", "celery", "-A", "proj", "misfire"]
     pipe = subprocess.PIPE
     with subprocess.Popen([*celery, *command], cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
         try:
