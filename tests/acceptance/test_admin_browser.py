@@ -207,6 +207,16 @@ CUT_OFF = """
 """
 
 
+#: Whether two labels of the axis above all tasks touch, where it is seen.
+OVERLAP = """
+() => {
+    const places = [...document.querySelectorAll(".mf-axis text")].map((text) => text.getBoundingClientRect());
+    return places.some((one, n) => places.slice(n + 1).some((other) =>
+        Math.abs(one.top - other.top) < 5 && one.left < other.right && other.left < one.right));
+}
+"""
+
+
 @pytest.mark.takes(14)
 @pytest.mark.timeout(240)
 def test_no_page_has_a_serious_fault_for_those_who_see_or_hear_less(shop: Shop, browser: playwright.Browser):
@@ -252,6 +262,11 @@ def test_nothing_of_ours_is_cut_off(shop: Shop, browser: playwright.Browser):
             assert page.locator(" ".join(parts)).count(), place
             if page.evaluate(CUT_OFF, parts):
                 cut.append((place, width))
+    for width in (1280, 1250, 1100, 1024, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(FLEET)
+        if page.evaluate(OVERLAP):
+            cut.append(("axis", width))
     assert cut == []
 
 

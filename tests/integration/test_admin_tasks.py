@@ -449,10 +449,20 @@ def test_tables_that_are_not_migrated_are_told_and_break_no_page(site: AdminSite
     ]
     pages += [f"{ours}{name}/" for name in ("missedfire", "rerun", "missedfire/run", "fleet/control")]
     pages += [f"{ours}{name}/1/change/" for name in ("missedfire", "rerun")]
-    pages += [f"{ours}missedfire/1/history/", f"{ours}rerun/1/history/", f"{ours}missedfire/1/dismiss/"]
+    pages += [
+        f"{LIST}{task.pk}/delete/",
+        f"{ours}missedfire/1/history/",
+        f"{ours}rerun/1/history/",
+        f"{ours}missedfire/1/dismiss/",
+    ]
     for url in pages:
         answer = client.get(url, follow=True)
         assert (answer.status_code, told in answer.content.decode()) == (200, True), url
+    # What is deleted takes its policy along.
+    chosen = {"action": "delete_selected", "_selected_action": [task.pk], "post": "yes"}
+    assert client.post(LIST, chosen, follow=True).status_code == 200
+    assert client.post(f"{LIST}{task.pk}/delete/", {"post": "yes"}).status_code == 302
+    assert PeriodicTask.objects.filter(pk=task.pk).exists()
     assert client.get(f"{ours}fleet/health.json").json()["reason"] == "migrations are missing"
     assert b"not known" in client.get(f"{ours}fleet/badge.svg").content
     answer = client.post(f"{LIST}{task.pk}/change/", form(body(client, f"{LIST}{task.pk}/change/")))

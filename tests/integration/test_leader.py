@@ -473,9 +473,10 @@ def test_a_late_run_that_a_worker_has_left_to_beat_is_recorded_although_beat_end
         raise Killed
 
     world.refuses = slow
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with monkeypatch.context() as patched:
         patched.setattr(Ledger, "take_back", end)
-        world.run(begin + MINUTE)
+        with pytest.raises(Killed):
+            world.run(begin + MINUTE)
     world.refuses = lambda _: None
     world.crash()
     world.start()

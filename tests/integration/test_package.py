@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+#: What is built and installed first takes as long as pip does; the limit is for the tests themselves.
+pytestmark = pytest.mark.timeout(func_only=True)
+
 ROOT = Path(__file__).parents[2]
 
 #: What a user may write, each line of it with the types that the documentation promises.
@@ -59,7 +62,7 @@ def run(*command: object, cwd: Path) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, f"{command} ended with {done.returncode}: {done.stdout}"
     return done.stdout
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.apps import apps
 from django.contrib import admin, messages
 from django.contrib.admin.apps import AdminConfig
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.contrib.django.admin.fleet import FleetAdmin
 from celery_misfire.contrib.django.admin.missed import MissedFireAdmin
 from celery_misfire.contrib.django.admin.policy_form import PolicyInline
+from celery_misfire.contrib.django.admin.read_only import needs_tables
 from celery_misfire.contrib.django.admin.rerun_page import RerunAdmin
 from celery_misfire.contrib.django.admin.task_list import TaskListMixin
 from celery_misfire.contrib.django.admin.timeline_page import timeline_view
@@ -69,6 +70,17 @@ class PeriodicTaskMixin(TaskListMixin, _ModelAdmin):
         if request.method == "GET" and not is_migrated():
             messages.warning(request, NOT_MIGRATED)
         return super().changeform_view(request, *args, **kwargs)
+
+    @needs_tables
+    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return super().delete_view(request, *args, **kwargs)
+
+    def get_actions(self, request: HttpRequest) -> dict[str, Any]:
+        actions: dict[str, Any] = super().get_actions(request)
+        if not is_migrated():
+            # What is deleted takes its policy along.
+            actions.pop("delete_selected", None)
+        return actions
 
     def get_urls(self) -> list[URLPattern]:
         name, view = "django_celery_beat_periodictask_%s", self.admin_site.admin_view
