@@ -74,7 +74,8 @@ def doctor_(session: Session, no_workers: bool) -> int:
             page.line(f"{finding.check}: {one_line(finding.text, 500)}")
             if finding.fix:
                 page.line(f"    {finding.fix}")
-        page.line(f"{len(checks)} checks, {len(findings) or 'nothing'} found")
+        found = f"{len(findings) or 'no'} problem{'s' * (len(findings) != 1)}"
+        page.line(f"{len(checks)} checks, {found} found")
 
     session.answer(data, write)
     return NOT_FINE if findings else FINE
@@ -218,7 +219,8 @@ def _unknown_tasks(session: Session, registered: Mapping[str, Any]) -> Iterator[
     }
     unknown = [e for e in session.fleet.entries.values() if e.task and e.task not in known]
     if unknown:
-        what = f"{len(unknown):,} entries have a task that no live worker knows"
+        what = "entries have tasks" if len(unknown) > 1 else "entry has a task"
+        what = f"{len(unknown):,} {what} that no live worker knows"
         tasks = (f"{entry.name} ({entry.task})" for entry in unknown)
         fix = "Check the name of the task, and what the workers import."
         yield _Finding("workers", f"{what}: {quote_names(tasks, MOST_NAMES)}", fix)

@@ -66,7 +66,7 @@ def run_(session: Session, entry: str | None, at: str | None, missed: str | None
         done = "would be sent" if dry_run else "sent"
         rows = [(page.time(r["scheduled"]), r["id"], r["problem"] or done) for r in results]
         page.line(f"entry {quote_name(wanted.entry)}, task {data['task']}")
-        page.table(("scheduled", "id", ""), rows)
+        page.table(("scheduled", "id", "result"), rows)
         if wanted.was_edited:
             page.line("The schedule has other fire times now; only the first and the last one are known.")
         if wanted.more:
