@@ -48,6 +48,8 @@ class _Finding:
 def doctor_(session: Session, no_workers: bool) -> int:
     """List problems that will cause trouble later, each with its fix. Exit code 1 if there is one."""
     broker = Broker(session.app)
+    # Redis is asked first: without it, the rest is guesswork.
+    session.store.time()
     try:
         broker_problem = _broker_problem(broker)
         checks: dict[str, Callable[[], Iterable[_Finding]]] = {
@@ -60,7 +62,6 @@ def doctor_(session: Session, no_workers: bool) -> int:
         }
         if not no_workers and not broker_problem:
             checks["workers"] = lambda: _workers(session)
-        # Redis is asked first: without it, the rest is guesswork.
         findings = [finding for check in checks.values() for finding in check()]
     finally:
         broker.close()

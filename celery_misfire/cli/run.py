@@ -91,7 +91,11 @@ def _at(session: Session, name: str | None, text: str) -> _Wanted:
         fail(f"entry {quote_name(name)}: its schedule cannot be asked.")
     state = _state_before(entry, trigger, scheduled)
     times = trigger.fire_times(state)
-    if times.after(scheduled - 1) != scheduled:
+    found = times.after(scheduled - 1)
+    if scheduled % 1000 == 0 and found is not None and found < scheduled + 1000:
+        # A time is shown, and so written, without the milliseconds that a grid may have.
+        scheduled = found
+    if found != scheduled:
         near = [session.time(t) for t in (times.before(scheduled), times.after(scheduled)) if t is not None]
         what = f"--at: {session.time(scheduled)} is no fire time of {quote_name(name)}"
         fail(f"{what}. Near: {', '.join(map(str, near)) or 'none'}.")

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -270,6 +270,23 @@ def test_an_occurrence_is_run_with_its_own_time_and_once(shop: CommandLine, worl
     assert len(published(shop.url)) == before + 1
 
 
+def test_a_time_is_found_as_it_is_shown_without_its_milliseconds(shop: CommandLine, world: World):
+    world.crash()
+    store = world.store
+    assert isinstance(store.acquire("past", 60), Taken)
+    text = store.load()["stocks"]
+    record = records.loads(text)
+    # A grid begins when its entry is first seen, which is at no whole second.
+    late = replace(record, state=replace(record.state, start_time=record.state.start_time + 777))
+    assert store.commit("past", [Change("stocks", text, records.dumps(late))]).conflicts == ()
+    scheduled = from_millis(late.state.start_time + 2 * HOUR)
+    shown = scheduled.replace(microsecond=0)
+    done = shop.json("run", "stocks", "--at", shown.isoformat(), "--dry-run")
+    assert datetime.fromisoformat(done["runs"][0]["scheduled"]) == scheduled
+    for wrong in (shown - timedelta(seconds=1), shown + timedelta(seconds=1)):
+        assert "is no fire time" in shop.error("run", "stocks", "--at", wrong.isoformat(), code=2)
+
+
 def test_all_occurrences_of_a_record_are_run(shop: CommandLine, world: World):
     (record,) = shop.json("missed")["missed"]
     before = len(published(shop.url))
@@ -318,6 +335,7 @@ def test_what_an_admin_had_run_is_not_run_again_and_what_was_not_sent_can_be(sho
         (["simulate", "--down", "2026-03-02", "--up", "2026-03-01"], "must end after it begins", 2),
         (["next", "--for", "soon"], "is no length of time", 2),
         (["missed", "--since", "24"], "is no time", 2),
+        (["health", "--max-late", "nan"], "expected a number of seconds", 2),
         (["hold"], "say until when", 2),
         (["hold", "--until", "2h", "--end"], "say until when", 2),
         (["hold", "--until", "2020-01-01"], "has passed", 2),
