@@ -51,13 +51,12 @@ def next_(session: Session, entries: Sequence[str], length: str, by_hour: bool, 
     def write(page: Page) -> None:
         if by_hour:
             columns = ("hour", "runs", "busiest minute", "at once")
-            rows = [(page.time(h.start), h.runs, page.time(h.busiest), h.at_once or "") for h in agenda]
-            page.table(columns, rows[: limit or MOST_ROWS], len(rows) - (limit or MOST_ROWS))
+            counts = [(page.time(h.start), h.runs, page.time(h.busiest), h.at_once or "") for h in agenda]
+            page.table(columns, counts[: limit or MOST_ROWS], len(counts) - (limit or MOST_ROWS))
         elif shown:
             tasks = {name: fleet.entries[name].task for _, name in shown}
-            page.table(
-                ("time", "entry", "task"), [(page.time(m), n, tasks[n]) for m, n in shown], total - len(shown)
-            )
+            rows = [(page.time(moment), name, tasks[name]) for moment, name in shown]
+            page.table(("time", "entry", "task"), rows, total - len(shown), spare=("task",))
         else:
             page.line(f"nothing comes until {page.time(until)}")
         _write_herd(page, agenda, total)

@@ -11,7 +11,7 @@ import click
 from celery_misfire import control
 from celery_misfire.cli.output import Page, read_moment
 from celery_misfire.cli.session import FINE, NOT_FINE, Session, command, fail, who
-from celery_misfire.control import LONGEST_REASON
+from celery_misfire.control import LONGEST_REASON, Request
 from celery_misfire.leadership.leader import LONGEST_SLEEP
 
 #: It is looked so often, in seconds, whether the leader has carried a request out.
@@ -64,8 +64,10 @@ def pause_(session: Session, entries: Sequence[str], until: str | None, reason: 
 def resume_(session: Session, entries: Sequence[str], no_wait: bool) -> int:
     """Let paused entries go on. ENTRY is a name, or a pattern with * and ?."""
     records = session.fleet.records
-    # A request to pause may still wait for the leader. So what is named is asked for in any case.
-    names = [n for n in session.names(entries) if n in entries or (n in records and records[n].paused)]
+    # A request to pause may still wait for the leader.
+    waiting = map(Request.parse, session.fleet.sight.requests.values())
+    may_be = any(request is not None and request.do == "pause" for request in waiting)
+    names = [n for n in session.names(entries) if may_be or (n in records and records[n].paused)]
     ids = control.resume(session.store, names, by=who())
     return _tell(session, _Asked("resume", ids, names), no_wait)
 

@@ -48,6 +48,8 @@ class _Finding:
 def doctor_(session: Session, no_workers: bool) -> int:
     """List problems that will cause trouble later, each with its fix. Exit code 1 if there is one."""
     broker = Broker(session.app)
+    # Redis is asked first: without it, the rest is guesswork.
+    session.store.time()
     try:
         broker_problem = _broker_problem(broker)
         checks: dict[str, Callable[[], Iterable[_Finding]]] = {
@@ -60,7 +62,6 @@ def doctor_(session: Session, no_workers: bool) -> int:
         }
         if not no_workers and not broker_problem:
             checks["workers"] = lambda: _workers(session)
-        # Redis is asked first: without it, the rest is guesswork.
         findings = [finding for check in checks.values() for finding in check()]
     finally:
         broker.close()
@@ -74,7 +75,8 @@ def doctor_(session: Session, no_workers: bool) -> int:
             page.line(f"{finding.check}: {one_line(finding.text, 500)}")
             if finding.fix:
                 page.line(f"    {finding.fix}")
-        page.line(f"{len(checks)} checks, {len(findings) or 'nothing'} found")
+        found = f"{len(findings) or 'no'} problem{'s' * (len(findings) != 1)}"
+        page.line(f"{len(checks)} checks, {found} found")
 
     session.answer(data, write)
     return NOT_FINE if findings else FINE
@@ -218,7 +220,8 @@ def _unknown_tasks(session: Session, registered: Mapping[str, Any]) -> Iterator[
     }
     unknown = [e for e in session.fleet.entries.values() if e.task and e.task not in known]
     if unknown:
-        what = f"{len(unknown):,} entries have a task that no live worker knows"
+        what = "entries have tasks" if len(unknown) > 1 else "entry has a task"
+        what = f"{len(unknown):,} {what} that no live worker knows"
         tasks = (f"{entry.name} ({entry.task})" for entry in unknown)
         fix = "Check the name of the task, and what the workers import."
         yield _Finding("workers", f"{what}: {quote_names(tasks, MOST_NAMES)}", fix)

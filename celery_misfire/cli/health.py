@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import click
 
 from celery_misfire.beats import beats_in, problem_of
 from celery_misfire.cli.reading import beat_as_json
-from celery_misfire.cli.session import FINE, NOT_FINE, Session, command
+from celery_misfire.cli.session import FINE, NOT_FINE, Session, command, fail
 from celery_misfire.clocks import wall_clock
 from celery_misfire.worker.watch import Alarm, Watch
 
@@ -27,6 +28,8 @@ def health_(session: Session, this_host: bool, max_late: float | None) -> int:
     A beat gives a sign of life when it renews the lease, or looks at it. A beat that has given none for too
     long is not well: it is frozen, stuck, or cut off from Redis.
     """
+    if max_late is not None and not math.isfinite(max_late):
+        fail("--max-late: expected a number of seconds.")
     sight = session.store.sight()
     host = socket.gethostname() if this_host else None
     problem = problem_of(sight, host)

@@ -19,6 +19,9 @@ FIRST_YEAR, LAST_YEAR = 1970, 8999
 #: Longest text in a cell of a table, in characters.
 LONGEST_CELL = 200
 
+#: A table of so many rows may leave out columns in a narrow terminal.
+MANY_ROWS = 4
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -95,10 +98,12 @@ class Page:
         """Return a moment for a cell, '' for None."""
         return "" if moment is None else time_in(moment, self._zone, "seconds").replace("T", " ", 1)
 
-    def pause(self, pause: Pause) -> str:
-        """Return a pause or a hold in words."""
-        parts = [f"since {self.time(pause.since)}"]
-        parts += [f"until {self.time(pause.until)}"] if pause.until is not None else []
+    def pause(self, pause: Pause, rows: int = 1) -> str:
+        """Return a pause or a hold in words: its end alone in one of many rows on a terminal."""
+        until = [f"until {self.time(pause.until)}"] if pause.until is not None else []
+        if self._width is not None and rows >= MANY_ROWS:
+            return until[0] if until else "until resumed"
+        parts = [f"since {self.time(pause.since)}", *until]
         parts += [f"by {pause.by}"] if pause.by else []
         parts += [f"({pause.reason})"] if pause.reason else []
         return " ".join(parts)
@@ -113,26 +118,44 @@ class Page:
         for name, value in shown:
             self.line(f"{name.ljust(width)}  {one_line(value, LONGEST_CELL)}")
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], more: int = 0) -> None:
-        """Write a table.
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        more: int = 0,
+        spare: Sequence[str] = (),
+    ) -> None:
+        """Write a table; where it is wider than the terminal, its rows below each other. No rows: nothing.
 
         :param more: so many rows are left out.
+        :param spare: columns that many rows can do without where the terminal is narrow, the first one first.
         """
         cells = [[one_line(str(cell), LONGEST_CELL) for cell in row] for row in rows]
         # A column that says nothing is left out.
-        used = [n for n in range(len(columns)) if not n or any(row[n] for row in cells)]
-        head, body = [columns[n] for n in used], [[row[n] for n in used] for row in cells]
-        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-        # The widest gap between two columns has three characters.
-        if self._width is not None and sum(widths) + 3 * len(widths) > self._width:
+        found = [column for column in zip(columns, *cells, strict=True) if any(column[1:])]
+        if not found:
+            return
+        fitting = (spare[:n] for n in range(len(spare) + 1) if self._fits(found, spare[:n]))
+        hidden = next(fitting, ()) if len(rows) >= MANY_ROWS else ()
+        shown = [column for column in found if column[0] not in hidden]
+        head, *body = zip(*shown, strict=True)
+        if not self._fits(shown):
             self._blocks(head, body)
         elif (rich := _rich()) is not None:
             self._rich_table(rich, head, body)
         else:
+            widths = [max(map(len, column)) for column in shown]
             for row in (head, *body):
                 self.line("  ".join(map(str.ljust, row, widths)).rstrip())
+        if hidden:
+            self.line(f"not shown: {', '.join(hidden)}; a wider terminal and --json have them")
         if more > 0:
             self.line(f"{more:,} more; --limit shows them")
+
+    def _fits(self, columns: Iterable[Sequence[str]], hidden: Sequence[str] = ()) -> bool:
+        widths = [max(map(len, column)) for column in columns if column[0] not in hidden]
+        # The widest gap between two columns has three characters.
+        return self._width is None or sum(widths) + 3 * len(widths) <= self._width
 
     def _blocks(self, head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
         """Write each row below the other, where they are wider than the terminal."""

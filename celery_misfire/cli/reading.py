@@ -68,7 +68,7 @@ def status_(session: Session, entries: Sequence[str], limit: int | None) -> int:
     else:
         page = session.page
         _write_beats(session, page)
-        page.table(_COLUMNS, [_row(page, entry, lines) for entry in rows], more)
+        page.table(_COLUMNS, [_row(page, entry, lines, len(rows)) for entry in rows], more, spare=_SPARE)
     return FINE if fleet.leader and not fleet.overdue else NOT_FINE
 
 
@@ -191,9 +191,8 @@ def _write_beats(session: Session, page: Page) -> None:
         if not beat.leads or beat.trouble:
             told = beat.trouble or f"stands by, last sign {ago(beat.silent_for)}"
             lines.append(("leader" if beat.leads else "standby", f"{beat} {told}"))
-    lines.append(
-        ("guard", "workers ask the registers" if sight.is_guarded else "no worker asks the registers")
-    )
+    drop = "workers drop" if sight.is_guarded else "no worker drops"
+    lines.append(("guard", f"{drop} second messages of a run"))
     if fleet.hold:
         lines.append(("hold", page.pause(fleet.hold)))
     if sight.requests:
@@ -207,15 +206,16 @@ def _write_beats(session: Session, page: Page) -> None:
 
 _COLUMNS = (
     *("entry", "task", "schedule", "instruction", "last", "ended", "next", "late by", "paused"),
-    "fir/rec/mrg/mis 24h",
+    "last 24 h",
 )
+_SPARE = ("task", "schedule", "instruction", "last", "ended", "last 24 h")
 
 
-def _row(page: Page, entry: Entry, lines: _NewestLines) -> list[object]:
+def _row(page: Page, entry: Entry, lines: _NewestLines, rows: int) -> list[object]:
     status, instruction = entry.status, entry.instruction or ""
     if entry.resolved not in (None, instruction):
         instruction += f" -> {entry.resolved}"
-    counts = lines.counts(entry).values()
+    counts = {outcome: "-" if n is None else n for outcome, n in lines.counts(entry).items()}
     late_by = length(status.late_by) if status.late_by else ""
     paused = status.paused
     return [
@@ -227,8 +227,8 @@ def _row(page: Page, entry: Entry, lines: _NewestLines) -> list[object]:
         lines.outcomes.get(entry.name, ""),
         page.time(status.next_fire_time) if status.is_known else "not planned yet",
         f"{late_by}, overdue" if status.is_overdue else late_by,
-        page.pause(paused) if paused else "",
-        "/".join("-" if n is None else str(n) for n in counts) if any(counts) else "",
+        page.pause(paused, rows) if paused else "",
+        ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n),
     ]
 
 
@@ -271,22 +271,22 @@ def missed_(
     }
 
     def write(page: Page) -> None:
-        columns = ("detected", "entry", "first", "last", "count", "reason", "instruction", "id")
+        columns = ("entry", "first", "last", "count", "reason", "instruction", "detected", "id")
         shown = [
             (
-                page.time(at),
                 event.entry,
                 page.time(event.first),
                 page.time(event.last) if event.count > 1 else "",
                 event.count,
                 event.reason,
                 event.instruction,
+                page.time(at),
                 event.id,
             )
             for at, event, _ in rows
         ]
         if shown:
-            page.table(columns, shown, more)
+            page.table(columns, shown, more, spare=("instruction", "detected"))
         else:
             page.line(f"nothing was missed since {page.time(begin)}")
 

@@ -66,7 +66,7 @@ def run_(session: Session, entry: str | None, at: str | None, missed: str | None
         done = "would be sent" if dry_run else "sent"
         rows = [(page.time(r["scheduled"]), r["id"], r["problem"] or done) for r in results]
         page.line(f"entry {quote_name(wanted.entry)}, task {data['task']}")
-        page.table(("scheduled", "id", ""), rows)
+        page.table(("scheduled", "id", "result"), rows)
         if wanted.was_edited:
             page.line("The schedule has other fire times now; only the first and the last one are known.")
         if wanted.more:
@@ -91,7 +91,11 @@ def _at(session: Session, name: str | None, text: str) -> _Wanted:
         fail(f"entry {quote_name(name)}: its schedule cannot be asked.")
     state = _state_before(entry, trigger, scheduled)
     times = trigger.fire_times(state)
-    if times.after(scheduled - 1) != scheduled:
+    found = times.after(scheduled - 1)
+    if scheduled % 1000 == 0 and found is not None and found < scheduled + 1000:
+        # A time is shown, and so written, without the milliseconds that a grid may have.
+        scheduled = found
+    if found != scheduled:
         near = [session.time(t) for t in (times.before(scheduled), times.after(scheduled)) if t is not None]
         what = f"--at: {session.time(scheduled)} is no fire time of {quote_name(name)}"
         fail(f"{what}. Near: {', '.join(map(str, near)) or 'none'}.")

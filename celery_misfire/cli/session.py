@@ -125,7 +125,7 @@ class Session:
     def store(self) -> RedisStore:
         return RedisStore.of(self.settings, READ_TIMEOUT)
 
-    @property
+    @cached_property
     def zone(self) -> tzinfo:
         """The time zone of the app, in which all times are shown and read."""
         zone: tzinfo = self.app.timezone

@@ -109,7 +109,10 @@ def simulate_(
         page.line(", ".join(f"{MARKS[o]} {totals[o]:,} {o}" for o in Outcome))
         page.line()
         columns = ("entry", "instruction", "due", *map(str, Outcome), "next", "paused", "outage")
-        page.table(columns, [_row(page, answer, begin, end) for answer in shown], more)
+        spare = ("instruction", "next", "outage")
+        page.table(
+            columns, [_row(page, answer, begin, end, len(shown)) for answer in shown], more, spare=spare
+        )
 
     session.answer(data, write)
 
@@ -203,13 +206,13 @@ def _as_json(session: Session, answer: _Answer) -> dict[str, Any]:
     }
 
 
-def _row(page: Page, answer: _Answer, down: int, up: int) -> list[object]:
+def _row(page: Page, answer: _Answer, down: int, up: int, rows: int) -> list[object]:
     effect = answer.effect
     if effect is None:
         return [answer.name, answer.problem, *[""] * 8]
     counts = [count or "" for count in effect.counts.values()]
     following = page.time(effect.next_fire_time) or ("" if answer.paused else "never")
-    paused = page.pause(answer.paused) if answer.paused else ""
+    paused = page.pause(answer.paused, rows) if answer.paused else ""
     picture = _picture(answer, down, up)
     return [answer.name, answer.resolved, effect.due or "", *counts, following, paused, picture]
 

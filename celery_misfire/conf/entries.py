@@ -317,12 +317,17 @@ def checked_entry(
         return None
     own, trigger, trigger_type = Problems(problems.spell), None, None
     keys: Mapping[Any, Any] = {}
-    with own.at(""):
+    # Not own.at(): there may be very many entries, and a generator for each costs more than the check.
+    try:
         keys = keys_of(entry)
         _check_entry(own, keys, known)
-    with own.at(".schedule"):
+    except Exception as exc:
+        own.add_error("", exc)
+    try:
         if (schedule := keys.get("schedule")) is not None:
             trigger, trigger_type = _trigger(app, name, schedule, bool(keys.get("relative")))
+    except Exception as exc:
+        own.add_error(".schedule", exc)
     if own.found:
         place = f"{problems.spell('beat_schedule')}[{quote_name(name)}]"
         problems.found += [(place + below, text) for below, text in own.found]

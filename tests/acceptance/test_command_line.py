@@ -170,7 +170,7 @@ def test_doctor_looks_into_the_workers(project: Project):
     # A worker that is busy may answer too late for one look.
     wait_for(lambda: found() == "", what="an answer of the worker")
     shop.entries["tock"] = {"task": "shop.nowhere", "schedule": 60.0}
-    unknown = "1 entries have a task that no live worker knows: 'tock (shop.nowhere)'"
+    unknown = "1 entry has a task that no live worker knows: 'tock (shop.nowhere)'"
     wait_for(lambda: found() == unknown, what="an unknown task")
     del shop.entries["tock"]
     shop.settings["misfire_namespace"] = "other"

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -111,7 +111,7 @@ def test_status_says_who_leads_and_where_each_entry_stands(shop: CommandLine, wo
     assert stocks["last_24h"]["fired"] == len(in_time) > 0
     text = shop.text("status")
     assert re.search(r"^leader +\S+:\d+, since \d{4}-", text, re.MULTILINE)
-    assert re.search(rf"stocks .* do_nothing .* {len(in_time)}/0/0/12", text)
+    assert re.search(rf"stocks .* do_nothing .* {len(in_time)} fired, 12 missed", text)
 
 
 def test_runs_in_time_of_an_entry_are_not_known_where_the_log_is_too_short(shop: CommandLine, world: World):
@@ -119,7 +119,7 @@ def test_runs_in_time_of_an_entry_are_not_known_where_the_log_is_too_short(shop:
     entries = {entry["name"]: entry["last_24h"] for entry in shop.json("status")["entries"]}
     assert entries["stocks"] == {"fired": None, "recovered": 0, "merged": 0, "missed": 12}
     assert shop.json("status")["last_24h"]["fired"] > 0
-    assert re.search(r"stocks .* -/0/0/12", shop.text("status"))
+    assert re.search(r"stocks .* - fired, 12 missed", shop.text("status"))
 
 
 def test_status_counts_what_is_overdue_and_its_exit_code_says_so(shop: CommandLine, world: World):
@@ -270,6 +270,23 @@ def test_an_occurrence_is_run_with_its_own_time_and_once(shop: CommandLine, worl
     assert len(published(shop.url)) == before + 1
 
 
+def test_a_time_is_found_as_it_is_shown_without_its_milliseconds(shop: CommandLine, world: World):
+    world.crash()
+    store = world.store
+    assert isinstance(store.acquire("past", 60), Taken)
+    text = store.load()["stocks"]
+    record = records.loads(text)
+    # A grid begins when its entry is first seen, which is at no whole second.
+    late = replace(record, state=replace(record.state, start_time=record.state.start_time + 777))
+    assert store.commit("past", [Change("stocks", text, records.dumps(late))]).conflicts == ()
+    scheduled = from_millis(late.state.start_time + 2 * HOUR)
+    shown = scheduled.replace(microsecond=0)
+    done = shop.json("run", "stocks", "--at", shown.isoformat(), "--dry-run")
+    assert datetime.fromisoformat(done["runs"][0]["scheduled"]) == scheduled
+    for wrong in (shown - timedelta(seconds=1), shown + timedelta(seconds=1)):
+        assert "is no fire time" in shop.error("run", "stocks", "--at", wrong.isoformat(), code=2)
+
+
 def test_all_occurrences_of_a_record_are_run(shop: CommandLine, world: World):
     (record,) = shop.json("missed")["missed"]
     before = len(published(shop.url))
@@ -318,6 +335,7 @@ def test_what_an_admin_had_run_is_not_run_again_and_what_was_not_sent_can_be(sho
         (["simulate", "--down", "2026-03-02", "--up", "2026-03-01"], "must end after it begins", 2),
         (["next", "--for", "soon"], "is no length of time", 2),
         (["missed", "--since", "24"], "is no time", 2),
+        (["health", "--max-late", "nan"], "expected a number of seconds", 2),
         (["hold"], "say until when", 2),
         (["hold", "--until", "2h", "--end"], "say until when", 2),
         (["hold", "--until", "2020-01-01"], "has passed", 2),
@@ -423,7 +441,7 @@ IN_EMPTY = {
     "simulate": (0, "as if entries were first seen now"),
     "run": (0, "sent"),
     "pause": (1, "Nobody leads"),
-    "resume": (1, "Nobody leads"),
+    "resume": (0, "none of these entries is paused"),
     "hold": (1, "Nobody leads"),
     "health": (1, "not healthy: no beat leads"),
     "doctor": (1, "no beat leads"),

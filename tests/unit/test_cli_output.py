@@ -114,6 +114,28 @@ def test_rows_that_do_not_fit_into_the_terminal_stand_below_each_other(monkeypat
     assert "  task:" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("has_rich", [True, False])
+def test_many_rows_leave_out_what_a_narrow_terminal_has_no_room_for(monkeypatch, capsys, has_rich: bool):
+    if not has_rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
+    columns = ("entry", "task", "schedule", "next")
+    rows = [(f"entry{n}", "shop.task", "every hour", "09:00") for n in range(4)]
+
+    def told(width: int) -> str:
+        Page(BERLIN, width=width).table(columns, rows, spare=("task", "schedule"))
+        return capsys.readouterr().out
+
+    assert "not shown" not in told(80)
+    assert "shop.task" in told(80)
+    assert "not shown: task; a wider terminal and --json have them" in told(35)
+    assert "every hour" in told(35)
+    assert "not shown: task, schedule; " in told(20)
+    assert "every hour" not in told(20)
+    # Where that does not help, nothing is left out.
+    assert "  task: shop.task" in told(10)
+    assert "not shown" not in told(10)
+
+
 def test_what_others_wrote_stays_on_its_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich", None)
     Page(BERLIN).table(("entry",), [("two\nlines \x1b[31m",)])
