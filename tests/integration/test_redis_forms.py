@@ -526,7 +526,8 @@ def test_a_redis_that_still_loads_its_data_is_waited_for(
             # Loading, a Redis answers after every 2 MB; so this is long enough, and not in one piece.
             with server.client() as client:
                 client.config_set("rdbcompression", "no")
-                client.mset({f"key:{n}": "x" * 100_000 for n in range(600)})
+                for n in range(600):
+                    client.set(f"key:{n}", "x" * 100_000)
                 client.bgrewriteaof()
                 wait_for(lambda: not client.info("persistence")["aof_rewrite_in_progress"], what="the file")
             server.kill()
