@@ -210,7 +210,8 @@ CUT_OFF = """
 #: Whether two labels of the axis above all tasks touch, where it is seen.
 OVERLAP = """
 () => {
-    const places = [...document.querySelectorAll(".mf-axis text")].map((text) => text.getBoundingClientRect());
+    const texts = [...document.querySelectorAll(".mf-axis text")];
+    const places = texts.map((text) => text.getBoundingClientRect());
     return places.some((one, n) => places.slice(n + 1).some((other) =>
         Math.abs(one.top - other.top) < 5 && one.left < other.right && other.left < one.right));
 }
