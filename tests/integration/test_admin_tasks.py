@@ -360,8 +360,8 @@ def test_a_thousand_rows_cost_as_many_queries_as_ten(site: AdminSite, monkeypatc
     add(10, 1000)
     assert asked() == few
     assert few[0] <= 12
-    # The records, and the mark of the state.
-    assert few[1] == 2
+    # The records, the mark of the state, and what a look at the beats reads.
+    assert few[1] <= 6
 
 
 def redis_calls(site: AdminSite) -> int:

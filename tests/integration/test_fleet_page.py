@@ -16,7 +16,7 @@ from celery import current_app
 from celery_misfire import records
 from celery_misfire.beats import Sign
 from celery_misfire.conf.settings import read_settings
-from celery_misfire.control import Request
+from celery_misfire.control import Request, write_hold
 from celery_misfire.misfire import from_millis
 from celery_misfire.records import Definition, Pause
 from celery_misfire.store.port import Change
@@ -179,6 +179,44 @@ def test_the_page_can_be_narrowed(site: AdminSite):
     assert off.name in text
     for wrong in ({"state": "x"}, {"days": "9"}, {"p": "x"}, {"p": "99"}, {"q": "\0"}):
         show(client, **wrong)
+
+
+def test_what_is_held_or_paused_is_overdue_on_no_page(site: AdminSite):
+    row, other = task("<b>held"), task("paused")
+    _record, rests = site.plan(row, other, next_fire_time=NOW - HOUR)
+    paused = replace(rests, paused=Pause(NOW - 2 * HOUR, None, "", "ann"))
+    site.write([Change(rests.name, records.dumps(rests), records.dumps(paused))])
+    client = site.client("view_periodictask")
+
+    def shown() -> dict[str, tuple[bool, bool]]:
+        """Return whether each page says that something is overdue, and that something is paused."""
+        pages = {"fleet": PAGE, "list": TASKS, "filter": f"{TASKS}?misfires=overdue"}
+        pages |= {"timeline": f"{TASKS}{row.pk}/timeline/", "paused": f"{TASKS}{other.pk}/timeline/"}
+        found = {}
+        for name, url in pages.items():
+            text = client.get(url).content.decode()
+            is_overdue = re.search(r"hour overdue|runs? (?:is|are) overdue", text)
+            found[name] = is_overdue is not None, re.search(r"[Pp]aused (?:until|by)", text) is not None
+        return found
+
+    assert shown() == {
+        "fleet": (True, True),
+        "list": (True, True),
+        "filter": (True, False),
+        "timeline": (True, False),
+        "paused": (False, True),
+    }
+    hold = Pause(NOW - 2 * HOUR, NOW + 100 * HOUR, "<i>the move</i>", "ann")
+    assert site.store.write_hold("the test", "", write_hold(hold))
+    held = shown()
+    assert held.pop("filter") == (False, False)
+    assert set(held.values()) == {(False, True)}
+    for url in (PAGE, TASKS, f"{TASKS}{row.pk}/timeline/"):
+        text = client.get(url).content.decode()
+        assert "&lt;i&gt;the move&lt;/i&gt;" in text
+    assert "All tasks are held until" in client.get(TASKS).content.decode()
+    # What is to come begins when the hold is over.
+    assert "Next: " not in client.get(f"{TASKS}{other.pk}/timeline/").content.decode()
 
 
 def test_it_says_who_leads_and_who_stands_by(site: AdminSite, server: RedisServer):

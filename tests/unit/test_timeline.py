@@ -31,6 +31,7 @@ from celery_misfire.misfire import (
 )
 from celery_misfire.records import Unreported, first_seen
 from celery_misfire.schedules import simple
+from celery_misfire.status import status_of
 from celery_misfire.triggers.kinds import trigger_for
 from celery_misfire.triggers.zones import zone_for
 from tests.support.django_settings import set_up
@@ -362,8 +363,9 @@ def missed(first: int, last: int, count: int, reason: str = "scheduler_down", **
     return Missed(first=first, last=last, count=count, reason=reason, **fields)
 
 
-def past(*events: Event, **fields: Any):
-    return history(events, "reports", START, START + DAY, **fields)
+def past(*events: Event, policy: Any = None, enabled: bool = True, **fields: Any):
+    status = status_of(fields.get("record"), fields.get("trigger"), policy, START + DAY)
+    return history(events, "reports", START, START + DAY, status=status if enabled else None, **fields)
 
 
 def record_at(moment: int, trigger: Any = CRON, **state: Any):

@@ -13,7 +13,8 @@ from celery_misfire import records
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django.rows import entry_name
 from celery_misfire.events import Event, Led, Sent, SentTogether, decode
-from celery_misfire.records import EntryRecord
+from celery_misfire.fleet import Fleet
+from celery_misfire.records import EntryRecord, Pause
 from celery_misfire.store.redis_store import RedisStore
 
 #: Longest wait for one answer of Redis, in seconds: somebody is waiting for a page.
@@ -31,11 +32,13 @@ class Stored:
     :param events: the log of all entries from `since` on, oldest first.
     :param known_from: where the log begins, if that is later than `since`; now, when it is empty.
     :param record: None: beat has not seen the entry yet, or its record cannot be read.
+    :param hold: the hold of all entries, if there is one.
     """
 
     events: Sequence[Event]
     known_from: int | None
     record: EntryRecord | None
+    hold: Pause | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,15 @@ def records_of(store: RedisStore, names: Sequence[str] | None) -> dict[str, Entr
     return records.loads_all(store.load(names))
 
 
+def fleet_of(store: RedisStore, names: Sequence[str] | None = None) -> Fleet:
+    """Return the beats, the hold and these records: what is configured or counted is left out.
+
+    :param names: of these entries; None: of all.
+    :raises StoreUnavailable: Redis is away, or too slow.
+    """
+    return Fleet(store.sight(), {}, records_of(store, names), {})
+
+
 def record_of(store: RedisStore, task: PeriodicTask) -> EntryRecord | None:
     """Return the record of a row, as :func:`records_of` finds it."""
     name = entry_name(task)
@@ -94,7 +106,8 @@ def read(store: RedisStore, entry: str, since: int, now: int) -> Stored:
     else:
         events = _about(entry, store.log(TIMELINE_LINES))
         begins = next((e.written_at for e in events if e.written_at is not None), begins)
-    return Stored(events, None if begins <= since else begins, records_of(store, [entry]).get(entry))
+    fleet = fleet_of(store, [entry])
+    return Stored(events, None if begins <= since else begins, fleet.records.get(entry), fleet.hold)
 
 
 def _about(entry: str, lines: Iterable[Mapping[str, Any]]) -> list[Event]:

@@ -20,6 +20,7 @@ from django.utils.translation import ngettext
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.admin.fleet_state import STATES, FleetState, Line, Planned, planned
+from celery_misfire.contrib.django.admin.overview import pause_in_words, standing
 from celery_misfire.contrib.django.models import Alarm, MissedFire
 from celery_misfire.contrib.django.policies import short_label_of
 from celery_misfire.contrib.django.state import open_store
@@ -30,7 +31,7 @@ from celery_misfire.contrib.django.timeline.timeline import OUTCOMES, Waiting, f
 from celery_misfire.events import Event, Led, decode
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import Outcome
-from celery_misfire.records import EntryRecord, Pause
+from celery_misfire.records import EntryRecord
 from celery_misfire.status import Status, is_current, status_of
 from celery_misfire.triggers.kinds import CronTrigger
 
@@ -83,7 +84,7 @@ def context_of(model_admin: FleetAdmin, request: HttpRequest, state: FleetState)
         "zooms": [(ngettext("%d day", "%d days", n) % n, query.link(days=n), n == query.days) for n in DAYS],
         "query": query,
         "notes": _notes(state, events, window),
-        "hold": state.fleet and state.fleet.hold and _pause_in_words(state.fleet.hold),
+        "hold": state.fleet and state.fleet.hold and pause_in_words(state.fleet.hold),
         "zone": timezone.get_current_timezone_name(),
         "now": moments.as_text(state.now),
     }
@@ -334,25 +335,10 @@ def _in_words(line: Line, status: Status | None, plan: Planned | None) -> str:
         parts.append(_("schedule not valid"))
     if not line.enabled:
         parts.append(_("disabled"))
-    elif status is not None and status.paused is not None:
-        parts.append(_pause_in_words(status.paused, _("paused")))
-    elif status is not None and status.late_by:
-        length = moments.as_duration(status.late_by, parts=1)
-        text = _("%(length)s overdue") if status.is_overdue else _("%(length)s late")
-        parts.append(text % {"length": length})
+    elif text := standing(status):
+        parts.append(text)
     elif status is not None and not status.is_known and not is_wrong:
         parts.append(_("Not planned yet"))
     if line.missed:
         parts.append(ngettext("%(n)d missed", "%(n)d missed", line.missed) % {"n": line.missed})
     return " · ".join(parts) or (_("on time") if status is not None else _("not known"))
-
-
-def _pause_in_words(pause: Pause, what: str = "") -> str:
-    parts = [what] if what else []
-    if pause.until is not None:
-        parts.append(_("until %(time)s") % {"time": moments.as_short(pause.until, moments.now())})
-    if pause.by:
-        parts.append(_("by %(who)s") % {"who": pause.by})
-    if pause.reason:
-        parts.append(f"({pause.reason})")
-    return " ".join(parts)

@@ -21,7 +21,7 @@ from celery_misfire.contrib.django.database import with_policies
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
 from celery_misfire.contrib.django.policies import policy_of
 from celery_misfire.contrib.django.rows import entry_name, site_policy, trigger_of
-from celery_misfire.contrib.django.state import open_store, records_of
+from celery_misfire.contrib.django.state import fleet_of, open_store
 from celery_misfire.exceptions import MisfireConfigError, NewerSchema, StoreUnavailable
 from celery_misfire.fleet import Fleet
 from celery_misfire.misfire import MisfirePolicy, Trigger
@@ -158,7 +158,7 @@ def look(now: int) -> FleetState:
         settings = read_settings(current_app)
         store = open_store(current_app)
         # The schedules of all tasks would take seconds, and what was counted is not shown.
-        fleet = Fleet(store.sight(), {}, records_of(store, None), {})
+        fleet = fleet_of(store)
         way = _way(store)
     except MisfireConfigError as exc:
         return FleetState(lines, now, str(exc))

@@ -21,6 +21,7 @@ from celery_misfire.contrib.django.admin.overview import (
     Overview,
     overdue_keys,
     overviews_of,
+    standing,
     with_missed,
 )
 from celery_misfire.contrib.django.database import NOT_MIGRATED, is_migrated
@@ -119,13 +120,10 @@ class TaskListMixin(_ModelAdmin):
     def misfire_state(self, task: PeriodicTask) -> str:
         overview, parts = _overview(task), list[str]()
         status = overview.status
-        if status is not None and status.late_by:
-            length = moments.as_duration(status.late_by, parts=1)
-            if status.is_overdue:
-                text = _("%(length)s overdue") % {"length": length}
-                parts.append(format_html('<strong class="misfire-overdue">{}</strong>', text))
-            else:
-                parts.append(_("%(length)s late") % {"length": length})
+        if text := standing(status):
+            is_overdue = status is not None and status.is_overdue
+            form = '<strong class="misfire-overdue">{}</strong>' if is_overdue else "{}"
+            parts.append(format_html(form, text))
         if overview.problem:
             parts.append(format_html('<strong class="misfire-overdue">{}</strong>', overview.problem))
         if missed := getattr(task, "misfire_missed", 0):

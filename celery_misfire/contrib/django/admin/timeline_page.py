@@ -12,11 +12,13 @@ from django.contrib.admin import ModelAdmin
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.utils import timezone
+from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.contrib.django import moments
+from celery_misfire.contrib.django.admin.overview import pause_in_words
 from celery_misfire.contrib.django.admin.read_only import needs_tables
 from celery_misfire.contrib.django.admin.results import results_of
 from celery_misfire.contrib.django.admin.task_page import (
@@ -33,7 +35,7 @@ from celery_misfire.contrib.django.timeline import timeline, whatif
 from celery_misfire.contrib.django.timeline.history import History, expected, history
 from celery_misfire.contrib.django.timeline.picture import picture
 from celery_misfire.misfire import Outcome, Trigger, from_millis, to_millis
-from celery_misfire.status import is_current, state_of
+from celery_misfire.status import Status, is_current, state_of, status_of
 from celery_misfire.triggers.wall_times import DAY, MINUTE
 
 #: The timeline shows this much of the past, in milliseconds.
@@ -90,17 +92,18 @@ def timeline_view(
     stored = stored or Stored((), now, None)
     if is_known and stored.known_from == now:
         notes.append(_("The log is empty: nothing is known of the past."))
+    policy = None if trigger is None else find_policy(task, trigger)
+    status = status_of(stored.record, trigger, policy, now, hold=stored.hold) if task.enabled else None
     past = history(
         stored.events,
         entry,
         window.start,
         now,
         trigger=trigger,
-        policy=None if trigger is None else find_policy(task, trigger),
+        status=status,
         record=stored.record,
         known_from=stored.known_from,
         until=window.end,
-        enabled=task.enabled,
     )
     start, end = window.start, window.end
     if past.known_from is not None and past.known_from < window.end:
@@ -109,7 +112,7 @@ def timeline_view(
     future, following = list[timeline.Occurrence](), None
     if window.day is None:
         end = now + max(MINUTE, round((now - start) * FUTURE_SHARE))
-        future, following, end = _future(task, trigger, stored, past, now, end, problems, notes)
+        future, following, end = _future(trigger, stored, status, past, now, end, problems, notes)
     shown = timeline.Timeline(
         name=_("Fire times of %(task)s") % {"task": entry},
         start=start,
@@ -147,9 +150,9 @@ def _results(shown: timeline.Timeline, model_admin: ModelAdmin[Any], request: Ht
 
 
 def _future(
-    task: PeriodicTask,
     trigger: Trigger | None,
     stored: Stored,
+    status: Status | None,
     past: History,
     now: int,
     end: int,
@@ -164,16 +167,20 @@ def _future(
             past.overdue,
         )
         problems.append(text % {"n": timeline.format_number(past.overdue)})
-    if not task.enabled:
+    if status is None:
         notes.append(whatif.disabled_in_words(trigger, stored.record))
-    if trigger is None or not task.enabled:
+    if trigger is None or status is None:
         return [], None, end
+    if status.paused is not None:
+        notes.append(capfirst(pause_in_words(status.paused, _("paused"))) + ".")
     if stored.record is not None and not is_current(stored.record, trigger):
         notes.append(_("The task was edited, and beat has not seen that yet."))
     elif stored.record is None and stored.known_from != now:
         notes.append(_("Beat has not seen this task yet."))
     try:
         state = state_of(stored.record, trigger, now)
+        if status.paused is not None:
+            state = replace(state, next_fire_time=status.next_fire_time)
         if state.next_fire_time is None:
             return [], None, end
         following = trigger.fire_times(state).after(max(now, state.next_fire_time - 1))

@@ -13,9 +13,9 @@ from celery_misfire import records
 from celery_misfire.contrib.django.models import reason_in_words
 from celery_misfire.contrib.django.timeline.timeline import Occurrence, Outage, Waiting
 from celery_misfire.events import Event, Led, Merged, Misfired, Missed, Sent, StartedLate
-from celery_misfire.misfire import AUTO_THRESHOLD, MisfirePolicy, Outcome, Reason, Trigger, TriggerState
+from celery_misfire.misfire import AUTO_THRESHOLD, Outcome, Reason, Trigger, TriggerState
 from celery_misfire.records import EntryRecord
-from celery_misfire.status import is_current, status_of
+from celery_misfire.status import Status, is_current
 
 #: A stretch of more occurrences than this is not expanded.
 EXPAND_LIMIT = 500
@@ -53,20 +53,18 @@ def history(
     now: int,
     *,
     trigger: Trigger | None = None,
-    policy: MisfirePolicy | None = None,
+    status: Status | None = None,
     record: EntryRecord | None = None,
     known_from: int | None = None,
     until: int | None = None,
-    enabled: bool = True,
 ) -> History:
     """Return what became of an entry's occurrences from `start` to `now`.
 
     :param events: the log of all entries, oldest first; the events of other entries show when beat was there.
     :param trigger: the schedule as it is now, to name each occurrence of a stretch; None: stretches stay.
-    :param policy: the policy in force, None when misfire handling is off.
+    :param status: where the entry stands; None: nothing of it is overdue.
     :param record: what the store keeps of the entry, for what is decided and not in the log yet.
     :param until: what was due later is left out; None: until now.
-    :param enabled: False for an entry that beat leaves out: nothing of it is overdue.
     """
     events = list(events)
     known = None if record is None or trigger is None else _Known(trigger, record)
@@ -78,7 +76,7 @@ def history(
     # A log that begins before `start` is complete, so the silence up to its first event is known.
     outages = list(outages_in(events, start if known_from is None else None))
     overdue = 0
-    due = status_of(record, trigger, policy, now).overdue_since if enabled else None
+    due = None if status is None else status.overdue_since
     if due is not None and known is not None:
         overdue = known.count(due, now)
         found.add_overdue(due, known.last(now) or due, overdue)
