@@ -24,7 +24,7 @@ from example_project.demo.tally import Tally, check, table, tally
 from example_project.embedded_redis import RedisNotFound, redis_url
 
 #: Seconds of each part.
-RUNNING, OUTAGE, AFTERWARDS, SETTLING = 8.0, 10.0, 6.0, 10.0
+RUNNING, OUTAGE, AFTERWARDS, SETTLING = 8.0, 10.0, 6.0, 60.0
 #: The invoice falls due in the middle of the outage, and is found too late to be on time.
 INVOICE_DUE_AFTER, INVOICE_LATE_BY = 15.0, 4.0
 

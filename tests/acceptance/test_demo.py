@@ -129,6 +129,7 @@ MISFIRE = {"event": "misfire", "entry": "clean-up", "resolved": "fire_once_now",
 RECOVERED = sent("clean-up", 14_000, outcome="recovered", merged=1)
 LINES = [sent("clean-up", 12_000), MISFIRE, RECOVERED, sent("clean-up", 18_000)]
 RUNS = [run("clean-up", moment) for moment in (12_000, 14_000, 18_000)]
+GIVEN_UP = {"event": "missed", "entry": "clean-up", "first": 18_000, "count": 1, "reason": "queue_late"}
 
 
 @pytest.mark.parametrize(
@@ -136,13 +137,23 @@ RUNS = [run("clean-up", moment) for moment in (12_000, 14_000, 18_000)]
     [
         (LINES, RUNS, None),
         ([*LINES, LINES[0]], RUNS, None),
+        ([*LINES, GIVEN_UP], RUNS[:2], None),
         (LINES[:2] + LINES[3:], RUNS, "clean-up: 4 fire times, but {'fired': 2, 'merged': 0}"),
         ([*LINES[:2], RECOVERED | {"merged": 2}, LINES[3]], RUNS, "clean-up: 4 fire times, but "),
         (LINES, RUNS[:2], "clean-up: 1 runs were sent and left nothing in the database"),
         ([*LINES, sent("clean-up", 17_000)], [*RUNS, run("clean-up", 17_000)], "clean-up: 1 runs at times"),
         ([LINES[0], LINES[3]], RUNS, "clean-up: did not misfire"),
     ],
-    ids=["all there", "sent twice", "one lost", "one too many", "not run", "at a wrong time", "no misfire"],
+    ids=[
+        "all there",
+        "sent twice",
+        "given up by a worker",
+        "one lost",
+        "one too many",
+        "not run",
+        "at a wrong time",
+        "no misfire",
+    ],
 )
 def test_the_count_notices_what_does_not_add_up(lines: list[Any], runs: list[Any], complaint: str | None):
     tallies = {"clean-up": tally(lines, 19_000)["clean-up"]}
