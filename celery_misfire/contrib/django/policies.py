@@ -8,7 +8,8 @@ from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf.settings import Settings
 from celery_misfire.contrib.django.models import Instruction
-from celery_misfire.contrib.django.rows import policy_of_row
+from celery_misfire.contrib.django.rows import policy_of_row, site_policy
+from celery_misfire.exceptions import MisfireConfigError
 from celery_misfire.misfire import MisfirePolicy, Trigger, TriggerType, resolve
 
 
@@ -19,6 +20,16 @@ def policy_of(task: PeriodicTask, trigger: Trigger, settings: Settings) -> Misfi
     """
     own = getattr(task, "misfire_policy", None)
     return policy_of_row(task, own and own.as_entry_key(), trigger.trigger_type, settings)
+
+
+def policy_in_force(
+    task: PeriodicTask, trigger: Trigger, settings: Settings
+) -> tuple[MisfirePolicy | None, bool]:
+    """Return the policy that beat applies, and whether the row's own is valid: else beat takes the site's."""
+    try:
+        return policy_of(task, trigger, settings), True
+    except MisfireConfigError:
+        return site_policy(task, trigger, settings), False
 
 
 def policy_in_words(policy: MisfirePolicy | None, trigger_type: TriggerType) -> str:

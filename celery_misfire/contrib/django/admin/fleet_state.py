@@ -19,8 +19,8 @@ from celery_misfire.conf.settings import Settings, read_settings
 from celery_misfire.contrib.django.admin.overview import ROWS_AT_ONCE
 from celery_misfire.contrib.django.database import with_policies
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
-from celery_misfire.contrib.django.policies import policy_of
-from celery_misfire.contrib.django.rows import entry_name, site_policy, trigger_of
+from celery_misfire.contrib.django.policies import policy_in_force
+from celery_misfire.contrib.django.rows import entry_name, trigger_of
 from celery_misfire.contrib.django.state import fleet_of, open_store
 from celery_misfire.exceptions import MisfireConfigError, NewerSchema, StoreUnavailable
 from celery_misfire.fleet import Fleet
@@ -137,10 +137,7 @@ def _planned(task: PeriodicTask, settings: Settings) -> Planned:
         trigger = trigger_of(task)
     except ValueError:
         return Planned(task)
-    try:
-        return Planned(task, trigger, policy_of(task, trigger, settings))
-    except MisfireConfigError:
-        return Planned(task, trigger, site_policy(task, trigger, settings))
+    return Planned(task, trigger, policy_in_force(task, trigger, settings)[0])
 
 
 def look(now: int) -> FleetState:

@@ -20,8 +20,8 @@ from celery_misfire.contrib.django import moments
 from celery_misfire.contrib.django.admin.open_runs import with_open_runs
 from celery_misfire.contrib.django.database import with_policies
 from celery_misfire.contrib.django.models import MissedFire
-from celery_misfire.contrib.django.policies import policy_of, short_label_of
-from celery_misfire.contrib.django.rows import entry_name, key_in_name, site_policy, trigger_of
+from celery_misfire.contrib.django.policies import policy_in_force, short_label_of
+from celery_misfire.contrib.django.rows import entry_name, key_in_name, trigger_of
 from celery_misfire.contrib.django.state import fleet_of, open_store
 from celery_misfire.entry_record import EntryRecord, Pause
 from celery_misfire.exceptions import MisfireConfigError, NewerSchema, StoreUnavailable
@@ -121,12 +121,12 @@ def _overview(
     except ValueError:
         # Beat leaves out such a row, too.
         return Overview(problem=_("schedule not valid"))
-    try:
-        policy = policy_of(task, trigger, settings)
+    policy, is_valid = policy_in_force(task, trigger, settings)
+    if is_valid:
         overview.policy = short_label_of(policy, trigger.trigger_type)
-    except MisfireConfigError:
+    else:
         # The form of the row shows what is wrong.
-        policy, overview.problem = site_policy(task, trigger, settings), _("policy not valid")
+        overview.problem = _("policy not valid")
     if task.enabled:
         overview.status = status_of(record, trigger, policy, now, hold=hold)
     return overview

@@ -18,8 +18,8 @@ from django.utils.translation import gettext as _
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf.settings import read_settings
-from celery_misfire.contrib.django.policies import policy_of
-from celery_misfire.contrib.django.rows import entry_name, site_policy, trigger_of
+from celery_misfire.contrib.django.policies import policy_in_force
+from celery_misfire.contrib.django.rows import entry_name, trigger_of
 from celery_misfire.contrib.django.state import open_store
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import MisfirePolicy, Trigger
@@ -64,13 +64,9 @@ def ask_store(question: Callable[[RedisStore], T], problems: list[str]) -> T | N
 def find_policy(task: PeriodicTask, trigger: Trigger) -> MisfirePolicy | None:
     """Return the policy of a task as beat sees it; None when misfire handling is off, or cannot be read."""
     try:
-        settings = read_settings(current_app)
+        return policy_in_force(task, trigger, read_settings(current_app))[0]
     except MisfireConfigError:
         return None
-    try:
-        return policy_of(task, trigger, settings)
-    except MisfireConfigError:
-        return site_policy(task, trigger, settings)
 
 
 def not_computed(error: Exception) -> str:
