@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import click
 
@@ -14,6 +15,7 @@ from celery_misfire.beats import beats_in, problem_of
 from celery_misfire.cli.reading import beat_as_json
 from celery_misfire.cli.session import FINE, NOT_FINE, Session, command, fail
 from celery_misfire.clocks import wall_clock
+from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.worker.watch import Alarm, Watch
 
 
@@ -75,6 +77,10 @@ def watch_(session: Session, alert: str | None, once: bool) -> int:
     if once:
         watch.look()
         return NOT_FINE if not session.fleet.leader and session.fleet.overdue else FINE
+    # Redis may be away when the watch begins.
+    with suppress(StoreUnavailable):
+        if not watch.look():
+            click.echo("another one watches; this command takes over when that one is silent", err=True)
     watch.run()
     return FINE
 

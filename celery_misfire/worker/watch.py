@@ -135,18 +135,19 @@ class Watch:
                 say.exception("unexpected_error", what, owner=self._hostname)
             stop.wait(self._settings.check_rate)
 
-    def look(self) -> None:
-        """Look once, if this worker is the one that watches.
+    def look(self) -> bool:
+        """Look once, if this worker is the one that watches; return whether it is.
 
         :raises StoreUnavailable: when nobody can know.
         """
         found = self._keep_watch()
         if found is None:
-            return
+            return False
         if found.led and found.alarm:
             self._all_clear(found.alarm)
         elif not found.led and not found.alarm:
             self._raise_alarm(self._overdue(wall_clock()))
+        return True
 
     def _keep_watch(self, alarm: str | None = None) -> Watched | None:
         rate = self._settings.check_rate

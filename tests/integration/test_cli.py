@@ -704,6 +704,19 @@ def test_a_command_that_goes_on_ends_quietly_when_it_is_interrupted(
     assert (process.returncode, errors) == (130, "")
 
 
+def test_watch_says_that_another_one_watches(server: RedisServer, world: World, tmp_path: Path):
+    world.store.watch("worker@host:1", 60, 0)
+    code = f"from celery import Celery\napp = Celery('test', broker={server.url!r})\n"
+    (tmp_path / "proj.py").write_text(code)
+    command = [sys.executable, "-m", "celery", "-A", "proj", "misfire", "watch"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            assert process.stderr.readline().startswith("another one watches;")
+        finally:
+            process.kill()
+
+
 def test_the_log_is_followed(server: RedisServer, shop: CommandLine, world: World, tmp_path: Path):
     code = f"from celery import Celery\napp = Celery('test', broker={server.url!r})\n"
     (tmp_path / "proj.py").write_text(code)
