@@ -193,7 +193,9 @@ def test_after_kills_in_a_burst_every_occurrence_has_exactly_one_fate(
     # A beat that was killed, or lost its lease, had claimed one batch at most that it had not acknowledged.
     # When such runs are sent again, the last entry of a batch may bring a whole share.
     interruptions = len(moments) + project.log().count("the lease is lost")
-    assert 0 < counts["sent again"] <= interruptions * (LARGEST_BATCH + LARGEST_SHARE)
+    assert counts["sent again"] <= interruptions * (LARGEST_BATCH + LARGEST_SHARE)
+    # Of a few kills, none may have come between a batch and its ack.
+    assert counts["sent again"] or kills < 50
 
 
 @pytest.mark.timeout(300)
