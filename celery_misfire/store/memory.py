@@ -217,6 +217,12 @@ class MemoryStore(MemoryNamespace, Store):
         return registers.parse(held or str(value)), not held
 
     @one_call
+    def close(self, task_id: str, value: Register, entry: str, record: str) -> Register | None:
+        if not self._get(f"fire:{task_id}") and self.database.contents.records.get(entry) != record:
+            return None
+        return self._write_register(task_id, value)[0]
+
+    @one_call
     def register(self, task_id: str) -> Register | None:
         return registers.parse(held) if (held := self._get(f"fire:{task_id}")) else None
 

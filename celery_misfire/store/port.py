@@ -223,6 +223,16 @@ class Store(Protocol):
             line, how many there were in this hour, which are counted as ``("", "late")``.
         """
 
+    def close(self, task_id: str, value: Register, entry: str, record: str) -> Register | None:
+        """Write into the register of an occurrence that has none yet, while an intent stands for it.
+
+        Beat looks at the register after it has replaced the record. So one of the two sees the other.
+
+        :param record: the record with the intent.
+        :returns: what the register holds; None when the entry has another record by now. Nothing has been
+            written then.
+        """
+
     def register(self, task_id: str) -> Register | None:
         """Return what the register of an occurrence holds, None when nothing has been written there."""
 

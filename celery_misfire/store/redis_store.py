@@ -243,6 +243,12 @@ class RedisStore(RedisNamespace, Store):
         held, nth = self._run("start", keys, args)
         return registers.parse(held), int(nth)
 
+    def close(self, task_id: str, value: Register, entry: str, record: str) -> Register | None:
+        keys = [self._register_prefix + task_id, self.state_key]
+        args = [str(value), millis(register_ttl(value)), f"e:{entry}", record]
+        held = self._run("close", keys, args)
+        return registers.parse(held) if held else None
+
     def register(self, task_id: str) -> Register | None:
         try:
             text = self._call(self._redis.get, self._register_prefix + task_id)

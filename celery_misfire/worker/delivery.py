@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -133,14 +132,14 @@ def read_delivery(message: Fields, app: Celery, namespace: str) -> Delivery | No
     )
 
 
-def is_claimed(delivery: Delivery, texts: Iterable[str], namespace: str) -> bool:
+def is_claimed(delivery: Delivery, record: str, namespace: str) -> bool:
     """Return True when beat has claimed the run, and not written that it was sent.
 
-    :param texts: what the store keeps of the entry.
+    :param record: what the store keeps of the entry.
     """
     entry = delivery.fire.entry
     try:
-        intents = [intent for text in texts for intent in loads(text).intents]
+        intents = loads(record).intents
     except ValueError:
         return False
     return any(delivery.task_id == fire.id_of(namespace, entry, intent) for intent in intents)

@@ -185,17 +185,21 @@ class Guard:
         )
         event = Missed.of(missed, worker=self._hostname)
         # With the nonce: should this process die now, the message comes again, and is reported then.
-        is_beats = self._is_claimed(delivery)
-        value = registers.Missed(reason, "" if is_beats else delivery.nonce)
-        line = None if is_beats else event.encode()
+        record = self._claim(delivery)
+        value = registers.Missed(reason, "" if record else delivery.nonce)
+        line = None if record else event.encode()
         request = registers.StartRequest(value, delivery.fire.entry, line=line)
-        answer = self._store.ask(lambda store: _close(store, delivery, request))
-        register, nth = answer or (None, None)
-        if register is None:
+        answer = self._store.ask(lambda store: _close(store, delivery, request, record))
+        if answer is None:
             return False
+        register, nth = answer
+        if register is None:
+            # Of a message that is delivered again, nothing is known. Else beat has written meanwhile.
+            changed = bool(record) and not delivery.redelivered
+            return changed and self._give_up(delivery, reason, context, late_by)
         if register != value:
             return not self._has_started(delivery, register)
-        if is_beats:
+        if record:
             what = "a message of %s is dropped: beat has it among what an outage left"
             say.info("dropped", what, delivery, **self._fields(delivery))
             return True
@@ -204,12 +208,17 @@ class Guard:
         self.reports.make(Report(missed, delivery.on_missed, request=_without_arguments(context)))
         return True
 
-    def _is_claimed(self, delivery: Delivery) -> bool:
-        """Return True when beat does not know that the run was sent: it judges it with the whole outage."""
+    def _claim(self, delivery: Delivery) -> str:
+        """Return the record by which beat does not know that the run was sent, '' when there is none.
+
+        Beat judges such a run with the whole outage.
+        """
         if delivery.once or time.time() - delivery.fire.fire_time.timestamp() < SOON_ACKNOWLEDGED:
-            return False
-        found = self._store.ask(lambda store: store.load([delivery.fire.entry])) or {}
-        return is_claimed(delivery, found.values(), self._settings.namespace)
+            return ""
+        entry = delivery.fire.entry
+        found = self._store.ask(lambda store: store.load([entry])) or {}
+        text = found.get(entry, "")
+        return text if text and is_claimed(delivery, text, self._settings.namespace) else ""
 
     def _has_started(self, delivery: Delivery, register: Register) -> bool:
         """Return True when the register says that the run started from this message; else it is dropped."""
@@ -252,15 +261,19 @@ class Guard:
 
 
 def _close(
-    store: Store, delivery: Delivery, request: registers.StartRequest
+    store: Store, delivery: Delivery, request: registers.StartRequest, record: str
 ) -> tuple[Register | None, int | None]:
     """Write into the register that the run is missed; return what it holds, and what `start` has counted.
 
     A message that is delivered again may be that of a run that has started without a register. So it leaves
     an empty one alone, and the answer is None.
+
+    :param record: what the entry's record must still be; '' when no intent stands for the run.
     """
     if delivery.redelivered:
         return store.register(delivery.task_id), None
+    if record:
+        return store.close(delivery.task_id, request.value, request.entry, record), None
     return store.start(delivery.task_id, request)
 
 

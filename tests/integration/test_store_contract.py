@@ -412,6 +412,25 @@ def test_runs_that_come_late_are_counted(store: Store):
     assert store.counts_since(0) == counts
 
 
+def test_a_register_is_closed_only_while_the_record_is_the_one_that_has_the_intent(
+    place: StorePlace, store: Store
+):
+    take(store)
+    store.commit("token", [Change("a", "", "claimed")])
+    before = place.contents()
+    assert store.close("1", CAPPED, "a", "another") is None
+    assert store.close("1", CAPPED, "b", "claimed") is None
+    assert place.contents() == before
+    assert store.close("1", CAPPED, "a", "claimed") == CAPPED
+    store.commit("token", [Change("a", "claimed", "sent")])
+    assert store.close("2", CAPPED, "a", "claimed") is None
+    assert store.register("2") is None
+    # What has been written stays, and sent twice it is done once.
+    assert store.close("1", CAPPED, "a", "claimed") == CAPPED
+    store.start("3", StartRequest(STARTED, "a"))
+    assert store.close("3", CAPPED, "a", "sent") == STARTED
+
+
 def test_a_backlog_of_late_runs_leaves_most_of_the_log_to_others(place: StorePlace):
     store = place.store(history=1000)
     take(store)

@@ -410,11 +410,14 @@ def test_wrong_input_is_told_on_the_page(site, server, query, told):
 def test_the_longest_outage_that_can_be_chosen_is_answered(site, server, schedule):
     task = make_task(**({"interval": every(**schedule)} if schedule else {}))
     client = site.client("view_periodictask")
-    for page in (f"django_celery_beat/periodictask/{task.pk}", "celery_misfire/fleet"):
-        when = {"down": "1971-01-01T00:00", "up": "8999-12-31T23:59"}
-        response = client.get(f"/admin/{page}/what-if/", when)
-        assert response.status_code == 200
-        assert "Choose a date" not in response.content.decode()
+    begins = "2026-03-10T14:00"
+    pages = {f"django_celery_beat/periodictask/{task.pk}": 2126, "celery_misfire/fleet": 2027}
+    for page, year in pages.items():
+        for last, is_too_long in ((year, False), (year + 1, True), (8999, True)):
+            window = {"down": begins, "up": f"{last}-03-10T14:00"}
+            text = client.get(f"/admin/{page}/what-if/", window).content.decode()
+            assert ("Choose an outage of at most" in text) is is_too_long, (page, last)
+            assert "Choose a date" not in text
 
 
 def test_an_outage_of_any_length_is_answered(site, server):

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task, chain, chord, current_app, group
+from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 from celery.signals import worker_init
 from kombu.exceptions import OperationalError
@@ -27,6 +29,7 @@ from celery_misfire.records import EntryRecord, Intent, dumps
 from celery_misfire.sending.missed_record import MISSED
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store import registers
+from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.worker import Guard, Request
 from tests.support.fires import GENERATION, Fires
 from tests.support.missed import make_missed
@@ -532,6 +535,34 @@ def test_an_error_in_the_guard_is_logged_and_the_run_starts(app: Celery, caplog:
         assert not guard.refuses(SimpleNamespace(request_dict=fields))  # type: ignore[arg-type]
         assert not guard.expires(SimpleNamespace(request_dict=fields))  # type: ignore[arg-type]
     assert [r.getMessage() for r in caplog.records] == ["worker: unexpected error, the run starts"] * 3
+
+
+def test_a_late_run_is_left_to_beat_only_while_beat_does_not_know_that_it_was_sent(
+    app: Celery, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.conf.result_backend = app.conf.broker_url
+    guard = Guard(app, read_settings(app), "worker@test", Numbers())
+    store, moment = RedisStore(redis_server.url, "hooks"), round(time.time() * 1000) - 60_000
+    intent = Intent(moment, GENERATION, Outcome.FIRED, moment)
+    claimed = EntryRecord("late", "record", GENERATION, "f", TriggerState(None, moment), intents=(intent,))
+    store._redis.hset(store.state_key, "e:late", dumps(claimed))
+    load = RedisStore.load
+
+    def slow(self: RedisStore, names: Any = None) -> dict[str, str]:
+        found = load(self, names)
+        # Beat writes that it was sent, and looks at the register, before this worker goes on.
+        store._redis.hset(store.state_key, "e:late", dumps(replace(claimed, intents=())))
+        assert store.register(id_) is None
+        return found
+
+    monkeypatch.setattr(RedisStore, "load", slow)
+    message = Fires(redis_server.url, "hooks").signature("late", scheduled=moment / 1000)
+    id_, header = message.options["task_id"], message.options["headers"]["misfire"]
+    request = {"id": id_, "task": "record", "misfire": header}
+    assert guard.refuses(SimpleNamespace(request_dict=request, context=Context()))  # type: ignore[arg-type]
+    assert store.register(id_) == registers.Missed("queue_late", header["nonce"])
+    assert [line["event"] for line in store.log()] == ["missed"]
+    guard.reports.stop()
 
 
 def test_what_fails_of_a_report_in_a_process_of_the_pool_is_done_as_soon_as_it_can_be(

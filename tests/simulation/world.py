@@ -298,11 +298,12 @@ class World:
     def _starts(self, worker: MemoryStore, header: Mapping[str, Any], id_: str) -> bool:
         """Write the register of a run as a worker does; return whether it starts."""
         value: registers.Register = registers.Started(header["nonce"], "w")
-        line = None
+        line: Mapping[str, Any] | None = None
         if self.plan.gives_up and self._is_late(header):
-            is_beats = self._is_claimed(worker, header, id_)
-            value = registers.Missed(Reason.QUEUE_LATE, "" if is_beats else header["nonce"])
-            line = None if is_beats else _missed(header, id_)
+            if record := self._claim(worker, header, id_):
+                worker.close(id_, registers.Missed(Reason.QUEUE_LATE), header["entry"], record)
+                return False
+            value, line = registers.Missed(Reason.QUEUE_LATE, header["nonce"]), _missed(header, id_)
         held, fresh = worker.start(id_, registers.StartRequest(value, header["entry"], line=line))
         return isinstance(held, registers.Started) and (fresh > 0 or held.nonce == header["nonce"])
 
@@ -311,12 +312,12 @@ class World:
         late_by = self.now - to_millis(datetime.fromisoformat(began))
         return header["instruction"] == "do_nothing" and late_by >= header["threshold"] * 1000
 
-    def _is_claimed(self, worker: MemoryStore, header: Mapping[str, Any], id_: str) -> bool:
-        sent = to_millis(datetime.fromisoformat(header["fire_time"]))
-        texts = worker.load([header["entry"]]).values()
-        intents = [i for text in texts for i in records.loads(text).intents]
-        claimed = any(id_ == fire.id_of(NAMESPACE, header["entry"], i) for i in intents)
-        return claimed and self.now - sent >= SOON_ACKNOWLEDGED * 1000
+    def _claim(self, worker: MemoryStore, header: Mapping[str, Any], id_: str) -> str:
+        if self.now - to_millis(datetime.fromisoformat(header["fire_time"])) < SOON_ACKNOWLEDGED * 1000:
+            return ""
+        text = worker.load([header["entry"]]).get(header["entry"], "")
+        intents = records.loads(text).intents if text else ()
+        return text if any(id_ == fire.id_of(NAMESPACE, header["entry"], i) for i in intents) else ""
 
     def pass_slowly(self) -> None:
         """Let some seconds pass before workers get what a beat has sent, and the beat an answer."""

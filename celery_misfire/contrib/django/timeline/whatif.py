@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django import forms
@@ -39,6 +39,8 @@ from celery_misfire.simulation import Step, steps
 from celery_misfire.status import is_current
 from celery_misfire.triggers.wall_times import DAY, HOUR, MINUTE, SECOND
 
+#: The longest outage of one task that is answered, in years: somebody waits for the page.
+LONGEST_OUTAGE = 100
 #: The outage that is offered first is no longer than this, in days.
 MAX_OUTAGE_DAYS = 400
 #: The picture has at most this many fire times before the outage, and as many after it.
@@ -51,6 +53,9 @@ _INPUT = "%Y-%m-%dT%H:%M:%S"
 
 class OutageForm(forms.Form):
     """When beat is away; with aware times when it is valid."""
+
+    #: The longest outage that is answered, in years.
+    longest = LONGEST_OUTAGE
 
     down = forms.DateTimeField(
         label=gettext_lazy("Beat is away from"),
@@ -73,6 +78,13 @@ class OutageForm(forms.Form):
                 self.add_error("up", _("The outage has to end after it begins."))
             elif down.year <= 1970 or up.year >= 9000:
                 self.add_error("down", _("Choose a date between 1971 and 8999."))
+            elif up - down > timedelta(days=366 * self.longest):
+                text = ngettext(
+                    "Choose an outage of at most %(n)d year.",
+                    "Choose an outage of at most %(n)d years.",
+                    self.longest,
+                )
+                self.add_error("up", text % {"n": self.longest})
         return data
 
 
