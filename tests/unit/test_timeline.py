@@ -257,12 +257,20 @@ def test_the_days_above_all_tasks_have_room_and_midnight_has_its_own(hour: int, 
     window = fleet.Window.around(START + hour * HOUR + 33 * MINUTE, days)
     texts = list(ElementTree.fromstring(fleet.axis(window, UTC)))
     told = [(float(t.get("x", "").rstrip("%")), t.text) for t in texts if t.get("class") is None]
-    # A day takes a fifth of the axis on a small screen; one hangs over to both sides.
     places = [place for place, _day in told]
-    assert all(b - a >= (33 if days == 1 else 20) for a, b in pairwise(places))
+    # On a small screen a day takes a fifth of the axis, a clock a tenth.
+    for kind, width in ((None, 20), ("mf-quiet", 10)):
+        taken = []
+        for text in texts:
+            if text.get("class") == kind:
+                hangs_over = width / 2 if text.get("text-anchor") == "middle" else 0
+                begin = float(text.get("x", "").rstrip("%")) - hangs_over
+                taken.append((begin, begin + width))
+        assert all(begin >= 0 and end <= 101 for begin, end in taken)
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(taken))
     if days == 1:
         midnights = [(24 - hour - 33 / 60 + 24 * n) / 48 * 100 for n in (0, 1)]
-        assert all(any(abs(m - place) < 0.1 for place in places) for m in midnights if m < 95)
+        assert all(any(abs(m - place) < 0.1 for place in places) for m in midnights if m < 90)
 
 
 def test_the_axis_shows_the_repeated_hour_twice_and_says_that_the_clocks_changed():

@@ -42,8 +42,9 @@ _REACH: dict[Fate, tuple[int, int]] = {
 LEGEND: tuple[Fate, ...] = tuple(_REACH)
 #: The axis has at most about so many labels, if they are times of day, and if they are days.
 _LABELS, _DAYS = 9, 4
-#: After this share of the axis there is no room for such a label.
-_LAST_LABEL, _LAST_DAY = 0.95, 0.88
+#: A clock needs this share of the axis on both its sides, and a day; a day that stands to the right of its
+#: begin needs twice that.
+_CLOCK_ROOM, _HALF_DAY = 0.05, 0.1
 #: A day is told only where the next one is told no sooner than after this share of the axis.
 _DAY_ROOM = 0.33
 
@@ -146,19 +147,17 @@ def axis(window: Window, zone: tzinfo) -> SafeString:
     parts, days, has_clocks = [], list[tuple[float, str]](), length <= 3 * DAY
     for moment in ticks(known, window.start, window.end, length / (_LABELS if has_clocks else _DAYS)):
         share = (moment - window.start) / length
-        if share > (_LAST_LABEL if has_clocks else _LAST_DAY):
-            # It would be cut off.
-            break
         local = from_millis(moment).astimezone(zone)
         day = date_format(local, pgettext("as Django's filter date takes it", "D j M"))
-        if has_clocks:
-            anchor = "start" if share < 1 - _LAST_LABEL else "middle"
-            parts.append(_label(share, 30, anchor, date_format(local, "H:i"), "mf-quiet"))
+        if has_clocks and _CLOCK_ROOM <= share <= 1 - _CLOCK_ROOM:
+            parts.append(_label(share, 30, "middle", date_format(local, "H:i"), "mf-quiet"))
         if not days or day != days[-1][1]:
             days.append((share, day))
     for (share, day), (following, _day) in zip(days, [*days[1:], (2.0, "")], strict=True):
-        if not has_clocks or following - share >= _DAY_ROOM:
-            anchor = "middle" if has_clocks and share > 1 - _LAST_DAY else "start"
+        is_middle = has_clocks and share >= _HALF_DAY
+        has_room = share <= 1 - (1 if is_middle else 2) * _HALF_DAY
+        if has_room and (not has_clocks or following - share >= _DAY_ROOM):
+            anchor = "middle" if is_middle else "start"
             parts.append(_label(share, 14 if has_clocks else 24, anchor, day))
     return mark_safe(
         f'<svg class="mf mf-axis" width="100%" height="{AXIS_HEIGHT}" aria-hidden="true">'
