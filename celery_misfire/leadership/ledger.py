@@ -297,9 +297,8 @@ class Ledger(Mapping[str, EntryRecord]):
 
         :raises StoreUnavailable, LeaseLost: as :meth:`commit`; it is to be done again.
         """
-        commit = Commit()
-        for id_ in self.left_to_us(self.sent_late):
-            name, intent = self.sent_late[id_]
+        commit, left_to_us = Commit(), self.left_to_us(self.sent_late)
+        for name, intent in (sent for id_, sent in self.sent_late.items() if id_ in left_to_us):
             record = commit.records.get(name, self._records[name])
             if all(i.scheduled != intent.scheduled for i in record.intents):
                 commit.records[name] = replaced(record, intents=(*record.intents, intent))

@@ -89,6 +89,8 @@ def use_all_of(store: RedisStore) -> None:
     merged = StartRequest(x, "a", sent_at=5, merged_line={"event": "4"})
     assert store.start("5", merged) == (Merged("4"), 2)
     assert store.register("3") == x
+    assert store.close("6", capped, "a", "2") == capped
+    assert store.close("7", capped, "a", "1") is None
     assert [line["event"] for line in store.log()] == ["1", "2", "3", "4"]
     assert [line["event"] for _, line in store.log_after("0-0", 10)] == ["1", "2", "3", "4"]
     assert store.last_log_id() > "0-0"
