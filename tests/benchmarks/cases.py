@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.client import Monitor
 
@@ -21,10 +21,11 @@ LONGEST = 120.0
 AFTERMATH = 0.5
 
 Figures = dict[str, float]
-Watch = Callable[[Arena, Contender, Running, Load], Figures]
+T = TypeVar("T")
+Watch = Callable[[Arena, Contender, Running, Load], T]
 
 
-def _on_time(watch: Watch, arena: Arena, contender: Contender, count: int) -> Figures:
+def _on_time(watch: Watch[T], arena: Arena, contender: Contender, count: int) -> T:
     """Let all entries be due at the same moment, when the process is ready for that."""
     lead = 2.5 + count / 1000
     while True:
@@ -141,12 +142,14 @@ def idle(arena: Arena, contender: Contender, count: int, seconds: float) -> Figu
     return figures
 
 
+def _messages(arena: Arena, contender: Contender, running: Running, load: Load) -> list[str]:
+    wait_for(lambda: running.queued() == load.count, 300, what="the messages")
+    return arena.redis.client().lrange(QUEUE, 0, -1)
+
+
 def worker(arena: Arena, contender: Contender, count: int) -> Figures:
     """A worker runs what our beat has sent in time."""
-    lead, client = 2.5 + count / 1000, arena.redis.client()
-    with arena.running(OURS, Load(count, WEEK, time.time() + lead)) as beat:
-        wait_for(lambda: beat.queued() == count, 300, what="the messages")
-        messages = client.lrange(QUEUE, 0, -1)
+    messages, client = _on_time(_messages, arena, OURS, count), arena.redis.client()
     with arena.running(contender, Load(0, WEEK, 0)) as running:
         running.wait_until_ready()
         before = running.cpu()
