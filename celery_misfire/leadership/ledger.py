@@ -57,7 +57,7 @@ class Ledger(Mapping[str, EntryRecord]):
     """
 
     def __init__(self, store: Store, lease: Lease, namespace: str, after: Callable[[Commit], None]) -> None:
-        self._store, self._lease, self.namespace, self._after = store, lease, namespace, after
+        self.store, self._lease, self.namespace, self._after = store, lease, namespace, after
         #: The entries of the schedule.
         self.definitions: Mapping[str, Definition] = {}
         self._records: dict[str, EntryRecord] = {}
@@ -116,8 +116,8 @@ class Ledger(Mapping[str, EntryRecord]):
             # At once: interrupted here, we are still the ones who know best.
             self.epoch = acquired.epoch
             if acquired.cold:
-                what, owner = "%s was lost; it is restored from memory", self._store.process
-                say.warning("state_restored", what, self._store, owner=owner)
+                what, owner = "%s was lost; it is restored from memory", self.store.process
+                say.warning("state_restored", what, self.store, owner=owner)
                 self._give_up_messages()
                 self.restore()
             elif self.holds_messages:
@@ -126,7 +126,7 @@ class Ledger(Mapping[str, EntryRecord]):
                 self.restore()
         else:
             if acquired.cold:
-                _say_cold(self._store, self._lease)
+                _say_cold(self.store, self._lease)
             self.epoch = 0
             self.load()
         return goes_on
@@ -134,10 +134,9 @@ class Ledger(Mapping[str, EntryRecord]):
     def load(self) -> None:
         """Forget what is in memory and read the store. A text that is no record of ours is left out."""
         self._unanswered = None
-        self._records, self._texts = {}, {}
+        self._records, self._texts, self.sent_late = {}, {}, {}
         self.untried.clear()
-        self.sent_late.clear()
-        self._follow(self._store.load())
+        self._follow(self.store.load())
 
     def _follow(self, texts: dict[str, str]) -> None:
         """Take these texts for the records in force."""
@@ -164,7 +163,7 @@ class Ledger(Mapping[str, EntryRecord]):
 
         Nobody can carry it out any more: the lease has another token by now.
         """
-        texts = self._store.load()
+        texts = self.store.load()
         if self._unanswered is not None:
             commit, pushes = self._unanswered
             new = {name: records.dumps(record) for name, record in commit.records.items()}
@@ -175,7 +174,7 @@ class Ledger(Mapping[str, EntryRecord]):
                 self._unanswered = None
         if texts != self._texts:
             what = "%s went back in time, and its queues with it; beat plans again from there"
-            say.warning("state_went_back", what, self._store)
+            say.warning("state_went_back", what, self.store)
             self._give_up_messages()
             self._follow(texts)
 
@@ -190,7 +189,7 @@ class Ledger(Mapping[str, EntryRecord]):
         """Write to the store what it lacks. Only for a beat that knows that nobody else has led."""
         self._restoring = True
         try:
-            self._texts = self._store.load()
+            self._texts = self.store.load()
             self.unusable = self._texts.keys() - self._records.keys()
             self.repeat_unanswered()
             self.write({n: r for n, r in self._records.items() if records.dumps(r) != self._texts.get(n)})
@@ -228,7 +227,7 @@ class Ledger(Mapping[str, EntryRecord]):
         for key, count in (item for event in commit.events for item in event.counts.items()):
             counts[key] = counts.get(key, 0) + count
         try:
-            result = self._store.commit(self._lease.token, changes, log, pushes, counts)
+            result = self.store.commit(self._lease.token, changes, log, pushes, counts)
         except StoreUnavailable:
             if pushes:
                 self._lease.distrust()
@@ -245,7 +244,7 @@ class Ledger(Mapping[str, EntryRecord]):
         else:
             # The leader alone writes, and the lease was found to be ours, so nobody else changed the records.
             what = "%s went back in time; it is brought up to date from memory"
-            say.warning("state_went_back", what, self._store)
+            say.warning("state_went_back", what, self.store)
             self.restore()
         return result
 
@@ -263,7 +262,7 @@ class Ledger(Mapping[str, EntryRecord]):
     def note(self, event: Event) -> None:
         """Write an event that changes no record. The work goes on when it cannot be written."""
         try:
-            self._store.commit(self._lease.token, [], [event.encode()])
+            self.store.commit(self._lease.token, [], [event.encode()])
         except StoreUnavailable as exc:
             logger.debug("beat: a line of the log could not be written: %s", exc)
         self._after(Commit(events=[event]))
@@ -273,7 +272,7 @@ class Ledger(Mapping[str, EntryRecord]):
         for start in range(0, len(names), LARGEST_WRITE):
             piece = names[start : start + LARGEST_WRITE]
             gone = [Change(name, self._texts[name], "") for name in piece]
-            if not self._store.commit(self._lease.token, gone).conflicts:
+            if not self.store.commit(self._lease.token, gone).conflicts:
                 for name in piece:
                     del self._records[name], self._texts[name]
 
@@ -286,24 +285,6 @@ class Ledger(Mapping[str, EntryRecord]):
             for i in record.intents
         )
         return replaced(record, intents=intents)
-
-    def left_to_us(self, task_ids: Iterable[str]) -> set[str]:
-        """Return the runs that a worker has left to beat, by closing their registers."""
-        held = {id_: self._store.register(id_) for id_ in task_ids}
-        return {id_ for id_, r in held.items() if isinstance(r, registers.Missed) and not r.nonce}
-
-    def take_back(self) -> None:
-        """Make intents again of late runs that a worker has left to beat. It is written that they were sent.
-
-        :raises StoreUnavailable, LeaseLost: as :meth:`commit`; it is to be done again.
-        """
-        commit, left_to_us = Commit(), self.left_to_us(self.sent_late)
-        for name, intent in (sent for id_, sent in self.sent_late.items() if id_ in left_to_us):
-            record = commit.records.get(name, self._records[name])
-            if all(i.scheduled != intent.scheduled for i in record.intents):
-                commit.records[name] = replaced(record, intents=(*record.intents, intent))
-        self.commit(commit)
-        self.sent_late.clear()
 
     def _done(self, commit: Commit, texts: Mapping[str, str]) -> None:
         self._unanswered = None
@@ -330,3 +311,23 @@ def _say_cold(store: Store, lease: Lease) -> None:
         what = "first start, or Redis has lost its data: no saved schedule"
     text = "every schedule is planned from now; nothing runs at once, and nothing counts as missed"
     say.at(level, event, "%s (%s): %s", what, store, text, owner=store.process)
+
+
+def left_to_us(store: Store, task_ids: Iterable[str]) -> set[str]:
+    """Return the runs that a worker has left to beat, by closing their registers."""
+    held = {id_: store.register(id_) for id_ in task_ids}
+    return {id_ for id_, r in held.items() if isinstance(r, registers.Missed) and not r.nonce}
+
+
+def take_back(ledger: Ledger) -> None:
+    """Make intents again of late runs that a worker has left to beat. It is written that they were sent.
+
+    :raises StoreUnavailable, LeaseLost: as :meth:`Ledger.commit`; it is to be done again.
+    """
+    commit, left = Commit(), left_to_us(ledger.store, ledger.sent_late)
+    for name, intent in (sent for id_, sent in ledger.sent_late.items() if id_ in left):
+        record = commit.records.get(name, ledger[name])
+        if all(i.scheduled != intent.scheduled for i in record.intents):
+            commit.records[name] = replaced(record, intents=(*record.intents, intent))
+    ledger.commit(commit)
+    ledger.sent_late.clear()

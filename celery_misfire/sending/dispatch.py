@@ -18,7 +18,7 @@ from typing import Protocol
 from celery_misfire.events import Sent
 from celery_misfire.exceptions import BrokerUnavailable, StoreUnavailable
 from celery_misfire.frozen import replaced
-from celery_misfire.leadership.ledger import Commit, Ledger
+from celery_misfire.leadership.ledger import Commit, Ledger, left_to_us, take_back
 from celery_misfire.misfire import MisfireInstruction, Outcome, resolve
 from celery_misfire.records import Definition, EntryRecord, Intent
 from celery_misfire.store.port import Push
@@ -234,24 +234,24 @@ class TwoStep:
         made = {(one.run.entry, one.run.intent.scheduled): one.attempt.fate for one in tries if one.was_made}
         self._ledger.untried -= made.keys()
         sent = [one.message for one in tries if one.attempt.fate is Fate.SENT]
-        commit, left_to_us = Commit(events=[message.event for message in sent]), set[str]()
+        commit, closed = Commit(events=[message.event for message in sent]), set[str]()
         self._ledger.sent_late |= self._late(sent)
         # What is closed by now is not given up in between, should this process end there.
         with suppress(StoreUnavailable):
-            left_to_us = self._ledger.left_to_us(self._ledger.sent_late)
+            closed = left_to_us(self._ledger.store, self._ledger.sent_late)
         for name in dict.fromkeys(run.entry for run in runs):
             record = self._ledger.with_certainty(self._ledger[name])
             left = []
             for intent in record.intents:
                 fate = made.get((name, intent.scheduled))
-                if fate is None or (left_to_us and self._ledger.id_of(name, intent) in left_to_us):
+                if fate is None or (closed and self._ledger.id_of(name, intent) in closed):
                     left.append(intent)
                 elif fate is not Fate.SENT:
                     left.append(replaced(intent, unsent=fate is Fate.REFUSED))
             commit.records[name] = replaced(record, intents=tuple(left))
         self._ledger.commit(commit)
         self._ledger.sent_late |= self._late(sent)
-        self._ledger.take_back()
+        take_back(self._ledger)
 
     def _late(self, sent: Iterable[Message]) -> dict[str, tuple[str, Intent]]:
         """Return the messages of which a worker may find that they are late."""

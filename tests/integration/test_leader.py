@@ -28,6 +28,7 @@ from celery_misfire.leadership.pending_misses import LARGEST_PORTION
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.schedules import simple
+from celery_misfire.sending import dispatch
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store import registers
@@ -474,7 +475,7 @@ def test_a_late_run_that_a_worker_has_left_to_beat_is_recorded_although_beat_end
 
     world.refuses = slow
     with monkeypatch.context() as patched:
-        patched.setattr(Ledger, "take_back", end)
+        patched.setattr(dispatch, "take_back", end)
         with pytest.raises(Killed):
             world.run(begin + MINUTE)
     world.refuses = lambda _: None

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from celery_misfire.leadership import ledger
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.leadership.ledger import Ledger
+from celery_misfire.sending import dispatch
 from celery_misfire.sending.transactional import Transactional
 from celery_misfire.store.memory import MemoryStore
 from celery_misfire.store.memory_namespace import one_call
@@ -119,7 +121,8 @@ def early_in_one_script(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def looks_at_no_register(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beat writes that a run was sent, and does not look whether a worker has left it to beat."""
-    monkeypatch.setattr(Ledger, "left_to_us", lambda *_: set())
+    monkeypatch.setattr(dispatch, "left_to_us", lambda *_: set())
+    monkeypatch.setattr(ledger, "left_to_us", lambda *_: set())
 
 
 TAKEN_AWAY = [
