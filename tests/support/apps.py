@@ -12,6 +12,9 @@ each error on purpose.
 
 With ``MISFIRE_TEST_GATE`` in its environment, a beat does all its imports, writes ``<path>.ready`` and
 waits until the file of that path exists; so it can begin its work at a chosen moment.
+
+With ``MISFIRE_TEST_DIES`` in its environment, a beat that sends batches to a Redis kills itself when the
+first one is in a queue, so before its ack.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from typing import Any
 from celery import Celery
 from celery.signals import beat_init, task_failure, task_revoked
 from celery.worker.request import Request
+from redis.client import Pipeline
 
 import celery_misfire
 from celery_misfire import Fire, MissedFire, current_fire
@@ -189,6 +193,21 @@ def _wait_at_the_gate(**_: Any) -> None:
         Path(f"{gate}.ready").touch()
         while not Path(gate).exists():
             time.sleep(0.005)
+
+
+_EXECUTE = Pipeline.execute
+
+
+def _execute_and_die(pipeline: Any, *args: Any, **kwargs: Any) -> Any:
+    has_messages = any(command[0] == "LPUSH" for command, _ in pipeline.command_stack)
+    answers = _EXECUTE(pipeline, *args, **kwargs)
+    if has_messages:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return answers
+
+
+if os.environ.get("MISFIRE_TEST_DIES"):
+    Pipeline.execute = _execute_and_die
 
 
 def _told(fire: Fire | None) -> dict[str, Any] | None:
