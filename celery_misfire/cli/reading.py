@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from celery_misfire.beats import Beat
+from celery_misfire.beats import Beat, problem_of
 from celery_misfire.cli.output import Page, ago, length, read_moment
 from celery_misfire.cli.session import FINE, NOT_FINE, Session, command, entry_option
 from celery_misfire.events import Event, GaveUp, Merged, Misfired, Missed, Sent, decode
@@ -69,7 +69,7 @@ def status_(session: Session, entries: Sequence[str], limit: int | None) -> int:
         page = session.page
         _write_beats(session, page)
         page.table(_COLUMNS, [_row(page, entry, lines, len(rows)) for entry in rows], more, spare=_SPARE)
-    return FINE if fleet.leader and not fleet.overdue else NOT_FINE
+    return NOT_FINE if fleet.overdue or problem_of(fleet.sight, None) else FINE
 
 
 @dataclass

@@ -141,6 +141,25 @@ def test_status_counts_what_is_overdue_and_its_exit_code_says_so(shop: CommandLi
     assert "nobody leads" in shop.text("status", "--entry", "night", code=1)
 
 
+DEAD_BEAT = """
+import os, socket, sys
+from celery_misfire.beats import Sign
+from celery_misfire.store.redis_store import RedisStore
+sign = Sign(host=socket.gethostname(), pid=os.getpid(), every=5, clock=0, started=0)
+RedisStore(sys.argv[1], "test").acquire("token", 60, sign=str(sign))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells whether a process is the same one")
+def test_status_is_not_fine_while_the_lease_is_that_of_a_beat_that_was_killed(
+    shop: CommandLine, world: World
+):
+    world.crash()
+    subprocess.run([sys.executable, "-c", DEAD_BEAT, shop.url], check=True)
+    assert "has ended without a word" in shop.text("status", code=1)
+    assert shop.json("status", code=1)["overdue"] == 0
+
+
 def test_next_is_in_order_and_by_the_hour(shop: CommandLine, world: World):
     answer = shop.json("next", "--for", "24h", "--limit", "1000")
     times = [run["time"] for run in answer["runs"]]
