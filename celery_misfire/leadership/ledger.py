@@ -151,6 +151,9 @@ class Ledger(Mapping[str, EntryRecord]):
                 if record.name != name:
                     raise ValueError("it belongs to another entry")
             except ValueError as exc:
+                if name in self.unusable:
+                    # It was said when this beat tried to take over before.
+                    continue
                 what = f"the state of entry {quote_name(name)} cannot be used: {one_line(str(exc))}"
                 say.error("state_unreadable", "%s; planned from now", what, entry=name)
             else:

@@ -292,6 +292,26 @@ def test_a_cold_take_over_that_was_interrupted_leaves_its_line_in_the_log(world,
     assert [line["cold"] for line in world.store.log() if line["event"] == "lead"] == [True]
 
 
+def test_a_record_that_cannot_be_read_is_told_once_though_the_take_over_is_interrupted(
+    world, monkeypatch, caplog
+):
+    world.entry("a", schedule(60))
+    world.start()
+    world.stop()
+    world.store._redis.hset("celery-misfire:{test}:state", "e:gone", "no record")
+
+    def away(*_, **__):
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(RedisStore, "commit", away)
+        with pytest.raises(StoreUnavailable, match="away"):
+            world.start()
+    world.lease.release()
+    world.leader.take_over(world.lease.acquire(), world.definitions)
+    assert caplog.text.count("the state of entry 'gone' cannot be used") == 1
+
+
 @pytest.mark.parametrize(("frozen", "reason"), [(True, "scheduler_down"), (False, "store_unavailable")])
 def test_a_beat_that_was_frozen_does_not_blame_the_store(world, monkeypatch, frozen, reason):
     world.entry("a", schedule(60), "do_nothing")
