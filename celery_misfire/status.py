@@ -75,7 +75,7 @@ def status_of(
         until = pause.until
         if until is None:
             return Status(is_known=True, paused=pause)
-        # What it would have run by then is no occurrence.
+        # Fire times within a pause are no occurrences.
         due = due if due > until else _after(trigger, record, until)
         if due is None or not pause.is_over(now):
             return Status(is_known=True, next_fire_time=due, paused=pause)

@@ -143,7 +143,7 @@ def _in_words(shown: str, fields: str) -> str:
     text = " ".join(shown.split())
     # The schedules of Celery and of this package show themselves as <kind: arguments>.
     if found := re.fullmatch(r"<(\w+): (.*)>", text):
-        # What is not set tells nobody anything.
+        # Arguments that are not set tell nobody anything.
         rest = re.sub(r",? ?\b\w+ (None|False|-1)(?=,|$)", "", found[2])
         if fields:
             rest = re.sub(r".* \(m/h/\S+\)", lambda _: fields, rest)

@@ -150,7 +150,7 @@ class _Outage:
         for pause in filter(None, (own, self._hold)):
             due, end = state.next_fire_time, pause.until
             if due is not None and (end is None or due <= end):
-                # What it would have run by then is no occurrence.
+                # Fire times within a pause are no occurrences.
                 following = None if end is None else trigger.fire_times(state).after(end)
                 state = replace(state, next_fire_time=following)
             if not pause.is_over(self._up):

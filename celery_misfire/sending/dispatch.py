@@ -236,7 +236,7 @@ class TwoStep:
         sent = [one.message for one in tries if one.attempt.fate is Fate.SENT]
         commit, closed = Commit(events=[message.event for message in sent]), set[str]()
         self._ledger.sent_late |= self._late(sent)
-        # What is closed by now is not given up in between, should this process end there.
+        # A run whose register is closed stays an intent in this commit: the process may end right after it.
         with suppress(StoreUnavailable):
             closed = left_to_us(self._ledger.store, self._ledger.sent_late)
         for name in dict.fromkeys(run.entry for run in runs):

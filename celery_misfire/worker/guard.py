@@ -194,7 +194,7 @@ class Guard:
             return False
         register, nth = answer
         if register is None:
-            # Of a message that is delivered again, nothing is known. Else beat has written meanwhile.
+            # Beat has written meanwhile. Of a message that is delivered again that is not known.
             changed = bool(record) and not delivery.redelivered
             return changed and self._give_up(delivery, reason, context, late_by)
         if register != value:

@@ -71,7 +71,7 @@ def test_a_frozen_beat_is_not_healthy_be_it_the_leader_or_a_standby(project: Pro
     wait_for(lambda: shop.call("health").exit_code == 0, what="a leader")
     leader.kill()
     wait_for(lambda: is_healthy(shop), what="the probe to see who is left")
-    # That one was killed is known on its own host.
+    # A beat that was killed is known as dead on its own host.
     assert [beat["pid"] for beat in shop.json("health", "--this-host")["beats"]] == [standby.pid]
     standby.stop()
     assert standby.pid not in [beat["pid"] for beat in shop.json("health", code=1)["beats"]]

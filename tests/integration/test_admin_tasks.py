@@ -458,7 +458,7 @@ def test_tables_that_are_not_migrated_are_told_and_break_no_page(site: AdminSite
     for url in pages:
         answer = client.get(url, follow=True)
         assert (answer.status_code, told in answer.content.decode()) == (200, True), url
-    # What is deleted takes its policy along.
+    # Django deletes the policy of a task with it, and its table is missing.
     chosen = {"action": "delete_selected", "_selected_action": [task.pk], "post": "yes"}
     assert client.post(LIST, chosen, follow=True).status_code == 200
     assert client.post(f"{LIST}{task.pk}/delete/", {"post": "yes"}).status_code == 302

@@ -89,7 +89,7 @@ def tell_overdue(entries: Sequence[str], since: int, at: int) -> None:
     groups = people.groups([(name, people.of(rows.get(name))) for name in entries])
     # It ends the alarm before, whose end nobody saw.
     Alarm.objects.filter(over_at=None).update(over_at=as_stored(at), over_mailed_at=as_stored(at))
-    # Whoever cannot be told of its begin is told of its end.
+    # Addressees are noted before a mail is tried: one who misses the first mail gets that of the end.
     alarm = Alarm.objects.create(
         since=as_stored(since),
         raised_at=as_stored(at),

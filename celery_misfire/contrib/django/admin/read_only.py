@@ -24,7 +24,7 @@ def needs_tables(view: Callable[..., HttpResponse]) -> Callable[..., HttpRespons
 
     @wraps(view)
     def checked(self: Any, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        # Who may not see the page is told that first.
+        # A user without the right to see the page is told that first.
         if is_migrated() or not self.has_view_permission(request):
             return view(self, request, *args, **kwargs)
         messages.error(request, NOT_MIGRATED)

@@ -62,7 +62,7 @@ class Part:
     @property
     def bounds(self) -> tuple[int, int]:
         first, last = moments.millis(self.missed.first), moments.millis(self.missed.last)
-        # Of a range outside there is none: then the first is after the last.
+        # A range that is asked for beside this one gives none: its first is after its last.
         return (
             first if self.first is None else min(max(first, self.first), last + 1),
             last if self.last is None else max(min(last, self.last), first - 1),

@@ -78,7 +78,7 @@ class PeriodicTaskMixin(TaskListMixin, _ModelAdmin):
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
         actions: dict[str, Any] = super().get_actions(request)
         if not is_migrated():
-            # What is deleted takes its policy along.
+            # Django deletes the policy of a task with it, and its table is missing.
             actions.pop("delete_selected", None)
         return actions
 
