@@ -619,7 +619,7 @@ def test_a_policy_that_somebody_else_has_chosen_meanwhile_stays_and_is_told(site
     client, url = site.client(*EDIT), f"{LIST}{task.pk}/change/"
     shown = body(client, url)
     theirs = policy(task, instruction="do_nothing")
-    # Who has not touched the policy does not hear of it.
+    # A user who has not touched the policy does not hear of it.
     assert client.post(url, form(shown, description="changed")).status_code == 302
     answer = client.post(url, form(shown, policy_instruction="fire_once_now"))
     assert answer.status_code == 200

@@ -253,7 +253,7 @@ def test_simulate_knows_pauses_and_a_hold(shop: CommandLine, at_work: World):
     assert datetime.fromisoformat(after["next"]) > datetime.fromisoformat(pause["until"])
     assert entries("8h", "2h")["stocks"]["due"] == 8
     assert "(month end)" in shop.text("simulate", "stocks", "--down", "1h", "--up", "2h")
-    # As in Quartz, what came due in the pause has misfired.
+    # As in Quartz, runs that came due in the pause have misfired.
     shop.settings["misfire_on_resume"] = "misfire"
     assert entries("1h", "12h")["stocks"]["missed"] in (52, 53)
     shop.settings["misfire_on_resume"] = "reschedule"
@@ -709,7 +709,7 @@ def test_a_command_that_goes_on_ends_quietly_when_it_is_interrupted(
     make_late(world, "stocks", HOUR)
     code = f"from celery import Celery\napp = Celery('test', broker={server.url!r})\n"
     (tmp_path / "proj.py").write_text(code)
-    # What a shell starts in the background ignores the signal, and so does all that comes from it.
+    # A process that a shell starts in the background ignores the signal, and so do its children.
     celery = ["env", "--default-signal=INT", sys.executable, "-m", "celery", "-A", "proj", "misfire"]
     pipe = subprocess.PIPE
     with subprocess.Popen([*celery, *command], cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:

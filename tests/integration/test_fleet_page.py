@@ -215,7 +215,7 @@ def test_what_is_held_or_paused_is_overdue_on_no_page(site: AdminSite):
         text = client.get(url).content.decode()
         assert "&lt;i&gt;the move&lt;/i&gt;" in text
     assert "All tasks are held until" in client.get(TASKS).content.decode()
-    # What is to come begins when the hold is over.
+    # The runs to come begin when the hold is over.
     assert "Next: " not in client.get(f"{TASKS}{other.pk}/timeline/").content.decode()
 
 

@@ -425,7 +425,7 @@ def test_a_register_is_closed_only_while_the_record_is_the_one_that_has_the_inte
     store.commit("token", [Change("a", "claimed", "sent")])
     assert store.close("2", CAPPED, "a", "claimed") is None
     assert store.register("2") is None
-    # What has been written stays, and sent twice it is done once.
+    # A register that has been written stays, and a request that is sent twice is done once.
     assert store.close("1", CAPPED, "a", "claimed") == CAPPED
     store.start("3", StartRequest(STARTED, "a"))
     assert store.close("3", CAPPED, "a", "sent") == STARTED

@@ -232,7 +232,7 @@ def test_a_page_asks_redis_a_few_times_only(site, server):
     asked = {name: stats["calls"] for name, stats in redis_client.info("commandstats").items()}
     assert asked.get("cmdstat_xrange", 0) <= 2
     assert asked.get("cmdstat_hmget") == 1
-    # Those are of the beats, and of what they are asked for.
+    # The two calls read the beats, and what they are asked to do.
     assert asked.get("cmdstat_hgetall", 0) <= 2
 
 

@@ -251,7 +251,7 @@ class _Entry:
         ended = scheduled in self._missed or scheduled in self._merged
         if drained and pushed and not ran and not ended:
             self._say(scheduled, Fault.NEVER_RAN)
-        # What never ran is missed; its beat may have ended before it could write that it was sent.
+        # A run that never ran is missed; beat may have ended before it could write that it was sent.
         is_missed = drained and not ran and scheduled in self._missed
         if messages and not recorded and not is_missed:
             self._say(scheduled, Fault.MESSAGE_WITHOUT_RECORD)

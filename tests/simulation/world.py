@@ -217,7 +217,7 @@ class World:
 
     def _fault(self, owner: str, call: str) -> Fault | None:
         if owner in self._ended:
-            # What a process that was killed would clean up.
+            # A process that was killed cleans nothing up.
             raise PowerCut
         if self.plan.cut and owner != WORKER and self.happens(self.plan.cut):
             self.end(owner)
