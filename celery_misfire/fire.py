@@ -128,8 +128,9 @@ def task_id(namespace: str, entry: str, generation: int, scheduled_ms: int) -> s
     :param generation: another one when the entry's fire times change meaning, so that ids never repeat.
     :param scheduled_ms: the scheduled fire time, in milliseconds UTC.
     """
-    # Texts that are only joined could be equal for different occurrences. JSON keeps the parts apart.
-    name = json.dumps((namespace, entry, generation, scheduled_ms))
+    # Texts that are only joined could be equal for different occurrences. A JSON list keeps the parts apart.
+    # Written as here, it takes half of the time that json.dumps() takes for a list.
+    name = f"[{json.dumps(namespace)}, {json.dumps(entry)}, {generation}, {scheduled_ms}]"
     # It is str(uuid5(_IDS, name)), for a third of the price: every run that is sent has one.
     hash_ = _HASH_OF_IDS.copy()
     hash_.update(name.encode())

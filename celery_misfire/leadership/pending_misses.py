@@ -97,7 +97,7 @@ class PendingMisses:
     def acknowledge(self) -> None:
         """Strike from the records what the reporter has finished."""
         commit = Commit()
-        for report in self._reporter.finished():
+        for report in self._reporter.finished() if self._left else ():
             name, lost = cast("tuple[str, Unreported]", report.key)
             if (name, lost) not in self._left:
                 continue

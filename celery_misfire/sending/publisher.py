@@ -63,6 +63,8 @@ class EntryPublisher:
     ) -> None:
         self._broker, self._entry_of, self._apply_entry = broker, entry_of, apply_entry
         self._app = app
+        #: By task, whether it leaves or runs while its message is built; what is found out stays so.
+        self._early: dict[str, bool] = {}
         #: True when the last message went through the producer that it was given.
         self._producer_took_it = False
         self._under_way: list[_UnderWay] = []
@@ -94,10 +96,15 @@ class EntryPublisher:
         So does every task of an app that runs its tasks at once, and one that does not send by Celery's own
         ``Task.apply_async`` or ``Celery.send_task``.
         """
+        if (early := self._early.get(task)) is None:
+            early = self._early[task] = self._is_early(task)
+        return early
+
+    def _is_early(self, task: str) -> bool:
         if self._app.conf.task_always_eager:
             return True
         known = self._app.tasks.get(task)
-        # Asked of Celery's own class each time: Sentry puts a function of its own there.
+        # Celery's own class is asked, too: Sentry puts a function of its own there.
         ours, celerys = (
             (self._app.send_task, Celery.send_task)
             if known is None

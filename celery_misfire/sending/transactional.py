@@ -55,8 +55,8 @@ class Transactional:
     def __init__(self, ledger: Ledger, publisher: Publisher, two_step: TwoStep, oversight: Oversight) -> None:
         self._ledger, self._publisher, self._two_step = ledger, publisher, two_step
         self._oversight = oversight
-        #: Whether a task leaves while its message is built; what is found out stays so.
-        self._early_tasks: dict[str, bool] = {}
+        #: Tasks that were found to leave while their messages are built.
+        self._early_tasks: set[str] = set()
         self._portions = Portions()
         #: Entries whose messages fail in a script; what is found out stays so.
         self._unfit: set[str] = set()
@@ -86,9 +86,7 @@ class Transactional:
         A task may be sent, or run, while its message is built: its record has to come first.
         """
         task = self._ledger.definitions[run.entry].task
-        if task not in self._early_tasks:
-            self._early_tasks[task] = self._publisher.sends_early(task)
-        return self._early_tasks[task] or run.entry in self._unfit
+        return task in self._early_tasks or self._publisher.sends_early(task) or run.entry in self._unfit
 
     # -- building ------------------------------------------------------------------------------------------
 
@@ -115,7 +113,7 @@ class Transactional:
                 self._oversight.note(run, attempt)
                 continue
             if not pushes:
-                self._early_tasks[message.definition.task] = True
+                self._early_tasks.add(message.definition.task)
             length = sum(len(push.value) for push in pushes)
             lengths[run.entry] = lengths.get(run.entry, 0) + length
             built.append(_Built(run, message.event, pushes, length))

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -138,7 +138,7 @@ class RedisStore(RedisNamespace, Store):
         return _totals(self._call(pipeline.execute))
 
     def _counts_key(self, moment: float) -> str:
-        return self._counts_prefix + time.strftime("%Y-%m-%dT%H", time.gmtime(moment))
+        return self._counts_prefix + _name_of_hour(moment // 3600)
 
     def write_meta(self, token: str, app: str) -> None:
         self._replace(token, [("_meta", "", str(StateMark(app)))])
@@ -299,6 +299,11 @@ def _commit_result(
                 )
             )
     raise AssertionError(answer)
+
+
+@lru_cache(maxsize=1)
+def _name_of_hour(hour: float) -> str:
+    return time.strftime("%Y-%m-%dT%H", time.gmtime(hour * 3600))
 
 
 def _totals(hours: Iterable[Mapping[bytes, bytes]]) -> dict[tuple[str, str], int]:
