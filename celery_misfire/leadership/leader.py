@@ -195,6 +195,11 @@ class Leader:
         """False when the broker has failed, or was not asked yet."""
         return self._broker.is_up
 
+    @property
+    def broker_has_answered(self) -> bool:
+        """True when the broker could be reached at some time. Any thread may ask."""
+        return self._broker.has_answered
+
     def figures(self) -> Figures:
         """Return where all entries stand. Any thread may ask."""
         # Copies, as beat goes on.
