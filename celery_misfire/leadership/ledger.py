@@ -69,6 +69,8 @@ class Ledger(Mapping[str, EntryRecord]):
         self.doubtful_until = 0
         #: The term of leadership that memory is of, 0 while it must not be trusted.
         self.epoch = 0
+        #: True when the store had no state at the last take-over.
+        self._is_cold = False
         #: Entries for which the store holds something that is no record of ours.
         self.unusable: set[str] = set()
         #: Intents that this process has claimed and never tried to send: (entry, scheduled).
@@ -122,9 +124,10 @@ class Ledger(Mapping[str, EntryRecord]):
             else:
                 self.restore()
         else:
-            if acquired.cold:
+            # Of a take-over that was interrupted, it has been said.
+            if acquired.cold and not (self._is_cold and self.epoch == 0):
                 _say_cold(self.store, self._lease)
-            self.epoch = 0
+            self._is_cold, self.epoch = acquired.cold, 0
             self.load()
         return goes_on
 

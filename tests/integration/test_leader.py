@@ -292,6 +292,38 @@ def test_a_cold_take_over_that_was_interrupted_leaves_its_line_in_the_log(world,
     assert [line["cold"] for line in world.store.log() if line["event"] == "lead"] == [True]
 
 
+@pytest.mark.parametrize("before", ["", "something was decided"])
+def test_a_take_over_without_a_state_says_so_once_though_it_is_interrupted(
+    world, monkeypatch, caplog, before
+):
+    caplog.set_level("INFO")
+    if before:
+        store = RedisStore(world.url, "test")
+        store.acquire("past", 10)
+        store.commit("past", [], [{"event": before}])
+        store.release("past")
+
+    def away(*_):
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as broken:
+        # The first line is in the log by then.
+        broken.setattr(RedisStore, "write_meta", away)
+        with pytest.raises(StoreUnavailable, match="away"):
+            world.start()
+    world.lease.release()
+    world.leader.take_over(world.lease.acquire(), world.definitions)
+    said = [text for text in caplog.messages if "every schedule is planned from now" in text]
+    assert len(said) == 1
+    assert ("the saved schedule was lost" in said[0]) is bool(before)
+    # What another beat loses in a later term is news.
+    world.lease.release()
+    world.lease.superseded = True
+    world.store._redis.flushall()
+    world.leader.take_over(world.lease.acquire(), world.definitions)
+    assert caplog.text.count("the saved schedule was lost") == 1 + bool(before)
+
+
 def test_a_record_that_cannot_be_read_is_told_once_though_the_take_over_is_interrupted(
     world, monkeypatch, caplog
 ):
