@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from celery import Celery
@@ -106,7 +106,8 @@ class MisfireMixin(ConfiguredEntries, Scheduler):
         for warning in self._warnings(entries):
             say.warning("advice", "%s", warning)
         self._store = RedisStore.of(settings, min(LONGEST_CALL, settings.lease_ttl / 4))
-        lease = Lease(self._store, settings.lease_ttl, settings.lease_renew, sign=_signer(settings))
+        sign = _signer(settings, lambda: self._member.broker_has_answered)
+        lease = Lease(self._store, settings.lease_ttl, settings.lease_renew, sign=sign)
         self._reporter = Reporter(self.app, settings)
         self._event_log = EventLog(say, self.app.timezone, self._store.process)
         self._numbers = BeatNumbers(settings)
@@ -330,11 +331,12 @@ def _spare_the_collector(events: Sequence[Event]) -> None:
         gc.freeze()
 
 
-def _signer(settings: Settings) -> Callable[[], str]:
+def _signer(settings: Settings, broker_has_answered: Callable[[], bool]) -> Callable[[], str]:
     """Return a function that returns the sign of life of this beat."""
     host, pid, started = socket.gethostname(), os.getpid(), wall_clock()
     every = max(settings.lease_renew, settings.standby_poll)
-    return lambda: str(Sign(host=host, pid=pid, every=every, clock=wall_clock(), started=started))
+    of_us = partial(Sign, host=host, pid=pid, every=every, started=started)
+    return lambda: str(of_us(clock=wall_clock(), broker_has_answered=broker_has_answered()))
 
 
 def _in_plain_words(record: logging.LogRecord) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from celery_misfire.store import owner as owners
@@ -29,6 +29,7 @@ class Sign:
     :param every: it gives a sign at least so often, in seconds.
     :param clock: its wall clock, in milliseconds UTC.
     :param started: when it began, by that clock.
+    :param broker_has_answered: since then. A beat that does not say so is trusted.
     """
 
     host: str
@@ -36,6 +37,7 @@ class Sign:
     every: float
     clock: int
     started: int
+    broker_has_answered: bool = True
 
     def __str__(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -45,12 +47,13 @@ class Sign:
         """Return the sign with this text, None for one that is not ours. Unknown fields are passed over."""
         try:
             found = json.loads(text)
-            sign = cls(**{f.name: found[f.name] for f in fields(cls)})
+            named = (f.name for f in fields(cls) if f.name in found or f.default is MISSING)
+            sign = cls(**{name: found[name] for name in named})
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
         numbers: Iterable[Any] = (sign.pid, sign.every, sign.clock, sign.started)
         is_ours = isinstance(sign.host, str) and all(type(n) in (int, float) for n in numbers)
-        return sign if is_ours else None
+        return sign if is_ours and type(sign.broker_has_answered) is bool else None
 
 
 @dataclass(frozen=True)

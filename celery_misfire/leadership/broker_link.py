@@ -38,6 +38,8 @@ class BrokerLink:
         self._place = ""
         #: False when the broker has failed, or was not asked yet.
         self.is_up = False
+        #: True when it has ever been up.
+        self.has_answered = False
         #: True when the last thing that was said of the trouble is that it is over.
         self._was_said_back = False
         #: True when it has failed again without taking a message: only with a message it is back then.
@@ -75,7 +77,7 @@ class BrokerLink:
             if not self._flaps:
                 # Before what follows from it.
                 self._say_back()
-        self.is_up = True
+        self.is_up = self.has_answered = True
         return True
 
     def _say_back(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from celery_misfire.beats import Sign
 from celery_misfire.clocks import uptime
 from celery_misfire.exceptions import StoreRefused
 from celery_misfire.log_lines import Log
@@ -48,6 +49,10 @@ class Deployment:
         self._adopts = ""
         #: True when there is no state with other keys that we could go on with.
         self._former_is_settled = False
+        #: True when our broker has answered since the start.
+        self.broker_has_answered = False
+        #: The term of the beat that leads, if its broker has not answered, else 0; and when to look again.
+        self._silent_term, self._look_at = 0, 0.0
         #: What is said once a beat whose runs go elsewhere has been seen alive, '' before.
         self._refusal = ""
         self._reminders = Reminders(REMIND_EVERY)
@@ -84,6 +89,34 @@ class Deployment:
         if not (reason := self._wait("the runs of this state go elsewhere", lease)):
             self._adopts = difference
         return reason
+
+    def relieved(self) -> LeaseValue | None:
+        """Return the lease of a beat that is to lead no more: its broker never answers it, and ours does.
+
+        That is one whose broker has not answered since it was started, at two looks of ours, which are one
+        time to live apart. Two beats do not take it from each other by turns: the broker of the one that
+        takes it has answered.
+
+        :raises StoreUnavailable: as :meth:`Store.sight`.
+        """
+        if self._clock() < self._look_at:
+            return None
+        self._look_at = self._clock() + self._ttl
+        sight, before = self._store.sight(), self._silent_term
+        lease, self._silent_term = sight.lease, 0
+        sign = Sign.parse(sight.beats.get(lease.owner, (0, ""))[1]) if lease else None
+        if lease is None or sign is None or sign.broker_has_answered:
+            return None
+        self._silent_term = lease.epoch
+        if lease.epoch != before:
+            return None
+        mark, _ = self._store.look()
+        ours, theirs = self._ask_broker(), mark.destination if mark else None
+        if ours is None or (theirs and ours.difference(theirs)):
+            return None
+        what = "the lease is taken over: the broker of %s, which holds it, has not answered since its start"
+        say.info("takes_over", what, one_line(owner.name_of(lease.owner)))
+        return lease
 
     def adopt(self, token: str) -> None:
         """Note that the runs of a state that was another deployment's go elsewhere from now on.
@@ -145,8 +178,13 @@ class Deployment:
         is_known = self._ours is not None and not self._ours.difference(theirs)
         if (is_news and not is_known) or (is_free and self._ours is None):
             self._asked_about, self._ask_at = theirs, self._clock() + REMIND_EVERY
-            self._ours = self._ask() or self._ours
+            self._ours = self._ask_broker() or self._ours
         return self._ours.difference(theirs) if self._ours else ""
+
+    def _ask_broker(self) -> Destination | None:
+        destination = self._ask()
+        self.broker_has_answered |= destination is not None
+        return destination
 
     def _refused(self, lease: LeaseValue | None, difference: str) -> str:
         owner = one_line(lease.owner) if lease else ""

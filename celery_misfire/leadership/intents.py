@@ -149,7 +149,7 @@ def _since(intent: Intent) -> int:
 
 def _has_left(register: Register | None) -> bool:
     """True when a worker has written the register: it started the run, or gave it up itself."""
-    return register is not None and not (isinstance(register, registers.Missed) and not register.nonce)
+    return register is not None and not registers.is_left_to_beat(register)
 
 
 def _runs(record: EntryRecord, intent: Intent) -> bool:

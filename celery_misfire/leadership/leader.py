@@ -22,7 +22,7 @@ from celery_misfire.leadership.failing import FailingEntries
 from celery_misfire.leadership.figures import Figures, figures_of
 from celery_misfire.leadership.intents import Intents
 from celery_misfire.leadership.lease import Lease
-from celery_misfire.leadership.ledger import Commit, Ledger, take_back
+from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.leadership.outages import Outages, compare_clocks
 from celery_misfire.leadership.pending_misses import PendingMisses, Reporter
 from celery_misfire.leadership.queues import Queues
@@ -195,6 +195,11 @@ class Leader:
         """False when the broker has failed, or was not asked yet."""
         return self._broker.is_up
 
+    @property
+    def broker_has_answered(self) -> bool:
+        """True when the broker could be reached at some time. Any thread may ask."""
+        return self._broker.has_answered
+
     def figures(self) -> Figures:
         """Return where all entries stand. Any thread may ask."""
         # Copies, as beat goes on.
@@ -264,8 +269,6 @@ class Leader:
         if self._ledger.repeat_unanswered():
             self._outages.note(Reason.STORE_UNAVAILABLE, self._wall())
             self._rebuild_queues()
-        if self._ledger.sent_late:
-            take_back(self._ledger)
 
     def _may_send(self) -> bool:
         return self._lease.held and self._broker.is_up

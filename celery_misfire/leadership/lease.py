@@ -107,7 +107,7 @@ class Lease:
         """Tell the renewing thread that the main loop goes on."""
         self._main_loop_seen = self._clock()
 
-    def acquire(self) -> Taken | None:
+    def acquire(self, relieved: LeaseValue | None = None) -> Taken | None:
         """Try to take the lease; None when another beat holds it.
 
         A lease that has not changed for a whole time to live on our own clock is taken over, whatever the
@@ -116,6 +116,8 @@ class Lease:
         store that lost its state under another beat is left to that beat for one time to live: if it is
         alive, it restores the state from its memory.
 
+        :param relieved: the lease of a beat that is of no use, see :meth:`.Deployment.relieved`. It is taken
+            over as well.
         :raises StoreUnavailable, NewerSchema: as :meth:`Store.acquire`.
         """
         unchanged = self._clock() - self._found_since >= self._ttl
@@ -124,7 +126,7 @@ class Lease:
         token, asked, ours = uuid.uuid4().hex, self._clock(), self._ours
         # A new token each time: none that was used may become valid again.
         self._asked_for.append(token)
-        seen = ours or stale
+        seen = ours or stale or relieved
         answer = self._store.acquire(token, self._ttl, seen, needs_state=left_alone, sign=self._sign())
         if isinstance(answer, Held) and self._may_be_taken(answer.lease):
             answer = self._store.acquire(token, self._ttl, answer.lease)

@@ -12,18 +12,17 @@ follows.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from celery_misfire import fire, records
-from celery_misfire.events import Event, encode
+from celery_misfire.events import Event, Sent, encode
 from celery_misfire.exceptions import LeaseLost, MisfireError, StoreUnavailable
 from celery_misfire.frozen import replaced
 from celery_misfire.leadership.lease import Lease
 from celery_misfire.log_lines import Log
 from celery_misfire.misfire import threshold_millis
 from celery_misfire.records import Definition, EntryRecord, Intent, Unreported
-from celery_misfire.store import registers
 from celery_misfire.store.port import Change, CommitResult, Push, Store, Taken
 from celery_misfire.texts import one_line, quote_name
 
@@ -70,12 +69,12 @@ class Ledger(Mapping[str, EntryRecord]):
         self.doubtful_until = 0
         #: The term of leadership that memory is of, 0 while it must not be trusted.
         self.epoch = 0
+        #: True when the store had no state at the last take-over.
+        self._is_cold = False
         #: Entries for which the store holds something that is no record of ours.
         self.unusable: set[str] = set()
         #: Intents that this process has claimed and never tried to send: (entry, scheduled).
         self.untried: set[tuple[str, int]] = set()
-        #: Runs that were late when they had been sent: entry and former intent by task id.
-        self.sent_late: dict[str, tuple[str, Intent]] = {}
 
     def __getitem__(self, name: str) -> EntryRecord:
         return self._records[name]
@@ -125,16 +124,17 @@ class Ledger(Mapping[str, EntryRecord]):
             else:
                 self.restore()
         else:
-            if acquired.cold:
+            # Of a take-over that was interrupted, it has been said.
+            if acquired.cold and not (self._is_cold and self.epoch == 0):
                 _say_cold(self.store, self._lease)
-            self.epoch = 0
+            self._is_cold, self.epoch = acquired.cold, 0
             self.load()
         return goes_on
 
     def load(self) -> None:
         """Forget what is in memory and read the store. A text that is no record of ours is left out."""
         self._unanswered = None
-        self._records, self._texts, self.sent_late = {}, {}, {}
+        self._records, self._texts = {}, {}
         self.untried.clear()
         self._follow(self.store.load())
 
@@ -215,8 +215,10 @@ class Ledger(Mapping[str, EntryRecord]):
     def commit(self, commit: Commit, pushes: Sequence[Push] = ()) -> CommitResult:
         """Replace records in the store, then in memory.
 
+        An intent that it takes out as sent stays if a worker has left its run to beat.
+
         :param pushes: the messages that go with it.
-        :returns: with what was refused: nothing was done then.
+        :returns: with what was refused, or closed in a commit with messages: nothing was done then.
         :raises StoreUnavailable: whether it was done is unknown; :meth:`repeat_unanswered` finds out.
         :raises LeaseLost: it was not done; somebody else leads, or keeps writing.
         :raises Outdated: it was not done.
@@ -230,13 +232,16 @@ class Ledger(Mapping[str, EntryRecord]):
         for key, count in (item for event in commit.events for item in event.counts.items()):
             counts[key] = counts.get(key, 0) + count
         try:
-            result = self.store.commit(self._lease.token, changes, log, pushes, counts)
+            acks = self._acks(commit)
+            result = self.store.commit(self._lease.token, changes, log, pushes, counts, acks)
         except StoreUnavailable:
             if pushes:
                 self._lease.distrust()
             raise
-        if result.refused:
+        if result.refused or (result.closed and pushes):
             self._unanswered = None
+        elif result.closed:
+            return self.commit(self._without_acks(commit, result.closed))
         elif not result.conflicts:
             self._done(commit, texts)
         elif self._restoring:
@@ -250,6 +255,25 @@ class Ledger(Mapping[str, EntryRecord]):
             say.warning("state_went_back", what, self.store)
             self.restore()
         return result
+
+    def _acks(self, commit: Commit) -> dict[str, int]:
+        """Return the runs whose intents a commit takes out as they were sent: when that was, by task id."""
+        before = filter(None, map(self._records.get, commit.records))
+        intents = {(record.name, intent.scheduled) for record in before for intent in record.intents}
+        sent = (event for event in commit.events if isinstance(event, Sent)) if intents else ()
+        return {event.id: event.fire_time for event in sent if (event.entry, event.scheduled) in intents}
+
+    def _without_acks(self, commit: Commit, ids: Collection[str]) -> Commit:
+        """Return a commit that leaves the intents of these runs where they are."""
+        kept, events = dict(commit.records), list[Event]()
+        for event in commit.events:
+            if not isinstance(event, Sent) or event.id not in ids:
+                events.append(event)
+                continue
+            stays = [i for i in self[event.entry].intents if self.id_of(event.entry, i) == event.id]
+            intents = sorted((*stays, *kept[event.entry].intents), key=lambda intent: intent.scheduled)
+            kept[event.entry] = replaced(kept[event.entry], intents=tuple(intents))
+        return Commit(kept, events)
 
     def repeat_unanswered(self) -> bool:
         """Send the commit again that got no answer; True when there was one and it is done now."""
@@ -314,23 +338,3 @@ def _say_cold(store: Store, lease: Lease) -> None:
         what = "first start, or Redis has lost its data: no saved schedule"
     text = "every schedule is planned from now; nothing runs at once, and nothing counts as missed"
     say.at(level, event, "%s (%s): %s", what, store, text, owner=store.process)
-
-
-def left_to_us(store: Store, task_ids: Iterable[str]) -> set[str]:
-    """Return the runs that a worker has left to beat, by closing their registers."""
-    held = {id_: store.register(id_) for id_ in task_ids}
-    return {id_ for id_, r in held.items() if isinstance(r, registers.Missed) and not r.nonce}
-
-
-def take_back(ledger: Ledger) -> None:
-    """Make intents again of late runs that a worker has left to beat. It is written that they were sent.
-
-    :raises StoreUnavailable, LeaseLost: as :meth:`Ledger.commit`; it is to be done again.
-    """
-    commit, left = Commit(), left_to_us(ledger.store, ledger.sent_late)
-    for name, intent in (sent for id_, sent in ledger.sent_late.items() if id_ in left):
-        record = commit.records.get(name, ledger[name])
-        if all(i.scheduled != intent.scheduled for i in record.intents):
-            commit.records[name] = replaced(record, intents=(*record.intents, intent))
-    ledger.commit(commit)
-    ledger.sent_late.clear()

@@ -75,6 +75,12 @@ class Member:
         return self._lease.held
 
     @property
+    def broker_has_answered(self) -> bool:
+        """True when the broker has answered since the start, whether this beat led or not."""
+        asked = self._deployment is not None and self._deployment.broker_has_answered
+        return asked or self._leader.broker_has_answered
+
+    @property
     def store_is_up(self) -> bool:
         """True while the store answers."""
         return self._store_has_answered and not self._trouble.is_on
@@ -146,6 +152,8 @@ class Member:
             self._stand_by(reason)
             return False
         taken = self._lease.acquire()
+        if taken is None and self._deployment and (relieved := self._deployment.relieved()):
+            taken = self._lease.acquire(relieved)
         if taken is None:
             self._pass_on(advice)
             self._store_answers()

@@ -56,7 +56,7 @@ class Broker:
         #: Tells whether RabbitMQ has sent something; None for another broker. It is asked of the socket, as
         #: py-amqp spins for ever on half a frame.
         self._selector: selectors.BaseSelector | None = None
-        #: The producer of the connection over which a Redis was found to take messages.
+        #: The producer of the connection over which the broker was found to take messages.
         self._taking: WatchedProducer | None = None
         #: The producer of the connection that was asked last what it reads, see :meth:`read`.
         self._asked: WatchedProducer | None = None
@@ -89,7 +89,7 @@ class Broker:
         :raises BrokerUnavailable: when it can't be, or takes no messages.
         """
         producer = self.producer
-        if self.is_redis and producer is not self._taking:
+        if producer is not self._taking:
             try:
                 offer_nothing(producer)
             except Exception as exc:
@@ -129,7 +129,9 @@ class Broker:
             raise self._failed(exc) from None
 
     def _failed(self, exc: Exception) -> BrokerUnavailable:
-        """Let go of the connection; return what it failed with."""
+        """Let go of the connection, unless RabbitMQ says that it waits; return what it failed with."""
+        if self._blocked:
+            return self._unavailable(_BLOCKED)
         error = self._unavailable(name_error(exc))
         self.drop()
         return error

@@ -19,7 +19,7 @@ from kombu import Producer
 from celery_misfire.sending.errors import takes_nothing
 from celery_misfire.store.state_mark import Destination
 
-#: A key under which nothing is ever kept.
+#: A key under which nothing is ever kept, and the name of no queue.
 NO_QUEUE = "celery-misfire:no-queue"
 #: Stands for a task that the app's routes do not know.
 ANY_TASK = "celery_misfire.any_task"
@@ -58,19 +58,27 @@ def redis_get(channel: Any, key: str) -> Any:
 
 
 def offer_nothing(producer: Producer) -> None:
-    """Push something to a queue that is not there. Raises what a Redis that takes no messages answers.
+    """Send something to a queue that is not there. Raises what a broker answers that takes no messages.
 
-    Else only a message could find that out, and what is late waits until one was taken.
+    Else only a message could find that out, and what is late waits until one was taken. RabbitMQ is asked on
+    a channel of its own, which ends when we lack the right to ask.
     """
     connection: Any = producer.connection
     channel: Any = producer.channel
-    with channel.conn_or_acquire() as client:
-        try:
-            client.lpushx(NO_QUEUE, "")
-        except connection.channel_errors as exc:
-            # Without the right to ask, a message finds out.
-            if takes_nothing(exc):
-                raise
+    try:
+        match connection.transport.driver_name:
+            case "redis":
+                with channel.conn_or_acquire() as client:
+                    client.lpushx(NO_QUEUE, "")
+            case "py-amqp":
+                other = connection.channel()
+                # It confirms what no queue takes as well.
+                other.basic_publish_confirm(other.prepare_message(b""), "", NO_QUEUE)
+                other.close()
+    except connection.channel_errors as exc:
+        # Without the right to ask, a message finds out.
+        if takes_nothing(exc):
+            raise
 
 
 def _word_of(channel: Any, keys: Sequence[str]) -> str:

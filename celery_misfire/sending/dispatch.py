@@ -10,15 +10,14 @@ Nothing here knows Celery: that is the :class:`Publisher`'s business.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from celery_misfire.events import Sent
-from celery_misfire.exceptions import BrokerUnavailable, StoreUnavailable
+from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.frozen import replaced
-from celery_misfire.leadership.ledger import Commit, Ledger, left_to_us, take_back
+from celery_misfire.leadership.ledger import Commit, Ledger
 from celery_misfire.misfire import MisfireInstruction, Outcome, resolve
 from celery_misfire.records import Definition, EntryRecord, Intent
 from celery_misfire.store.port import Push
@@ -234,30 +233,18 @@ class TwoStep:
         made = {(one.run.entry, one.run.intent.scheduled): one.attempt.fate for one in tries if one.was_made}
         self._ledger.untried -= made.keys()
         sent = [one.message for one in tries if one.attempt.fate is Fate.SENT]
-        commit, closed = Commit(events=[message.event for message in sent]), set[str]()
-        self._ledger.sent_late |= self._late(sent)
-        # A run whose register is closed stays an intent in this commit: the process may end right after it.
-        with suppress(StoreUnavailable):
-            closed = left_to_us(self._ledger.store, self._ledger.sent_late)
+        commit = Commit(events=[message.event for message in sent])
         for name in dict.fromkeys(run.entry for run in runs):
             record = self._ledger.with_certainty(self._ledger[name])
             left = []
             for intent in record.intents:
                 fate = made.get((name, intent.scheduled))
-                if fate is None or (closed and self._ledger.id_of(name, intent) in closed):
+                if fate is None:
                     left.append(intent)
                 elif fate is not Fate.SENT:
                     left.append(replaced(intent, unsent=fate is Fate.REFUSED))
             commit.records[name] = replaced(record, intents=tuple(left))
         self._ledger.commit(commit)
-        self._ledger.sent_late |= self._late(sent)
-        take_back(self._ledger)
-
-    def _late(self, sent: Iterable[Message]) -> dict[str, tuple[str, Intent]]:
-        """Return the messages of which a worker may find that they are late."""
-        now = self._oversight.wall()
-        late = (m for m in sent if now - m.due >= m.threshold)
-        return {message.task_id: (message.definition.name, message.intent) for message in late}
 
 
 def in_order(runs: Iterable[Run]) -> list[Run]:

@@ -168,7 +168,9 @@ class Transactional:
                 raise
             if result.queue_lengths:
                 self.queue_length = max(result.queue_lengths.values())
-            if not result.refused:
+            # A worker has left these runs to beat. The script may not take their intents out.
+            refused |= {one.run.entry for one in messages if one.event.id in result.closed}
+            if not (result.refused or result.closed):
                 self._portions.succeeded(_runs_of(messages))
                 for one in messages:
                     self._oversight.note(one.run, Attempt(Fate.SENT))

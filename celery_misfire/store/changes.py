@@ -60,11 +60,14 @@ class CommitResult:
     :param conflicts: entries whose record in force is not the old one. If there are any, nothing was written.
     :param refused: queues that take no messages. If there are any, nothing was written.
     :param queue_lengths: messages in each queue to which some were pushed, as far as it is known.
+    :param closed: runs that were to be acknowledged, and that a worker has left to beat. If there are any,
+        nothing was written.
     :param failed: each ``pexpire`` and ``publish`` that failed, with its error in words. The rest was done.
     """
 
     conflicts: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    closed: tuple[str, ...] = ()
     queue_lengths: Mapping[str, int] = field(default_factory=dict)
     failed: tuple[tuple[Push, str], ...] = ()
 

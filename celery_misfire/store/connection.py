@@ -39,14 +39,16 @@ class RedisClock:
         #: What it is ahead of the monotonic clock, in milliseconds; None when it is not known.
         self.offset: float | None = None
 
-    def latest(self) -> int:
-        """Return when messages are too late to be put into their queues; 0 for never.
+    def latest(self, left: float | None = None) -> int:
+        """Return up to when a script may be carried out, by the clock of Redis; 0 for ever: it is not known.
 
-        Nobody waits for the answer any more then: their runs are planned again.
+        :param left: so many milliseconds from now. None: as long as somebody waits for the answer; the runs
+            whose messages it puts into their queues are planned again then.
         """
         if self.offset is None:
             return 0
-        return round((time.monotonic() + self._call_timeout) * 1000 + self.offset)
+        left = self._call_timeout * 1000 if left is None else left
+        return round(time.monotonic() * 1000 + left + self.offset)
 
 
 class RedisConnection:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,8 +16,14 @@ from celery_misfire.exceptions import LeaseLost
 from celery_misfire.store import registers
 from celery_misfire.store.memory_database import Contents, Fault, MemoryDatabase
 from celery_misfire.store.memory_namespace import MemoryNamespace, one_call
-from celery_misfire.store.port import NOTHING, Change, CommitResult, Push, Store, by_queue
-from celery_misfire.store.registers import REGISTER_TTL, Register, StartRequest, register_ttl
+from celery_misfire.store.port import NO_ACKS, NOTHING, Change, CommitResult, Push, Store, by_queue
+from celery_misfire.store.registers import (
+    REGISTER_TTL,
+    Register,
+    StartRequest,
+    is_left_to_beat,
+    register_ttl,
+)
 from celery_misfire.store.state_mark import Destination, StateMark
 from celery_misfire.store.values import (
     COUNTS_TTL,
@@ -110,9 +116,10 @@ class MemoryStore(MemoryNamespace, Store):
         self,
         token: str,
         changes: Sequence[Change],
-        log: Iterable[Mapping[str, Any]] = (),
+        log: Sequence[Mapping[str, Any]] = (),
         pushes: Sequence[Push] = (),
         counts: Mapping[tuple[str, str], int] = NOTHING,
+        acks: Mapping[str, int] = NO_ACKS,
     ) -> CommitResult:
         queues = by_queue(changes, pushes)
         self._check(token)
@@ -126,6 +133,9 @@ class MemoryStore(MemoryNamespace, Store):
             return CommitResult(tuple(conflicts))
         failed: list[tuple[Push, str]] = []
         if to_do or not changes:
+            held = {id_: registers.parse(self._get(f"fire:{id_}")) for id_ in acks}
+            if closed := tuple(id_ for id_, register in held.items() if is_left_to_beat(register)):
+                return CommitResult(closed=closed)
             if refused := self.database.refusals(queues):
                 return CommitResult(refused=refused)
             failed = [(push, error) for push in pushes if (error := self.database.push(push))]

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -31,6 +31,8 @@ __all__ = [
 
 #: No counts.
 NOTHING: Mapping[tuple[str, str], int] = MappingProxyType({})
+#: No runs are acknowledged.
+NO_ACKS: Mapping[str, int] = MappingProxyType({})
 
 
 class Store(Protocol):
@@ -135,9 +137,10 @@ class Store(Protocol):
         self,
         token: str,
         changes: Sequence[Change],
-        log: Iterable[Mapping[str, Any]] = (),
+        log: Sequence[Mapping[str, Any]] = (),
         pushes: Sequence[Push] = (),
         counts: Mapping[tuple[str, str], int] = NOTHING,
+        acks: Mapping[str, int] = NO_ACKS,
     ) -> CommitResult:
         """Replace records and push messages into their queues, all of it or nothing; write to log and counts.
 
@@ -148,6 +151,8 @@ class Store(Protocol):
         :param pushes: each goes with a change of its entry's record. Queues are those of the database where
             the state is.
         :param counts: added to the counts of this hour, by entry and outcome.
+        :param acks: the runs whose intents are taken out as they were sent: when that was, in milliseconds
+            UTC, by task id. Nothing is written when a worker has left one of them to beat.
         :raises LeaseLost: when the lease is not ours any more. Nothing has been written then.
         :raises ValueError: for a push without a change of records.
         """
@@ -226,7 +231,7 @@ class Store(Protocol):
     def close(self, task_id: str, value: Register, entry: str, record: str) -> Register | None:
         """Write into the register of an occurrence that has none yet, while an intent stands for it.
 
-        Beat looks at the register after it has replaced the record. So one of the two sees the other.
+        A commit that takes the intent out looks at the register. So one of the two sees the other.
 
         :param record: the record with the intent.
         :returns: what the register holds; None when the entry has another record by now. Nothing has been

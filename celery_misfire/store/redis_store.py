@@ -20,9 +20,9 @@ from celery_misfire.misfire import Outcome
 from celery_misfire.store import errors, registers
 from celery_misfire.store.connection import LONGEST_CALL, as_text, millis
 from celery_misfire.store.former import look_at
-from celery_misfire.store.port import NOTHING, Change, CommitResult, Push, Refusal, Store, by_queue
+from celery_misfire.store.port import NO_ACKS, NOTHING, Change, CommitResult, Push, Refusal, Store, by_queue
 from celery_misfire.store.redis_namespace import RedisNamespace
-from celery_misfire.store.registers import Register, StartRequest, register_ttl
+from celery_misfire.store.registers import LEFT_AFTER, Register, StartRequest, register_ttl
 from celery_misfire.store.state_mark import Destination, StateMark
 from celery_misfire.store.values import (
     COUNTS_TTL,
@@ -43,6 +43,9 @@ __all__ = ["LONGEST_CALL", "RedisStore"]
 _DESCRIPTION = ("_beat", "_beat_entries")
 
 _NO_QUEUES: Mapping[str, Sequence[Push]] = {}
+
+#: What commit.lua answers when its time is over.
+_LATE = ["LATE"]
 
 _flat = chain.from_iterable
 
@@ -116,19 +119,41 @@ class RedisStore(RedisNamespace, Store):
         self,
         token: str,
         changes: Sequence[Change],
-        log: Iterable[Mapping[str, Any]] = (),
+        log: Sequence[Mapping[str, Any]] = (),
         pushes: Sequence[Push] = (),
         counts: Mapping[tuple[str, str], int] = NOTHING,
+        acks: Mapping[str, int] = NO_ACKS,
     ) -> CommitResult:
         fields = [(f"e:{change.entry}", change.old, change.new) for change in changes]
         queues = by_queue(changes, pushes)
         others = [push for push in pushes if push.kind != "lpush"]
+        replace = partial(self._replace, token, fields, log, queues, others, counts)
+        latest = self._connection.clock.latest() if queues else 0
+        # Soon after the messages were sent, no register need be looked at.
+        soon = self._open_until(acks) if acks and not queues else 0
         try:
-            return _commit_result(self._replace(token, fields, log, queues, others, counts), queues, others)
+            answer = replace(latest=soon) if soon else replace(acks, latest)
+            if soon and answer == _LATE:
+                # The clock of Redis may have been set.
+                self.time()
+                answer = replace(acks, latest)
+            if answer == _LATE:
+                self._connection.clock.offset = None
+                what = "a call came too late, or the clock of Redis was set"
+                raise StoreUnavailable(f"{self._connection}: {what}")
+            return _commit_result(answer, queues, others, tuple(acks))
         except StoreRefused:
             if refused := _refused_names(self._replace, queues, f"{self._connection}: "):
                 return CommitResult(refused=refused)
             raise
+
+    def _open_until(self, acks: Mapping[str, int]) -> int:
+        """Return up to when no worker can have left one of these runs to beat, by the clock of Redis.
+
+        It is 0 when that is over, or not known. Half of the time is left to workers whose clocks are ahead.
+        """
+        left = min(acks.values()) + LEFT_AFTER * 500 - time.time() * 1000
+        return self._connection.clock.latest(left) if left > 0 else 0
 
     def counts_since(self, moment: float) -> dict[tuple[str, str], int]:
         oldest = max(moment, time.time() - COUNTS_TTL)
@@ -165,14 +190,15 @@ class RedisStore(RedisNamespace, Store):
         self,
         token: str,
         fields: Sequence[tuple[str, str, str]],
-        log: Iterable[Mapping[str, Any]] = (),
+        log: Sequence[Mapping[str, Any]] = (),
         queues: Mapping[str, Sequence[Push]] = _NO_QUEUES,
         others: Sequence[Push] = (),
         counts: Mapping[tuple[str, str], int] = NOTHING,
+        acks: Iterable[str] = (),
+        latest: int = 0,
     ) -> list[Any]:
         """Replace fields of the state, each given with its old and its new text, and return the answer."""
         keys = [self.lease_key, self.state_key, self.log_key, *queues]
-        latest = self._connection.clock.latest() if queues else 0
         counted = f"{len(fields)} {len(queues)} {len(others)} {len(counts)} {self._history} {latest}"
         args: list[Any] = [token, counted, *_flat(fields)]
         if queues or others:
@@ -183,12 +209,10 @@ class RedisStore(RedisNamespace, Store):
             args.append(millis(COUNTS_TTL))
             args += _flat((f"{outcome}:{entry}", n) for (entry, outcome), n in counts.items())
         args += map(_line, log)
+        keys += (self._register_prefix + task_id for task_id in acks)
         answer: list[Any] = self._connection.run_often("commit", keys, args)
         if answer[0] == "FENCED":
             raise LeaseLost
-        if answer[0] == "LATE":
-            self._connection.clock.offset = None
-            raise StoreUnavailable(f"{self._connection}: a call came too late, or the clock of Redis was set")
         return answer
 
     # -- the configuration of the beat that leads ----------------------------------------------------------
@@ -274,7 +298,7 @@ class RedisStore(RedisNamespace, Store):
 
 
 def _commit_result(
-    answer: Sequence[Any], queues: Mapping[str, Sequence[Push]], others: Sequence[Push]
+    answer: Sequence[Any], queues: Mapping[str, Sequence[Push]], others: Sequence[Push], acks: Sequence[str]
 ) -> CommitResult:
     """Return what commit.lua has answered."""
     match answer:
@@ -290,6 +314,8 @@ def _commit_result(
             )
         case ["CONFLICT", *fields]:
             return CommitResult(tuple(field[2:] for field in fields))
+        case ["CLOSED", *numbers]:
+            return CommitResult(closed=tuple(acks[n - 1] for n in numbers))
         case ["REFUSED", *refused]:
             pushes = list(queues.values())
             return CommitResult(

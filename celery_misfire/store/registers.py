@@ -18,6 +18,10 @@ MISSED_REGISTER_TTL = 7 * REGISTER_TTL
 #: The same for a run by hand: as long as the record is kept from which it may be asked for again.
 BY_HAND_REGISTER_TTL = 90 * REGISTER_TTL
 
+#: A worker leaves a late run to beat at the earliest so many seconds after its message was sent: by then, a
+#: beat that is well has written that it was sent.
+LEFT_AFTER = 1.0
+
 
 @dataclass(frozen=True)
 class Started:
@@ -66,6 +70,11 @@ class Unknown:
 
 #: What is known of one occurrence. The first one to write it decides; it is never changed.
 Register = Started | Missed | Merged | Unknown
+
+
+def is_left_to_beat(register: Register | None) -> bool:
+    """Return True when a worker has left the run to beat. A beat that closes a register writes the same."""
+    return isinstance(register, Missed) and not register.nonce
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from celery_misfire.leadership.member import Member
 from celery_misfire.records import Definition
 from celery_misfire.sending.dispatch import Attempt, Fate, Message, Publisher
 from celery_misfire.sending.missed_runs import Report
-from celery_misfire.store.port import Push, Store, Taken
+from celery_misfire.store.port import LeaseValue, Push, Store, Taken
 from celery_misfire.store.state_mark import Destination
 
 #: The lease of the only beat lasts as long as any test, in seconds: nobody renews it.
@@ -24,8 +24,8 @@ class _Lease(Lease):
 
     is_kept = False
 
-    def acquire(self) -> Taken | None:
-        taken = super().acquire()
+    def acquire(self, relieved: LeaseValue | None = None) -> Taken | None:
+        taken = super().acquire(relieved)
         self.is_kept |= taken is not None
         return taken
 
@@ -50,6 +50,7 @@ class BeatProcess:
         seconds.
     :param hear: gets each report of missed runs that is to be made.
     :param deployment: see :class:`Member`.
+    :param sign: what it says of itself with each call for the lease.
     :param options: further keywords for :class:`Leader`.
     """
 
@@ -64,6 +65,7 @@ class BeatProcess:
         lease_times: tuple[float, float, float] = (_FOR_EVER, _FOR_EVER, 1.0),
         hear: Callable[[Report], object] = lambda report: None,
         deployment: Deployment | None = None,
+        sign: Callable[[], str] = str,
         **options: Any,
     ) -> None:
         def steady() -> float:
@@ -73,7 +75,7 @@ class BeatProcess:
         self._now, self._next_renewal, self._hear = now, 0, hear
         #: Reports that are made, and of which beat has not heard yet.
         self.reports: list[Report] = []
-        self.lease = _Lease(store, ttl, self._renew_every, steady)
+        self.lease = _Lease(store, ttl, self._renew_every, steady, sign=sign)
         self.leader = Leader(
             store, self.lease, publisher, self, namespace=namespace, wall=now, steady=steady, **options
         )

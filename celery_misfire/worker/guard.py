@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 say = Log(__name__, "worker")
 
-#: A beat that has sent a message writes so within this time, in seconds, unless something is wrong.
-SOON_ACKNOWLEDGED = 1.0
-
 
 class Guard:
     """Decides whether a run that beat has sent may start.
@@ -213,7 +210,7 @@ class Guard:
 
         Beat judges such a run with the whole outage.
         """
-        if delivery.once or time.time() - delivery.fire.fire_time.timestamp() < SOON_ACKNOWLEDGED:
+        if delivery.once or time.time() - delivery.fire.fire_time.timestamp() < registers.LEFT_AFTER:
             return ""
         entry = delivery.fire.entry
         found = self._store.ask(lambda store: store.load([entry])) or {}

@@ -124,6 +124,27 @@ def test_after_a_kill_of_the_leader_the_other_of_this_host_goes_on_at_once(
     assert [line["reason"] for line in pair.leads()] == ["scheduler_down", "failover"]
 
 
+def test_a_beat_that_cannot_reach_its_broker_makes_way_for_one_that_can(
+    project: Project, redis_server: RedisServer
+) -> None:
+    # Nobody listens on this port.
+    nowhere = "redis://127.0.0.1:1/0"
+    pair = Pair(project, redis_server, misfire_redis_url=redis_server.url, broker_url=nowhere)
+    a = project.beat(name="a")
+    pair.wait_for_log("a", "the broker failed")
+    pair = Pair(project, redis_server)
+    b = project.beat(name="b")
+    pair.wait_for_log("b", "beat: leading")
+    pair.wait_for_fires(4)
+
+    assert "the lease is taken over" in project.log("b")
+    assert a.alive
+    assert b.alive
+    # Nothing is lost of what came due meanwhile.
+    assert set(pair.check().values()) == {1}
+    assert [line["reason"] for line in pair.leads()] == ["scheduler_down", "failover"]
+
+
 def test_after_a_kill_of_the_leader_on_another_host_the_other_goes_on_in_time_and_nothing_is_lost(
     project: Project, redis_server: RedisServer
 ) -> None:

@@ -14,6 +14,7 @@ from celery.schedules import schedule
 from kombu import Queue
 
 from celery_misfire.exceptions import BrokerUnavailable, PublishRejected
+from celery_misfire.leadership import broker_link
 from celery_misfire.leadership.decisions import LARGEST_BATCH
 from celery_misfire.misfire import MisfirePolicy
 from celery_misfire.schedules import simple
@@ -25,6 +26,7 @@ from celery_misfire.sending.errors import LONGEST_OF_MOST
 from celery_misfire.store.port import Push
 from tests.integration.test_leader import DAY, MINUTE, SECOND
 from tests.integration.test_leader import World as VirtualWorld
+from tests.support.log_lines import one_by_one
 from tests.support.one_redis import World, due_now, fire_all, is_done, run, sent_lines, store_of
 from tests.support.processes import published, wait_for
 from tests.support.proxy import Proxy
@@ -218,6 +220,32 @@ def test_a_memory_alarm_in_the_middle_of_a_batch_loses_nothing(
     # What RabbitMQ had not answered to was in doubt, and was sent again.
     assert copies.total() <= 1 + 2 * len(names)
     assert sent_lines(beat) == Counter(["z", *names])
+
+
+def test_late_runs_do_not_wait_for_one_in_time_when_rabbitmq_confirms_again(
+    world: World,
+    proxy: Proxy,
+    rabbitmq_server: RabbitMQ,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing else is due that could tell beat that the broker takes messages."""
+    monkeypatch.setattr(broker_module, "TIMEOUT", 1.0)
+    monkeypatch.setattr(broker_link, "TRIAL", 3600.0)
+    beat = world.beat(broker=proxy.amqp_url)
+    fire_all(beat, "z")
+    proxy.loses_confirms = True
+    proxy.cut()
+    before = proxy.connections
+    beat.update_from_dict({"a": due_now(misfire={"instruction": "fire_now", "threshold": 0.5})})
+    run(beat, lambda: proxy.connections > before + 3)
+    assert not is_done(beat)
+    proxy.loses_confirms = False
+    run(beat, lambda: is_done(beat))
+    assert {m.id for m in rabbitmq_server.published()} == {
+        line["id"] for line in one_by_one(store_of(beat).log()) if line["event"] == "sent"
+    }
+    assert len([m for m in caplog.messages if "the broker failed" in m]) == 1
 
 
 def test_an_event_for_each_message_hides_no_answer_of_rabbitmq(

@@ -17,7 +17,7 @@ import amqp
 import pytest
 from celery import Celery, Task
 from celery.beat import BeatLazyFunc
-from kombu import Queue
+from kombu import Exchange, Queue
 from kombu.exceptions import EncodeError
 
 from celery_misfire.beat import MisfireScheduler
@@ -71,6 +71,14 @@ def broker(app: Celery) -> Iterator[Broker]:
 
 def send(app: Celery, broker: Broker, id_: str, **options: Any) -> None:
     app.send_task("tick", task_id=id_, producer=broker.producer, ignore_result=True, **options)
+
+
+def can_be_reached(broker: Broker) -> bool:
+    try:
+        broker.connect()
+    except BrokerUnavailable:
+        return False
+    return True
 
 
 def ids(server: RabbitMQ, queue: str = "celery") -> list[str]:
@@ -299,10 +307,58 @@ def test_a_rabbitmq_that_is_short_of_memory_is_given_one_message_and_then_waited
         sent = proxy.seen["to_server"]
         assert not any(is_taken("2") for _ in range(10))
         assert (proxy.seen["to_server"], proxy.connections) == (sent, 1)
+        # Another beat that comes now is told so before it sends anything.
+        other = Broker(app)
+        for _ in range(3):
+            with pytest.raises(BrokerUnavailable, match="memory or disk"):
+                other.connect()
+        assert proxy.connections == 2
     finally:
         rabbitmq_server.control("set_vm_memory_high_watermark", "0.4")
     wait_for(lambda: is_taken("2"))
     assert ids(rabbitmq_server).count("2") == 1
+    connections = proxy.connections
+    wait_for(lambda: can_be_reached(other))
+    assert proxy.connections == connections
+    other.drop()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_rabbitmq_that_confirms_nothing_is_away_and_back_as_soon_as_it_confirms(
+    app: Celery, broker: Broker, proxy: Proxy, rabbitmq_server: RabbitMQ
+) -> None:
+    proxy.loses_confirms = True
+    for _ in range(2):
+        with pytest.raises(BrokerUnavailable, match="TimeoutError"):
+            broker.connect()
+    proxy.loses_confirms = False
+    broker.connect()
+    seen = proxy.seen["to_server"]
+    # It is asked once for each connection.
+    broker.connect()
+    assert (proxy.seen["to_server"], proxy.connections) == (seen, 3)
+    send(app, broker, "1")
+    assert ids(rabbitmq_server) == ["1"]
+
+
+@pytest.mark.timeout(600)
+def test_without_the_right_to_ask_rabbitmq_a_message_finds_out(
+    proxy: Proxy, rabbitmq_server: RabbitMQ
+) -> None:
+    rabbitmq_server.control("add_user", "limited", "secret")
+    try:
+        rabbitmq_server.control("set_permissions", "limited", ".*", "celery", ".*")
+        url = proxy.amqp_url.replace("guest:guest", "limited:secret")
+        app = Celery("broker", broker=url, set_as_current=False)
+        app.conf.task_queues = [Queue("celery", Exchange("celery"), routing_key="celery")]
+        broker = Broker(app)
+        broker.connect()
+        app.send_task("tick", task_id="1", producer=broker.producer, exchange="celery", routing_key="celery")
+        broker.drop()
+    finally:
+        rabbitmq_server.control("delete_user", "limited")
+    assert ids(rabbitmq_server) == ["1"]
+    assert proxy.connections == 1
 
 
 def test_a_report_of_missed_runs_reaches_its_handler_whether_or_not_somebody_listens_to_events(

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -23,12 +24,11 @@ from celery_misfire.exceptions import (
 from celery_misfire.leadership.decisions import LARGEST_BATCH
 from celery_misfire.leadership.leader import Leader
 from celery_misfire.leadership.lease import Lease
-from celery_misfire.leadership.ledger import Ledger, Outdated
+from celery_misfire.leadership.ledger import Outdated
 from celery_misfire.leadership.pending_misses import LARGEST_PORTION
 from celery_misfire.misfire import MisfirePolicy, from_millis, to_millis
 from celery_misfire.records import Definition
 from celery_misfire.schedules import simple
-from celery_misfire.sending import dispatch
 from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.missed_runs import Report
 from celery_misfire.store import registers
@@ -292,6 +292,38 @@ def test_a_cold_take_over_that_was_interrupted_leaves_its_line_in_the_log(world,
     assert [line["cold"] for line in world.store.log() if line["event"] == "lead"] == [True]
 
 
+@pytest.mark.parametrize("before", ["", "something was decided"])
+def test_a_take_over_without_a_state_says_so_once_though_it_is_interrupted(
+    world, monkeypatch, caplog, before
+):
+    caplog.set_level("INFO")
+    if before:
+        store = RedisStore(world.url, "test")
+        store.acquire("past", 10)
+        store.commit("past", [], [{"event": before}])
+        store.release("past")
+
+    def away(*_):
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as broken:
+        # The first line is in the log by then.
+        broken.setattr(RedisStore, "write_meta", away)
+        with pytest.raises(StoreUnavailable, match="away"):
+            world.start()
+    world.lease.release()
+    world.leader.take_over(world.lease.acquire(), world.definitions)
+    said = [text for text in caplog.messages if "every schedule is planned from now" in text]
+    assert len(said) == 1
+    assert ("the saved schedule was lost" in said[0]) is bool(before)
+    # What another beat loses in a later term is news.
+    world.lease.release()
+    world.lease.superseded = True
+    world.store._redis.flushall()
+    world.leader.take_over(world.lease.acquire(), world.definitions)
+    assert caplog.text.count("the saved schedule was lost") == 1 + bool(before)
+
+
 def test_a_record_that_cannot_be_read_is_told_once_though_the_take_over_is_interrupted(
     world, monkeypatch, caplog
 ):
@@ -475,32 +507,41 @@ def test_a_late_run_that_a_worker_has_left_to_beat_just_before_it_was_acknowledg
     assert len(world.told) == 1
 
 
-def test_a_late_run_that_a_worker_has_left_to_beat_is_recorded_although_beat_ends_before_it_looks(
-    world, monkeypatch
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_late_run_that_a_worker_leaves_to_beat_while_it_is_acknowledged_is_recorded(
+    world, monkeypatch, is_killed
 ):
     world.entry("a", schedule(60), MisfirePolicy("do_nothing", threshold=10))
     begin = world.now
     world.start()
     world.store.watch("worker", 3600, 3600)
-
-    def slow(message: Message) -> None:
-        world.now += 20 * SECOND
-        world.store.settle([message.task_id], registers.Missed("queue_late"))
+    right, sent = world.store.commit, list[str]()
 
     class Killed(BaseException):
         pass
 
-    def end(ledger: Ledger) -> None:
-        raise Killed
+    def slow(message: Message) -> None:
+        world.now += 20 * SECOND
+        sent.append(message.task_id)
+
+    def commit(*args: object, **kwargs: object) -> object:
+        if not sent:
+            return right(*args, **kwargs)
+        world.store.settle([sent.pop()], registers.Missed("queue_late"))
+        result = right(*args, **kwargs)
+        if is_killed:
+            raise Killed
+        return result
 
     world.refuses = slow
     with monkeypatch.context() as patched:
-        patched.setattr(dispatch, "take_back", end)
-        with pytest.raises(Killed):
+        patched.setattr(world.store, "commit", commit)
+        with pytest.raises(Killed) if is_killed else nullcontext():
             world.run(begin + MINUTE)
     world.refuses = lambda _: None
-    world.crash()
-    world.start()
+    if is_killed:
+        world.crash()
+        world.start()
     world.run(begin + MINUTE + 40 * SECOND)
     [report] = world.missed
     assert (to_millis(report.missed.first), report.missed.count) == (begin + MINUTE, 1)

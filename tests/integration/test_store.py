@@ -497,6 +497,46 @@ def test_commits_keep_a_connection_of_their_own(store: RedisStore, client: redis
     assert store.load() == {"a": "2"}
 
 
+def test_what_is_acknowledged_soon_takes_no_more_of_redis_than_any_commit(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+):
+    """Workers leave nothing to beat so soon, and no late run costs those in time anything."""
+    take(store)
+    sent = list[tuple[list[str], list[str]]]()
+    right = store._connection.run_often
+
+    def note(script: str, keys: list[str], args: list[object]) -> object:
+        sent.append((keys, list(map(str, args))))
+        return right(script, keys, args)
+
+    monkeypatch.setattr(store._connection, "run_often", note)
+    now = store.time()
+    store.commit("token", [Change("a", "", "1")])
+    store.commit("token", [Change("b", "", "1")], acks={"1": now, "2": now})
+    store.commit("token", [Change("c", "", "1")], acks={"1": now, "2": now - 10_000})
+    keys, lengths = [keys for keys, _ in sent], [len(args) for _, args in sent]
+    assert keys[0] == keys[1] == keys[2][:3]
+    assert len(keys[2]) == 5
+    assert len(set(lengths)) == 1
+
+
+def test_a_redis_that_was_frozen_takes_no_intent_out_that_a_worker_has_left_to_beat_meanwhile(
+    store: RedisStore,
+):
+    take(store)
+    store.commit("token", [Change("a", "", "1")])
+    now = store.time()
+    store.settle(["1"], registers.Missed("queue_late"))
+    # As if the call had been made ten seconds ago.
+    offset = store._connection.clock.offset
+    store._connection.clock.offset -= 10_000
+    assert store.commit("token", [Change("a", "1", "2")], acks={"1": now}) == CommitResult(closed=("1",))
+    # What is known of the clock of Redis is right again.
+    assert abs(store._connection.clock.offset - offset) < 1_000
+    assert store.commit("token", [Change("a", "1", "2")], acks={"2": now}) == CommitResult()
+    assert store.load() == {"a": "2"}
+
+
 def test_a_connection_that_redis_has_ended_costs_no_commit(store: RedisStore, client: redis.Redis):
     take(store)
     store.commit("token", [Change("a", "", "1")])

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from celery_misfire.exceptions import LeaseLost, NewerSchema
-from celery_misfire.store.port import Change, CommitResult, Held, LeaseValue, NoState, Store, Taken, Watched
+from celery_misfire.store.port import (
+    Change,
+    CommitResult,
+    Held,
+    LeaseValue,
+    NoState,
+    Push,
+    Store,
+    Taken,
+    Watched,
+)
 from celery_misfire.store.registers import Merged, Missed, Register, Started, StartRequest
 from tests.support.stores import StorePlace
 
@@ -429,6 +439,27 @@ def test_a_register_is_closed_only_while_the_record_is_the_one_that_has_the_inte
     assert store.close("1", CAPPED, "a", "claimed") == CAPPED
     store.start("3", StartRequest(STARTED, "a"))
     assert store.close("3", CAPPED, "a", "sent") == STARTED
+
+
+def test_an_intent_stays_while_a_worker_has_left_its_run_to_beat(place: StorePlace, store: Store):
+    take(store)
+    store.commit("token", [Change("a", "", "claimed")])
+    acks = dict.fromkeys(("left", "given up", "started", "nobody's"), store.time() - 60_000)
+    store.settle(["left"], CAPPED)
+    store.settle(["given up"], Missed("capped", "nonce"))
+    store.settle(["started"], STARTED)
+    attempt: tuple[Any, ...] = ([Change("a", "claimed", "sent")], [LINE])
+    before = place.contents()
+    for pushes in ([], [Push("a", "lpush", "queue", b"1")]):
+        assert store.commit("token", *attempt, pushes, acks=acks) == CommitResult(closed=("left",))
+    assert place.contents() == before
+    del acks["left"]
+    assert store.commit("token", *attempt, acks=acks) == CommitResult()
+    assert store.load() == {"a": "sent"}
+    # Once it is done it is done, whatever the registers say when it is repeated.
+    acks["left"] = 0
+    assert store.commit("token", *attempt, acks=acks) == CommitResult()
+    assert events(store.log()) == ["late"]
 
 
 def test_a_backlog_of_late_runs_leaves_most_of_the_log_to_others(place: StorePlace):

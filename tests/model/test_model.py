@@ -21,7 +21,8 @@ MODELS = Path(__file__).parent
 MOST_MEMORY = 6000
 
 ONE_BEAT = ("BEATS=1",)
-A_STORE_THAT_GOES_BACK = ("BEATS=1", "CRASHES=0", "LOSSES=0", "ROLLBACKS=1")
+IN_TIME = ("LATE=0",)
+A_STORE_THAT_GOES_BACK = ("BEATS=1", "CRASHES=0", "LOSSES=0", "ROLLBACKS=1", *IN_TIME)
 
 #: What one verdict looks like in the output: the assertion, as SPIN prints it.
 STANDS_TWICE = "stood[i]<=1"
@@ -147,13 +148,16 @@ def test_in_two_steps_with_more_trouble(check: Checker) -> None:
 @pytest.mark.parametrize(
     ("switches", "violated"),
     [
-        (("NO_GUARD",), "runs<=1"),
-        (("PUBLISH_BEFORE_CLAIM",), "(runs>0)&&(misses>0)"),
+        (("NO_GUARD", *IN_TIME), "runs<=1"),
+        (("PUBLISH_BEFORE_CLAIM", *IN_TIME), "(runs>0)&&(misses>0)"),
         (("ACK_BEFORE_PUBLISH",), "(runs+misses)==1"),
-        (("MISSED_WITHOUT_REGISTER",), "(runs>0)&&(misses>0)"),
+        (("MISSED_WITHOUT_REGISTER", *IN_TIME), "(runs>0)&&(misses>0)"),
         (("UNFENCED_REGISTER",), "(runs+misses)==1"),
         (("NO_FENCE",), "(runs+misses)==1"),
         (("NO_COMPARE",), "misses<=1"),
+        (("CLOSES_WITHOUT_LOOK",), "(runs+misses)==1"),
+        (("ACKS_WITHOUT_LOOK",), "(runs+misses)==1"),
+        (("LOOKS_BEFORE_ACK",), "(runs+misses)==1"),
         (("FOLLOWS_STORE", *A_STORE_THAT_GOES_BACK), "runs<=1"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

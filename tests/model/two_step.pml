@@ -3,10 +3,14 @@
    A beat that leads claims an occurrence (its record has an intent), publishes the message, and acknowledges: takes
    the intent out. The next leader publishes what is claimed and not acknowledged. So a message may stand in the queue
    twice; the worker's register, which is written once, lets one of them run. What has had an intent becomes missed
-   through its register alone.
+   through its register alone. A worker may give a late message up: it closes the register, and records the miss unless
+   there is an intent; then it leaves the run to beat, and the intent may not be taken out.
 
    One occurrence; two beats; deaths at any point; a lease that is taken over at any moment; answers that do not come,
-   of scripts and of the broker; scripts that are executed late; a store that goes back while its leader lives.
+   of scripts and of the broker; scripts that are executed late; workers that are; a store that goes back while its
+   leader lives.
+
+   What a worker leaves to beat is not covered where a store goes back between its look and the beat's (LATE=0).
 
    What must hold: it does not run twice, it does not run and count as missed, and in the end it has run, or is missed.
 
@@ -20,6 +24,10 @@
                              that another one has sent and acknowledged
    NO_FENCE                  scripts that write the record do not check the lease
    NO_COMPARE                scripts that write the record do not compare what is there
+   CLOSES_WITHOUT_LOOK       a worker leaves a run to beat by what it has read before, and does not look at the record
+                             when it closes the register
+   ACKS_WITHOUT_LOOK         a run is acknowledged although a worker has left it to beat
+   LOOKS_BEFORE_ACK          the register is read before the intent is taken out, not by the same script
    FOLLOWS_STORE             a leader takes over what a store that went back says
 */
 #ifndef BEATS
@@ -33,6 +41,9 @@
 #endif
 #ifndef LOSSES
 #define LOSSES 2
+#endif
+#ifndef LATE
+#define LATE 1
 #endif
 #ifndef GIVE_UPS
 #define GIVE_UPS 1
@@ -52,6 +63,8 @@
 #define UNSET 0
 #define STARTED 1
 #define CLOSED 2
+/* A worker has given the run up, and recorded that itself. */
+#define GIVEN_UP 3
 
 byte lease = NOBODY, record = DUE, run_register = UNSET;
 byte old_lease, old_record, old_register;
@@ -60,7 +73,7 @@ byte late_token = NOBODY, late_old, late_new;     /* a script that is executed l
 byte queue = 0, published = 0;
 byte runs = 0, misses = 0;                        /* ghosts: how often it ran, was recorded as missed */
 byte token[BEATS];
-byte next_token = 1, steals = 0, crashes = 0, losses = 0, give_ups = 0, rollbacks = 0;
+byte next_token = 1, steals = 0, crashes = 0, losses = 0, give_ups = 0, rollbacks = 0, late = 0;
 
 #define HOLDER_LIVES (lease != NOBODY && (token[0] == lease || token[BEATS - 1] == lease))
 
@@ -80,6 +93,9 @@ inline replace(by, old, new) {
 #ifndef NO_COMPARE
   :: record != old && record != new -> skip
 #endif
+#if !defined(ACKS_WITHOUT_LOOK) && !defined(LOOKS_BEFORE_ACK)
+  :: new == SENT && record != new && run_register == CLOSED -> kept = true
+#endif
   :: else ->
      done = true;
      if
@@ -93,9 +109,25 @@ inline replace(by, old, new) {
 }
 
 active proctype Surroundings() {
-  bool done;
+  bool done, kept, takes = false, saw_intent;
 end:
   do
+  /* A message comes late: a worker looks at the record, and then gives the run up. */
+  :: d_step { queue > 0 && late < LATE && !takes -> late++; queue--; takes = true; saw_intent = (record == CLAIMED) }
+  :: d_step {
+       takes -> takes = false;
+       if
+#ifdef CLOSES_WITHOUT_LOOK
+       :: run_register == UNSET && saw_intent -> run_register = CLOSED
+       :: run_register == UNSET && !saw_intent -> run_register = GIVEN_UP; misses++
+#else
+       :: run_register == UNSET && saw_intent && record == CLAIMED -> run_register = CLOSED
+       :: run_register == UNSET && !(saw_intent && record == CLAIMED) -> run_register = GIVEN_UP; misses++
+#endif
+       :: else
+       fi;
+       check()
+     }
   :: d_step {
        queue > 0 -> queue--;
 #ifdef NO_GUARD
@@ -105,7 +137,7 @@ end:
 #endif
        check()
      }
-  :: d_step { late_token != NOBODY -> replace(late_token, late_old, late_new); late_token = NOBODY; done = false }
+  :: d_step { late_token != NOBODY -> replace(late_token, late_old, late_new); late_token = NOBODY; done = false; kept = false }
 #if ROLLBACKS > 0
   :: d_step {
        !has_snapshot && rollbacks < ROLLBACKS ->
@@ -121,7 +153,7 @@ end:
 }
 
 #define MAY_DIE crashes < CRASHES
-inline die() { crashes++; token[me] = NOBODY; memory = DUE; led = false; done = false; wanted = DUE }
+inline die() { crashes++; token[me] = NOBODY; memory = DUE; led = false; done = false; kept = false; wanted = DUE }
 inline publish() {
   /* More of them show nothing new: those before have run, or the register is closed, or they wait. */
   d_step { if :: published < MOST_MESSAGES -> queue++; published++ :: else fi }
@@ -131,19 +163,23 @@ inline publish() {
 inline commit() {
   do
   :: d_step { replace(token[me], memory, wanted); if :: done -> memory = wanted :: else fi }; break
-  :: d_step { losses < LOSSES -> losses++; replace(token[me], memory, wanted); done = false }
+  :: d_step { losses < LOSSES -> losses++; replace(token[me], memory, wanted); done = false; kept = false }
   :: d_step {
        losses < LOSSES && late_token == NOBODY ->
        losses++; late_token = token[me]; late_old = memory; late_new = wanted
      }
   :: d_step { MAY_DIE -> die() } goto end_standing_by
   od;
-  if :: done -> done = false :: else -> goto lost fi
+  if
+  :: done -> done = false
+  :: kept -> kept = false; goto deciding
+  :: else -> goto lost
+  fi
 }
 
 proctype Beat(byte me) {
   byte memory = DUE, wanted = DUE, held = UNSET;
-  bool led = false, done = false;
+  bool led = false, done = false, kept = false;
 
 end_standing_by:
   if
@@ -190,7 +226,12 @@ deciding:
 #endif
         if
         :: d_step { losses < LOSSES -> losses++ } goto deciding     /* no answer of the broker: in doubt */
+#ifdef LOOKS_BEFORE_ACK
+        :: run_register == CLOSED -> goto deciding
+        :: run_register != CLOSED -> commit()
+#else
         :: commit()
+#endif
         fi
 #endif
      :: give_ups < GIVE_UPS -> give_ups++; wanted = MISSED;
@@ -205,7 +246,7 @@ deciding:
         }
         if
         :: held == UNSET -> goto lost
-        :: held == STARTED -> wanted = SENT; held = UNSET
+        :: held == STARTED || held == GIVEN_UP -> wanted = SENT; held = UNSET
         :: held == CLOSED -> held = UNSET
         fi;
 #endif

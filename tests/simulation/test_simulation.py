@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from celery_misfire.leadership import ledger
 from celery_misfire.leadership.lease import Lease
+from celery_misfire.leadership.ledger import Commit as LedgerCommit
 from celery_misfire.leadership.ledger import Ledger
-from celery_misfire.sending import dispatch
 from celery_misfire.sending.transactional import Transactional
+from celery_misfire.store import registers
 from celery_misfire.store.memory import MemoryStore
 from celery_misfire.store.memory_namespace import one_call
 from celery_misfire.store.port import Change, CommitResult
@@ -34,6 +34,12 @@ PLANS = {
     "a message that no script gets through": Plan(poisoned=True, worker=True, lost=0.02),
     "two places": Plan(apart=True, worker=True),
     "workers that give up": Plan(apart=True, worker=True, gives_up=True, slow=0.3, cut=0.01, lost=0.05),
+    "workers that are faster than a commit": Plan(
+        apart=True, worker=True, gives_up=True, slow=0.3, between=0.2, cut=0.03
+    ),
+    "workers that are faster than a script": Plan(
+        worker=True, gives_up=True, queue_refuses=0.2, slow=0.3, between=0.2, lost=0.05, cut=0.03
+    ),
 }
 
 
@@ -107,7 +113,7 @@ def replace_commit(monkeypatch: pytest.MonkeyPatch, other: Callable[..., Any]) -
     right = MemoryStore.commit.__wrapped__
 
     def commit(
-        store: MemoryStore, token: str, changes: Changes, log: Any = (), pushes: Any = (), counts: Any = None
+        store: MemoryStore, token: str, changes: Changes, log: Any = (), pushes: Any = (), *_: Any
     ) -> Any:
         return other(store, right, token, changes, log, pushes)
 
@@ -121,8 +127,18 @@ def early_in_one_script(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def looks_at_no_register(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beat writes that a run was sent, and does not look whether a worker has left it to beat."""
-    monkeypatch.setattr(dispatch, "left_to_us", lambda *_: set())
-    monkeypatch.setattr(ledger, "left_to_us", lambda *_: set())
+    monkeypatch.setattr(Ledger, "_acks", lambda *_: {})
+
+
+def looks_before_it_commits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beat looks at the registers first, and then writes that the runs were sent."""
+
+    def look(ledger: Ledger, commit: LedgerCommit) -> dict[str, int]:
+        acks = right(ledger, commit)
+        return {id_: at for id_, at in acks.items() if registers.is_left_to_beat(ledger.store.register(id_))}
+
+    right = Ledger._acks
+    monkeypatch.setattr(Ledger, "_acks", look)
 
 
 TAKEN_AWAY = [
@@ -132,6 +148,8 @@ TAKEN_AWAY = [
     (records_before_pushes, "a queue that refuses"),
     (early_in_one_script, "messages that leave early"),
     (looks_at_no_register, "workers that give up"),
+    (looks_before_it_commits, "workers that are faster than a commit"),
+    (looks_at_no_register, "workers that are faster than a script"),
 ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -30,11 +30,10 @@ from celery_misfire.sending.dispatch import Attempt, Fate, Message
 from celery_misfire.sending.publisher import _headers
 from celery_misfire.store import registers
 from celery_misfire.store.memory import Fault, MemoryDatabase, MemoryStore
-from celery_misfire.store.port import NOTHING, Change, CommitResult, Push
+from celery_misfire.store.port import NO_ACKS, NOTHING, Change, CommitResult, Push
 from celery_misfire.store.state_mark import Destination
 from celery_misfire.testing.process import BeatProcess
 from celery_misfire.triggers.kinds import trigger_for
-from celery_misfire.worker.guard import SOON_ACKNOWLEDGED
 from tests.simulation.history import Event, What, from_log, from_queue, from_times, from_workers
 from tests.support.processes import Message as Published
 
@@ -66,6 +65,7 @@ class Plan:
     :param early: the task of the entry `every` leaves while its message is built.
     :param gives_up: workers ask the registers, and give up what is late of entries that do nothing then.
     :param slow: a message is under way for seconds, and may be taken before its beat knows that it was sent.
+    :param between: workers are at work while a beat waits for a commit, which takes seconds.
     :param cut: a beat ends at a call to the store.
     :param poisoned: no script with a message of the entry `every` gets an answer, nor is it carried out.
     """
@@ -84,6 +84,7 @@ class Plan:
     early: bool = False
     gives_up: bool = False
     slow: float = 0.0
+    between: float = 0.0
     cut: float = 0.0
     poisoned: bool = False
     back: float = 0.0
@@ -99,13 +100,14 @@ class _Store(MemoryStore):
         self,
         token: str,
         changes: Sequence[Change],
-        log: Iterable[Mapping[str, Any]] = (),
+        log: Sequence[Mapping[str, Any]] = (),
         pushes: Sequence[Push] = (),
         counts: Mapping[tuple[str, str], int] = NOTHING,
+        acks: Mapping[str, int] = NO_ACKS,
     ) -> CommitResult:
         if any(push.entry in self.poisoned for push in pushes):
             raise StoreUnavailable("the connection was closed")
-        return super().commit(token, changes, log, pushes, counts)
+        return super().commit(token, changes, log, pushes, counts, acks)
 
 
 @dataclass
@@ -221,12 +223,11 @@ class World:
             raise PowerCut
         if self.plan.cut and owner != WORKER and self.happens(self.plan.cut):
             self.end(owner)
+        if self.plan.between and call == "commit" and self.happens(self.plan.between):
+            self.pass_slowly()
         if self.is_down:
             return Fault.UNREACHABLE
         if not self._troubled or call in ("log", "is_guarded", "last_log_id"):
-            return None
-        if self.plan.gives_up and call == "register":
-            # What could not be looked at is lost if the beat ends before the next look.
             return None
         # A look has dice of its own: those of the other calls fall as they did before there were looks.
         dice = self._dice_of_looks if call == "sight" else self._dice
@@ -313,7 +314,7 @@ class World:
         return header["instruction"] == "do_nothing" and late_by >= header["threshold"] * 1000
 
     def _claim(self, worker: MemoryStore, header: Mapping[str, Any], id_: str) -> str:
-        if self.now - to_millis(datetime.fromisoformat(header["fire_time"])) < SOON_ACKNOWLEDGED * 1000:
+        if self.now - to_millis(datetime.fromisoformat(header["fire_time"])) < registers.LEFT_AFTER * 1000:
             return ""
         text = worker.load([header["entry"]]).get(header["entry"], "")
         intents = records.loads(text).intents if text else ()

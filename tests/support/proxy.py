@@ -23,6 +23,8 @@ class Proxy:
         self._target = port
         self.to_server: int | None = None
         self.to_client: int | None = None
+        #: Lose what RabbitMQ confirms. It may be changed between two connections.
+        self.loses_confirms = False
         #: End each new connection at once.
         self.refusing = False
         #: How many connections have been made.
@@ -87,9 +89,10 @@ class Proxy:
                 threading.Thread(target=self._pump, args=(source, sink, direction), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, direction: str) -> None:
+        without = _WithoutConfirms() if self.loses_confirms and direction == "to_client" else None
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                sink.sendall(self._allowed(data, direction))
+                sink.sendall(self._allowed(without(data) if without else data, direction))
         _shut(source)
         _shut(sink)
 
@@ -101,6 +104,27 @@ class Proxy:
                 return data
             setattr(self, direction, max(0, left - len(data)))
             return data[:left]
+
+
+class _WithoutConfirms:
+    """Takes the confirmations out of what RabbitMQ sends over one connection."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def __call__(self, data: bytes) -> bytes:
+        """Return the frames that are whole by now."""
+        self._rest, kept = self._rest + data, b""
+        # Type, channel and length of the content, then the content and one byte more.
+        while len(self._rest) >= 7 and len(self._rest) >= (length := 8 + int.from_bytes(self._rest[3:7])):
+            frame, self._rest = self._rest[:length], self._rest[length:]
+            if not (frame[0] == 1 and frame[7:11] == _BASIC_ACK):
+                kept += frame
+        return kept
+
+
+#: Class and method of AMQP.
+_BASIC_ACK = bytes((0, 60, 0, 80))
 
 
 def _shut(each: socket.socket) -> None:

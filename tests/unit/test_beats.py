@@ -26,6 +26,15 @@ def sight(*silent_for: float, leader: int | None = 1, **signs: str) -> Sight:
     return Sight(NOW, lease, 1000, beats=beats)
 
 
+def test_a_beat_that_does_not_speak_of_its_broker_is_trusted():
+    older = json.loads(sign(1))
+    del older["broker_has_answered"]
+    found = Sign.parse(json.dumps(older))
+    assert found is not None
+    assert found.broker_has_answered
+    assert Sign.parse(sign(1).replace("true", '"yes"')) is None
+
+
 def test_a_sign_of_life_is_read_again_and_what_is_none_of_ours_is_left_out():
     (beat,) = beats_in(sight(4))
     assert (str(beat), beat.leads, beat.silent_for, beat.clock_ahead) == ("here:1", True, 4000, 4000)

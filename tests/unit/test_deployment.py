@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from celery_misfire.beats import Sign
 from celery_misfire.exceptions import BrokerUnavailable
 from celery_misfire.leadership.deployment import REMIND_EVERY, Deployment
 from celery_misfire.sending.choice import LOOK_EVERY
@@ -227,14 +228,15 @@ class Broker(Unsent):
 
     def __init__(self, destination: Destination) -> None:
         super().__init__([])
-        self.is_up, self._destination = True, destination
+        self.is_up, self.takes_messages, self._destination = True, True, destination
 
     def connect(self) -> None:
-        if not self.is_up:
+        if not (self.is_up and self.takes_messages):
             raise BrokerUnavailable("down")
 
     def destination(self, keys: Sequence[str]) -> Destination:
-        self.connect()
+        if not self.is_up:
+            raise BrokerUnavailable("down")
         return self._destination
 
 
@@ -244,7 +246,7 @@ class Neighbours:
     def __init__(self) -> None:
         self.now = 1_700_000_000_000
         self.database = MemoryDatabase(lambda: self.now / 1000)
-        self.brokers = {"prod": Broker(OURS), "staging": Broker(THEIRS)}
+        self.brokers = {"prod": Broker(OURS), "other": Broker(OURS), "staging": Broker(THEIRS)}
         self.beats: dict[str, BeatProcess] = {}
 
     def start(self, name: str) -> None:
@@ -259,8 +261,13 @@ class Neighbours:
             lambda: self.now,
             list,
             lease_times=(TTL, 10.0, 5.0),
+            sign=lambda: self._sign(name),
             deployment=Deployment(store, ask, TTL, lambda: self.now / 1000),
         )
+
+    def _sign(self, name: str) -> str:
+        has_answered = name in self.beats and self.beats[name].member.broker_has_answered
+        return str(Sign(host=name, pid=1, every=10, clock=0, started=0, broker_has_answered=has_answered))
 
     def stop(self, name: str) -> None:
         self.beats.pop(name).member.close()
@@ -326,7 +333,7 @@ def test_a_beat_that_leads_and_learns_that_its_runs_go_elsewhere_gives_the_state
     neighbours.run(TTL + 10)
     assert neighbours.leader == "staging"
     neighbours.start("prod")
-    neighbours.run(TTL)
+    neighbours.run(TTL / 2)
     assert neighbours.leader == "staging"
     neighbours.brokers["staging"].is_up = True
     neighbours.run(20)
@@ -336,6 +343,74 @@ def test_a_beat_that_leads_and_learns_that_its_runs_go_elsewhere_gives_the_state
     [warning] = [text for text in caplog.messages if "given up" in text]
     assert "the default queue is 'celery' there and 'staging' here" in warning
     assert "misfire_namespace" in errors(caplog)[0]
+
+
+def test_a_beat_that_leads_and_has_never_reached_its_broker_is_relieved_by_one_that_reaches_it(
+    neighbours: Neighbours, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    neighbours.brokers["staging"].is_up = False
+    neighbours.start("staging")
+    neighbours.run(TTL + 10)
+    neighbours.start("prod")
+    neighbours.run(TTL + 10)
+    assert neighbours.leader == "prod"
+    [told] = [text for text in caplog.messages if "the lease is taken over" in text]
+    assert "staging:1" in told
+    # From now on it leads, come what may: its broker has answered once.
+    neighbours.brokers["prod"].is_up = False
+    neighbours.brokers["prod"]._destination = THEIRS
+    neighbours.brokers["staging"].is_up = True
+    neighbours.run(10 * TTL)
+    assert neighbours.leader == "prod"
+
+
+def test_a_broker_that_is_away_for_all_changes_no_leader(neighbours: Neighbours) -> None:
+    for broker in neighbours.brokers.values():
+        broker.is_up = False
+    neighbours.start("prod")
+    neighbours.run(TTL + 10)
+    neighbours.start("other")
+    neighbours.run(10 * TTL)
+    assert neighbours.leader == "prod"
+    neighbours.brokers["other"].is_up = True
+    neighbours.run(2 * TTL)
+    assert neighbours.leader == "other"
+
+
+def test_a_broker_that_answers_and_takes_no_messages_changes_no_leader(neighbours: Neighbours) -> None:
+    neighbours.brokers["prod"].is_up = False
+    neighbours.start("prod")
+    neighbours.run(TTL + 10)
+    for broker in neighbours.brokers.values():
+        broker.is_up, broker.takes_messages = True, False
+    neighbours.start("other")
+    leaders = []
+    for _ in range(20):
+        neighbours.run(TTL)
+        leaders.append(neighbours.leader)
+    # There is one change at most, and not another one by turns.
+    assert leaders in (["prod"] * 20, ["prod"] + ["other"] * 19, ["other"] * 20)
+
+
+def test_nobody_is_relieved_by_a_beat_of_another_deployment(neighbours: Neighbours) -> None:
+    neighbours.brokers["prod"].is_up = False
+    neighbours.start("prod")
+    neighbours.run(TTL + 10)
+    neighbours.start("staging")
+    neighbours.run(10 * TTL)
+    assert neighbours.leader == "prod"
+
+
+def test_a_first_start_without_a_broker_is_relieved_as_well() -> None:
+    neighbours = Neighbours()
+    neighbours.brokers["prod"].is_up = False
+    neighbours.start("prod")
+    neighbours.run(10)
+    assert (neighbours.leader, neighbours.destination) == ("prod", None)
+    neighbours.start("other")
+    neighbours.run(TTL + 10)
+    assert (neighbours.leader, neighbours.destination) == ("other", OURS)
 
 
 def test_it_adopts_the_state_when_nobody_comes_back_for_it(

@@ -1,11 +1,12 @@
 -- Replace records and put messages into their queues, all or nothing, and log why.
--- KEYS: lease, state, log, then q queues, then the counts of this hour, if there are any counts.
--- ARGV: token, 'n q o c h t' (h: length of the log, t: the latest moment for messages in ms, 0 for none), then n times (field, old,
+-- KEYS: lease, state, log, then q queues, then the counts of this hour, if there are any counts, then the registers of
+-- runs whose intents are taken out as they were sent.
+-- ARGV: token, 'n q o c h t' (h: length of the log, t: the latest moment for it all in ms, 0 for none), then n times (field, old,
 -- new), q times (number of messages, messages...), o times (command, key or channel, value) for PEXPIRE and PUBLISH, the time to
 -- live of the counts in ms if there are any, c times (field, count), then log lines.
 -- '' stands for an absent record. Whole texts are compared and nothing is decoded.
 -- Returns {'OK', q times the length of the queue (-1 = not known), number of a command, its error, ...}, {'FENCED'}, {'LATE'},
--- {'CONFLICT', fields...}, or {'REFUSED', number of a queue, command, its error, ...}.
+-- {'CONFLICT', fields...}, {'CLOSED', numbers of registers...}, or {'REFUSED', number of a queue, command, its error, ...}.
 -- Sent twice, it does its work once: redis-py repeats a script whose answer it did not get.
 local function expect(key, wanted)
   local found = redis.call('TYPE', key)['ok']
@@ -22,7 +23,7 @@ local numbers = {}
 for number in string.gmatch(ARGV[2], '%d+') do table.insert(numbers, tonumber(number)) end
 local n, q, o, c, history, latest = unpack(numbers)
 if latest > 0 then
-  -- A Redis that was frozen reads what came meanwhile, although nobody waits for the answer any more.
+  -- A Redis that was frozen reads what came meanwhile, although it is too late for that.
   local now = redis.pcall('TIME')
   if not now['err'] and now[1] * 1000 + now[2] / 1000 > latest then return {'LATE'} end
 end
@@ -56,6 +57,14 @@ if n > 0 and #writes + #removals == 0 then
 end
 -- A message goes with its own record. Some of these records have been replaced before, with or without theirs.
 if q + o > 0 and #done > 1 then return done end
+
+-- A worker has left these runs to beat: their intents have to stay, or nobody would record them.
+local closed, before = {'CLOSED'}, 3 + q + (c > 0 and 1 or 0)
+for i = before + 1, #KEYS do
+  local held = redis.pcall('GET', KEYS[i])
+  if type(held) == 'string' and string.find(held, '^missed:[^:]*$') then table.insert(closed, i - before) end
+end
+if #closed > 1 then return closed end
 
 if q > 0 then
   -- Redis undoes nothing when a script fails, so all that may be refused is tried before the first message is
