@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf.settings import read_settings
-from celery_misfire.contrib.django.admin.fleet_state import Planned, planned
+from celery_misfire.contrib.django.planned import Planned, planned
 from celery_misfire.contrib.django.policies import short_label_of
 from celery_misfire.contrib.django.rows import entry_name
 from celery_misfire.contrib.django.state import fleet_of, open_store
