@@ -31,9 +31,12 @@ from celery_misfire.simulation import OutageEffect, Pauses, effect_of_outage
 from celery_misfire.status import state_of
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.texts import describe_error, quote_name
+from celery_misfire.triggers.wall_times import DAY
 
 #: Longest wait for Redis, in seconds: the answer can do without it.
 READ_TIMEOUT = 1.0
+#: The longest outage that is answered, in years: what zones do is kept for some 4,000 years.
+LONGEST_OUTAGE = 100
 #: How many characters the picture of an outage is wide.
 PICTURE = 48
 #: What stands in a picture for an occurrence of each outcome.
@@ -81,6 +84,8 @@ def simulate_(
     end = read_moment(up, session.zone, begin, past=False)
     if end <= begin:
         fail("--up: the outage must end after it begins.")
+    if end - begin > LONGEST_OUTAGE * 366 * DAY:
+        fail(f"--up: the outage may last {LONGEST_OUTAGE} years at most.")
     names = session.names(entries, known=session.entries)
     what_if = _Outage(begin, end, hold, pauses_misfire=session.settings.on_resume == "misfire")
     answers = [_answer(session.entries[n], n, known.get(n), instruction, what_if) for n in names]

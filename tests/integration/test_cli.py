@@ -352,6 +352,7 @@ def test_what_an_admin_had_run_is_not_run_again_and_what_was_not_sent_can_be(sho
         (["log", "nigth"], "Did you mean 'night'?", 4),
         (["simulate", "nigth", "--down", "1h", "--up", "2h"], "Did you mean 'night'?", 4),
         (["simulate", "--down", "2026-03-02", "--up", "2026-03-01"], "must end after it begins", 2),
+        (["simulate", "--down", "2026-03-01", "--up", "2127-03-01"], "may last 100 years at most", 2),
         (["next", "--for", "soon"], "is no length of time", 2),
         (["missed", "--since", "24"], "is no time", 2),
         (["health", "--max-late", "nan"], "expected a number of seconds", 2),
