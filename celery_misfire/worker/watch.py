@@ -38,6 +38,7 @@ from celery_misfire.triggers.kinds import trigger_for
 from celery_misfire.trouble import Trouble
 
 say = Log(__name__, "worker")
+_say_of_command = Log(__name__, "watch")
 
 #: A watcher that has not looked for so many check rates is replaced.
 WATCHER_TTL = 1.5
@@ -91,7 +92,7 @@ class Watch:
         tell: Callable[[Alarm], None] | None = None,
     ) -> None:
         self._app, self._settings, self._is_worker = app, settings, hostname is not None
-        self._hostname = hostname
+        self._hostname, self._say = hostname, say if hostname else _say_of_command
         self._token = f"{hostname}:{uuid.uuid4().hex}" if hostname else f"cli@{socket.gethostname()}"
         self._tell = tell or self._log
         self._store = RedisStore.of(settings)
@@ -122,18 +123,18 @@ class Watch:
             try:
                 self.look()
                 if (away := self._trouble.end(time.monotonic())) is not None:
-                    say.store_available(self._store.server, away, self._hostname)
+                    self._say.store_available(self._store.server, away, self._hostname)
             except StoreUnavailable as exc:
                 if self._trouble.fail(time.monotonic()):
                     what = "nobody can see whether beat is overdue: %s"
-                    say.warning("store_unavailable", what, exc, owner=self._hostname)
+                    self._say.warning("store_unavailable", what, exc, owner=self._hostname)
             except KeyboardInterrupt:
                 # Somebody ends the command that watches.
                 raise
             except BaseException:
                 # A receiver may raise anything, and no other thread of this worker watches.
                 what = "unexpected error while watching beat"
-                say.exception("unexpected_error", what, owner=self._hostname)
+                self._say.exception("unexpected_error", what, owner=self._hostname)
             stop.wait(self._settings.check_rate)
 
     def look(self) -> bool:

@@ -737,6 +737,22 @@ def test_watch_says_that_another_one_watches(server: RedisServer, world: World, 
             process.kill()
 
 
+def test_watch_says_that_redis_is_away_and_back(redis_server: RedisServer, tmp_path: Path):
+    code = f"from celery import Celery\napp = Celery('test', broker={redis_server.url!r})\n"
+    (tmp_path / "proj.py").write_text(code + "app.conf.misfire_check_rate = 0.2\n")
+    redis_server.kill()
+    command = [sys.executable, "-m", "celery", "-A", "proj", "misfire", "watch"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            away = process.stderr.readline()
+            assert away.startswith("watch: nobody can see whether beat is overdue: Redis at 127.0.0.1:")
+            redis_server.restart()
+            assert re.fullmatch(r"watch: Redis at \S+ answers again after \d+ s\n", process.stderr.readline())
+        finally:
+            process.kill()
+
+
 def test_the_log_is_followed(server: RedisServer, shop: CommandLine, world: World, tmp_path: Path):
     code = f"from celery import Celery\napp = Celery('test', broker={server.url!r})\n"
     (tmp_path / "proj.py").write_text(code)
