@@ -180,7 +180,7 @@ class Page:
         return 0 if self._width is None else self._width - taken
 
     def _with_short_names(self, columns: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-        """Return the columns with names of entries that leave out their middle, as far as the rest needs it."""
+        """Return the columns; names of entries leave out their middle, as far as the rest needs it."""
         others = [column for column in columns if column[0] != "entry"]
         most = max(SHORTEST_NAME, self._room(others) - 3)
         return [

@@ -423,6 +423,17 @@ def test_all_entries_are_held_and_released(shop: CommandLine, at_work: World):
     assert shop.json("status")["hold"] is None
 
 
+def test_a_command_about_one_entry_does_not_read_the_others(
+    server: RedisServer, shop: CommandLine, at_work: World
+):
+    with server.recorded_commands() as commands:
+        assert shop.json("pause", "stocks")["done"]
+        assert shop.json("resume", "stocks")["entries"] == ["stocks"]
+        shop.json("run", "reports", "--at", f"{datetime.now(UTC):%H}:00", "--dry-run")
+    assert [command for command in commands if command.startswith("HGETALL") and ":state" in command] == []
+    assert any(command.startswith("HMGET") for command in commands)
+
+
 def test_what_is_not_paused_or_held_is_not_said_to_go_on(shop: CommandLine, at_work: World):
     answer = shop.json("resume", "*")
     assert (answer["entries"], answer["done"]) == ([], True)
