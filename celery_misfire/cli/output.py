@@ -120,7 +120,8 @@ class Page:
         return " ".join(parts)
 
     def line(self, text: str = "") -> None:
-        click.echo(text)
+        """Write a line. What would end it, or speak to the terminal, is escaped: names are anybody's."""
+        click.echo(one_line(text, len(text)))
 
     def pairs(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Write names with their values."""

@@ -140,6 +140,8 @@ def test_what_others_wrote_stays_on_its_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich", None)
     Page(BERLIN).table(("entry",), [("two\nlines \x1b[31m",)])
     assert capsys.readouterr().out == "entry\ntwo\\nlines \\x1b[31m\n"
+    Page(BERLIN).line("paused two\nlines \x1b[31m")
+    assert capsys.readouterr().out == "paused two\\nlines \\x1b[31m\n"
 
 
 def test_schedules_are_told_as_people_say_them():
