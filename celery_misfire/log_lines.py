@@ -61,7 +61,7 @@ class Log:
     """The log lines of one module. Each has its word and its fields, for structured logs.
 
     :param name: of the logger.
-    :param who: stands in front of each line: ``beat`` or ``worker``.
+    :param who: stands in front of each line: ``beat``, ``worker`` and so on.
     """
 
     def __init__(self, name: str, who: str) -> None:

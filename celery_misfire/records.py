@@ -195,16 +195,27 @@ def skipped(record: EntryRecord, trigger: Trigger, since: int, end: int, now: in
 
     What was due before `since` and had not been decided is missed.
     """
-    first = record.state.next_fire_time
-    if first is None or first > end:
+    state, lost = skip(trigger, record.state, since, end)
+    if state is record.state:
         return record
-    times = trigger.fire_times(record.state)
-    lost = []
+    return with_missed(replace(record, state=state), lost, MisfireInstruction.DO_NOTHING, now)
+
+
+def skip(
+    trigger: Trigger, state: TriggerState, since: int, end: int | None
+) -> tuple[TriggerState, list[Missed]]:
+    """Return the state with the first fire time after a pause, and what was due before it and is missed.
+
+    :param end: of the pause; None: it does not end.
+    """
+    first = state.next_fire_time
+    if first is None or (end is not None and first > end):
+        return state, []
+    times, lost = trigger.fire_times(state), []
     if first < since:
         last = times.before(since) or first
         lost = [Missed(first, last, times.count(first, last), Reason.PAUSED)]
-    state = replace(record.state, next_fire_time=times.after(end))
-    return with_missed(replace(record, state=state), lost, MisfireInstruction.DO_NOTHING, now)
+    return replace(state, next_fire_time=None if end is None else times.after(end)), lost
 
 
 def unknown(name: str, now: int) -> EntryRecord:

@@ -23,12 +23,13 @@ from celery_misfire.misfire import (
     plan,
     to_millis,
 )
-from celery_misfire.records import occurrences
+from celery_misfire.records import EntryRecord, Pause, occurrences, skip
 from celery_misfire.texts import type_name
 from celery_misfire.triggers.kinds import trigger_for
 
 __all__ = [
     "OutageEffect",
+    "Pauses",
     "SimulatedFire",
     "SimulatedMiss",
     "Simulation",
@@ -172,25 +173,82 @@ class Step:
     plan: Plan
 
 
+@dataclass(frozen=True)
+class Pauses:
+    """The pauses of an entry, in which it does not fire.
+
+    :param own: its own pause.
+    :param hold: the hold of all entries.
+    :param own_misfires: what would have run in its own pause has misfired when that ends.
+    """
+
+    own: Pause | None = None
+    hold: Pause | None = None
+    own_misfires: bool = False
+
+    @classmethod
+    def of(cls, record: EntryRecord | None, hold: Pause | None, *, own_misfires: bool) -> Pauses:
+        """Return those that are in force for the entry of this record."""
+        own = None if record is None or record.removed_at is not None else record.paused
+        return cls(own, hold, own_misfires)
+
+    def begun(self, moment: int) -> Iterator[Pause]:
+        """Iterate over those that have begun by a moment, in milliseconds UTC."""
+        return (pause for pause in (self.own, self.hold) if pause is not None and pause.since <= moment)
+
+    def lasting(self, moment: int) -> Pause | None:
+        """Return the one that goes on at a moment, in milliseconds UTC."""
+        return next((pause for pause in self.begun(moment) if not pause.is_over(moment)), None)
+
+    def misfire(self, pause: Pause) -> bool:
+        """Return True when what would have run in this pause is judged at its end."""
+        return pause is self.own and self.own_misfires
+
+    def hold_back(self, moment: int) -> bool:
+        """Return True when what is due at a moment is judged at the end of a pause, with all before it."""
+        return any(self.misfire(pause) and not pause.is_over(moment) for pause in self.begun(moment))
+
+    def following(self, trigger: Trigger, state: TriggerState, moment: int) -> int | None:
+        """Return the first fire time after those that have begun by a moment, in milliseconds UTC."""
+        for pause in self.begun(moment):
+            state, _lost = skip(trigger, state, pause.since, pause.until)
+        return state.next_fire_time
+
+
+#: An entry that is not paused.
+NO_PAUSES = Pauses()
+
+
 def steps(
     trigger: Trigger,
     state: TriggerState,
-    policy: MisfirePolicy,
+    policy: MisfirePolicy | None,
     *,
     start: int,
     down_at: int,
     up_at: int,
     until: int,
+    pauses: Pauses = NO_PAUSES,
 ) -> Iterator[Step]:
     """Yield what beat decides, as in :func:`simulate_trigger`; moments are milliseconds UTC.
 
     An outage is one step, however long: its occurrences are counted and not walked through.
     """
     for first, last in ((start, down_at - 1), (max(up_at, start), until)):
-        while (due := state.next_fire_time) is not None and (now := max(due, first)) <= last:
-            step = Step(now, plan(trigger, state, policy, now))
-            yield step
-            state = step.plan.state
+        while (due := state.next_fire_time) is not None:
+            now = max(due, first)
+            held_by = [pause for pause in pauses.begun(now) if pause.until is None or due <= pause.until]
+            ends = [last + 1 if pause.until is None else pause.until for pause in held_by]
+            # Beat decides when the last of them is over.
+            if (now := max([now, *ends])) > last:
+                break
+            if not held_by or pauses.misfire(held_by[0]):
+                done = plan(trigger, state, policy, now)
+            else:
+                after, lost = skip(trigger, state, held_by[0].since, held_by[0].until)
+                done = Plan(after, missed=tuple(lost))
+            yield Step(now, done)
+            state = done.state
 
 
 #: Under this policy all that comes due is run, however late.
@@ -203,11 +261,14 @@ class OutageEffect:
 
     Moments are milliseconds UTC.
 
-    :param due: how many fire times lie in the outage, its end included.
+    :param due: how many occurrences are decided at its end: those that lie in the outage, its end included,
+        and those of a pause that is judged with them.
     :param runs: what runs at its end: in time after all, or late.
     :param missed: what never runs.
     :param misfired: as in :class:`Simulation`.
-    :param next_fire_time: the first one after the outage, None when there is none.
+    :param next_fire_time: the first one after the outage, and after a pause that goes on; None when there is
+        none.
+    :param paused: the pause, or the hold, that goes on when the outage is over.
     """
 
     due: int
@@ -215,6 +276,7 @@ class OutageEffect:
     missed: tuple[Missed, ...]
     misfired: bool
     next_fire_time: int | None
+    paused: Pause | None = None
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -228,7 +290,12 @@ class OutageEffect:
 
 
 def effect_of_outage(
-    trigger: Trigger, state: TriggerState, policy: MisfirePolicy | None, down: int, up: int
+    trigger: Trigger,
+    state: TriggerState,
+    policy: MisfirePolicy | None,
+    down: int,
+    up: int,
+    pauses: Pauses = NO_PAUSES,
 ) -> OutageEffect:
     """Return what happens when beat is away from `down` to `up`, in milliseconds UTC.
 
@@ -240,11 +307,36 @@ def effect_of_outage(
         raise ValueError(f"{policy.instruction} does not fit a schedule of type {trigger.trigger_type}")
     if not down < up:
         raise ValueError("the outage must end after it begins")
-    state = plan(trigger, state, _ALL_IN_TIME, down - 1).state
-    first, due = state.next_fire_time, 0
-    done = plan(trigger, state, policy, up)
-    if first is not None and first <= up:
-        due = trigger.fire_times(state).count(first, up)
-        if state.runs_left is not None:
-            due = min(due, state.runs_left)
-    return OutageEffect(due, done.runs, done.missed, done.misfire is not None, done.state.next_fire_time)
+    state = _when_it_begins(trigger, state, down, pauses)
+    done = _decided(trigger, state, policy, down, up, pauses)
+    # Misfire handling that is off records nothing of what it drops.
+    all_ = done if policy is not None else _decided(trigger, state, _ALL_IN_TIME, down, up, pauses)
+    due = sum(run.count + run.merged for one in all_ for run in one.runs)
+    due += sum(lost.count for one in all_ for lost in one.missed)
+    return OutageEffect(
+        due,
+        tuple(run for one in done for run in one.runs),
+        tuple(lost for one in done for lost in one.missed),
+        any(one.misfire is not None for one in done),
+        pauses.following(trigger, done[-1].state if done else state, up),
+        pauses.lasting(up),
+    )
+
+
+def _when_it_begins(trigger: Trigger, state: TriggerState, down: int, pauses: Pauses) -> TriggerState:
+    """Return the state of a trigger when an outage begins; nothing is due that is not part of it."""
+    if pauses.hold_back(down):
+        return state
+    for pause in pauses.begun(down):
+        if not pauses.misfire(pause):
+            # What was due before it and is given up is missed with or without the outage.
+            state, _lost = skip(trigger, state, pause.since, pause.until)
+    return plan(trigger, state, _ALL_IN_TIME, down - 1).state
+
+
+def _decided(
+    trigger: Trigger, state: TriggerState, policy: MisfirePolicy | None, down: int, up: int, pauses: Pauses
+) -> list[Plan]:
+    """Return what beat decides when it is back."""
+    window = {"start": down, "down_at": down, "up_at": up, "until": up}
+    return [step.plan for step in steps(trigger, state, policy, **window, pauses=pauses)]

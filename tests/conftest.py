@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from celery_misfire.sending import missed_runs as missed
+from celery_misfire.worker import watch
 from example_project.embedded_redis import RedisNotFound, find_server
 from tests.support.admin_site import admin, admin_of_the_module  # noqa: F401 - fixtures
 from tests.support.django_project import (  # noqa: F401 - fixtures
@@ -96,8 +97,8 @@ def environment_of_our_own() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_records_elsewhere() -> Iterator[None]:
-    """Forget the hooks of a Django site for missed runs: an earlier test may have set one up."""
-    hooks: list[list[Any]] = [missed.recorders, missed.connection_closers]
+    """Forget the hooks of a Django site: an earlier test may have set one up."""
+    hooks: list[list[Any]] = [missed.recorders, missed.connection_closers, watch.finders]
     before = [hook[:] for hook in hooks]
     for hook in hooks:
         hook.clear()

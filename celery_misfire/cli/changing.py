@@ -63,11 +63,12 @@ def pause_(session: Session, entries: Sequence[str], until: str | None, reason: 
 @wait_option
 def resume_(session: Session, entries: Sequence[str], no_wait: bool) -> int:
     """Let paused entries go on. ENTRY is a name, or a pattern with * and ?."""
-    records = session.fleet.records
+    names = session.names(entries)
     # A request to pause may still wait for the leader.
-    waiting = map(Request.parse, session.fleet.sight.requests.values())
-    may_be = any(request is not None and request.do == "pause" for request in waiting)
-    names = [n for n in session.names(entries) if may_be or (n in records and records[n].paused)]
+    waiting = map(Request.parse, session.store.sight().requests.values())
+    if not any(request is not None and request.do == "pause" for request in waiting):
+        known = session.records(names)
+        names = [name for name in names if name in known and known[name].paused]
     ids = control.resume(session.store, names, by=who())
     return _tell(session, _Asked("resume", ids, names), no_wait)
 

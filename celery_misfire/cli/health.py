@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -73,6 +74,11 @@ def watch_(session: Session, alert: str | None, once: bool) -> int:
         if alert:
             _call(alert, {"MISFIRE_ALARM": word, "MISFIRE_SINCE": str(since)}, alarm.entries)
 
+    log = logging.getLogger(Watch.__module__)
+    if not log.hasHandlers():
+        # Else nobody would see that Redis is back.
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
     watch = Watch(session.app, session.settings, None, tell)
     if once:
         watch.look()

@@ -22,6 +22,9 @@ LONGEST_CELL = 200
 #: A table of so many rows may leave out columns in a narrow terminal.
 MANY_ROWS = 4
 
+#: No table cuts a name to less than so many characters.
+SHORTEST_NAME = 16
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -84,6 +87,14 @@ def read_moment(text: str, zone: tzinfo, now: int, *, past: bool) -> int:
     return max(m for m in moments if m <= now) if past else min(m for m in moments if m > now)
 
 
+def shorten(name: str, most: int) -> str:
+    """Return a name of at most so many characters: the middle of a longer one is left out."""
+    if len(name) <= most:
+        return name
+    head = (most - 2) // 2
+    return f"{name[:head]}...{name[len(name) - (most - 3 - head) :]}"
+
+
 class Page:
     """What a command writes: lines, and tables by rich where that is installed.
 
@@ -109,7 +120,8 @@ class Page:
         return " ".join(parts)
 
     def line(self, text: str = "") -> None:
-        click.echo(text)
+        """Write a line. What would end it, or speak to the terminal, is escaped: names are anybody's."""
+        click.echo(one_line(text, len(text)))
 
     def pairs(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Write names with their values."""
@@ -127,6 +139,8 @@ class Page:
     ) -> None:
         """Write a table; where it is wider than the terminal, its rows below each other. No rows: nothing.
 
+        Many rows do without the columns that they can spare, and then with shorter names, to fit.
+
         :param more: so many rows are left out.
         :param spare: columns that many rows can do without where the terminal is narrow, the first one first.
         """
@@ -135,9 +149,14 @@ class Page:
         found = [column for column in zip(columns, *cells, strict=True) if any(column[1:])]
         if not found:
             return
-        fitting = (spare[:n] for n in range(len(spare) + 1) if self._fits(found, spare[:n]))
-        hidden = next(fitting, ()) if len(rows) >= MANY_ROWS else ()
-        shown = [column for column in found if column[0] not in hidden]
+        hidden: Sequence[str] = ()
+        shown: list[Sequence[str]] = list(found)
+        if len(rows) >= MANY_ROWS and not self._fits(shown):
+            fitting = (spare[:n] for n in range(len(spare) + 1) if self._fits(found, spare[:n]))
+            hidden = next(fitting, spare)
+            shown = self._with_short_names([column for column in found if column[0] not in hidden])
+            if not self._fits(shown):
+                hidden, shown = (), list(found)
         head, *body = zip(*shown, strict=True)
         if not self._fits(shown):
             self._blocks(head, body)
@@ -153,9 +172,21 @@ class Page:
             self.line(f"{more:,} more; --limit shows them")
 
     def _fits(self, columns: Iterable[Sequence[str]], hidden: Sequence[str] = ()) -> bool:
-        widths = [max(map(len, column)) for column in columns if column[0] not in hidden]
+        return self._room([column for column in columns if column[0] not in hidden]) >= 0
+
+    def _room(self, columns: Sequence[Sequence[str]]) -> int:
+        """Return how many characters of a line these columns leave, less than 0 when they do not fit."""
         # The widest gap between two columns has three characters.
-        return self._width is None or sum(widths) + 3 * len(widths) <= self._width
+        taken = sum(max(map(len, column)) + 3 for column in columns)
+        return 0 if self._width is None else self._width - taken
+
+    def _with_short_names(self, columns: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+        """Return the columns; names of entries leave out their middle, as far as the rest needs it."""
+        others = [column for column in columns if column[0] != "entry"]
+        most = max(SHORTEST_NAME, self._room(others) - 3)
+        return [
+            [shorten(cell, most) for cell in column] if column[0] == "entry" else column for column in columns
+        ]
 
     def _blocks(self, head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
         """Write each row below the other, where they are wider than the terminal."""

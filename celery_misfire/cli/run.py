@@ -12,10 +12,11 @@ from celery_misfire import by_hand
 from celery_misfire.cli.output import Page, read_moment
 from celery_misfire.cli.reading import lines_since
 from celery_misfire.cli.session import FINE, NO_ENTRY, NOT_FINE, Session, command, fail, who
+from celery_misfire.entry_record import EntryRecord
 from celery_misfire.events import GaveUp, Misfired, Missed, decode
 from celery_misfire.exceptions import PublishRejected
-from celery_misfire.fleet import Entry
 from celery_misfire.misfire import Trigger, TriggerState
+from celery_misfire.status import state_of
 from celery_misfire.texts import one_line, quote, quote_name, suggestion
 
 #: The most occurrences that one call sends.
@@ -85,11 +86,10 @@ def _at(session: Session, name: str | None, text: str) -> _Wanted:
     scheduled = read_moment(text, session.zone, session.now, past=True)
     if scheduled > session.now:
         fail(f"--at: {session.time(scheduled)} is still to come.")
-    entry = session.fleet.entries[name]
-    trigger = entry.trigger
+    trigger = session.entries[name].trigger
     if trigger is None:
         fail(f"entry {quote_name(name)}: its schedule cannot be asked.")
-    state = _state_before(entry, trigger, scheduled)
+    state = _state_before(session.records([name]).get(name), trigger, scheduled)
     times = trigger.fire_times(state)
     found = times.after(scheduled - 1)
     if scheduled % 1000 == 0 and found is not None and found < scheduled + 1000:
@@ -102,10 +102,9 @@ def _at(session: Session, name: str | None, text: str) -> _Wanted:
     return _Wanted(name, (scheduled,))
 
 
-def _state_before(entry: Entry, trigger: Trigger, moment: int) -> TriggerState:
+def _state_before(record: EntryRecord | None, trigger: Trigger, moment: int) -> TriggerState:
     """Return a state whose fire times reach back to a moment."""
-    record = entry.record
-    state = record.state if record is not None and entry.status.is_known else trigger.first_state(moment - 1)
+    state = state_of(record, trigger, moment - 1)
     interval = trigger.interval
     if interval is not None and state.start_time > moment:
         # The grid as it is now, laid back.

@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import tzinfo
 from fnmatch import fnmatchcase
@@ -21,11 +21,12 @@ from celery import Celery
 from celery.exceptions import CeleryError, ImproperlyConfigured
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
-from celery_misfire import fleet
+from celery_misfire import fleet, records
 from celery_misfire.beat import MisfireMixin
 from celery_misfire.cli import output
 from celery_misfire.conf.entries import ConfiguredEntry
 from celery_misfire.conf.settings import Settings
+from celery_misfire.entry_record import EntryRecord
 from celery_misfire.events import time_in
 from celery_misfire.exceptions import BrokerUnavailable, MisfireError, StoreUnavailable
 from celery_misfire.store.redis_store import RedisStore
@@ -157,6 +158,9 @@ class Session:
 
         :param known: the names of all entries; None: those that are configured, and those that beat knows.
         """
+        if patterns and self.entries.keys() >= set(patterns):
+            # They are names. To look at all records would take a while.
+            return list(dict.fromkeys(patterns))
         found = dict.fromkeys(self.fleet.names if known is None else known)
         if not patterns:
             return list(found)
@@ -168,6 +172,12 @@ class Session:
                 fail(f"no entry {quote_name(pattern)}.{hint}", NO_ENTRY)
             chosen |= dict.fromkeys(matching)
         return list(chosen)
+
+    def records(self, names: Sequence[str]) -> Mapping[str, EntryRecord]:
+        """Return the records of these entries, and perhaps of more."""
+        if "fleet" in vars(self):
+            return self.fleet.records
+        return records.loads_all(self.store.load(names))
 
     def answer(self, data: dict[str, Any], write: Callable[[output.Page], None]) -> None:
         """Give the answer: `data` as JSON, or what `write` puts on a page."""

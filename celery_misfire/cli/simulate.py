@@ -27,13 +27,16 @@ from celery_misfire.misfire import (
     resolve,
 )
 from celery_misfire.records import EntryRecord, Pause
-from celery_misfire.simulation import OutageEffect, effect_of_outage
+from celery_misfire.simulation import OutageEffect, Pauses, effect_of_outage
 from celery_misfire.status import state_of
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.texts import describe_error, quote_name
+from celery_misfire.triggers.wall_times import DAY
 
 #: Longest wait for Redis, in seconds: the answer can do without it.
 READ_TIMEOUT = 1.0
+#: The longest outage that is answered, in years: what zones do is kept for some 4,000 years.
+LONGEST_OUTAGE = 100
 #: How many characters the picture of an outage is wide.
 PICTURE = 48
 #: What stands in a picture for an occurrence of each outcome.
@@ -42,17 +45,13 @@ MARKS = {Outcome.FIRED: "+", Outcome.RECOVERED: "R", Outcome.MERGED: "m", Outcom
 
 @dataclass(frozen=True)
 class _Answer:
-    """What happens to one entry, or the problem for which nobody can say.
-
-    :param paused: the pause, or the hold, that goes on when the outage is over.
-    """
+    """What happens to one entry, or the problem for which nobody can say."""
 
     name: str
     resolved: str = ""
     problem: str = ""
     effect: OutageEffect | None = None
     times: FireTimes | None = None
-    paused: Pause | None = None
 
 
 @command("simulate", short_help="Show what an outage would do.")
@@ -85,6 +84,8 @@ def simulate_(
     end = read_moment(up, session.zone, begin, past=False)
     if end <= begin:
         fail("--up: the outage must end after it begins.")
+    if end - begin > LONGEST_OUTAGE * 366 * DAY:
+        fail(f"--up: the outage may last {LONGEST_OUTAGE} years at most.")
     names = session.names(entries, known=session.entries)
     what_if = _Outage(begin, end, hold, pauses_misfire=session.settings.on_resume == "misfire")
     answers = [_answer(session.entries[n], n, known.get(n), instruction, what_if) for n in names]
@@ -141,25 +142,14 @@ class _Outage:
 
     def effect(
         self, record: EntryRecord | None, trigger: Trigger, state: TriggerState, policy: MisfirePolicy | None
-    ) -> tuple[OutageEffect, FireTimes, Pause | None]:
-        """Return what happens to an entry, its fire times, and the pause that goes on afterwards."""
-        down, own = self.down, None if record is None or record.removed_at else record.paused
-        if own is not None and own.is_over(self._up) and self._pauses_misfire:
-            # It is judged together with the outage, unless it ends before.
-            down, own = down if own.is_over(down) else min(down, own.since), None
-        for pause in filter(None, (own, self._hold)):
-            due, end = state.next_fire_time, pause.until
-            if due is not None and (end is None or due <= end):
-                # Fire times within a pause are no occurrences.
-                following = None if end is None else trigger.fire_times(state).after(end)
-                state = replace(state, next_fire_time=following)
-            if not pause.is_over(self._up):
-                return OutageEffect(0, (), (), False, state.next_fire_time), trigger.fire_times(state), pause
-        alike = (trigger.fingerprint, state, policy, down)
+    ) -> tuple[OutageEffect, FireTimes]:
+        """Return what happens to an entry, and its fire times."""
+        pauses = Pauses.of(record, self._hold, own_misfires=self._pauses_misfire)
+        alike = (trigger.fingerprint, state, policy, pauses)
         if alike not in self._known:
-            effect = effect_of_outage(trigger, state, policy, down, self._up)
+            effect = effect_of_outage(trigger, state, policy, self.down, self._up, pauses)
             self._known[alike] = effect, trigger.fire_times(state)
-        return *self._known[alike], None
+        return self._known[alike]
 
 
 def _answer(
@@ -202,7 +192,7 @@ def _as_json(session: Session, answer: _Answer) -> dict[str, Any]:
             for lost in effect.missed
         ],
         "next": session.time(effect.next_fire_time),
-        "paused": pause_as_json(session, answer.paused),
+        "paused": pause_as_json(session, effect.paused),
     }
 
 
@@ -211,8 +201,8 @@ def _row(page: Page, answer: _Answer, down: int, up: int, rows: int) -> list[obj
     if effect is None:
         return [answer.name, answer.problem, *[""] * 8]
     counts = [count or "" for count in effect.counts.values()]
-    following = page.time(effect.next_fire_time) or ("" if answer.paused else "never")
-    paused = page.pause(answer.paused, rows) if answer.paused else ""
+    following = page.time(effect.next_fire_time) or ("" if effect.paused else "never")
+    paused = page.pause(effect.paused, rows) if effect.paused else ""
     picture = _picture(answer, down, up)
     return [answer.name, answer.resolved, effect.due or "", *counts, following, paused, picture]
 

@@ -11,10 +11,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import tzinfo
-from typing import Any
 
 from celery import Celery
 from celery.schedules import maybe_schedule
@@ -28,10 +28,9 @@ from celery_misfire.events import time_in
 from celery_misfire.exceptions import StoreUnavailable
 from celery_misfire.fire import isoformat
 from celery_misfire.log_lines import Log
-from celery_misfire.misfire import from_millis
-from celery_misfire.records import EntryRecord, Pause
+from celery_misfire.misfire import MisfirePolicy, Trigger, from_millis
 from celery_misfire.signals import beat_overdue, beat_recovered
-from celery_misfire.status import Status, status_of
+from celery_misfire.status import is_current, status_of
 from celery_misfire.store.port import Watched
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.texts import quote_names
@@ -39,6 +38,7 @@ from celery_misfire.triggers.kinds import trigger_for
 from celery_misfire.trouble import Trouble
 
 say = Log(__name__, "worker")
+_say_of_command = Log(__name__, "watch")
 
 #: A watcher that has not looked for so many check rates is replaced.
 WATCHER_TTL = 1.5
@@ -46,6 +46,11 @@ WATCHER_TTL = 1.5
 GUARD_TTL = 5
 #: Most entries that the log line of the alarm names.
 MOST_NAMES = 10
+
+#: The schedule of an entry, None when it has no valid one, and its policy, None for misfire handling off.
+Known = tuple[Trigger | None, MisfirePolicy | None]
+#: Each finds what is known of entries that no ``beat_schedule`` has. They may raise anything.
+finders: list[Callable[[Collection[str], Settings], Mapping[str, Known]]] = []
 
 
 @dataclass(frozen=True)
@@ -87,16 +92,13 @@ class Watch:
         tell: Callable[[Alarm], None] | None = None,
     ) -> None:
         self._app, self._settings, self._is_worker = app, settings, hostname is not None
-        self._hostname = hostname
+        self._hostname, self._say = hostname, say if hostname else _say_of_command
         self._token = f"{hostname}:{uuid.uuid4().hex}" if hostname else f"cli@{socket.gethostname()}"
         self._tell = tell or self._log
         self._store = RedisStore.of(settings)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._trouble = Trouble()
-        #: The configured entries, as beat calls them.
-        self._entries: Mapping[str, Any] = {}
-        self._hold: Pause | None = None
 
     @property
     def store_is_up(self) -> bool:
@@ -121,18 +123,18 @@ class Watch:
             try:
                 self.look()
                 if (away := self._trouble.end(time.monotonic())) is not None:
-                    say.store_available(self._store.server, away, self._hostname)
+                    self._say.store_available(self._store.server, away, self._hostname)
             except StoreUnavailable as exc:
                 if self._trouble.fail(time.monotonic()):
                     what = "nobody can see whether beat is overdue: %s"
-                    say.warning("store_unavailable", what, exc, owner=self._hostname)
+                    self._say.warning("store_unavailable", what, exc, owner=self._hostname)
             except KeyboardInterrupt:
                 # Somebody ends the command that watches.
                 raise
             except BaseException:
                 # A receiver may raise anything, and no other thread of this worker watches.
                 what = "unexpected error while watching beat"
-                say.exception("unexpected_error", what, owner=self._hostname)
+                self._say.exception("unexpected_error", what, owner=self._hostname)
             stop.wait(self._settings.check_rate)
 
     def look(self) -> bool:
@@ -158,30 +160,41 @@ class Watch:
 
     def _overdue(self, now: int) -> dict[str, int]:
         """Return the fire times that have passed by more than their threshold, by entry, oldest first."""
-        overdue: dict[str, int] = {}
-        self._entries = plainly_named(self._app.conf.beat_schedule)
-        self._hold = read_hold(self._store.sight().hold)
+        hold = read_hold(self._store.sight().hold)
+        late = {}
         for name, record in records.loads_all(self._store.load()).items():
-            status = self._status(record, now)
+            due = record.state.next_fire_time
+            if record.removed_at is None and due is not None and due < now:
+                late[name] = record
+        known, default = self._known(late), self._settings.default_threshold
+        overdue: dict[str, int] = {}
+        for name, record in late.items():
+            trigger, policy = known.get(name, (None, None))
+            if trigger is not None and not is_current(record, trigger):
+                # A worker may be newer or older than beat, and the alarm is about what beat has planned.
+                trigger = None
+            status = status_of(record, trigger, policy, now, default_threshold=default, hold=hold)
             if status.is_overdue and status.next_fire_time is not None:
                 overdue[name] = status.next_fire_time
         return dict(sorted(overdue.items(), key=lambda item: (item[1], item[0])))
 
-    def _status(self, record: EntryRecord, now: int) -> Status:
-        trigger = policy = None
-        try:
-            entry = self._entries[record.name]
-            schedule = maybe_schedule(entry["schedule"], entry.get("relative", False), app=self._app)
-            known = trigger_for(schedule, record.name)
-            policy = self._settings.policy_for(record.name, entry.get("misfire"), known.trigger_type)
-            # A worker may be newer or older than beat, and the alarm is about what beat has planned.
-            trigger = known if known.fingerprint == record.fingerprint else None
-        except Exception:
-            # The entry is known to beat alone, or its schedule cannot be read here.
-            trigger = None
-        return status_of(
-            record, trigger, policy, now, default_threshold=self._settings.default_threshold, hold=self._hold
-        )
+    def _known(self, names: Collection[str]) -> dict[str, Known]:
+        """Return schedule and policy of those entries that are known here, and not to beat alone."""
+        configured = plainly_named(self._app.conf.beat_schedule)
+        found: dict[str, Known] = {}
+        for name in names:
+            # The schedule may be one that cannot be read here.
+            with suppress(Exception):
+                entry = configured[name]
+                schedule = maybe_schedule(entry["schedule"], entry.get("relative", False), app=self._app)
+                trigger = trigger_for(schedule, name)
+                policy = self._settings.policy_for(name, entry.get("misfire"), trigger.trigger_type)
+                found[name] = trigger, policy
+        for find in finders if names else ():
+            # The database may be away, and an alarm matters more than its threshold.
+            with suppress(Exception):
+                found |= find(names, self._settings)
+        return found
 
     def _raise_alarm(self, overdue: dict[str, int]) -> None:
         if not overdue:

@@ -1,15 +1,19 @@
-"""Several people run one missed occurrence at the same moment, from the pages and from the command line."""
+"""Several people do the same at the same moment, from the pages and from the command line."""
 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from celery_misfire import by_hand
 from celery_misfire.misfire import to_millis
 from tests.support.admin_site import NAMESPACE, admin_site
-from tests.support.processes import published
+from tests.support.django_project import connected
+from tests.support.postgres import Postgres
+from tests.support.processes import published, wait_for
 from tests.support.redis_server import RedisServer
 
 NINE = datetime(2026, 3, 2, 8, tzinfo=UTC)
@@ -69,3 +73,63 @@ def test_clicks_and_commands_at_the_same_moment_send_one_message(
             thread.join()
         assert sorted(ends) == ["already run"] * 5 + ["sent"]
         assert len(published(site.url)) == OccurrenceRun.objects.count() == 1
+
+
+def test_two_who_save_the_same_at_the_same_moment(
+    redis_server: RedisServer, postgres_server: Postgres
+) -> None:
+    with connected(postgres_server.database("postgres")), admin_site(redis_server.url) as site:
+        from django.db import connection, connections, transaction
+        from django_celery_beat.models import CrontabSchedule, PeriodicTask
+
+        from celery_misfire.contrib.django.models import MisfirePolicy
+
+        crontab = CrontabSchedule.objects.create(minute="0")
+        task = PeriodicTask.objects.create(name="reports", task="shop.reports", crontab=crontab)
+        client = site.client(superuser=True)
+
+        def save(page: str, **changes: Any) -> Any:
+            data = {
+                "name": "reports",
+                "task": "shop.reports",
+                "crontab": crontab.pk,
+                "args": "[]",
+                "kwargs": "{}",
+                "headers": "{}",
+                "misfire_policy-TOTAL_FORMS": 1,
+                "misfire_policy-INITIAL_FORMS": 0,
+            }
+            try:
+                return client.post(f"/admin/django_celery_beat/periodictask/{page}/", data | changes)
+            finally:
+                connections.close_all()
+
+        def waits() -> bool:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+                return bool(cursor.fetchone()[0])
+
+        with ThreadPoolExecutor(1) as pool:
+            with transaction.atomic():
+                theirs = MisfirePolicy.objects.create(periodic_task=task, instruction="do_nothing")
+                chosen = {
+                    "misfire_policy-0-instruction": "fire_once_now",
+                    "misfire_policy-0-periodic_task": task.pk,
+                }
+                answer = pool.submit(save, f"{task.pk}/change", **chosen)
+                # It has looked for a policy, and found none.
+                wait_for(waits, 30, what="the second policy")
+            page = answer.result(timeout=30)
+            assert page.status_code == 200
+            text = page.content.decode()
+            assert "Somebody else has chosen a policy meanwhile. Load this page again." in text
+            theirs.refresh_from_db()
+            assert theirs.instruction == "do_nothing"
+
+            with transaction.atomic():
+                PeriodicTask.objects.create(name="stocks", task="shop.stocks", crontab=crontab)
+                answer = pool.submit(save, "add", name="stocks")
+                wait_for(waits, 30, what="the second task")
+            page = answer.result(timeout=30)
+            assert page.status_code == 200
+            assert "Periodic task with this Name already exists." in page.content.decode()

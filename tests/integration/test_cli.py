@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -352,6 +353,7 @@ def test_what_an_admin_had_run_is_not_run_again_and_what_was_not_sent_can_be(sho
         (["log", "nigth"], "Did you mean 'night'?", 4),
         (["simulate", "nigth", "--down", "1h", "--up", "2h"], "Did you mean 'night'?", 4),
         (["simulate", "--down", "2026-03-02", "--up", "2026-03-01"], "must end after it begins", 2),
+        (["simulate", "--down", "2026-03-01", "--up", "2127-03-01"], "may last 100 years at most", 2),
         (["next", "--for", "soon"], "is no length of time", 2),
         (["missed", "--since", "24"], "is no time", 2),
         (["health", "--max-late", "nan"], "expected a number of seconds", 2),
@@ -420,6 +422,17 @@ def test_all_entries_are_held_and_released(shop: CommandLine, at_work: World):
     assert re.search(r"^hold +since .* until .* \(upgrade\)$", shop.text("status"), re.MULTILINE)
     assert shop.json("hold", "--end")["do"] == "release"
     assert shop.json("status")["hold"] is None
+
+
+def test_a_command_about_one_entry_does_not_read_the_others(
+    server: RedisServer, shop: CommandLine, at_work: World
+):
+    with server.recorded_commands() as commands:
+        assert shop.json("pause", "stocks")["done"]
+        assert shop.json("resume", "stocks")["entries"] == ["stocks"]
+        shop.json("run", "reports", "--at", f"{datetime.now(UTC):%H}:00", "--dry-run")
+    assert [command for command in commands if command.startswith("HGETALL") and ":state" in command] == []
+    assert any(command.startswith("HMGET") for command in commands)
 
 
 def test_what_is_not_paused_or_held_is_not_said_to_go_on(shop: CommandLine, at_work: World):
@@ -717,9 +730,12 @@ def test_a_command_that_goes_on_ends_quietly_when_it_is_interrupted(
             assert process.stdout
             assert process.stdout.readline()
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=30)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=30)
         finally:
+            # One that goes on says what it has said.
             process.kill()
+            _, errors = process.communicate()
     assert (process.returncode, errors) == (130, "")
 
 
@@ -732,6 +748,22 @@ def test_watch_says_that_another_one_watches(server: RedisServer, world: World, 
         try:
             assert process.stderr
             assert process.stderr.readline().startswith("another one watches;")
+        finally:
+            process.kill()
+
+
+def test_watch_says_that_redis_is_away_and_back(redis_server: RedisServer, tmp_path: Path):
+    code = f"from celery import Celery\napp = Celery('test', broker={redis_server.url!r})\n"
+    (tmp_path / "proj.py").write_text(code + "app.conf.misfire_check_rate = 0.2\n")
+    redis_server.kill()
+    command = [sys.executable, "-m", "celery", "-A", "proj", "misfire", "watch"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr
+            away = process.stderr.readline()
+            assert away.startswith("watch: nobody can see whether beat is overdue: Redis at 127.0.0.1:")
+            redis_server.restart()
+            assert re.fullmatch(r"watch: Redis at \S+ answers again after \d+ s\n", process.stderr.readline())
         finally:
             process.kill()
 

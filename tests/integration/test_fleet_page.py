@@ -17,7 +17,7 @@ from celery_misfire import records
 from celery_misfire.beats import Sign
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.control import Request, write_hold
-from celery_misfire.misfire import from_millis
+from celery_misfire.misfire import from_millis, to_millis
 from celery_misfire.records import Definition, Pause
 from celery_misfire.store.port import Change
 from tests.support.admin_site import NAMESPACE, AdminSite
@@ -434,6 +434,48 @@ def test_what_if_agrees_with_the_page_of_the_task(site: AdminSite):
     [effect] = show(client, "what-if/", **query).context_data["page"]
     single = client.get(f"{TASKS}{row.pk}/what-if/", query)
     assert f"{effect.missed} runs are missed" in single.content.decode()
+
+
+def test_what_if_knows_pauses_and_a_hold(site: AdminSite):
+    free, paused, endless = task("free"), task("paused"), task("endless")
+    site.plan(free)
+    year = from_millis(NOW).year + 1
+    until = to_millis(datetime(year, 2, 7, 0, 30, tzinfo=UTC))
+    for row, pause in ((paused, Pause(NOW, until, "month end", "ann@shop")), (endless, Pause(NOW))):
+        [record] = site.plan(row)
+        changed = records.dumps(replace(record, paused=pause))
+        site.write([Change(record.name, records.dumps(record), changed)])
+    client = site.client("view_periodictask")
+    query = {"down": f"{year}-02-06T22:30", "up": f"{year}-02-07T05:15"}
+
+    def asked(**query: str) -> dict[str, int]:
+        page = show(client, "what-if/", **query).context_data["page"]
+        found = {effect.name: effect.due for effect in page}
+        for row in (free, paused, endless):
+            single = client.get(f"{TASKS}{row.pk}/what-if/", query).context_data["answer"]
+            count = found.get(row.name, 0)
+            told = f"{count} fire times fall into the outage." if count else "No run of this task would be"
+            assert single.sentence.startswith(told)
+        return found
+
+    assert asked(**query) == {"free": 7, "paused": 4}
+    # When the pause ends the outage is over.
+    assert asked(down=f"{year}-02-06T22:30", up=f"{year}-02-07T01:15") == {"free": 3}
+    page = client.get(f"{TASKS}{paused.pk}/what-if/", query).content.decode()
+    assert re.search(r">Paused until .* 01:30 by ann@shop \(month end\)\.<", page)
+    single = client.get(f"{TASKS}{endless.pk}/what-if/", query).context_data["answer"]
+    assert single.sentence == "No run of this task would be affected."
+    held = to_millis(datetime(year, 2, 7, 2, 30, tzinfo=UTC))
+    assert site.store.write_hold("the test", "", write_hold(Pause(NOW, held)))
+    assert asked(**query) == {"free": 2, "paused": 2}
+    # As in Quartz, runs that came due in the pause have misfired.
+    with site.settings(misfire_on_resume="misfire"):
+        effects = show(client, "what-if/", **query).context_data["page"]
+        assert {effect.name for effect in effects} == {"free", "paused"}
+        [together] = (effect.due for effect in effects if effect.name == "paused")
+        assert together > 300
+        single = client.get(f"{TASKS}{paused.pk}/what-if/", query).context_data["answer"]
+        assert f"{together:,} fire times fall into the outage." in single.sentence
 
 
 def test_what_if_first_asks_about_the_night_of_a_saturday(site: AdminSite):

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import click
 import pytest
 
-from celery_misfire.cli.output import Page, length, read_length, read_moment
+from celery_misfire.cli.output import MANY_ROWS, Page, length, read_length, read_moment, shorten
 from celery_misfire.events import time_in
 from celery_misfire.misfire import to_millis
 from celery_misfire.texts import schedule_in_words
@@ -140,6 +140,8 @@ def test_what_others_wrote_stays_on_its_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich", None)
     Page(BERLIN).table(("entry",), [("two\nlines \x1b[31m",)])
     assert capsys.readouterr().out == "entry\ntwo\\nlines \\x1b[31m\n"
+    Page(BERLIN).line("paused two\nlines \x1b[31m")
+    assert capsys.readouterr().out == "paused two\\nlines \\x1b[31m\n"
 
 
 def test_schedules_are_told_as_people_say_them():
@@ -170,3 +172,32 @@ def test_schedules_are_told_as_people_say_them():
             raise RuntimeError
 
     assert schedule_in_words(Own()) == "Own"
+
+
+def test_many_rows_with_long_names_stay_a_table_on_a_narrow_terminal(capsys: pytest.CaptureFixture[str]):
+    names = [f"warehouse.reports.of_all_branches.nightly.number-{n}" for n in range(MANY_ROWS)]
+    columns = ("entry", "next", "late by")
+    rows = [(name, "2026-03-01 09:00:00+01:00", "12 min 3 s") for name in names]
+
+    def told(width: int | None) -> list[str]:
+        Page(BERLIN, width=width).table(columns, rows)
+        return capsys.readouterr().out.strip().splitlines()
+
+    assert all(name in "\n".join(told(None)) for name in names)
+    assert all(name in "\n".join(told(120)) for name in names)
+    narrow = told(80)
+    assert all(len(line) <= 80 for line in narrow)
+    assert "next" in narrow[0]
+    assert narrow[-1].lstrip().startswith("warehouse.report")
+    assert "...nightly.number-3  " in narrow[-1]
+    # Too little of a name would be left: the rows stand below each other, with whole names.
+    assert names[0] in told(50)
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "short"),
+    [("abcdefghij", 10, "abcdefghij"), ("abcdefghijk", 10, "abcd...ijk"), ("abcdefghijk", 9, "abc...ijk")],
+)
+def test_a_name_is_shortened_in_its_middle(name: str, most: int, short: str):
+    assert shorten(name, most) == short
+    assert len(short) <= most

@@ -20,6 +20,7 @@ class MisfireAppConfig(AppConfig):
         import_module("celery_misfire.contrib.django.recording").install()
         import_module("celery_misfire.contrib.django.database").install()
         import_module("celery_misfire.contrib.django.mail").install()
+        import_module("celery_misfire.contrib.django.planned").install()
         if apps.is_installed("django.contrib.admin"):
             from django.contrib import admin
 

@@ -17,15 +17,15 @@ from typing import Any
 from celery import current_app
 from django.core.mail import send_mail
 from django.db import close_old_connections, connections
-from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf.settings import Settings, read_settings
 from celery_misfire.contrib.django import mail_texts as texts
 from celery_misfire.contrib.django.database import is_migrated
 from celery_misfire.contrib.django.models import Alarm, MisfirePolicy, MissedFire
 from celery_misfire.contrib.django.moments import as_stored, now
-from celery_misfire.contrib.django.rows import key_in_name
+from celery_misfire.contrib.django.planned import keys_of
 from celery_misfire.contrib.django.state import open_store, records_of
+from celery_misfire.contrib.django.updates import in_chunks
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.log_lines import Log
 from celery_misfire.misfire import Reason, to_millis
@@ -46,8 +46,6 @@ RETRIES = (30, 60, 120, 300, 600, 1200, 2400, 3600)
 EXIT_TIMEOUT = 10.0
 #: The name of each thread that sends mail.
 THREAD = "misfire-mail"
-#: One statement names at most so many rows.
-ROWS_AT_ONCE = 500
 #: Most records that one look tells of; the next look tells of the others.
 MOST_RECORDS = 10_000
 
@@ -85,7 +83,7 @@ def tell_overdue(entries: Sequence[str], since: int, at: int) -> None:
     :raises django.db.Error: when the database fails.
     """
     people = _People()
-    rows = _rows(entries)
+    rows = keys_of(entries)
     groups = people.groups([(name, people.of(rows.get(name))) for name in entries])
     # It ends the alarm before, whose end nobody saw.
     Alarm.objects.filter(over_at=None).update(over_at=as_stored(at), over_mailed_at=as_stored(at))
@@ -154,7 +152,7 @@ def send_due(at: int) -> bool:
         if not _send(addresses, *texts.missed(over, missed, people.site_url)):
             all_went = False
             Alarm.objects.filter(pk__in=[a.pk for a in over]).update(over_mailed_at=None)
-            for some in _chunks(missed):
+            for some in in_chunks(missed):
                 MissedFire.objects.filter(pk__in=[m.pk for m in some]).update(mailed_at=None)
     return all_went
 
@@ -193,7 +191,7 @@ def _claim(records: Sequence[MissedFire], people: _People, moment: datetime) -> 
     for record in records:
         of_people.setdefault(people.of(record.periodic_task_id), []).append(record)
     for addresses, theirs in of_people.items():
-        for some in _chunks(theirs):
+        for some in in_chunks(theirs):
             rows = MissedFire.objects.filter(pk__in=[record.pk for record in some])
             if rows.filter(mailed_at=None).update(mailed_at=moment, mailed_to=list(addresses)):
                 ours = set(rows.filter(mailed_at=moment).values_list("pk", flat=True))
@@ -241,18 +239,6 @@ def _settings() -> Settings | None:
     except MisfireConfigError:
         # Beat has reported it at its start.
         return None
-
-
-def _rows(names: Sequence[str]) -> dict[str, int]:
-    """Return the primary keys of the rows of these entries."""
-    found = {name: key for name in names if (key := key_in_name(name)) is not None}
-    for some in _chunks(names):
-        found |= PeriodicTask.objects.filter(name__in=some).values_list("name", "pk")
-    return found
-
-
-def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (items[n : n + ROWS_AT_ONCE] for n in range(0, len(items), ROWS_AT_ONCE))
 
 
 def _send(addresses: Sequence[str], subject: str, text: str) -> bool:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 from django.db.models import F
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.contrib.django.rows import entry_name, to_last_run_at
 from celery_misfire.log_lines import Log
+
+T = TypeVar("T")
 
 say = Log(__name__, "beat")
 
@@ -106,6 +108,6 @@ def _write_finished(finished: dict[int, PeriodicTask]) -> None:
         del finished[key]
 
 
-def in_chunks(keys: list[int]) -> Iterable[list[int]]:
-    """Return the keys in lists that are short enough for one statement."""
-    return (keys[start : start + ROWS_PER_STATEMENT] for start in range(0, len(keys), ROWS_PER_STATEMENT))
+def in_chunks(items: Sequence[T]) -> Iterable[Sequence[T]]:
+    """Return keys or names in parts that are short enough for one statement."""
+    return (items[start : start + ROWS_PER_STATEMENT] for start in range(0, len(items), ROWS_PER_STATEMENT))

@@ -19,9 +19,10 @@ from django.utils.translation import ngettext
 
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django import moments
-from celery_misfire.contrib.django.admin.fleet_state import STATES, FleetState, Line, Planned, planned
+from celery_misfire.contrib.django.admin.fleet_state import STATES, FleetState, Line
 from celery_misfire.contrib.django.admin.overview import pause_in_words, standing
 from celery_misfire.contrib.django.models import Alarm, MissedFire
+from celery_misfire.contrib.django.planned import Planned, planned
 from celery_misfire.contrib.django.policies import short_label_of
 from celery_misfire.contrib.django.state import open_store
 from celery_misfire.contrib.django.timeline import fleet

@@ -5,7 +5,7 @@ However many tasks: a fixed number of queries, and of calls of Redis. Moments ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,14 +17,12 @@ from django_celery_beat.models import PeriodicTask
 from celery_misfire.beats import problem_of
 from celery_misfire.conf.settings import Settings, read_settings
 from celery_misfire.contrib.django.admin.overview import ROWS_AT_ONCE
-from celery_misfire.contrib.django.database import with_policies
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun
-from celery_misfire.contrib.django.policies import policy_in_force
-from celery_misfire.contrib.django.rows import entry_name, trigger_of
+from celery_misfire.contrib.django.planned import planned
+from celery_misfire.contrib.django.rows import entry_name
 from celery_misfire.contrib.django.state import fleet_of, open_store
 from celery_misfire.exceptions import MisfireConfigError, NewerSchema, StoreUnavailable
 from celery_misfire.fleet import Fleet
-from celery_misfire.misfire import MisfirePolicy, Trigger
 from celery_misfire.records import Pause
 from celery_misfire.status import Status, status_of
 from celery_misfire.store.redis_store import RedisStore
@@ -107,37 +105,6 @@ class FleetState:
     def missed(self) -> int:
         """How many missed runs of all tasks wait for somebody."""
         return sum(line.missed for line in self.lines)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A periodic task with its schedule and its policy.
-
-    :param trigger: None for a task that can never be scheduled.
-    """
-
-    task: PeriodicTask
-    trigger: Trigger | None = None
-    policy: MisfirePolicy | None = None
-
-
-def planned(keys: Iterable[int], settings: Settings) -> dict[int, Planned]:
-    """Return these tasks with schedules and policies, in six queries for each 500."""
-    wanted, found = list(keys), {}
-    for start in range(0, len(wanted), ROWS_AT_ONCE):
-        tasks = list(PeriodicTask.objects.filter(pk__in=wanted[start : start + ROWS_AT_ONCE]))
-        with_policies(tasks)
-        for task in tasks:
-            found[task.pk] = _planned(task, settings)
-    return found
-
-
-def _planned(task: PeriodicTask, settings: Settings) -> Planned:
-    try:
-        trigger = trigger_of(task)
-    except ValueError:
-        return Planned(task)
-    return Planned(task, trigger, policy_in_force(task, trigger, settings)[0])
 
 
 def look(now: int) -> FleetState:

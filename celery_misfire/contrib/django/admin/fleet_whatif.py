@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -17,16 +17,16 @@ from django.utils.translation import gettext as _
 from django_celery_beat.models import PeriodicTask
 
 from celery_misfire.conf.settings import read_settings
-from celery_misfire.contrib.django.admin.fleet_state import Planned, planned
+from celery_misfire.contrib.django.planned import Planned, planned
 from celery_misfire.contrib.django.policies import short_label_of
 from celery_misfire.contrib.django.rows import entry_name
-from celery_misfire.contrib.django.state import open_store, records_of
+from celery_misfire.contrib.django.state import fleet_of, open_store
 from celery_misfire.contrib.django.timeline.timeline import format_number
 from celery_misfire.contrib.django.timeline.whatif import OutageForm
 from celery_misfire.entry_record import EntryRecord
 from celery_misfire.exceptions import MisfireConfigError, StoreUnavailable
 from celery_misfire.misfire import Outcome, from_millis, to_millis
-from celery_misfire.simulation import steps
+from celery_misfire.simulation import Pauses, effect_of_outage
 from celery_misfire.status import state_of
 
 #: A page has so many tasks.
@@ -78,7 +78,9 @@ def _counts(effects: Sequence[Effect]) -> list[tuple[str, int]]:
     return [(capfirst(name), sum(getattr(e, key) for e in effects)) for key, name in names.items()]
 
 
-def effect_of(plan: Planned, record: EntryRecord | None, down: int, up: int, now: int) -> Effect:
+def effect_of(
+    plan: Planned, record: EntryRecord | None, pauses: Pauses, down: int, up: int, now: int
+) -> Effect:
     """Return what happens to a task when beat is away from `down` to `up`, in milliseconds UTC."""
     trigger, policy, task = plan.trigger, plan.policy, plan.task
     if trigger is None:
@@ -90,23 +92,21 @@ def effect_of(plan: Planned, record: EntryRecord | None, down: int, up: int, now
         state = state_of(record, trigger, now)
         if state.next_fire_time is None:
             return effect
-        # A task that is finished stays so.
-        state = replace(state, next_fire_time=trigger.fire_times(state).after(down - 1))
-        for step in steps(trigger, state, policy, start=down, down_at=down, up_at=up, until=up):
-            late = [runs for runs in step.plan.runs if runs.outcome is Outcome.RECOVERED]
-            fired = [runs for runs in step.plan.runs if runs.outcome is Outcome.FIRED]
-            effect = replace(
-                effect,
-                recovered=effect.recovered + sum(runs.count for runs in late),
-                merged=effect.merged + sum(runs.merged for runs in late),
-                missed=effect.missed + sum(lost.count for lost in step.plan.missed),
-                in_time=effect.in_time + sum(runs.count for runs in fired),
-            )
+        if down < state.next_fire_time:
+            # The outage may be one of the past. A task that is finished stays so.
+            state = replace(state, next_fire_time=trigger.fire_times(state).after(down - 1))
+        counts = effect_of_outage(trigger, state, policy, down, up, pauses).counts
     except Exception as exc:
         # A schedule may fail in its own code, such as the sun's at the poles.
         problem = _("The fire times cannot be computed: %(error)s") % {"error": exc}
         return replace(effect, problem=problem)
-    return effect
+    return replace(
+        effect,
+        recovered=counts[Outcome.RECOVERED],
+        merged=counts[Outcome.MERGED],
+        missed=counts[Outcome.MISSED],
+        in_time=counts[Outcome.FIRED],
+    )
 
 
 def whatif_context(request: HttpRequest, now: int) -> dict[str, Any]:
@@ -134,19 +134,25 @@ def whatif_context(request: HttpRequest, now: int) -> dict[str, Any]:
 
 
 def _effects(down: int, up: int, now: int, problems: list[str]) -> list[Effect]:
+    records: Mapping[str, EntryRecord] = {}
+    hold = None
     try:
         settings = read_settings(current_app)
-        records = records_of(open_store(current_app), None)
+        fleet = fleet_of(open_store(current_app))
+        records, hold = fleet.records, fleet.hold
     except MisfireConfigError as exc:
         problems.append(str(exc))
         return []
     except StoreUnavailable as exc:
         text = _("Redis does not answer; past and next runs are unknown. %(error)s")
         problems.append(text % {"error": exc})
-        records = {}
     enabled = PeriodicTask.objects.filter(enabled=True).values_list("pk", flat=True)
-    found = planned(enabled, settings)
-    return [effect_of(plan, records.get(entry_name(plan.task)), down, up, now) for plan in found.values()]
+    effects = []
+    for plan in planned(enabled, settings).values():
+        record = records.get(entry_name(plan.task))
+        pauses = Pauses.of(record, hold, own_misfires=settings.on_resume == "misfire")
+        effects.append(effect_of(plan, record, pauses, down, up, now))
+    return effects
 
 
 def _defaults(now: int) -> dict[str, str]:

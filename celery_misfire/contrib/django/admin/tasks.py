@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.apps import apps
 from django.contrib import admin, messages
 from django.contrib.admin.apps import AdminConfig
+from django.db import IntegrityError
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
 from django_celery_beat.models import PeriodicTask
@@ -69,7 +70,11 @@ class PeriodicTaskMixin(TaskListMixin, _ModelAdmin):
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         if request.method == "GET" and not is_migrated():
             messages.warning(request, NOT_MIGRATED)
-        return super().changeform_view(request, *args, **kwargs)
+        try:
+            return super().changeform_view(request, *args, **kwargs)
+        except IntegrityError:
+            # Somebody has saved the same policy or name in this instant. The form finds it now, and says so.
+            return super().changeform_view(request, *args, **kwargs)
 
     @needs_tables
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:

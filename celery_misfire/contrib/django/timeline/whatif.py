@@ -35,7 +35,7 @@ from celery_misfire.misfire import (
     to_millis,
 )
 from celery_misfire.records import EntryRecord
-from celery_misfire.simulation import Step, steps
+from celery_misfire.simulation import NO_PAUSES, Pauses, Step, steps
 from celery_misfire.status import is_current
 from celery_misfire.triggers.wall_times import DAY, HOUR, MINUTE, SECOND
 
@@ -214,7 +214,6 @@ class Question:
 
     :param state: the state of the trigger at `start`.
     :param start: from when to show, as `until`, in milliseconds UTC; the outage is from `down` to `up`.
-    :param due: how many fire times fall into the outage.
     """
 
     trigger: Trigger
@@ -223,11 +222,17 @@ class Question:
     down: int
     up: int
     until: int
-    due: int
+    pauses: Pauses = NO_PAUSES
 
     @classmethod
     def of(
-        cls, trigger: Trigger, state: TriggerState, down: datetime, up: datetime, since: int | None = None
+        cls,
+        trigger: Trigger,
+        state: TriggerState,
+        down: datetime,
+        up: datetime,
+        since: int | None = None,
+        pauses: Pauses = NO_PAUSES,
     ) -> Question:
         """Return the question what an outage does to a trigger, however long it is.
 
@@ -239,13 +244,12 @@ class Question:
         start, until = _around(trigger, times, begin, end)
         if since is not None:
             start = max(start, min(since, end))
-        due = 0
         # The simulation begins with the first fire time in the picture. A task that is finished stays so.
         if state.next_fire_time is not None:
-            # A fire time that falls on the end is due then, together with the others.
-            due = times.count(max(begin, start), end)
+            if pauses.hold_back(start):
+                start = min(start, state.next_fire_time)
             state = replace(state, next_fire_time=times.after(start - 1))
-        return cls(trigger, state, start, begin, end, until, due)
+        return cls(trigger, state, start, begin, end, until, pauses)
 
     def ask(self, name: str, policy: MisfirePolicy, this_year: int | None = None) -> Answer:
         """Return what happens under a policy.
@@ -254,7 +258,7 @@ class Question:
         :param this_year: see :class:`Timeline`.
         """
         window = {"start": self.start, "down_at": self.down, "up_at": self.up, "until": self.until}
-        taken = list(steps(self.trigger, self.state, policy, **window))
+        taken = list(steps(self.trigger, self.state, policy, **window, pauses=self.pauses))
         timeline = Timeline(
             name=name,
             start=self.start,
@@ -264,8 +268,16 @@ class Question:
             outages=(Outage(self.down, self.up, _("Beat is away")),),
             this_year=this_year,
         )
-        following = taken[-1].plan.state.next_fire_time if taken else self.state.next_fire_time
-        return Answer(timeline, tuple(_sentences(taken, timeline, self.due, following)))
+        # A fire time that falls on the end of the outage is due then, together with the others.
+        back = [step.plan for step in taken if step.now == self.up]
+        due = sum(runs.count + runs.merged for plan in back for runs in plan.runs)
+        due += sum(lost.count for plan in back for lost in plan.missed)
+        state = taken[-1].plan.state if taken else self.state
+        following = self.pauses.following(self.trigger, state, self.until)
+        sentences = _sentences(taken, timeline, due, following)
+        if following is None and self.pauses.lasting(self.until) is None:
+            sentences.append(_("No further runs."))
+        return Answer(timeline, tuple(sentences))
 
 
 def _around(trigger: Trigger, times: FireTimes, begin: int, end: int) -> tuple[int, int]:
@@ -355,9 +367,7 @@ def _sentences(taken: Sequence[Step], timeline: Timeline, due: int, following: i
         )
     up = timeline.outages[0].end
     following = next((some.first for _now, some in runs if some.first > up), following)
-    if following is None:
-        sentences.append(_("No further runs."))
-    else:
+    if following is not None:
         sentences.append(_("Next: %(time)s.") % {"time": clock(following)})
     return sentences
 
