@@ -29,7 +29,7 @@ demo: $(VENV)/.demo ## Kill a real beat for 10 seconds and see what each misfire
 test: $(VENV)/.test ## Run the tests (ARGS="-k name" goes to pytest)
 	$(BIN)/python -m pytest -n 8 $(ARGS)
 
-test-long: $(VENV)/.test ## Run the tests that take minutes
+test-long: $(VENV)/.test ## Run the tests that take minutes, and those that repeat a kind
 	$(BIN)/python -m pytest -m long $(ARGS)
 
 matrix: $(VENV)/.matrix ## Run the tests with each Celery, redis-py and Python (ARGS="-l" lists them)

@@ -44,12 +44,17 @@ class Child:
         cwd: Path | None = None,
     ) -> None:
         self.log = log
-        argv = [str(part) for part in command]
+        self._process = self._start([str(part) for part in command], env, cwd)
+        atexit.register(self.kill)
+
+    def _start(
+        self, argv: list[str], env: Mapping[str, str] | None, cwd: Path | None
+    ) -> subprocess.Popen[bytes]:
         if sys.platform == "linux":
             argv = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *argv]
-        with log.open("ab") as output:
+        with self.log.open("ab") as output:
             # The death signal comes when the starting *thread* ends: start children in the main thread.
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -58,7 +63,6 @@ class Child:
                 cwd=cwd,
                 start_new_session=True,
             )
-        atexit.register(self.kill)
 
     @property
     def pid(self) -> int:

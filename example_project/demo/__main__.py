@@ -127,6 +127,7 @@ def missed_results(site: Site) -> Iterator[str]:
 
 def serve(site: Site, screen: Screen) -> None:
     """Let somebody look at what has happened in the admin, for as long as they like."""
+    site.add_user()
     url = site.serve()
     screen.say()
     screen.say("5  The same in the Django admin, while worker and beat go on")

@@ -65,11 +65,8 @@ class Site:
         command = [sys.executable, "-m", "celery", "-A", "example_project.shop", name, "--loglevel=INFO"]
         return self._child(name, [*command, *options])
 
-    def serve(self) -> str:
-        """Start the site's web server on a free port, with a user who may do everything; return the URL.
-
-        :raises RuntimeError: when it does not start.
-        """
+    def add_user(self) -> None:
+        """Create a user who may do everything."""
         subprocess.run(
             [sys.executable, "-m", "django", "createsuperuser", "--noinput", "--email", "demo@example.com"],
             env=os.environ
@@ -78,6 +75,12 @@ class Site:
             check=True,
             stdout=subprocess.DEVNULL,
         )
+
+    def serve(self) -> str:
+        """Start the site's web server on a free port; return the URL of its admin.
+
+        :raises RuntimeError: when it does not start.
+        """
         address = f"127.0.0.1:{free_port()}"
         server = self._child("server", [sys.executable, "-m", "django", "runserver", "--noreload", address])
         server.wait_for_output("Quit the server", timeout=30)

@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from example_project.child_process import Child
 from example_project.demo.site import PASSWORD, USER
 from tests.support.processes import wait_for
-from tests.support.served_shop import ON_BOTH, ON_POSTGRES, ON_SQLITE, VIEWER, Shop
+from tests.support.served_shop import ON_POSTGRES, ON_SQLITE, VIEWER, Shop
 
 playwright = pytest.importorskip("playwright.sync_api")
 
@@ -31,7 +31,7 @@ def until_missed(page: playwright.Page, shop: Shop, beat: Child) -> int:
     return missed_in(page)
 
 
-@ON_BOTH
+@ON_SQLITE
 @pytest.mark.takes(26)
 @pytest.mark.timeout(240)
 def test_somebody_chooses_an_instruction_sees_what_was_missed_and_runs_one_of_them(

@@ -95,7 +95,7 @@ def test_the_demo_counts_every_fire_time_and_leaves_nothing_behind(demo: Demo):
     assert list(demo.directory.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interrupted_demo_stops_everything(demo: Demo, number: signal.Signals):
     wait_for(lambda: "running" in demo.output(), timeout=60)
     assert len(demo.processes()) >= 4

@@ -36,6 +36,7 @@ from celery_misfire.store.port import Change
 from celery_misfire.store.redis_store import RedisStore
 from celery_misfire.store.state_mark import Destination
 from celery_misfire.triggers.kinds import trigger_for
+from tests.support.past import long_sleeps
 
 DAY = datetime(2026, 3, 2, tzinfo=UTC)
 SECOND, MINUTE, HOUR = 1_000, 60_000, 3_600_000
@@ -98,16 +99,17 @@ class World:
 
     def run(self, until: int) -> None:
         """Let the leader work, and the time pass where it would sleep."""
-        while True:
-            delay = self.leader.tick()
-            if not delay:
-                continue
-            if self.now + max(1, round(delay * 1000)) > until:
-                self.now = until
-                while not self.leader.tick():
-                    pass
-                return
-            self.now += max(1, round(delay * 1000))
+        with long_sleeps():
+            while True:
+                delay = self.leader.tick()
+                if not delay:
+                    continue
+                if self.now + max(1, round(delay * 1000)) > until:
+                    self.now = until
+                    while not self.leader.tick():
+                        pass
+                    return
+                self.now += max(1, round(delay * 1000))
 
     def scheduled(self, name: str | None = None) -> list[int]:
         return [m.intent.scheduled for m in self.sent if name in (None, m.definition.name)]

@@ -28,8 +28,11 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 
 @cache
-def _definitions() -> dict[str, Any]:
-    return json.loads(SCHEMA.read_text())
+def _validator(name: str) -> jsonschema.Draft202012Validator:
+    """Return what checks the answers of this name. To make one is most of the work."""
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema | {"$ref": f"#/$defs/{name}"})
 
 
 def check_answer(answer: dict[str, Any]) -> None:
@@ -37,7 +40,7 @@ def check_answer(answer: dict[str, Any]) -> None:
     name = "error" if "error" in answer else answer["command"]
     if name == "log" and "lines" not in answer:
         name = "log --follow"
-    jsonschema.validate(answer, _definitions() | {"$ref": f"#/$defs/{name}"})
+    _validator(name).validate(answer)
 
 
 @dataclass

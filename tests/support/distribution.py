@@ -12,8 +12,13 @@ from xdist.scheduler import LoadScopeScheduling
 
 #: Seconds that a test of real processes takes when nothing else is said by its mark ``takes``.
 _USUAL = 5.0
-#: Files whose tests share what takes long to start, and how long all of them take, in seconds.
-_TOGETHER = {"test_rabbitmq.py": 50.0, "test_broker.py": 50.0, "test_admin_browser.py": 140.0}
+#: What takes long to start is started once, for all tests that need it: by words of their names, and how long
+#: all of them take, in seconds.
+_TOGETHER = {
+    "browser": (("test_admin_browser.py", "postgres"), 140.0),
+    "rabbitmq": (("rabbitmq", "test_broker.py", "test_batches.py"), 150.0),
+    "wheel": (("test_tutorial.py", "test_testing_page.py"), 75.0),
+}
 
 
 class LongestFirst(LoadScopeScheduling):
@@ -25,15 +30,18 @@ class LongestFirst(LoadScopeScheduling):
         config.option.loadscopereorder = False
 
     def _split_scope(self, nodeid: str) -> str:
-        file, _, test = nodeid.partition("::")
-        path = PurePosixPath(file)
-        if path.name in _TOGETHER:
-            return "browser" if "browser" in path.name else "rabbitmq"
-        if "postgres" in test:
-            return "postgres"
-        if path.name in ("test_tutorial.py", "test_testing_page.py"):
-            return "wheel"
-        return nodeid if path.parent.name == "acceptance" else file
+        if group := _group(nodeid):
+            return group
+        file = nodeid.partition("::")[0]
+        return nodeid if PurePosixPath(file).parent.name == "acceptance" else file
+
+
+def _group(nodeid: str) -> str | None:
+    """Return what the test shares with tests of other files; those that need no service share nothing."""
+    if "/unit/" in nodeid:
+        return None
+    found = (name for name, (words, _) in _TOGETHER.items() if any(w in nodeid.lower() for w in words))
+    return next(found, None)
 
 
 def sort(items: list[pytest.Item]) -> None:
@@ -43,8 +51,8 @@ def sort(items: list[pytest.Item]) -> None:
 
 def _length(item: pytest.Item) -> float:
     kind = item.path.parent.name
-    if item.path.name in _TOGETHER:
-        return _TOGETHER[item.path.name]
+    if group := _group(item.nodeid):
+        return _TOGETHER[group][1]
     mark = item.get_closest_marker("takes")
     if mark is not None:
         return float(mark.args[0])

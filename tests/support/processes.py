@@ -21,7 +21,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,7 @@ from celery_misfire.records import loads as loads_record
 from celery_misfire.store.port import LeaseValue, Taken
 from celery_misfire.store.redis_store import RedisStore
 from example_project.child_process import Child
+from tests.support import fork_server
 from tests.support.log_lines import one_by_one
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +77,19 @@ def _thread_states(group: int) -> Iterator[str]:
 
 
 class CeleryProcess(Child):
-    """A running ``celery`` command; beside what a :class:`Child` can do, it can be frozen."""
+    """A running ``celery`` command; beside what a :class:`Child` can do, it can be frozen.
+
+    :param arguments: of the command.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, log: Path, env: Mapping[str, str], cwd: Path) -> None:
+        super().__init__([sys.executable, "-m", "celery", *arguments], log=log, env=env, cwd=cwd)
+
+    def _start(self, argv: list[str], env: Any, cwd: Any) -> Any:
+        arguments = argv[3:]
+        if not fork_server.can_start(arguments, env):
+            return super()._start(argv, env, cwd)
+        return fork_server.start(arguments, log=self.log, cwd=cwd, env=env)
 
     def freeze(self) -> None:
         """Stop the process without ending it (SIGSTOP)."""
@@ -210,7 +223,7 @@ class Project:
     ) -> CeleryProcess:
         """Start any ``celery`` command of an app: ours, or that of a module in our directory."""
         process = CeleryProcess(
-            [sys.executable, "-m", "celery", "-A", app, *arguments],
+            ["-A", app, *arguments],
             log=self.directory / f"{name}.log",
             cwd=self.directory,
             env={**os.environ, **self.env, **(env or {})},

@@ -68,7 +68,8 @@ class Shop(Site):
 
     @property
     def environment(self) -> dict[str, str]:
-        return super().environment | {"SHOP_ENTRIES": "none"}
+        names = {"DJANGO_SETTINGS_MODULE": "tests.support.served_shop_settings"}
+        return super().environment | names | {"SHOP_ENTRIES": "none"}
 
     def open(self, prepared: Path) -> None:
         """Serve a copy of the prepared database, which the first one makes."""
@@ -80,6 +81,7 @@ class Shop(Site):
 
     def seed(self) -> None:
         self.prepare()
+        self.add_user()
         self.python(SEED)
 
     def start_server(self) -> None:
@@ -122,8 +124,7 @@ class PostgresShop(Shop):
 
     @property
     def environment(self) -> dict[str, str]:
-        names = {"DJANGO_SETTINGS_MODULE": "tests.support.served_shop_settings"}
-        return super().environment | names | {"SHOP_DATABASE": json.dumps(self._database)}
+        return super().environment | {"SHOP_DATABASE": json.dumps(self._database)}
 
     def open(self, prepared: Path) -> None:
         template = prepared.parent.name

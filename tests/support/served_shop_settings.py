@@ -1,4 +1,4 @@
-"""The settings of the example site, on the database that the environment names."""
+"""The settings of the example site, with cheap passwords, on the database that the environment names."""
 
 from __future__ import annotations
 
@@ -7,4 +7,6 @@ import os
 
 from example_project.shop.settings import *  # noqa: F403 - all of them
 
-DATABASES = {"default": json.loads(os.environ["SHOP_DATABASE"])}
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+if place := os.environ.get("SHOP_DATABASE"):
+    DATABASES = {"default": json.loads(place)}
