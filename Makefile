@@ -45,7 +45,7 @@ format: $(VENV)/.lint ## Format the code, and mend what can be mended by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/bench/.ready ## Measure dispatch beside its peers, and write docs/performance.md (an hour and a half; ARGS=--quick takes 3 minutes)
+bench: $(VENV)/bench/.ready ## Measure dispatch beside its peers, and write docs/performance.md (75 minutes; ARGS=--quick takes 3)
 	$(VENV)/bench/bin/python -m tests.benchmarks $(ARGS)
 
 mutation: $(VENV)/.test ## Break the planner's branches one by one and see which test notices (10 minutes)

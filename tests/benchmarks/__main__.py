@@ -34,7 +34,7 @@ class Case:
 def plan(arguments: argparse.Namespace) -> list[Case]:
     """Return the cases that were asked for."""
     quick = arguments.quick
-    entries, interval, seconds = (50, 1.0, 2.0) if quick else (arguments.steady, 10.0, 60.0)
+    entries, interval, seconds = (50, 1.0, 2.0) if quick else (arguments.steady, 10.0, 30.0)
     found: list[tuple[str, Case]] = []
     for size in arguments.burst or ([200] if quick else [10, 1_000, 10_000, 100_000]):
         # The largest takes minutes each time, and shows only whether the rate holds.
@@ -43,9 +43,9 @@ def plan(arguments: argparse.Namespace) -> list[Case]:
     measure = partial(cases.steady, count=entries, interval=interval, seconds=seconds)
     found.append(("steady", Case(f"{entries:,} entries, each every {interval:g} s", ON_REDIS, measure)))
     for size in [200] if quick else arguments.idle:
-        measure = partial(cases.idle, count=size, seconds=2.0 if quick else 60.0)
+        measure = partial(cases.idle, count=size, seconds=2.0 if quick else 30.0)
         found.append(("idle", Case(f"{size:,} entries, nothing due", BEATS, measure)))
-    behind, seconds = (20_000, 3.0) if quick else (1_000_000, 60.0)
+    behind, seconds = (20_000, 3.0) if quick else (1_000_000, 30.0)
     measure = partial(cases.catch_up, behind=behind, seconds=seconds)
     title = f"10 entries, each every second, while {behind:,} overdue runs of others are made"
     found.append(("catch_up", Case(title, [c.OURS, c.OURS_APART], measure)))
