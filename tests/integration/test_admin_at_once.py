@@ -1,4 +1,4 @@
-"""Several people do the same at the same moment, from the pages and from the command line."""
+"""Several people, or beats, do the same at the same moment, from the pages and from the command line."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ from tests.support.processes import published, wait_for
 from tests.support.redis_server import RedisServer
 
 NINE = datetime(2026, 3, 2, 8, tzinfo=UTC)
+
+
+def waits_for_lock() -> bool:
+    """Return True while a transaction waits for another one to end."""
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return bool(cursor.fetchone()[0])
 
 
 def test_clicks_and_commands_at_the_same_moment_send_one_message(
@@ -79,7 +88,7 @@ def test_two_who_save_the_same_at_the_same_moment(
     redis_server: RedisServer, postgres_server: Postgres
 ) -> None:
     with connected(postgres_server.database("postgres")), admin_site(redis_server.url) as site:
-        from django.db import connection, connections, transaction
+        from django.db import connections, transaction
         from django_celery_beat.models import CrontabSchedule, PeriodicTask
 
         from celery_misfire.contrib.django.models import MisfirePolicy
@@ -104,11 +113,6 @@ def test_two_who_save_the_same_at_the_same_moment(
             finally:
                 connections.close_all()
 
-        def waits() -> bool:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
-                return bool(cursor.fetchone()[0])
-
         with ThreadPoolExecutor(1) as pool:
             with transaction.atomic():
                 theirs = MisfirePolicy.objects.create(periodic_task=task, instruction="do_nothing")
@@ -118,7 +122,7 @@ def test_two_who_save_the_same_at_the_same_moment(
                 }
                 answer = pool.submit(save, f"{task.pk}/change", **chosen)
                 # It has looked for a policy, and found none.
-                wait_for(waits, 30, what="the second policy")
+                wait_for(waits_for_lock, 30, what="the second policy")
             page = answer.result(timeout=30)
             assert page.status_code == 200
             text = page.content.decode()
@@ -129,7 +133,36 @@ def test_two_who_save_the_same_at_the_same_moment(
             with transaction.atomic():
                 PeriodicTask.objects.create(name="stocks", task="shop.stocks", crontab=crontab)
                 answer = pool.submit(save, "add", name="stocks")
-                wait_for(waits, 30, what="the second task")
+                wait_for(waits_for_lock, 30, what="the second task")
             page = answer.result(timeout=30)
             assert page.status_code == 200
             assert "Periodic task with this Name already exists." in page.content.decode()
+
+
+def test_two_beats_that_write_the_same_entry_at_the_same_moment(
+    redis_server: RedisServer, postgres_server: Postgres
+) -> None:
+    with connected(postgres_server.database("postgres")), admin_site(redis_server.url):
+        from celery.schedules import solar
+        from django.db import connections, transaction
+        from django_celery_beat.models import PeriodicTask, SolarSchedule
+
+        from celery_misfire.contrib.django.table import WrittenEntry
+
+        fields = {"task": "shop.lights", "schedule": solar("sunset", 52, 13)}
+        entry = WrittenEntry("lights", fields, {"threshold": 5.0})
+
+        def write() -> None:
+            try:
+                entry.write()
+            finally:
+                connections.close_all()
+
+        with ThreadPoolExecutor(1) as pool:
+            with transaction.atomic():
+                entry.write()
+                theirs = pool.submit(write)
+                wait_for(waits_for_lock, 30, what="the second beat")
+            theirs.result(timeout=30)
+        assert SolarSchedule.objects.count() == 1
+        assert PeriodicTask.objects.get().misfire_policy.threshold == 5.0

@@ -16,7 +16,7 @@ from typing import Any
 
 from celery import Celery
 from django.core.exceptions import ValidationError
-from django.db import Error, connections
+from django.db import Error, IntegrityError, connections
 from django.db.models import prefetch_related_objects
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 from django_celery_beat.schedulers import ModelEntry
@@ -105,6 +105,13 @@ class WrittenEntry:
 
     def write(self) -> None:
         """Create or update the row, and its policy if the setting has one."""
+        try:
+            self._write()
+        except IntegrityError:
+            # Another beat has written the same schedule in this instant. It is found now.
+            self._write()
+
+    def _write(self) -> None:
         defaults = ModelEntry._unpack_fields(**self.fields)
         task, _ = PeriodicTask._default_manager.update_or_create(name=self.name, defaults=defaults)
         if self.policy is not None:
