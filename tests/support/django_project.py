@@ -10,6 +10,7 @@ With the fixtures ``site`` (SQLite), ``postgres_site`` and ``any_site`` (both, o
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -185,8 +186,16 @@ def sqlite(path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("database") / "migrated.sqlite3"
-    migrate({"ENGINE": "django.db.backends.sqlite3", "NAME": str(path)})
+    """A database with the tables, made once for all processes of pytest-xdist; it is only copied."""
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    path = place / "migrated.sqlite3"
+    with (place / "migrated.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            migrate({"ENGINE": "django.db.backends.sqlite3", "NAME": f"{path}.new"})
+            os.rename(f"{path}.new", path)
     return path
 
 
