@@ -79,7 +79,7 @@ def test_a_nightly_task_that_stock_does_not_even_load_is_reported_and_made_up_fo
     assert datetime.fromisoformat(message.misfire["scheduled_fire_time"]) == two
     assert (record.entry, record.first, record.count) == ("leave out", two, 1)
     assert (record.reason, record.instruction) == ("scheduler_down", "do_nothing")
-    assert "misfire of 'run late'" in site.log()
+    wait_for(lambda: "misfire of 'run late'" in site.log())
     wait_for(lambda: rows().get(name="run late").total_run_count == 1)
     assert site.runs_of("leave out") == []
     assert rows().get(name="leave out").total_run_count == 0

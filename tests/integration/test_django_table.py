@@ -283,6 +283,7 @@ def test_a_database_that_fails_in_the_middle_is_no_fault_of_the_rows(
     from django.core.exceptions import ValidationError
     from django.db import OperationalError
 
+    from celery_misfire.contrib.django import database
     from celery_misfire.contrib.django import table as module
 
     def unknown_zone(*_: Any) -> None:
@@ -294,7 +295,7 @@ def test_a_database_that_fails_in_the_middle_is_no_fault_of_the_rows(
     site.add("good", interval=60)
     table = table_of(app)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "prefetch_related_objects", unknown_zone)
+        patch.setattr(database, "prefetch_related_objects", unknown_zone)
         patch.setattr(module, "trigger_of", gone)
         with pytest.raises(OperationalError):
             look(table)

@@ -24,11 +24,13 @@ from celery_misfire.conf.entries import ENTRY_KEYS, ConfiguredEntry, policy_keys
 from celery_misfire.conf.names import plain_names, plainly_named
 from celery_misfire.conf.settings import Settings
 from celery_misfire.conf.warnings import unknown_policies
+from celery_misfire.contrib.django.database import with_policies
 from celery_misfire.contrib.django.models import Instruction
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.policies import policy_of
 from celery_misfire.contrib.django.rows import entry_name, entry_of, trigger_of
 from celery_misfire.contrib.django.table import LOOK_EVERY, Row, Table, WrittenEntry
+from celery_misfire.contrib.django.updates import in_chunks
 from celery_misfire.events import Event, GaveUp, Misfired, Sent
 from celery_misfire.exceptions import MisfireConfigError, PublishRejected
 from celery_misfire.fire import LONGEST_NAME
@@ -59,8 +61,9 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
     def configured(cls, app: Celery) -> tuple[Settings, dict[str, ConfiguredEntry]]:
         settings, entries = super().configured(app)
         # Beat writes most entries of the configuration as rows; whoever changes a row has the last word.
-        related = ("interval", "crontab", "solar", "clocked", "misfire_policy")
-        rows = PeriodicTask._default_manager.select_related(*related)
+        rows = list(PeriodicTask._default_manager.all())
+        for some in in_chunks(rows):
+            with_policies(some)
         names = {task.name for task in rows}
         entries = {n: e for n, e in entries.items() if not names & {n, e.own_name}}
         return settings, entries | {
@@ -234,9 +237,10 @@ class DatabaseScheduler(MisfireMixin, schedulers.DatabaseScheduler):  # type: ig
 
 def _configured_row(task: PeriodicTask, settings: Settings) -> ConfiguredEntry:
     """Return a row as an entry; without a trigger when it cannot be planned as it is."""
-    keys = {"task": task.task, "schedule": task.scheduler and task.scheduler.schedule, "row": task}
+    keys = {"task": task.task, "schedule": None, "row": task}
     try:
         trigger = trigger_of(task)
+        keys["schedule"] = task.schedule
         policy = policy_of(task, trigger, settings)
     except (ValueError, MisfireConfigError):
         return ConfiguredEntry(task.name, keys, None, None)

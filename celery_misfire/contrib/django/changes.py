@@ -9,12 +9,11 @@ from django.db import connections
 from django.db.models import QuerySet
 from django_celery_beat.models import PeriodicTask
 
+from celery_misfire.contrib.django.database import SCHEDULES
 from celery_misfire.contrib.django.models import MisfirePolicy
 
 #: The columns that beat writes itself, or never looks at: a change in them alone changes no run.
 _IGNORED_COLUMNS = {"last_run_at", "total_run_count", "date_changed", "description"}
-#: The foreign keys of a row to its schedule.
-SCHEDULES = ("interval", "crontab", "solar", "clocked")
 
 
 def marks_of_rows() -> dict[int, int]:

@@ -266,12 +266,12 @@ def entry_of(task: PeriodicTask, app: Celery, entry_class: type[ModelEntry] = Mo
             # The error leaves out the text, which may be secret.
             what = "list" if kind is list else "object"
             raise PublishRejected(f"its field {name!r} is not a JSON {what}")
-    if task.scheduler is None:
-        raise PublishRejected("it has no schedule")
     try:
-        entry = entry_class(task, app=app)
+        entry = None if task.scheduler is None else entry_class(task, app=app)
     except Exception as exc:
         raise PublishRejected(f"its row cannot be read ({exc})") from exc
+    if entry is None:
+        raise PublishRejected("it has no schedule")
     if (name := entry_name(task)) != task.name:
         entry.name = entry.options["headers"]["periodic_task_name"] = name
     if task.expires is not None:

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from celery import Celery
-from django.core.exceptions import ValidationError
 from django.db import Error, IntegrityError, connections
-from django.db.models import prefetch_related_objects
 from django_celery_beat.models import PeriodicTask, PeriodicTasks
 from django_celery_beat.schedulers import ModelEntry
 
 from celery_misfire.conf.names import without_arguments
 from celery_misfire.conf.settings import Settings
 from celery_misfire.conf.warnings import unknown_policies
-from celery_misfire.contrib.django.changes import SCHEDULES, marks_of_rows
+from celery_misfire.contrib.django.changes import marks_of_rows
+from celery_misfire.contrib.django.database import with_schedules
 from celery_misfire.contrib.django.models import MisfirePolicy
 from celery_misfire.contrib.django.moments import millis, now
 from celery_misfire.contrib.django.recording import forget
@@ -280,7 +279,7 @@ class Table:
                 tasks, policies = tasks.filter(pk__in=keys), policies.filter(periodic_task__in=keys)
             own = {policy.periodic_task_id: policy.as_entry_key() for policy in policies}
             found = list(tasks)
-            _read_schedules(found)
+            with_schedules(found)
             for task in found:
                 by_key[task.pk] = self._row(task, own.get(task.pk))
         self._by_key, self._marks = by_key, marks
@@ -343,18 +342,6 @@ class Table:
             if isinstance(exc, OSError) or type(exc).__module__ == "django.db.utils":
                 raise
             say.error("problem", "entry %r cannot be written as a row: %s", name, exc, entry=name)
-
-
-def _read_schedules(tasks: Sequence[PeriodicTask]) -> None:
-    """Read the schedules of these rows by a few queries; leave out those that cannot be read."""
-    try:
-        prefetch_related_objects(tasks, *SCHEDULES)
-    except ValidationError:
-        # A row has a time zone that this machine does not know. Halving finds that row. It then reads its
-        # schedule by itself, fails, and is left out.
-        middle = len(tasks) // 2
-        for half in (tasks[:middle], tasks[middle:]) if middle else ():
-            _read_schedules(half)
 
 
 def _due_since(task: PeriodicTask, trigger: Trigger) -> int | None:

@@ -16,6 +16,7 @@ from celery_misfire import by_hand
 from celery_misfire.by_hand import Occurrences
 from celery_misfire.conf.settings import read_settings
 from celery_misfire.contrib.django import moments
+from celery_misfire.contrib.django.database import with_schedules
 from celery_misfire.contrib.django.models import MissedFire, OccurrenceRun, Rerun
 from celery_misfire.contrib.django.rows import entry_of, trigger_of
 from celery_misfire.contrib.django.state import open_store
@@ -49,8 +50,9 @@ class AlreadyRun(CannotRun):
 def tasks_of(records: Iterable[MissedFire]) -> dict[int, PeriodicTask]:
     """Return the rows of records by primary key; none for one that is gone, or in the settings alone."""
     keys = {missed.periodic_task_id for missed in records if missed.periodic_task_id is not None}
-    tasks = PeriodicTask.objects.select_related("interval", "crontab", "solar", "clocked")
-    return {task.pk: task for task in tasks.filter(pk__in=keys)}
+    tasks = list(PeriodicTask.objects.filter(pk__in=keys))
+    with_schedules(tasks)
+    return {task.pk: task for task in tasks}
 
 
 def no_task(missed: MissedFire) -> str:
