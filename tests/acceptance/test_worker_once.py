@@ -111,8 +111,15 @@ def test_a_run_whose_worker_was_killed_runs_again(project: Project, redis_server
 
 @pytest.mark.takes(17)
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("once", [False, True])
-@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+@pytest.mark.parametrize(
+    ("broker", "once"),
+    [
+        ("redis", True),
+        ("rabbitmq", False),
+        pytest.param("redis", False, marks=pytest.mark.long),
+        pytest.param("rabbitmq", True, marks=pytest.mark.long),
+    ],
+)
 def test_what_a_killed_worker_held_runs_however_late_under_do_nothing(
     project: Project, redis_server: RedisServer, request: pytest.FixtureRequest, broker: str, once: bool
 ) -> None:
