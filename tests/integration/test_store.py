@@ -552,11 +552,11 @@ def test_after_an_error_commits_go_on_over_another_connection(store: RedisStore,
     take(store)
     store.commit("token", [Change("a", "", "1")])
     (before,) = committing(client)
-    client.rename(STATE, "elsewhere")
+    client.rename(STATE, f"{STATE}:elsewhere")
     client.set(STATE, "of another type")
     with pytest.raises(StoreUnavailable):
         store.commit("token", [Change("a", "1", "2")])
-    client.rename("elsewhere", STATE)
+    client.rename(f"{STATE}:elsewhere", STATE)
     store.commit("token", [Change("a", "1", "2")])
     assert store.load() == {"a": "2"}
     assert before not in {one["id"] for one in client.client_list()}
