@@ -162,7 +162,8 @@ def test_a_promoted_replica_that_lags_behind_is_brought_up_to_date_by_the_leader
     site.state.fail_over()
     site.wait_until_in_time()
     assert a.alive
-    assert len(site.project.terms()) == 1, "the lease was given up"
+    # It may begin a new term: the lease of the replica has had fewer renewals than it knows of.
+    assert "beat: leading" not in site.project.log("b")
     assert site.told("a", "went back in time") == 1
     # From outside: what was sent before the failover, and is unknown to the replica, is not sent again.
     counts: dict[str, int] = {}
