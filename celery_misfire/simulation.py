@@ -329,7 +329,7 @@ def _when_it_begins(trigger: Trigger, state: TriggerState, down: int, pauses: Pa
         return state
     for pause in pauses.begun(down):
         if not pauses.misfire(pause):
-            # What was due before it and is given up is missed with or without the outage.
+            # A run that was due before the pause is missed with or without the outage.
             state, _lost = skip(trigger, state, pause.since, pause.until)
     return plan(trigger, state, _ALL_IN_TIME, down - 1).state
 

@@ -76,7 +76,7 @@ def watch_(session: Session, alert: str | None, once: bool) -> int:
 
     log = logging.getLogger(Watch.__module__)
     if not log.hasHandlers():
-        # Else nobody would see that Redis is back.
+        # Without a handler nobody would see that Redis is back.
         log.addHandler(logging.StreamHandler())
         log.setLevel(logging.INFO)
     watch = Watch(session.app, session.settings, None, tell)

@@ -35,7 +35,7 @@ from celery_misfire.triggers.wall_times import DAY
 
 #: Longest wait for Redis, in seconds: the answer can do without it.
 READ_TIMEOUT = 1.0
-#: The longest outage that is answered, in years: what zones do is kept for some 4,000 years.
+#: The longest outage that is answered, in years. One of thousands of years takes seconds for each entry.
 LONGEST_OUTAGE = 100
 #: How many characters the picture of an outage is wide.
 PICTURE = 48

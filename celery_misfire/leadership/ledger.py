@@ -124,7 +124,7 @@ class Ledger(Mapping[str, EntryRecord]):
             else:
                 self.restore()
         else:
-            # Of a take-over that was interrupted, it has been said.
+            # A take-over that was interrupted has said so already.
             if acquired.cold and not (self._is_cold and self.epoch == 0):
                 _say_cold(self.store, self._lease)
             self._is_cold, self.epoch = acquired.cold, 0

@@ -191,7 +191,7 @@ class Guard:
             return False
         register, nth = answer
         if register is None:
-            # Beat has written meanwhile. Of a message that is delivered again that is not known.
+            # Beat has written meanwhile, unless the message is delivered again: then nobody knows.
             changed = bool(record) and not delivery.redelivered
             return changed and self._give_up(delivery, reason, context, late_by)
         if register != value:

@@ -254,7 +254,7 @@ def test_simulate_knows_pauses_and_a_hold(shop: CommandLine, at_work: World):
     assert datetime.fromisoformat(after["next"]) > datetime.fromisoformat(pause["until"])
     assert entries("8h", "2h")["stocks"]["due"] == 8
     assert "(month end)" in shop.text("simulate", "stocks", "--down", "1h", "--up", "2h")
-    # As in Quartz, runs that came due in the pause have misfired.
+    # Runs that came due in the pause have misfired, as in Quartz.
     shop.settings["misfire_on_resume"] = "misfire"
     assert entries("1h", "12h")["stocks"]["missed"] in (52, 53)
     shop.settings["misfire_on_resume"] = "reschedule"
@@ -733,7 +733,7 @@ def test_a_command_that_goes_on_ends_quietly_when_it_is_interrupted(
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=30)
         finally:
-            # One that goes on says what it has said.
+            # A process that goes on shows what it has said so far.
             process.kill()
             _, errors = process.communicate()
     assert (process.returncode, errors) == (130, "")

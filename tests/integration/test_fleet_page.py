@@ -468,7 +468,7 @@ def test_what_if_knows_pauses_and_a_hold(site: AdminSite):
     held = to_millis(datetime(year, 2, 7, 2, 30, tzinfo=UTC))
     assert site.store.write_hold("the test", "", write_hold(Pause(NOW, held)))
     assert asked(**query) == {"free": 2, "paused": 2}
-    # As in Quartz, runs that came due in the pause have misfired.
+    # Runs that came due in the pause have misfired, as in Quartz.
     with site.settings(misfire_on_resume="misfire"):
         effects = show(client, "what-if/", **query).context_data["page"]
         assert {effect.name for effect in effects} == {"free", "paused"}

@@ -318,7 +318,7 @@ def test_a_take_over_without_a_state_says_so_once_though_it_is_interrupted(
     said = [text for text in caplog.messages if "every schedule is planned from now" in text]
     assert len(said) == 1
     assert ("the saved schedule was lost" in said[0]) is bool(before)
-    # What another beat loses in a later term is news.
+    # A state that is lost in a later term is news.
     world.lease.release()
     world.lease.superseded = True
     world.store._redis.flushall()

@@ -527,11 +527,11 @@ def test_a_redis_that_was_frozen_takes_no_intent_out_that_a_worker_has_left_to_b
     store.commit("token", [Change("a", "", "1")])
     now = store.time()
     store.settle(["1"], registers.Missed("queue_late"))
-    # As if the call had been made ten seconds ago.
+    # The clock says that the call was made ten seconds ago.
     offset = store._connection.clock.offset
     store._connection.clock.offset -= 10_000
     assert store.commit("token", [Change("a", "1", "2")], acks={"1": now}) == CommitResult(closed=("1",))
-    # What is known of the clock of Redis is right again.
+    # The clock of Redis is known again.
     assert abs(store._connection.clock.offset - offset) < 1_000
     assert store.commit("token", [Change("a", "1", "2")], acks={"2": now}) == CommitResult()
     assert store.load() == {"a": "2"}

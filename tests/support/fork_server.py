@@ -209,7 +209,7 @@ def _run(request: Mapping[str, Any]) -> None:
 if __name__ == "__main__":
     for _name in _IMPORTED:
         importlib.import_module(_name)
-    # What is never collected is never written to: its memory is shared by all.
+    # The collector writes to no object that is frozen, so all forks share its memory.
     gc.disable()
     gc.freeze()
     _run(_serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -114,7 +114,7 @@ def test_what_an_outage_made_late_before_a_pause_is_missed_when_that_ends():
     assert [(lost.first, lost.count, lost.reason) for lost in found.missed] == [(11 * HOUR, 2, Reason.PAUSED)]
     assert [(run.first, run.merged) for run in found.runs] == [(16 * HOUR, 1)]
     assert found.due == 4
-    # What was late before the outage is missed without it as well.
+    # A run that was late before the outage is missed without it as well.
     later = effect_of_outage(HOURLY, state, policy, 14 * HOUR, 17 * HOUR, pauses)
     assert (later.missed, later.runs, later.due) == ((), found.runs, 2)
 
